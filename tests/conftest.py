@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict settings for every test, set before jax starts.
+
+As a program it runs pytest on the files it is given: the main of every Bazel
+test target.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get(
+  "XLA_FLAGS", ""
+):
+  os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+  ).strip()
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on every run, and no time limit on a busy machine.
+hypothesis.settings.register_profile(
+  "suite", derandomize=True, deadline=None, database=None, max_examples=50
+)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  config.addinivalue_line(
+    "markers", "x64: runs only with JAX_ENABLE_X64=1, in a process of its own"
+  )
+
+
+def pytest_collection_modifyitems(
+  config: pytest.Config, items: list[pytest.Item]
+) -> None:
+  """Leaves the tests of the other leg out, seen in the closing line."""
+  legs = {False: [], True: []}
+  for item in items:
+    legs[item.get_closest_marker("x64") is not None].append(item)
+  x64 = bool(jax.config.jax_enable_x64)
+  items[:] = legs[x64]
+  if legs[not x64]:
+    config.hook.pytest_deselected(items=legs[not x64])
+
+
+if __name__ == "__main__":
+  sys.exit(pytest.main(sys.argv[1:]))
