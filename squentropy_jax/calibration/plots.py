@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of calibration; matplotlib is imported when one is drawn."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from squentropy_jax.calibration._bins import (
+  BinStats,
+  expected_calibration_error,
+)
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+
+def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
+  r"""Draws accuracy against confidence, bin by bin.
+
+  .. math:: \mathrm{gap}_b = h_b / n_b - s_b / n_b
+
+  Bars are the accuracy of each bin, hatched ones its gap to the mean
+  confidence; the dashed diagonal is perfect. Below, the share of rows in each
+  bin on the same axis of confidence. The title has the expected calibration
+  error.
+
+  Args:
+    stats: Statistics of :func:`squentropy_jax.calibration.bin_stats`.
+    ax: Axes to draw on; new ones without.
+
+  Returns:
+    The axes.
+
+  Raises:
+    ImportError: If matplotlib is not installed.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from squentropy_jax import calibration
+    >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> stats = calibration.bin_stats(p, jnp.array([0, 1, 1]))
+    >>> ax = calibration.plots.reliability_diagram(stats)
+    >>> ax.get_title()
+    'ECE 0.300, n = 3'
+
+  References:
+    DeGroot and Fienberg, `The Comparison and Evaluation of Forecasters
+    <https://doi.org/10.2307/2987588>`_, 1983
+  """
+  import matplotlib.pyplot as plt
+
+  if ax is None:
+    _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
+  counts = np.asarray(stats.counts)
+  accuracy = np.asarray(stats.accuracy)
+  confidence = np.asarray(stats.confidence)
+  width = 1 / len(counts)
+  left = np.arange(len(counts)) * width
+  full = counts > 0
+  bar = {
+    "width": width,
+    "align": "edge",
+    "edgecolor": "white",
+    "linewidth": 0.5,
+  }
+  ax.bar(left[full], accuracy[full], color="C0", label="accuracy", **bar)
+  gap = (confidence - accuracy)[full]
+  ax.bar(
+    left[full],
+    gap,
+    bottom=accuracy[full],
+    width=width,
+    align="edge",
+    facecolor="none",
+    edgecolor="C3",
+    hatch="////",
+    linewidth=0.8,
+    label="gap to confidence",
+  )
+  ax.plot([0, 1], [0, 1], "k--", linewidth=1, label="perfect")
+  ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+  ax.legend(loc="upper left", frameon=False, fontsize="small")
+  error = float(expected_calibration_error(stats))
+  ax.set_title(f"ECE {error:.3f}, n = {counts.sum()}")
+  strip = ax.inset_axes((0, 0, 1, 0.12), sharex=ax)
+  strip.bar(left, counts / max(counts.sum(), 1), color="0.4", **bar)
+  strip.axis("off")
+  strip.patch.set_alpha(0)
+  return ax
