@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Row statistics, and the evaluation of a loss that is a formula over them."""
+
+from collections.abc import Callable
+import inspect
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from squentropy_jax import _checks
+from squentropy_jax import _moments
+
+
+class RowStats(NamedTuple):
+  r"""What a row loss may know of one row: the target and the rest.
+
+  The rest are the classes :math:`k \ne y` that are possible, that is neither
+  masked nor of logit ``-inf``. All fields have one shape and one dtype. With an
+  empty rest the sums are 0 and the logarithms and the maximum ``-inf``.
+
+  Attributes:
+    target: The labelled logit :math:`z_y`.
+    log_odds: :math:`\log \sum_{k \ne y} e^{z_k} - z_y`, the log-odds of the rest,
+      :math:`\log \frac{1 - p_y}{p_y}`. Prefer it to ``rest_lse - target``, which
+      loses the digits of a large common shift.
+    rest_lse: :math:`\log \sum_{k \ne y} e^{z_k}`.
+    rest_sum: :math:`\sum_{k \ne y} z_k`.
+    rest_sq: :math:`\sum_{k \ne y} z_k^2`.
+    rest_max: :math:`\max_{k \ne y} z_k`.
+    num_classes: The target and the possible others, counted.
+  """
+
+  target: jax.Array
+  log_odds: jax.Array
+  rest_lse: jax.Array
+  rest_sum: jax.Array
+  rest_sq: jax.Array
+  rest_max: jax.Array
+  num_classes: jax.Array
+
+
+class RowForm(Protocol):
+  """A formula over `RowStats`, element by element."""
+
+  def __call__(self, stats: RowStats, /, **hyperparameters: Any) -> jax.Array:
+    ...
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def with_row(row: Callable[..., jax.Array]) -> Callable[[_F], _F]:
+  """Gives a loss its row form, as the attribute ``row``."""
+
+  def attach(loss: _F) -> _F:
+    loss.row = row  # type: ignore[attr-defined]
+    return loss
+
+  return attach
+
+
+@jax.custom_jvp
+def sigmoid(x: jax.Array) -> jax.Array:
+  """The logistic function; its derivative keeps its digits on both sides."""
+  return jax.lax.logistic(x)
+
+
+sigmoid.defjvps(lambda dx, _, x: dx * sigmoid(x) * sigmoid(-x))
+
+
+@jax.custom_jvp
+def softplus(x: jax.Array) -> jax.Array:
+  """``log(1 + exp(x))``, with gradient ``sigmoid(x)`` at infinities too."""
+  return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+softplus.defjvps(lambda dx, _, x: dx * sigmoid(x))
+
+
+def _log(x: jax.Array) -> jax.Array:
+  """``log(x)``; at 0 it is ``-inf`` with gradient 0."""
+  positive = x != 0
+  return jnp.where(
+    positive, jnp.log(jnp.where(positive, x, jnp.ones_like(x))), -jnp.inf
+  )
+
+
+def stats_of(m: _moments.Moments) -> RowStats:
+  """Row statistics from moments; NaN where a row has no defined loss."""
+  log_mass = _log(m.mass)
+  # +inf has no softmax; neither has a row without a possible class.
+  undefined = (
+    (m.target == jnp.inf)
+    | (m.rest_max == jnp.inf)
+    | ((m.target == -jnp.inf) & (m.rest_count == 0))
+  )
+  stats = RowStats(
+    target=m.target,
+    log_odds=(m.shift - m.target) + log_mass,
+    rest_lse=m.shift + log_mass,
+    rest_sum=m.rest_sum,
+    rest_sq=m.rest_sq,
+    # A maximum need not carry a NaN; the mass does.
+    rest_max=m.rest_max + 0.0 * jnp.where(jnp.isnan(m.mass), m.mass, 0.0),
+    num_classes=m.rest_count + 1.0,
+  )
+  return poison(stats, undefined)
+
+
+def poison(stats: RowStats, bad: jax.Array) -> RowStats:
+  """Makes the value and the gradient of bad rows NaN."""
+  factor = jnp.where(bad, jnp.nan, 1.0).astype(stats.target.dtype)
+  return RowStats(*(field * factor for field in stats))
+
+
+def _hard_stats(z: jax.Array, labels: jax.Array, mask: jax.Array | None):
+  """Statistics of rows with class ids; a masked class holds ``-inf``."""
+  last = min(z.shape[-1] - 1, jnp.iinfo(labels.dtype).max)
+  bad = (labels < 0) | (labels > last)
+  ids = jnp.clip(labels, 0, last).astype(jnp.int32)
+  if mask is not None:
+    own = _moments.class_ids(z) == ids[..., None]
+    bad |= ~jnp.any(mask & own, axis=-1)
+  return poison(stats_of(_moments.moments(z, ids)), bad)
+
+
+def _leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
+  """Sum of the other entries, for every entry; the largest is never subtracted."""
+  zero = jnp.zeros_like(x)
+  others = jnp.where(is_largest, zero, x).sum(-1, keepdims=True)
+  return jnp.where(is_largest, others, x.sum(-1, keepdims=True) - x)
+
+
+def _all_class_stats(z: jax.Array) -> RowStats:
+  """Statistics of every class taken as the target, in one pass over the row."""
+  ids = _moments.class_ids(z)
+  zero = jnp.zeros_like(z)
+  possible = z != -jnp.inf
+  size = jnp.where(possible, z, zero)
+
+  def first_argmax(x):
+    return ids == jnp.argmax(x, axis=-1).astype(ids.dtype)[..., None]
+
+  is_top = first_argmax(z)
+  top = jnp.where(is_top & possible, z, zero).sum(-1, keepdims=True)
+  others = jnp.where(is_top, -jnp.inf, z)
+  is_second = first_argmax(others)
+  second = jnp.where(is_second & possible & ~is_top, z, zero)
+  second = second.sum(-1, keepdims=True)
+  count = possible.sum(-1, keepdims=True, dtype=jnp.int32).astype(z.dtype)
+  # Shifted by the largest of the rest: the top class needs its own sum, the
+  # other classes share one that holds the top and is therefore at least 1.
+  shift = jax.lax.stop_gradient(jnp.where(is_top, second, top))
+  shared = jnp.exp(z - jax.lax.stop_gradient(top))
+  own = jnp.exp(others - jax.lax.stop_gradient(second)).sum(-1, keepdims=True)
+  mass = jnp.where(is_top, own, _leave_one_out(shared, is_top))
+  is_widest = first_argmax(jnp.abs(size))
+  rest_count = count - possible.astype(z.dtype)
+  rest_max = jnp.where(is_top, second, jnp.broadcast_to(top, z.shape))
+  return stats_of(
+    _moments.Moments(
+      target=z,
+      shift=shift,
+      mass=mass,
+      rest_sum=_leave_one_out(size, is_widest),
+      rest_sq=_leave_one_out(jnp.square(size), is_widest),
+      rest_max=jnp.where(rest_count > 0, rest_max, -jnp.inf),
+      rest_count=rest_count,
+    )
+  )
+
+
+def _expected(row, z, labels, mask, hyperparameters):
+  """Expected loss under target distributions, ``sum_k p_k loss(z, k)``."""
+  p = labels.astype(z.dtype)
+  impossible = z == -jnp.inf
+  # Mass 0 on an impossible class adds exactly 0: its loss may be infinite, so
+  # it is not evaluated.
+  skip = impossible & (p == 0)
+  stats = _all_class_stats(z)
+  harmless = RowStats(*(jnp.zeros_like(z),) * 6, stats.num_classes)
+  stats = RowStats(
+    *(jnp.where(skip, h, s) for h, s in zip(harmless, stats, strict=True))
+  )
+  loss = jnp.where(skip, jnp.zeros_like(z), p * row(stats, **hyperparameters))
+  bad = impossible.all(-1)
+  if mask is not None:
+    bad |= jnp.any((p != 0) & ~mask, axis=-1)
+  return loss.sum(-1) * jnp.where(bad, jnp.nan, 1.0).astype(z.dtype)
+
+
+def evaluate(
+  row: Callable[..., jax.Array],
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+  **hyperparameters: Any,
+) -> jax.Array:
+  """The per-example loss whose row form is ``row``: every law in one place."""
+  array = _checks.as_logits(logits)
+  axis = _checks.as_axis(axis, array)
+  full = array.shape
+  batch = full[:axis] + full[axis + 1 :]
+  num_classes = full[axis]
+  _checks.check_num_classes(num_classes)
+  targets = _checks.as_labels(labels, batch, full)
+  hard = jnp.issubdtype(targets.dtype, jnp.integer)
+
+  keep = mask = None
+  if where is not None:
+    where = _checks.as_where(where, batch, full)
+    if where.shape == full:
+      mask = jnp.moveaxis(where, axis, -1)
+      keep = mask.any(-1)
+    else:
+      keep = where
+  if hard and _checks.is_concrete(targets, keep):
+    _checks.check_label_range(targets, num_classes, keep)
+
+  dtype = _checks.compute_dtype(array.dtype)
+  hyperparameters = {
+    name: _checks.as_scalar(name, value, dtype)
+    for name, value in hyperparameters.items()
+  }
+  z = jnp.moveaxis(array, axis, -1).astype(dtype)
+  targets = jnp.asarray(targets)
+  if not hard:
+    targets = jnp.moveaxis(targets, axis, -1)
+  if mask is not None:
+    z = jnp.where(mask, z, -jnp.inf)
+  if keep is not None:
+    # Harmless inputs before any arithmetic, so that no NaN reaches a gradient.
+    z = jnp.where(keep[..., None], z, jnp.zeros_like(z))
+    kept = keep if hard else keep[..., None]
+    targets = jnp.where(kept, targets, jnp.zeros_like(targets))
+    mask = None if mask is None else mask | ~keep[..., None]
+
+  if hard:
+    loss = row(_hard_stats(z, targets, mask), **hyperparameters)
+  else:
+    loss = _expected(row, z, targets, mask, hyperparameters)
+  if keep is not None:
+    loss = jnp.where(keep, loss, jnp.zeros_like(loss))
+  return loss
+
+
+def hyperparameter_names(row: Callable[..., Any]) -> tuple[str, ...]:
+  """The keyword-only arguments of a row form."""
+  parameters = inspect.signature(row).parameters.values()
+  return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
