@@ -9,6 +9,7 @@ import os
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
 if "xla_force_host_platform_device_count" not in os.environ.get(
   "XLA_FLAGS", ""
 ):
