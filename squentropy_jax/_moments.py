@@ -8,9 +8,9 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-# Lane widths outside this range leave the CPU's reduction kernels too little or
-# too much to do; inside it the one nearest to the middle is taken.
-_LANE_MIN, _LANE_MID, _LANE_MAX = 32, 256, 4096
+# Outside this range a lane is too short for a CPU's vectors, or its copy too
+# large; inside it the width nearest to the middle is taken.
+_LANE_MIN, _LANE_MID, _LANE_MAX = 16, 128, 4096
 # Below this many classes one masked pass is as fast as any other form.
 _LANES_FROM = 512
 _BLOCK = 2048
@@ -132,12 +132,15 @@ def _take(array: jax.Array, index: jax.Array) -> jax.Array:
   return jnp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
 
 
-def lane_moments(logits: jax.Array, labels: jax.Array) -> Moments:
+def lane_moments(
+  logits: jax.Array, labels: jax.Array, keep: jax.Array | None = None
+) -> Moments:
   """Whole lanes summed unmasked, only the target's lane summed with a mask.
 
   A compare with the class id inside a long reduction keeps a CPU from using
   its vector kernels. So the classes are cut into lanes, every lane is summed
-  as it is, and the target's lane is left out and summed again, masked.
+  as it is, and the target's lane is left out and summed again, masked. Rows
+  outside ``keep`` give any value.
   """
   width = lane_width(logits.shape[-1])
   if width is None:
@@ -148,28 +151,26 @@ def lane_moments(logits: jax.Array, labels: jax.Array) -> Moments:
   is_own = class_ids(lanes[..., 0]) == lane[..., None]
   is_target = class_ids(own) == offset[..., None]
 
-  def total(term):
-    by_lane, by_class = term(lanes).sum(-1), term(own)
-    return (
-      jnp.where(is_own, jnp.zeros_like(by_lane), by_lane).sum(-1)
-      + jnp.where(is_target, jnp.zeros_like(by_class), by_class).sum(-1)
-    )
-
   target = jnp.where(is_target, own, jnp.zeros_like(own)).sum(-1)
   rest_max = jnp.maximum(
     jnp.where(is_own, -jnp.inf, lanes.max(-1)).max(-1),
     jnp.where(is_target, -jnp.inf, own).max(-1),
   )
   shift = _finite_shift(rest_max)
-  mass = total(
-    lambda x: jnp.exp(x - jnp.expand_dims(shift, range(shift.ndim, x.ndim)))
-  )
-  rest_sq = total(jnp.square)
-  rest_sum = total(lambda x: x)
+  own_sums = _masked_sums(own, ~is_target, shift)
+
+  def total(own_sum, terms):
+    by_lane = terms.sum(-1)
+    return own_sum + jnp.where(is_own, jnp.zeros_like(by_lane), by_lane).sum(-1)
+
+  mass = total(own_sums[0], jnp.exp(lanes - shift[..., None, None]))
+  rest_sum = total(own_sums[1], lanes)
+  rest_sq = total(own_sums[2], jnp.square(lanes))
   # exp(-inf) is 0 already; the other sums are taken again, masked, in the rare
   # batch that holds an impossible class.
+  finite = jnp.isfinite(rest_sq)
   rest_sum, rest_sq, count = lax.cond(
-    jnp.all(jnp.isfinite(rest_sq)),
+    jnp.all(finite if keep is None else finite | ~keep),
     lambda: (
       rest_sum,
       rest_sq,
@@ -183,38 +184,53 @@ def lane_moments(logits: jax.Array, labels: jax.Array) -> Moments:
   return Moments(target, shift, mass, rest_sum, rest_sq, rest_max, count)
 
 
-def _shards_classes(logits: jax.Array) -> bool:
+def _is_sharded(logits: jax.Array) -> bool:
   sharding = getattr(jax.typeof(logits), "sharding", None)
   spec = getattr(sharding, "spec", None)
   return bool(spec) and any(axis is not None for axis in spec)
 
 
 @jax.custom_jvp
-def moments(logits: jax.Array, labels: jax.Array) -> Moments:
+def moments(
+  logits: jax.Array, labels: jax.Array, keep: jax.Array | None
+) -> Moments:
   """Moments of ``logits`` ``[..., C]`` around valid class ids ``[...]``.
 
   Impossible classes (``-inf`` logits) are left out of every field but
-  ``target``. The form is chosen at trace time when the type of the logits is
-  sharded, else by platform at lowering.
+  ``target``. Rows outside ``keep`` ``[...]`` may hold anything, NaN included:
+  their moments are finite constants with gradient 0. The form is chosen at
+  trace time when the type of the logits is sharded, else by platform at
+  lowering.
   """
-  if _shards_classes(logits):
-    return iota_moments(logits, labels)
-  return lax.platform_dependent(
-    logits, labels, cpu=lane_moments, default=iota_moments
-  )
+  if _is_sharded(logits):
+    out = iota_moments(logits, labels)
+  else:
+    out = lax.platform_dependent(
+      logits,
+      labels,
+      keep,
+      cpu=lane_moments,
+      default=lambda logits, labels, _: iota_moments(logits, labels),
+    )
+  if keep is None:
+    return out
+  return Moments(*(jnp.where(keep, f, jnp.ones_like(f)) for f in out))
 
 
 @moments.defjvp
 def _moments_jvp(primals, tangents):
-  logits, labels = primals
+  logits, labels, keep = primals
   dlogits = tangents[0]
-  out = moments(logits, labels)
+  out = moments(logits, labels, keep)
   # Without the barrier XLA finds the forward pass's exponentials again here,
   # and keeps a copy as large as the logits.
   shift = lax.optimization_barrier(lax.stop_gradient(out.shift))[..., None]
   ids = class_ids(logits)
   is_target = ids == labels[..., None]
   drop = is_target | (logits == -jnp.inf)
+  if keep is not None:
+    is_target &= keep[..., None]
+    drop |= ~keep[..., None]
   zero = jnp.zeros_like(dlogits)
   drest = jnp.where(drop, zero, dlogits)
   # A dropped entry holds the shift: finite, and its tangent is 0.

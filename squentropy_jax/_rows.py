@@ -2,6 +2,7 @@
 """Row statistics, and the evaluation of a loss that is a formula over them."""
 
 from collections.abc import Callable
+import functools
 import inspect
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -115,7 +116,7 @@ def poison(stats: RowStats, bad: jax.Array) -> RowStats:
   return RowStats(*(field * factor for field in stats))
 
 
-def _hard_stats(z: jax.Array, labels: jax.Array, mask: jax.Array | None):
+def _hard_stats(z, labels, keep, mask):
   """Statistics of rows with class ids; a masked class holds ``-inf``."""
   last = min(z.shape[-1] - 1, jnp.iinfo(labels.dtype).max)
   bad = (labels < 0) | (labels > last)
@@ -123,7 +124,7 @@ def _hard_stats(z: jax.Array, labels: jax.Array, mask: jax.Array | None):
   if mask is not None:
     own = _moments.class_ids(z) == ids[..., None]
     bad |= ~jnp.any(mask & own, axis=-1)
-  return poison(stats_of(_moments.moments(z, ids)), bad)
+  return poison(stats_of(_moments.moments(z, ids, keep)), bad)
 
 
 def _leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
@@ -191,6 +192,34 @@ def _expected(row, z, labels, mask, hyperparameters):
   return loss.sum(-1) * jnp.where(bad, jnp.nan, 1.0).astype(z.dtype)
 
 
+# Compiled here, so that a call outside jit is one dispatch; inlined in a trace.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _evaluate(row, axis, logits, targets, where, hyperparameters):
+  """`evaluate` on checked arguments."""
+  z = jnp.moveaxis(logits, axis, -1)
+  z = z.astype(_checks.compute_dtype(z.dtype))
+  hard = jnp.issubdtype(targets.dtype, jnp.integer)
+  if not hard:
+    targets = jnp.moveaxis(targets, axis, -1)
+  keep, mask = where, None
+  if where is not None and where.ndim == z.ndim:
+    mask = jnp.moveaxis(where, axis, -1)
+    keep = mask.any(-1)
+    z = jnp.where(mask, z, -jnp.inf)
+    mask |= ~keep[..., None]
+  # Harmless inputs before any arithmetic, so that no NaN reaches a gradient.
+  if hard:
+    if keep is not None:
+      targets = jnp.where(keep, targets, jnp.zeros_like(targets))
+    loss = row(_hard_stats(z, targets, keep, mask), **hyperparameters)
+  else:
+    if keep is not None:
+      z = jnp.where(keep[..., None], z, jnp.zeros_like(z))
+      targets = jnp.where(keep[..., None], targets, jnp.zeros_like(targets))
+    loss = _expected(row, z, targets, mask, hyperparameters)
+  return loss if keep is None else jnp.where(keep, loss, jnp.zeros_like(loss))
+
+
 def evaluate(
   row: Callable[..., jax.Array],
   logits: jax.typing.ArrayLike,
@@ -205,47 +234,22 @@ def evaluate(
   axis = _checks.as_axis(axis, array)
   full = array.shape
   batch = full[:axis] + full[axis + 1 :]
-  num_classes = full[axis]
-  _checks.check_num_classes(num_classes)
+  _checks.check_num_classes(full[axis])
   targets = _checks.as_labels(labels, batch, full)
-  hard = jnp.issubdtype(targets.dtype, jnp.integer)
-
-  keep = mask = None
   if where is not None:
     where = _checks.as_where(where, batch, full)
-    if where.shape == full:
-      mask = jnp.moveaxis(where, axis, -1)
-      keep = mask.any(-1)
-    else:
-      keep = where
-  if hard and _checks.is_concrete(targets, keep):
-    _checks.check_label_range(targets, num_classes, keep)
-
+  hard = jnp.issubdtype(targets.dtype, jnp.integer)
+  if hard and _checks.is_concrete(targets, where):
+    keep = None if where is None else np.asarray(where)
+    if keep is not None and keep.ndim == len(full):
+      keep = keep.any(axis)
+    _checks.check_label_range(targets, full[axis], keep)
   dtype = _checks.compute_dtype(array.dtype)
-  hyperparameters = {
+  scalars = {
     name: _checks.as_scalar(name, value, dtype)
     for name, value in hyperparameters.items()
   }
-  z = jnp.moveaxis(array, axis, -1).astype(dtype)
-  targets = jnp.asarray(targets)
-  if not hard:
-    targets = jnp.moveaxis(targets, axis, -1)
-  if mask is not None:
-    z = jnp.where(mask, z, -jnp.inf)
-  if keep is not None:
-    # Harmless inputs before any arithmetic, so that no NaN reaches a gradient.
-    z = jnp.where(keep[..., None], z, jnp.zeros_like(z))
-    kept = keep if hard else keep[..., None]
-    targets = jnp.where(kept, targets, jnp.zeros_like(targets))
-    mask = None if mask is None else mask | ~keep[..., None]
-
-  if hard:
-    loss = row(_hard_stats(z, targets, mask), **hyperparameters)
-  else:
-    loss = _expected(row, z, targets, mask, hyperparameters)
-  if keep is not None:
-    loss = jnp.where(keep, loss, jnp.zeros_like(loss))
-  return loss
+  return _evaluate(row, axis, array, jnp.asarray(targets), where, scalars)
 
 
 def hyperparameter_names(row: Callable[..., Any]) -> tuple[str, ...]:
