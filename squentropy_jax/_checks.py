@@ -17,9 +17,7 @@ def compute_dtype(dtype: Any) -> np.dtype:
   return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def as_logits(
-  logits: jax.typing.ArrayLike, name: str = "logits"
-) -> jax.Array:
+def as_logits(logits: jax.typing.ArrayLike, name: str = "logits") -> jax.Array:
   """Converts to an array of rank 1 or more and a floating dtype."""
   array = jnp.asarray(logits)
   if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -91,7 +91,8 @@ def _fold_blocks(logits, labels, init, step):
 def _block_sums(logits, labels, shift):
   def step(carry, block, keep):
     return tuple(
-      a + b for a, b in zip(carry, _masked_sums(block, keep, shift), strict=True)
+      a + b
+      for a, b in zip(carry, _masked_sums(block, keep, shift), strict=True)
     )
 
   return _fold_blocks(logits, labels, (jnp.zeros_like(shift),) * 4, step)
@@ -119,9 +120,7 @@ def block_moments(logits: jax.Array, labels: jax.Array) -> Moments:
 
 def lane_width(num_classes: int) -> int | None:
   """The divisor of ``num_classes`` to use as lane width, or None."""
-  widths = [
-    w for w in range(_LANE_MIN, _LANE_MAX + 1) if num_classes % w == 0
-  ]
+  widths = [w for w in range(_LANE_MIN, _LANE_MAX + 1) if num_classes % w == 0]
   if num_classes < _LANES_FROM or not widths:
     return None
   return min(widths, key=lambda w: abs(np.log(w / _LANE_MID)))

@@ -45,8 +45,9 @@ class RowStats(NamedTuple):
 class RowForm(Protocol):
   """A formula over `RowStats`, element by element."""
 
-  def __call__(self, stats: RowStats, /, **hyperparameters: Any) -> jax.Array:
-    ...
+  def __call__(
+    self, stats: RowStats, /, **hyperparameters: Any
+  ) -> jax.Array: ...
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README, docs and tests need to know of each loss, stated once.
+
+``python -m squentropy_jax.losses._table`` prints the Markdown table.
+"""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+  """One loss.
+
+  Attributes:
+    name: Its name in ``squentropy_jax.losses``.
+    row_form: Has a formula over ``RowStats``: fused heads and vocabulary
+      parallelism come with it.
+    soft_labels: Takes target distributions.
+    bounded: Its values have an upper bound over all logits.
+    proper: Minimised by the class probabilities, read off by its own link.
+    needs_batch: Compares examples with one another.
+    cost: Passes over the logits, or what else it costs.
+    paper: Where it is from.
+    year: Of the paper.
+  """
+
+  name: str
+  row_form: bool
+  soft_labels: bool
+  bounded: bool
+  proper: bool
+  needs_batch: bool
+  cost: str
+  paper: str
+  year: int
+
+
+TABLE = (
+  Row(
+    name="cross_entropy",
+    row_form=True,
+    soft_labels=True,
+    bounded=False,
+    proper=True,
+    needs_batch=False,
+    cost="one softmax",
+    paper="[Good](https://www.jstor.org/stable/2984087)",
+    year=1952,
+  ),
+  Row(
+    name="rescaled_square",
+    row_form=True,
+    soft_labels=True,
+    bounded=False,
+    proper=True,
+    needs_batch=False,
+    cost="one sum of squares",
+    paper="[Hui and Belkin](https://arxiv.org/abs/2006.07322)",
+    year=2021,
+  ),
+  Row(
+    name="squentropy",
+    row_form=True,
+    soft_labels=True,
+    bounded=False,
+    proper=False,
+    needs_batch=False,
+    cost="one softmax",
+    paper="[Hui, Belkin and Wright](https://arxiv.org/abs/2302.03952)",
+    year=2023,
+  ),
+)
+
+
+def markdown() -> str:
+  """The table in Markdown, in the order of ``TABLE``."""
+  flags = ("row form", "soft labels", "bounded", "proper", "needs batch")
+  lines = [
+    f"| loss | {' | '.join(flags)} | cost | paper |",
+    "|---" * (len(flags) + 3) + "|",
+  ]
+  for row in TABLE:
+    marks = (
+      row.row_form,
+      row.soft_labels,
+      row.bounded,
+      row.proper,
+      row.needs_batch,
+    )
+    cells = " | ".join("yes" if mark else "no" for mark in marks)
+    lines.append(
+      f"| `{row.name}` | {cells} | {row.cost} | {row.paper}, {row.year} |"
+    )
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  print(markdown())
