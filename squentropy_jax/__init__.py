@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classification losses for JAX, Flax and optax, with squentropy at the head."""
+"""Classification losses for JAX, Flax and optax, squentropy first."""
 
 from squentropy_jax import losses as losses
 from squentropy_jax._rows import RowStats as RowStats

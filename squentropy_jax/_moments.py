@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums over the classes other than the labelled one, a form per platform."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -72,12 +73,14 @@ def iota_moments(logits: jax.Array, labels: jax.Array) -> Moments:
   return Moments(target, shift, mass, rest_sum, rest_sq, rest_max, count)
 
 
-def _fold_blocks(logits, labels, init, step):
-  """Folds ``step(carry, block, keep)`` over blocks of classes, one at a time."""
+def _fold_blocks(
+  logits: jax.Array, labels: jax.Array, init: Any, step: Callable[..., Any]
+) -> Any:
+  """Folds ``step(carry, block, keep)`` over blocks of classes."""
   num_classes = logits.shape[-1]
   size = min(_BLOCK, num_classes)
 
-  def body(i, carry):
+  def body(i: jax.Array, carry: Any) -> Any:
     # The last block starts early rather than run over: no padded copy.
     start = jnp.minimum(i * size, num_classes - size)
     block = lax.dynamic_slice_in_dim(logits, start, size, axis=-1)
@@ -88,8 +91,12 @@ def _fold_blocks(logits, labels, init, step):
   return lax.fori_loop(0, -(-num_classes // size), body, init)
 
 
-def _block_sums(logits, labels, shift):
-  def step(carry, block, keep):
+def _block_sums(
+  logits: jax.Array, labels: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, ...]:
+  def step(
+    carry: tuple[jax.Array, ...], block: jax.Array, keep: jax.Array
+  ) -> tuple[jax.Array, ...]:
     return tuple(
       a + b
       for a, b in zip(carry, _masked_sums(block, keep, shift), strict=True)
@@ -158,7 +165,7 @@ def lane_moments(
   shift = _finite_shift(rest_max)
   own_sums = _masked_sums(own, ~is_target, shift)
 
-  def total(own_sum, terms):
+  def total(own_sum: jax.Array, terms: jax.Array) -> jax.Array:
     by_lane = terms.sum(-1)
     return own_sum + jnp.where(is_own, jnp.zeros_like(by_lane), by_lane).sum(-1)
 
@@ -173,7 +180,7 @@ def lane_moments(
     lambda: (
       rest_sum,
       rest_sq,
-      # A select of two constants takes the type (sharding, variance) of the row.
+      # A select between constants takes the row's sharding and variance.
       jnp.where(rest_sq == rest_sq, width * lanes.shape[-2] - 1.0, 0.0).astype(
         logits.dtype
       ),
@@ -185,8 +192,7 @@ def lane_moments(
 
 def _is_sharded(logits: jax.Array) -> bool:
   sharding = getattr(jax.typeof(logits), "sharding", None)
-  spec = getattr(sharding, "spec", None)
-  return bool(spec) and any(axis is not None for axis in spec)
+  return any(axis is not None for axis in getattr(sharding, "spec", None) or ())
 
 
 @jax.custom_jvp
@@ -217,7 +223,9 @@ def moments(
 
 
 @moments.defjvp
-def _moments_jvp(primals, tangents):
+def _moments_jvp(
+  primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Moments, Moments]:
   logits, labels, keep = primals
   dlogits = tangents[0]
   out = moments(logits, labels, keep)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax import _checks
-from squentropy_jax import _moments
+from squentropy_jax import _checks, _moments
 
 
 class RowStats(NamedTuple):
@@ -23,9 +22,9 @@ class RowStats(NamedTuple):
 
   Attributes:
     target: The labelled logit :math:`z_y`.
-    log_odds: :math:`\log \sum_{k \ne y} e^{z_k} - z_y`, the log-odds of the rest,
-      :math:`\log \frac{1 - p_y}{p_y}`. Prefer it to ``rest_lse - target``, which
-      loses the digits of a large common shift.
+    log_odds: :math:`\log \sum_{k \ne y} e^{z_k} - z_y`, the log-odds of the
+      rest, :math:`\log \frac{1 - p_y}{p_y}`. Prefer it to
+      ``rest_lse - target``, which loses the digits of a large common shift.
     rest_lse: :math:`\log \sum_{k \ne y} e^{z_k}`.
     rest_sum: :math:`\sum_{k \ne y} z_k`.
     rest_sq: :math:`\sum_{k \ne y} z_k^2`.
@@ -117,7 +116,12 @@ def poison(stats: RowStats, bad: jax.Array) -> RowStats:
   return RowStats(*(field * factor for field in stats))
 
 
-def _hard_stats(z, labels, keep, mask):
+def _hard_stats(
+  z: jax.Array,
+  labels: jax.Array,
+  keep: jax.Array | None,
+  mask: jax.Array | None,
+) -> RowStats:
   """Statistics of rows with class ids; a masked class holds ``-inf``."""
   last = min(z.shape[-1] - 1, jnp.iinfo(labels.dtype).max)
   bad = (labels < 0) | (labels > last)
@@ -129,7 +133,7 @@ def _hard_stats(z, labels, keep, mask):
 
 
 def _leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
-  """Sum of the other entries, for every entry; the largest is never subtracted."""
+  """For every entry the sum of the others; never subtracts the largest."""
   zero = jnp.zeros_like(x)
   others = jnp.where(is_largest, zero, x).sum(-1, keepdims=True)
   return jnp.where(is_largest, others, x.sum(-1, keepdims=True) - x)
@@ -142,7 +146,7 @@ def _all_class_stats(z: jax.Array) -> RowStats:
   possible = z != -jnp.inf
   size = jnp.where(possible, z, zero)
 
-  def first_argmax(x):
+  def first_argmax(x: jax.Array) -> jax.Array:
     return ids == jnp.argmax(x, axis=-1).astype(ids.dtype)[..., None]
 
   is_top = first_argmax(z)
@@ -174,7 +178,13 @@ def _all_class_stats(z: jax.Array) -> RowStats:
   )
 
 
-def _expected(row, z, labels, mask, hyperparameters):
+def _expected(
+  row: Callable[..., jax.Array],
+  z: jax.Array,
+  labels: jax.Array,
+  mask: jax.Array | None,
+  hyperparameters: dict[str, jax.Array],
+) -> jax.Array:
   """Expected loss under target distributions, ``sum_k p_k loss(z, k)``."""
   p = labels.astype(z.dtype)
   impossible = z == -jnp.inf
@@ -195,7 +205,14 @@ def _expected(row, z, labels, mask, hyperparameters):
 
 # Compiled here, so that a call outside jit is one dispatch; inlined in a trace.
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _evaluate(row, axis, logits, targets, where, hyperparameters):
+def _evaluate(
+  row: Callable[..., jax.Array],
+  axis: int,
+  logits: jax.Array,
+  targets: jax.Array,
+  where: jax.Array | None,
+  hyperparameters: dict[str, jax.Array],
+) -> jax.Array:
   """`evaluate` on checked arguments."""
   z = jnp.moveaxis(logits, axis, -1)
   z = z.astype(_checks.compute_dtype(z.dtype))
@@ -243,7 +260,7 @@ def evaluate(
   if hard and _checks.is_concrete(targets, where):
     keep = None if where is None else np.asarray(where)
     if keep is not None and keep.ndim == len(full):
-      keep = keep.any(axis)
+      keep = np.any(keep, axis=axis)
     _checks.check_label_range(targets, full[axis], keep)
   dtype = _checks.compute_dtype(array.dtype)
   scalars = {

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue of losses: what `contract_test` needs to know of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import types
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ class LossCase(NamedTuple):
   reference: Callable[..., float]
   single_class: float
   impossible_target: float
-  hyperparameters: dict[str, float] = {}
+  hyperparameters: Mapping[str, float] = types.MappingProxyType({})
 
   def __repr__(self) -> str:
     return self.name

@@ -9,8 +9,8 @@ from squentropy_jax import _rows
 def _rescaled_square(
   stats: _rows.RowStats,
   *,
-  target_weight: jax.typing.ArrayLike = 1.0,
-  target_value: jax.typing.ArrayLike = 1.0,
+  target_weight: jax.Array | float = 1.0,
+  target_value: jax.Array | float = 1.0,
 ) -> jax.Array:
   residual = stats.target - target_value
   return (

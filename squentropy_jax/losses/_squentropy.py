@@ -8,7 +8,7 @@ from squentropy_jax import _rows
 
 
 def _squentropy(
-  stats: _rows.RowStats, *, scale: jax.typing.ArrayLike = 1.0
+  stats: _rows.RowStats, *, scale: jax.Array | float = 1.0
 ) -> jax.Array:
   # A single possible class has no wrong ones: 0 / 1, not 0 / 0.
   num_wrong = jnp.maximum(stats.num_classes - 1.0, 1.0)
