@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every loss of the catalogue in float64, where rules can be told from noise.
+
+These run only with JAX_ENABLE_X64=1, in a process of their own.
+"""
+
+from cases import CASES
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.x64
+EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
+
+RNG = np.random.default_rng(7)
+LOGITS = RNG.normal(size=(6, 5)) * 3
+LABELS = np.array([0, 4, 2, 3, 1, 2])
+SOFT = RNG.dirichlet(np.ones(5), size=6)
+
+
+def _hyperparameters(case):
+  return ({}, case.hyperparameters) if case.hyperparameters else ({},)
+
+
+@EVERY
+def test_value_has_the_digits_of_float64(case):
+  for hyper in _hyperparameters(case):
+    expected = [
+      case.reference(row, label, **hyper)
+      for row, label in zip(LOGITS, LABELS, strict=True)
+    ]
+    actual = jax.jit(case.loss)(LOGITS, LABELS, **hyper)
+    assert actual.dtype == np.float64
+    # Sums of five terms and an exponential of a difference of at most 20,
+    # rounded on both sides.
+    np.testing.assert_allclose(
+      actual, expected, rtol=40 * np.finfo(np.float64).eps
+    )
+
+
+@EVERY
+def test_derivatives_of_first_and_second_order(case):
+  for hyper in _hyperparameters(case):
+    check_grads(
+      lambda z, hyper=hyper: case.loss(z, LABELS, **hyper), (LOGITS,), order=2
+    )
+    check_grads(
+      lambda z, p, hyper=hyper: case.loss(z, p, **hyper),
+      (LOGITS, SOFT),
+      order=2,
+    )
+
+
+@EVERY
+def test_soft_labels_are_the_expected_hard_label(case):
+  expected = sum(
+    SOFT[:, k] * case.loss(LOGITS, np.full(6, k)) for k in range(5)
+  )
+  np.testing.assert_allclose(
+    case.loss(LOGITS, SOFT), expected, rtol=64 * np.finfo(np.float64).eps
+  )
+
+
+@EVERY
+def test_float32_logits_stay_float32(case):
+  logits = jnp.asarray(LOGITS, jnp.float32)
+  for labels in (LABELS, SOFT):
+    loss, grad = jax.value_and_grad(
+      lambda z, labels=labels: case.loss(z, labels).sum()
+    )(logits)
+    assert loss.dtype == np.float32
+    assert grad.dtype == np.float32
+
+
+@EVERY
+@pytest.mark.parametrize("label", [-1, 5, 2**40])
+def test_labels_out_of_range_of_int64(case, label):
+  labels = LABELS.copy()
+  labels[3] = label
+  with pytest.raises(ValueError, match=r"labels\[3\]"):
+    case.loss(LOGITS, labels)
+  losses = jax.jit(case.loss)(LOGITS, labels)
+  np.testing.assert_array_equal(np.isnan(losses), np.arange(6) == 3)
