@@ -39,9 +39,21 @@ class Moments(NamedTuple):
   rest_count: jax.Array
 
 
+def explicit_sharding(logits: jax.Array) -> Any:
+  """The sharding in the type of the logits, None where it names no axis."""
+  sharding = getattr(jax.typeof(logits), "sharding", None)
+  spec = getattr(sharding, "spec", None) or ()
+  return sharding if any(axis is not None for axis in spec) else None
+
+
 def class_ids(logits: jax.Array) -> jax.Array:
   """The class id of every entry, an array like ``logits`` of int32."""
-  return lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  return lax.broadcasted_iota(
+    jnp.int32,
+    logits.shape,
+    logits.ndim - 1,
+    out_sharding=explicit_sharding(logits),
+  )
 
 
 def _finite_shift(rest_max: jax.Array) -> jax.Array:
@@ -190,11 +202,6 @@ def lane_moments(
   return Moments(target, shift, mass, rest_sum, rest_sq, rest_max, count)
 
 
-def _is_sharded(logits: jax.Array) -> bool:
-  sharding = getattr(jax.typeof(logits), "sharding", None)
-  return any(axis is not None for axis in getattr(sharding, "spec", None) or ())
-
-
 @jax.custom_jvp
 def moments(
   logits: jax.Array, labels: jax.Array, keep: jax.Array | None
@@ -207,7 +214,7 @@ def moments(
   trace time when the type of the logits is sharded, else by platform at
   lowering.
   """
-  if _is_sharded(logits):
+  if explicit_sharding(logits) is not None:
     out = iota_moments(logits, labels)
   else:
     out = lax.platform_dependent(
