@@ -8,6 +8,8 @@ test target.
 import os
 import sys
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "xla_force_host_platform_device_count" not in os.environ.get(
@@ -18,9 +20,12 @@ if "xla_force_host_platform_device_count" not in os.environ.get(
     + " --xla_force_host_platform_device_count=8"
   ).strip()
 
+if __name__ == "__main__":
+  # Before the imports below: pytest wants to be the first to see its plugins.
+  sys.exit(pytest.main(sys.argv[1:]))
+
 import hypothesis
 import jax
-import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -49,7 +54,3 @@ def pytest_collection_modifyitems(
   items[:] = legs[x64]
   if legs[not x64]:
     config.hook.pytest_deselected(items=legs[not x64])
-
-
-if __name__ == "__main__":
-  sys.exit(pytest.main(sys.argv[1:]))
