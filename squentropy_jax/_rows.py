@@ -88,6 +88,15 @@ def _log(x: jax.Array) -> jax.Array:
   )
 
 
+def _rounding(a: jax.Array, b: jax.Array) -> jax.Array:
+  """What ``a - b`` loses to rounding, exactly; 0 where it is not finite."""
+  difference = a - b
+  other = difference - a
+  lost = (a - (difference - other)) - (b + other)
+  lost = jnp.where(jnp.isfinite(difference), lost, jnp.zeros_like(lost))
+  return jax.lax.stop_gradient(lost)
+
+
 def stats_of(m: _moments.Moments) -> RowStats:
   """Row statistics from moments; NaN where a row has no defined loss."""
   log_mass = _log(m.mass)
@@ -99,7 +108,9 @@ def stats_of(m: _moments.Moments) -> RowStats:
   )
   stats = RowStats(
     target=m.target,
-    log_odds=(m.shift - m.target) + log_mass,
+    # A loss near exp(log_odds) turns each rounding of it into many ulps, so
+    # there is one rounding only.
+    log_odds=(m.shift - m.target) + (log_mass + _rounding(m.shift, m.target)),
     rest_lse=m.shift + log_mass,
     rest_sum=m.rest_sum,
     rest_sq=m.rest_sq,

@@ -8,8 +8,11 @@ from cases import CASES, OTHERS
 import chex
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
+
+from squentropy_jax import RowStats
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
 ROW = pytest.mark.parametrize(
@@ -532,3 +535,66 @@ def test_same_executable_same_bits(case):
   for _ in range(5):
     again = np.asarray(compiled(case.loss)(LOGITS, LABELS))
     np.testing.assert_array_equal(first, again)
+
+
+# In float64, in a process of its own.
+
+
+@pytest.mark.x64
+@EVERY
+def test_float64_value_and_derivatives(case):
+  logits = np.float64(LOGITS)
+  for hyper in ({}, case.hyperparameters):
+    actual = case.loss(logits, LABELS, **hyper)
+    chex.assert_type(actual, jnp.float64)
+    np.testing.assert_allclose(
+      actual, reference(case, logits, LABELS, **hyper), rtol=1e-12
+    )
+    jax.test_util.check_grads(
+      functools.partial(case.loss, labels=LABELS, **hyper),
+      (logits,),
+      order=2,
+      atol=1e-6,
+      rtol=1e-6,
+    )
+
+
+def plain_stats(logits, label):
+  """Row statistics as one would write them first."""
+  rest = jnp.delete(logits, label, assume_unique_indices=True)
+  lse = jax.nn.logsumexp(rest)
+  return RowStats(
+    target=logits[label],
+    log_odds=lse - logits[label],
+    rest_lse=lse,
+    rest_sum=rest.sum(),
+    rest_sq=jnp.square(rest).sum(),
+    rest_max=rest.max(),
+    num_classes=jnp.asarray(float(logits.size)),
+  )
+
+
+@pytest.mark.x64
+@ROW
+def test_custom_rule_equals_plain_autodiff(case):
+  row, label = np.float64(LOGITS[1]), int(LABELS[1])
+
+  def plain(z):
+    return case.loss.row(plain_stats(z, label), **case.hyperparameters)
+
+  def ours(z):
+    return case.loss(z, label, **case.hyperparameters)
+
+  np.testing.assert_allclose(ours(row), plain(row), rtol=1e-12)
+  for derivative in (jax.grad, jax.jacfwd, jax.hessian):
+    np.testing.assert_allclose(
+      derivative(ours)(row), derivative(plain)(row), rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.x64
+@EVERY
+def test_wide_labels_are_checked_in_their_own_dtype(case):
+  labels = np.array([0, 4, 2**32, 3, -(2**32), 2], np.int64)
+  loss = np.asarray(compiled(case.loss)(np.float64(LOGITS), labels))
+  np.testing.assert_array_equal(np.isnan(loss), [0, 0, 1, 0, 1, 0])

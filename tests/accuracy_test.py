@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses and gradients in units in the last place of the truth.
+
+With u such a unit and K the largest gap between a logit and the target's, the
+bounds are: cross-entropy 4 + K/2 u (1 u more per factor 32 of the class count
+above 1000), sums of squares 4 u, a gradient entry 8 + K u. K/2 is what the
+exponential makes of the rounding of its argument.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+
+from squentropy_jax import losses
+
+TABLE = json.loads(references.TABLE.read_text(encoding="utf-8"))
+LOSSES = {name: getattr(losses, name) for name in references.DEFINITIONS}
+DTYPES = [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)]
+
+
+def unit(truth, dtype):
+  """The unit in the last place, of the normal numbers."""
+  truth = np.abs(truth).astype(dtype)
+  return np.spacing(np.maximum(truth, np.finfo(dtype).tiny)).astype(np.float64)
+
+
+def from_hex(values):
+  return np.array([float.fromhex(h) for h in values])
+
+
+def by_shape(dtype):
+  """Rows of one length go through one call."""
+  groups = {}
+  for entry in TABLE:
+    row, label = references.row_of(entry)
+    groups.setdefault(row.size, []).append((entry, row.astype(dtype), label))
+  for group in groups.values():
+    entries, rows, labels = zip(*group, strict=True)
+    yield entries, np.stack(rows), np.array(labels)
+
+
+def gap(rows, labels):
+  target = np.take_along_axis(rows, labels[:, None], axis=1)
+  return np.abs(np.float64(rows) - target).max(-1)
+
+
+def allowance(name, rows, labels):
+  """The bound on the value, in units."""
+  size = rows.shape[-1]
+  exponential = 4 + gap(rows, labels) / 2
+  if size > 1000:
+    exponential += np.log(size / 1000) / np.log(32)
+  return {
+    "cross_entropy": exponential,
+    "rescaled_square": np.full(len(rows), 4.0),
+    "squentropy": exponential + 4,
+  }[name]
+
+
+def report(entries, errors, bounds):
+  bad = np.flatnonzero(~(errors <= bounds))
+  return [(entries[i]["regime"], errors[i], bounds[i]) for i in bad]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_values(name, dtype):
+  tiny = np.finfo(dtype).tiny
+  for entries, rows, labels in by_shape(dtype):
+    actual = np.float64(jax.jit(LOSSES[name])(rows, labels))
+    truth = from_hex([e["truth"][name]["value"] for e in entries])
+    errors = np.abs(actual - truth)
+    # A truth below the normal numbers may be flushed to 0.
+    bounds = allowance(name, rows, labels) * unit(truth, dtype)
+    wrong = report(entries, errors, bounds + np.where(truth < tiny, tiny, 0))
+    assert not wrong
+    assert (actual[truth > tiny] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients(name, dtype):
+  tiny = np.finfo(dtype).tiny
+  slope = jax.jit(jax.grad(lambda z, y: LOSSES[name](z, y).sum()))
+  for entries, rows, labels in by_shape(dtype):
+    if "logits" not in entries[0]:
+      continue
+    actual = np.float64(slope(rows, labels))
+    truth = np.stack([from_hex(e["truth"][name]["gradient"]) for e in entries])
+    # The larger of the two terms sets the unit where they cancel.
+    size = np.abs(truth)
+    for part in ("cross_entropy", "rescaled_square"):
+      if name == "squentropy":
+        terms = [from_hex(e["truth"][part]["gradient"]) for e in entries]
+        size = np.maximum(size, np.abs(terms))
+    bounds = (8 + gap(rows, labels)[:, None]) * unit(size, dtype)
+    errors = np.abs(actual - truth)
+    small = np.where(np.abs(truth) < tiny, tiny, 0)
+    assert not report(
+      entries, (errors - bounds - small).max(-1), np.zeros(len(rows))
+    )
+
+
+def test_cross_entropy_gradient_rows_sum_to_nothing():
+  slope = jax.jit(jax.grad(lambda z, y: losses.cross_entropy(z, y).sum()))
+  for entries, rows, labels in by_shape(np.float32):
+    if "logits" in entries[0]:
+      actual = np.float64(slope(rows, labels))
+      largest = unit(np.abs(actual).max(-1), np.float32)
+      bounds = (8 + gap(rows, labels)) * largest
+      assert not report(entries, np.abs(actual.sum(-1)), bounds)
+
+
+def test_the_table_is_what_its_script_writes():
+  """Derived again for a few rows of every kind."""
+  assert len(TABLE) == len(references.recipes())
+  for entry in TABLE[:: len(TABLE) // 6] + TABLE[-1:]:
+    for name in LOSSES:
+      assert references.truth(name, entry) == entry["truth"][name]
+
+
+def test_soft_labels_keep_the_digits_of_a_confident_row():
+  logits = jnp.array([[40.0, 0.0, -1.0]])
+  one_hot = jnp.array([[1.0, 0.0, 0.0]])
+  truth = np.log1p(np.exp(-40.0) + np.exp(-41.0))
+  value = losses.cross_entropy(logits, one_hot)[0]
+  np.testing.assert_allclose(value, truth, rtol=24 * 6e-8)
+  slope = jax.grad(lambda z: losses.cross_entropy(z, one_hot).sum())(logits)
+  np.testing.assert_allclose(slope[0, 0], -truth, rtol=64 * 6e-8)
