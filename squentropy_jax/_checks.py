@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks: TypeError and ValueError that name the argument."""
 
+import functools
 import operator
 from typing import Any
 
@@ -17,14 +18,20 @@ def compute_dtype(dtype: Any) -> np.dtype:
   return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def as_logits(logits: jax.typing.ArrayLike, name: str = "logits") -> jax.Array:
-  """Converts to an array of rank 1 or more and a floating dtype."""
-  array = jnp.asarray(logits)
+def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
+  """Converts to an array of a floating dtype."""
+  array = jnp.asarray(values)
   if not jnp.issubdtype(array.dtype, jnp.floating):
     raise TypeError(
       f"{name} must be floating point scores, got dtype {array.dtype}; "
       f"pass {name}.astype(jnp.float32) if these are scores."
     )
+  return array
+
+
+def as_logits(logits: jax.typing.ArrayLike, name: str = "logits") -> jax.Array:
+  """Converts to an array of rank 1 or more and a floating dtype."""
+  array = as_floats(logits, name)
   if array.ndim == 0:
     raise ValueError(f"{name} must have a class axis, got a scalar.")
   return array
@@ -120,19 +127,100 @@ def as_where(
   return array
 
 
-def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
-  """Raises for the first kept label outside ``[0, num_classes)``."""
-  values = np.asarray(labels)
-  bad = (values < 0) | (values > num_classes - 1)
+def _refuse_first(
+  values: np.ndarray, bad: np.ndarray, keep: Any, interval: str
+) -> None:
   if keep is not None:
-    bad &= np.asarray(keep)
+    bad = bad & np.asarray(keep)
   if bad.any():
     row = tuple(int(i) for i in np.argwhere(bad)[0])
     place = f"labels[{', '.join(map(str, row))}]" if row else "labels"
     raise ValueError(
-      f"{place} = {values[row]} is outside [0, {num_classes}); drop padded "
-      "examples with where=."
+      f"{place} = {values[row]} is outside {interval}; drop padded examples "
+      "with where=."
     )
+
+
+def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
+  """Raises for the first kept label outside ``[0, num_classes)``."""
+  values = np.asarray(labels)
+  bad = (values < 0) | (values > num_classes - 1)
+  _refuse_first(values, bad, keep, f"[0, {num_classes})")
+
+
+def as_examples(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  axis: int,
+  where: jax.typing.ArrayLike | None,
+) -> tuple[jax.Array, Any, int, jax.Array | None]:
+  """The checked arguments of a loss with a class axis, its axis not negative.
+
+  Class ids are checked for range where they can be read.
+  """
+  array = as_logits(logits)
+  axis = as_axis(axis, array)
+  full = array.shape
+  batch = full[:axis] + full[axis + 1 :]
+  check_num_classes(full[axis])
+  targets = as_labels(labels, batch, full)
+  if where is not None:
+    where = as_where(where, batch, full)
+  hard = jnp.issubdtype(targets.dtype, jnp.integer)
+  if hard and is_concrete(targets, where):
+    keep = None if where is None else np.asarray(where)
+    if keep is not None and keep.ndim == len(full):
+      keep = np.any(keep, axis=axis)
+    check_label_range(targets, full[axis], keep)
+  return array, targets, axis, where
+
+
+def as_binary(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  where: jax.typing.ArrayLike | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Scores and labels in [0, 1] of one shape and dtype, and a keep mask.
+
+  A label out of range raises where it can be read, and is NaN where not.
+  Dropped entries become 0.
+  """
+  scores = as_floats(logits, "logits")
+  targets = labels if hasattr(labels, "dtype") else np.asarray(labels)
+  shape, dtype = tuple(np.shape(targets)), targets.dtype
+  if not (
+    jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+  ):
+    raise TypeError(
+      "labels must be 0 or 1, integers, or floats in [0, 1], got dtype "
+      f"{dtype}; pass labels.astype(jnp.int32)."
+    )
+  if shape != scores.shape:
+    raise ValueError(
+      f"labels must have the logits' shape {scores.shape}, got {shape}: a "
+      "binary loss takes one score per label."
+    )
+  if where is not None:
+    where = as_where(where, shape, shape)
+  if is_concrete(targets, where):
+    values = np.asarray(targets)
+    bad = ~((values >= 0) & (values <= 1))
+    _refuse_first(values, bad, where, "[0, 1]")
+  return *_widened(scores, jnp.asarray(targets), where), where
+
+
+@functools.partial(jax.jit, inline=True)
+def _widened(
+  scores: jax.Array, targets: jax.Array, keep: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  in_range = (targets >= 0) & (targets <= 1)
+  wide = compute_dtype(scores.dtype)
+  targets = jnp.where(in_range, targets.astype(wide), jnp.nan)
+  scores = scores.astype(wide)
+  if keep is not None:
+    scores = jnp.where(keep, scores, jnp.zeros_like(scores))
+    targets = jnp.where(keep, targets, jnp.zeros_like(targets))
+  return scores, targets
 
 
 def as_scalar(name: str, value: Any, dtype: np.dtype) -> Any:
@@ -143,3 +231,9 @@ def as_scalar(name: str, value: Any, dtype: np.dtype) -> Any:
       "one value per example."
     )
   return jnp.asarray(value).astype(dtype)
+
+
+def check_domain(name: str, value: Any, holds: Any, domain: str) -> None:
+  """Raises if a hyper-parameter that can be read is outside its domain."""
+  if is_concrete(value) and not np.all(holds):
+    raise ValueError(f"{name} must be {domain}, got {value}.")
