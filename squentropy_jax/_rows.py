@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from squentropy_jax import _checks, _moments
 
@@ -259,20 +258,7 @@ def evaluate(
   **hyperparameters: Any,
 ) -> jax.Array:
   """The per-example loss whose row form is ``row``: every law in one place."""
-  array = _checks.as_logits(logits)
-  axis = _checks.as_axis(axis, array)
-  full = array.shape
-  batch = full[:axis] + full[axis + 1 :]
-  _checks.check_num_classes(full[axis])
-  targets = _checks.as_labels(labels, batch, full)
-  if where is not None:
-    where = _checks.as_where(where, batch, full)
-  hard = jnp.issubdtype(targets.dtype, jnp.integer)
-  if hard and _checks.is_concrete(targets, where):
-    keep = None if where is None else np.asarray(where)
-    if keep is not None and keep.ndim == len(full):
-      keep = np.any(keep, axis=axis)
-    _checks.check_label_range(targets, full[axis], keep)
+  array, targets, axis, where = _checks.as_examples(logits, labels, axis, where)
   dtype = _checks.compute_dtype(array.dtype)
   scalars = {
     name: _checks.as_scalar(name, value, dtype)
