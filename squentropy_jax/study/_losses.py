@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses by name, and how probabilities are read from their logits."""
+
+from collections.abc import Callable
+import functools
+import inspect
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from squentropy_jax import losses as library
+from squentropy_jax.study._errors import StudyError, unknown_name
+
+DEFAULT = ("cross_entropy", "squentropy", "rescaled_square:target_value=10")
+
+# Below this a linear readout counts as "impossible"; a 0 would make one
+# surprised row's negative log-likelihood, and so the mean, infinite.
+_PROBABILITY_FLOOR = 1e-6
+
+
+class NamedLoss(NamedTuple):
+  """A loss of the library with its hyper-parameters.
+
+  Attributes:
+    spec: The text that names it, such as ``rescaled_square:target_value=10``.
+    name: Name of the function in :mod:`squentropy_jax.losses`.
+    hyperparameters: Pairs of name and value, as given.
+  """
+
+  spec: str
+  name: str
+  hyperparameters: tuple[tuple[str, float], ...]
+
+  def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Loss per example."""
+    function = getattr(library, self.name)
+    return function(logits, labels, **dict(self.hyperparameters))
+
+
+def _own_parameters(name: str) -> dict[str, inspect.Parameter]:
+  """Keyword-only arguments of a loss which are hyper-parameters."""
+  parameters = inspect.signature(getattr(library, name)).parameters
+  return {
+    key: parameter
+    for key, parameter in parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and key not in ("axis", "where")
+  }
+
+
+def _is_loss(value: object) -> bool:
+  """Whether it is a function of logits and labels, one loss per example.
+
+  A keyword-only ``axis`` tells a loss from its drop-in twin for callers who
+  pass the axis by position.
+  """
+  if not inspect.isfunction(value):
+    return False
+  parameters = inspect.signature(value).parameters
+  required = [
+    key
+    for key, parameter in parameters.items()
+    if parameter.default is parameter.empty
+  ]
+  axis = parameters.get("axis")
+  keyword_only = axis is not None and axis.kind is axis.KEYWORD_ONLY
+  return required == ["logits", "labels"] and keyword_only
+
+
+def names() -> tuple[str, ...]:
+  """The losses of the library which take logits and class ids."""
+  return tuple(
+    sorted(name for name, value in vars(library).items() if _is_loss(value))
+  )
+
+
+def signature(name: str) -> str:
+  """The loss with its hyper-parameters and their defaults, as one writes it."""
+  own = _own_parameters(name)
+  values = ",".join(f"{key}={own[key].default}" for key in own)
+  return f"{name}:{values}" if values else name
+
+
+def parse(spec: str) -> NamedLoss:
+  """Reads ``name`` or ``name:key=value,key=value``.
+
+  Args:
+    spec: The loss as typed.
+
+  Returns:
+    The loss, its hyper-parameters checked by the loss itself.
+
+  Raises:
+    StudyError: The name, a hyper-parameter or a value is not one.
+  """
+  name, _, rest = spec.partition(":")
+  if name not in names():
+    raise unknown_name("loss", name, names())
+  own = _own_parameters(name)
+  values = {}
+  for item in filter(None, rest.split(",")):
+    key, _, text = item.partition("=")
+    if key not in own:
+      if not own:
+        raise StudyError(f"loss {name!r} has no hyper-parameter, got {item!r}")
+      raise unknown_name(f"hyper-parameter of {name}", key, own)
+    try:
+      values[key] = float(text)
+    except ValueError:
+      raise StudyError(
+        f"loss {spec!r}: {key} needs a number, as in {key}=1.5"
+      ) from None
+    if not math.isfinite(values[key]):
+      raise StudyError(f"loss {spec!r}: {key} needs a finite number")
+  loss = NamedLoss(spec, name, tuple(values.items()))
+  try:
+    loss(jnp.zeros((1, 2)), jnp.zeros((1,), jnp.int32))
+  except (TypeError, ValueError) as error:
+    raise StudyError(f"loss {spec!r}: {str(error).splitlines()[0]}") from None
+  return loss
+
+
+def _softmax(logits: jax.Array) -> jax.Array:
+  return logits
+
+
+def _linear(
+  logits: jax.Array, *, target_weight: float, target_value: float
+) -> jax.Array:
+  """Inverts the minimiser of the rescaled square loss.
+
+  At the optimum a logit is ``k M p / (k p + 1 - p)`` for the class
+  probability ``p``, weight ``k`` and target value ``M``.
+  """
+  share = jnp.clip(logits / target_value, 0.0, 1.0)
+  probability = share / (target_weight + (1.0 - target_weight) * share)
+  return jnp.log(jnp.maximum(probability, _PROBABILITY_FLOOR))
+
+
+def readouts(loss: NamedLoss) -> dict[str, Callable[[jax.Array], jax.Array]]:
+  """How to read probabilities from logits trained with a loss.
+
+  Each readout maps logits to scores whose softmax is the probability, so
+  that everything later (likelihood, bins, temperature) is written once.
+
+  Args:
+    loss: The loss the logits were trained with.
+
+  Returns:
+    Readouts by name. Every loss has ``softmax``; the square loss also has
+    ``linear``, the logits divided by their target value, clipped and
+    normalised.
+  """
+  result: dict[str, Callable[[jax.Array], jax.Array]] = {"softmax": _softmax}
+  if loss.name == "rescaled_square":
+    own = _own_parameters(loss.name)
+    given = dict(loss.hyperparameters)
+    result["linear"] = functools.partial(
+      _linear, **{key: given.get(key, own[key].default) for key in own}
+    )
+  return result

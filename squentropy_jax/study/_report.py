@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: one page with everything in it."""
+
+import base64
+from collections.abc import Callable
+import functools
+from html import escape
+
+from squentropy_jax.study import _evaluate, _figures, _page, _results, _verdict
+from squentropy_jax.study._results import Results
+
+
+def _picture(draw: Callable[[str], bytes], alt: str, caption: str = "") -> str:
+  """A figure drawn for both themes; the browser picks one."""
+  light, dark = (
+    "data:image/png;base64," + base64.b64encode(draw(theme)).decode()
+    for theme in ("light", "dark")
+  )
+  above = f"<figcaption>{escape(caption)}</figcaption>\n" if caption else ""
+  return (
+    f"<figure>\n{above}<picture>\n"
+    f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
+    f'<img src="{light}" alt="{escape(alt)}">\n</picture>\n</figure>'
+  )
+
+
+def _name(results: Results, method: _results.Method) -> str:
+  """The label of a method, with places where a phone may break it."""
+  name = escape(results.label(method))
+  return name.replace(":", ":<wbr>").replace(",", ",<wbr>")
+
+
+def _number(text: str) -> str:
+  """A mean and what follows it, which goes below the mean on a phone."""
+  mean, space, rest = text.partition(" ")
+  return f'{mean} <span class="rest">{escape(rest)}</span>' if space else mean
+
+
+def _grouped(
+  results: Results,
+  columns: tuple[_results.Column, ...],
+  methods: tuple[_results.Method, ...],
+  cell: Callable[[_results.Method, str, _results.Column], str],
+) -> str:
+  """A table with a group of rows per number and a column per regime."""
+  regimes = results.settings.regimes
+  head = "".join(
+    f'<th scope="col">{regime}: {epochs} epochs</th>'
+    for regime, epochs in regimes.items()
+  )
+  lines = [f'<tr><th scope="col"><span hidden>Loss</span></th>{head}</tr>']
+  for column in columns:
+    lines.append(
+      f'<tr><th scope="rowgroup" colspan="{len(regimes) + 1}">'
+      f"{escape(column.title)}</th></tr>"
+    )
+    for method in methods:
+      cells = "".join(
+        f"<td>{cell(method, regime, column)}</td>" for regime in regimes
+      )
+      name = _name(results, method)
+      lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+  body = "\n".join(lines)
+  return f'<div class="wide"><table>\n{body}\n</table></div>'
+
+
+def _numbers(results: Results) -> str:
+  def cell(
+    method: _results.Method, regime: str, column: _results.Column
+  ) -> str:
+    values = results.per_seed(method, regime, column.name)
+    return _number(_results.mean_and_spread(values, column.decimals))
+
+  return _grouped(results, _results.COLUMNS, results.methods, cell)
+
+
+def _differences(results: Results) -> str:
+  """Every other method against the baseline, where there is one."""
+  old = _verdict.baseline(results)
+  others = tuple(method for method in results.methods if method != old)
+  if not others:
+    return ""
+
+  def cell(
+    method: _results.Method, regime: str, column: _results.Column
+  ) -> str:
+    difference = results.difference(method, old, regime, column.name)
+    text = _number(_verdict.interval(difference, 3))
+    return f"<strong>{text}</strong>" if difference.sign else text
+
+  columns = tuple(c for c in _results.COLUMNS if c.name != "temperature")
+  name = escape(results.label(old))
+  return (
+    f"<h2>Difference from {name}, seed by seed</h2>\n"
+    + _grouped(results, columns, others, cell)
+    + '\n<p class="quiet">Mean over seeds and 95 % interval (paired, Student). '
+    "Bold where the interval leaves out 0. For accuracy more is better, for "
+    "the others less.</p>"
+  )
+
+
+def _reading(results: Results) -> str:
+  """What the words mean, only of what was run."""
+  settings = results.settings
+  items = [
+    "ECE is the mean gap between confidence and accuracy over "
+    f"{_evaluate.NUM_BINS} bins of equal width. NLL is the mean "
+    "negative logarithm of the probability given to the label.",
+    "The temperature is fitted on the calibration rows, never on test rows. "
+    "Above 1 means that the classifier was over-confident, below 1 "
+    "under-confident.",
+    "A seed decides the initial weights and the order of the rows, alike for "
+    "every loss; the split is the same for all.",
+  ]
+  if len(settings.epochs) > 1:
+    items.append(
+      "The shorter training is the same run read sooner. That is exact, as the "
+      "learning rate is constant and nothing else looks at the length."
+    )
+  names = {method.loss.partition(":")[0] for method in results.methods}
+  if "squentropy" in names:
+    items.append(
+      "Squentropy pulls the logits of the wrong classes to 0, so its softmax "
+      "is less confident. While cross-entropy is still well calibrated this "
+      "makes squentropy under-confident; once long training has made "
+      "cross-entropy over-confident it helps."
+    )
+  if any(method.readout == "linear" for method in results.methods):
+    items.append(
+      "The square loss is read in two ways: through a softmax, as is usual, "
+      "and linearly, by inverting the minimiser of the loss (logits divided by "
+      "target_value, clipped to 0 .. 1, normalised). The clip ends at 1e-6, as "
+      "a probability of 0 can make the NLL infinite."
+    )
+  body = "\n".join(f"<li>{escape(item)}</li>" for item in items)
+  return f"<ul>\n{body}\n</ul>"
+
+
+def _made(results: Results, config: dict) -> str:
+  settings = results.settings
+  rows = config["rows"]
+  facts = {
+    "Rows": f"{rows['train']} to train on, {rows['calibration']} for "
+    f"the temperature, {rows['test']} to test on; stratified, "
+    f"data seed {settings.data_seed}",
+    "Network": "multi-layer perceptron, two hidden layers of 256 (ReLU), "
+    "features standardised",
+    "Optimiser": f"Adam, constant learning rate {settings.learning_rate:g}, "
+    f"batches of {min(settings.batch_size, rows['train'])} rows, "
+    "no weight decay",
+    "Seeds": f"{settings.seeds} (0 to {settings.seeds - 1})",
+    "Versions": ", ".join(
+      f"{name} {version}" for name, version in config["versions"].items()
+    ),
+  }
+  items = "\n".join(
+    f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>"
+    for key, value in facts.items()
+  )
+  return f"<dl>\n{items}\n</dl>"
+
+
+def _reliability(results: Results) -> str:
+  pictures = []
+  for method in results.methods:
+    name = results.label(method)
+    draw = functools.partial(_figures.reliability, results, method=method)
+    pictures.append(_picture(draw, f"Reliability diagram of {name}", name))
+  return "\n".join(pictures)
+
+
+def _training(results: Results) -> str:
+  return "\n".join(
+    _picture(functools.partial(_figures.training, results, column=column), alt)
+    for column, alt in _figures.CURVES.items()
+  )
+
+
+def html(results: Results, config: dict) -> bytes:
+  """Writes the page.
+
+  Args:
+    results: The numbers.
+    config: The content of ``config.json``.
+
+  Returns:
+    The bytes of ``report.html``.
+  """
+  settings = results.settings
+  cell = results.cells[settings.losses[0]]
+  classes = cell.test_logits.shape[-1]
+  chance = [results.chance_ece(*key) for key in results.evaluations]
+  lengths = " and ".join(map(str, settings.epochs))
+  shorter = "Dotted: where the shorter training is read."
+  page = _page.PAGE.substitute(
+    title=escape(f"Which loss for {settings.data}?"),
+    subtitle=escape(
+      f"{len(settings.losses)} losses, {settings.seeds} seeds, read after "
+      f"{lengths} epochs, on {cell.test_labels.size} test rows of {classes} "
+      "classes"
+    ),
+    verdict="\n".join(
+      f"<p><strong>{escape(title)}.</strong> {escape(text)}</p>"
+      for title, text in _verdict.verdict(results)
+    ),
+    table=_numbers(results),
+    table_note=escape(
+      "Mean ± standard deviation over seeds. By chance alone, perfectly "
+      "calibrated forecasts of the same confidence would show an ECE of about "
+      f"{min(chance):.3f} to {max(chance):.3f} on this many rows."
+    ),
+    differences=_differences(results),
+    reliability_note=escape(
+      "Before temperature scaling. Bars: accuracy in each bin of confidence, "
+      "all seeds together; hatched: the gap to the mean confidence; grey: the "
+      "share of the rows. The ECE in the title is the mean over seeds."
+    ),
+    reliability=_reliability(results),
+    training_note=escape(
+      "Lines: mean over seeds; bands: lowest to highest seed. "
+      + (shorter if len(settings.epochs) > 1 else "")
+    ),
+    training=_training(results),
+    reading=_reading(results),
+    command=escape(config["command"]),
+    made=_made(results, config),
+  )
+  return page.encode()

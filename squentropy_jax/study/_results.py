@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of a study: per seed, and what may be said across seeds."""
+
+from collections.abc import Mapping
+import csv
+import dataclasses
+import functools
+import io
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from squentropy_jax.study import _evaluate, _losses
+from squentropy_jax.study._settings import Settings
+from squentropy_jax.study._train import Cell
+
+
+class Method(NamedTuple):
+  """A loss together with how probabilities are read from its logits."""
+
+  loss: str
+  readout: str
+
+
+class Row(NamedTuple):
+  """A row of ``results.csv``; ``_scaled``: after temperature scaling."""
+
+  data: str
+  loss: str
+  readout: str
+  regime: str
+  epochs: int
+  seed: int
+  accuracy: float
+  nll: float
+  ece: float
+  temperature: float
+  nll_scaled: float
+  ece_scaled: float
+
+
+class Column(NamedTuple):
+  """A number of :class:`Row` as shown to people."""
+
+  name: str
+  title: str
+  short: str
+  decimals: int
+
+
+COLUMNS = (
+  Column("accuracy", "Accuracy", "accuracy", 4),
+  Column("nll", "Negative log-likelihood (NLL)", "NLL", 3),
+  Column("ece", "Expected calibration error (ECE)", "ECE", 4),
+  Column("temperature", "Fitted temperature", "temperature", 2),
+  Column("nll_scaled", "NLL after temperature scaling", "NLL, scaled", 3),
+  Column("ece_scaled", "ECE after temperature scaling", "ECE, scaled", 4),
+)
+
+
+class Difference(NamedTuple):
+  """Mean paired difference over seeds with its 95 % interval.
+
+  Attributes:
+    mean: Mean over seeds of "this minus the baseline".
+    low: Lower end; NaN with one seed.
+    high: Upper end; NaN with one seed.
+  """
+
+  mean: float
+  low: float
+  high: float
+
+  @property
+  def sign(self) -> int:
+    """1 or -1 where the interval leaves out 0, else 0: cannot be told."""
+    return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """All numbers of a study.
+
+  Attributes:
+    settings: What was run.
+    cells: What training left behind, by loss.
+    evaluations: By method and regime.
+  """
+
+  settings: Settings
+  cells: Mapping[str, Cell]
+  evaluations: Mapping[tuple[Method, str], _evaluate.Evaluation]
+
+  @property
+  def methods(self) -> tuple[Method, ...]:
+    """Losses and readouts in the order named."""
+    return tuple(dict.fromkeys(method for method, _ in self.evaluations))
+
+  @functools.cached_property
+  def rows(self) -> list[Row]:
+    """One row per loss, readout, regime and seed."""
+    result = []
+    for (method, regime), evaluation in self.evaluations.items():
+      before, after = evaluation.before, evaluation.after
+      columns = (*before, evaluation.temperature, after.nll, after.ece)
+      numbers = zip(*map(np.asarray, columns), strict=True)
+      epochs = self.settings.regimes[regime]
+      for seed, values in enumerate(numbers):
+        result.append(
+          Row(
+            self.settings.data,
+            *method,
+            regime,
+            epochs,
+            seed,
+            *(float(value) for value in values),
+          )
+        )
+    return result
+
+  def label(self, method: Method) -> str:
+    """What people read; the readout only where there is a choice."""
+    several = sum(other.loss == method.loss for other in self.methods) > 1
+    return f"{method.loss} ({method.readout})" if several else method.loss
+
+  def per_seed(self, method: Method, regime: str, column: str) -> np.ndarray:
+    """The values of a column, one per seed."""
+    return np.asarray(
+      [
+        getattr(row, column)
+        for row in self.rows
+        if (row.loss, row.readout, row.regime) == (*method, regime)
+      ]
+    )
+
+  def curve(self, method: Method, column: str) -> np.ndarray:
+    """``train_loss`` or a metric of the test rows, ``[points, seeds]``."""
+    cell = self.cells[method.loss]
+    if column == "train_loss":
+      return cell.train_loss
+    names = list(_losses.readouts(_losses.parse(method.loss)))
+    readout = names.index(method.readout)
+    return cell.curves[:, readout, _evaluate.METRICS.index(column)]
+
+  def difference(
+    self, method: Method, baseline: Method, regime: str, column: str
+  ) -> Difference:
+    """Compares two methods seed by seed (Student's t, paired)."""
+    values = self.per_seed(method, regime, column)
+    paired = values - self.per_seed(baseline, regime, column)
+    if paired.size < 2:
+      return Difference(float(paired.mean()), math.nan, math.nan)
+    error = paired.std(ddof=1) / math.sqrt(paired.size)
+    reach = special.stdtrit(paired.size - 1, 0.975) * error
+    mean = paired.mean()
+    return Difference(float(mean), float(mean - reach), float(mean + reach))
+
+  def chance_ece(self, method: Method, regime: str) -> float:
+    """The ECE that forecasts as confident would show if they were perfect.
+
+    In a bin of ``n`` rows with mean confidence ``c`` the number of hits then
+    has the variance ``n c (1 - c)``; its mean distance from ``n c`` is that of
+    a normal variable.
+    """
+    bins = self.evaluations[method, regime].bins_before
+    full = bins.counts > 0
+    share = bins.counts[full] / bins.counts.sum()
+    confidence = np.minimum(np.asarray(bins.confidence)[full], 1)
+    rows = self.cells[method.loss].test_labels.size
+    variance = share * confidence * (1 - confidence) / rows
+    return float(np.sqrt(2 / np.pi * variance).sum())
+
+
+def collect(settings: Settings, cells: Mapping[str, Cell]) -> Results:
+  """Evaluates every loss with every readout in every regime."""
+  evaluations = {}
+  for spec, cell in cells.items():
+    for readout, read in _losses.readouts(_losses.parse(spec)).items():
+      for index, regime in enumerate(settings.regimes):
+        evaluation = _evaluate.evaluate(
+          read(cell.calibration_logits[index]),
+          cell.calibration_labels,
+          read(cell.test_logits[index]),
+          cell.test_labels,
+        )
+        evaluations[Method(spec, readout), regime] = evaluation
+  return Results(settings, cells, evaluations)
+
+
+def to_csv(results: Results) -> bytes:
+  """The text of ``results.csv``; nine digits give a float32 back exactly."""
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator="\n")
+  writer.writerow(Row._fields)
+  for row in results.rows:
+    writer.writerow(
+      f"{value:.9g}" if isinstance(value, float) else value for value in row
+    )
+  return buffer.getvalue().encode()
+
+
+def mean_and_spread(values: np.ndarray, decimals: int) -> str:
+  """``mean ± standard deviation`` over seeds, as text."""
+  mean = f"{values.mean():.{decimals}f}"
+  if values.size < 2:
+    return mean
+  return f"{mean} ± {values.std(ddof=1):.{decimals}f}"

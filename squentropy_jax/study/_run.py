@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study from settings to report."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from squentropy_jax.study import (
+  _data,
+  _figures,
+  _losses,
+  _report,
+  _results,
+  _store,
+  _train,
+)
+from squentropy_jax.study._errors import StudyError
+from squentropy_jax.study._results import Results
+from squentropy_jax.study._settings import Settings
+
+_PARTS = ("train", "calibration", "test")
+
+
+class Progress(NamedTuple):
+  """How far the training with one loss is.
+
+  Attributes:
+    loss: The loss as named.
+    epoch: The last epoch finished.
+    value: Mean training loss in that epoch over the seeds; None where an
+      earlier call has finished the training and kept it.
+  """
+
+  loss: str
+  epoch: int
+  value: float | None
+
+
+def _reporter(
+  on_progress: Callable[[Progress], None], spec: str
+) -> Callable[[int, float], None]:
+  return lambda epoch, value: on_progress(Progress(spec, epoch, value))
+
+
+def run(
+  settings: Settings,
+  out: str | Path,
+  *,
+  command: str | None = None,
+  fresh: bool = False,
+  on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Results:
+  """Trains every loss from every seed and writes the report.
+
+  A loss whose training is finished is kept in the folder at once, and the
+  same settings go on from there: what is interrupted loses one loss at most.
+
+  Args:
+    settings: What to run.
+    out: Folder for the results; new, empty, or of the same study.
+    command: The command line to record; by default one which does the same.
+    fresh: Replace what an earlier study left in the folder.
+    on_progress: Called about sixty times per loss.
+
+  Returns:
+    The numbers.
+
+  Raises:
+    StudyError: The settings cannot be run on the data, or the folder holds
+      something else or cannot be written.
+
+  Examples:
+    >>> from squentropy_jax import study
+    >>> settings = study.Settings("iris", seeds=2, epochs=(2,))
+    >>> results = study.run(settings, "report")  # doctest: +SKIP
+    >>> results.rows[0].accuracy  # doctest: +SKIP
+    0.7
+  """
+  out = Path(out)
+  losses = [_losses.parse(spec) for spec in settings.losses]
+  split = _data.split(_data.load(settings.data), settings.data_seed)
+  _store.prepare(
+    out,
+    settings,
+    command or settings.command(str(out)),
+    {part: getattr(split, part).labels.size for part in _PARTS},
+    fresh=fresh,
+  )
+  for loss in losses:
+    if _store.has_cell(out, loss.spec):
+      on_progress(Progress(loss.spec, settings.epochs[-1], None))
+      continue
+    cell = _train.train(
+      settings,
+      loss,
+      split,
+      _reporter(on_progress, loss.spec),
+    )
+    _store.write_cell(out, loss.spec, cell)
+  return report(out)
+
+
+def report(out: str | Path) -> Results:
+  """Writes table, figures and page anew from what a study has kept.
+
+  Args:
+    out: Folder of a finished study.
+
+  Returns:
+    The numbers.
+
+  Raises:
+    StudyError: The folder holds no study or an unfinished one.
+  """
+  out = Path(out)
+  config = _store.read_config(out)
+  if config is None:
+    raise StudyError(
+      f"{out} holds no study; make one with squentropy-study run"
+    )
+  settings = _store.read_settings(config)
+  missing = [s for s in settings.losses if not _store.has_cell(out, s)]
+  if missing:
+    raise StudyError(
+      f"the study in {out} is unfinished ({missing[0]} is missing); go on "
+      f"with: {config['command']}"
+    )
+  cells = {spec: _store.read_cell(out, spec) for spec in settings.losses}
+  results = _results.collect(settings, cells)
+  _store.write(out / "results.csv", _results.to_csv(results))
+  _store.write(out / "reliability.png", _figures.reliability(results, "light"))
+  _store.write(out / "training.png", _figures.training(results, "light"))
+  _store.write(out / "report.html", _report.html(results, config))
+  return results

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one-line errors, exit codes, Ctrl-C."""
+
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from squentropy_jax.study import StudyError, _cli, _run
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    ("run digts", "unknown data set 'digts'; did you mean 'digits'?"),
+    ("run qqq", "known: digits, iris, wine, breast_cancer"),
+    ("run iris --losses squentrpy", "did you mean 'squentropy'?"),
+    ("run iris --losses", "expected at least one argument"),
+    ("run iris --seeds 0", "seeds must be at least 1, got 0"),
+    ("run iris --seeds few", "invalid int value"),
+    ("run iris --epochs 0", "epochs must be rising"),
+    ("run iris --epochs 40,30", "epochs must be rising"),
+    ("run iris --epochs many", "rising numbers as in 40,300"),
+    ("run iris --epochs=-3", "epochs must be rising"),
+    ("run iris --batch-size 0", "batch size must be at least 1"),
+    ("run iris --learning-rate 0", "learning rate must be above 0"),
+    ("run iris --learning-rate inf", "learning rate must be above 0"),
+    ("run iris --speed 9", "unrecognized arguments: --speed 9"),
+    ("run", "required: data"),
+    ("rum iris", "invalid choice"),
+    ("", "required: command"),
+    ("report nowhere", "nowhere holds no study"),
+  ],
+)
+def test_mistake_is_one_line_and_touches_nothing(
+  words, message, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  assert _cli.main(words.split()) == 2
+  captured = capsys.readouterr()
+  assert captured.out == ""
+  assert captured.err.startswith("squentropy-study: error: ")
+  assert captured.err.count("\n") == 1
+  assert message in captured.err
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["a file", "a file/below", "held"])
+def test_output_that_cannot_be_used(where, tmp_path, capsys):
+  (tmp_path / "a file").write_text("mine")
+  (tmp_path / "held").mkdir()
+  (tmp_path / "held" / "mine").write_text("mine")
+  out = str(tmp_path / where)
+  assert _cli.main(["run", "iris", "--out", out]) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1
+  assert out in error
+  assert (tmp_path / "a file").read_text() == "mine"
+  assert [path.name for path in (tmp_path / "held").iterdir()] == ["mine"]
+
+
+def test_lists(capsys):
+  assert _cli.main(["losses"]) == 0
+  losses = capsys.readouterr().out.splitlines()
+  assert "squentropy:scale=1.0" in losses
+  assert "cross_entropy" in losses
+  assert _cli.main(["data"]) == 0
+  data = capsys.readouterr().out.splitlines()
+  assert "digits: 1797 rows, 64 features, 10 classes" in data
+
+
+def test_what_is_asked_is_what_is_run(monkeypatch, tmp_path):
+  seen = {}
+
+  def run(settings, out, **rest):
+    seen.update(settings=settings, out=out, **rest)
+    raise StudyError("enough")
+
+  monkeypatch.setattr(_run, "run", run)
+  words = ["run", "wine", "--seeds", "3", "--epochs", "2,9", "--losses"]
+  words += ["squentropy:scale=0.5", "cross_entropy", "--batch-size", "8"]
+  words += ["--learning-rate", "0.01", "--data-seed", "7", "--quiet"]
+  assert _cli.main([*words, "--out", str(tmp_path / "a b")]) == 2
+  settings = seen["settings"]
+  assert settings.data == "wine"
+  assert settings.losses == ("squentropy:scale=0.5", "cross_entropy")
+  assert (settings.seeds, settings.epochs) == (3, (2, 9))
+  assert (settings.batch_size, settings.learning_rate) == (8, 0.01)
+  assert settings.data_seed == 7
+  assert seen["command"].endswith(f"--out '{tmp_path}/a b'")
+  # The command made from the settings asks for the same.
+  first = settings
+  assert _cli.main(shlex.split(settings.command("x"))[1:]) == 2
+  assert seen["settings"] == first
+  assert seen["out"] == pathlib.Path("x")
+
+
+def test_table_verdict_and_place_are_printed(tmp_path, capsys):
+  out = tmp_path / "out"
+  words = ["run", "iris", "--losses", "cross_entropy", "squentropy"]
+  words += ["--seeds", "2", "--epochs", "1,2", "--out", str(out)]
+  assert _cli.main(words) == 0
+  captured = capsys.readouterr()
+  text = re.sub(r"\s+", " ", captured.out)
+  assert "short: 1 epochs" in text
+  assert "long: 2 epochs" in text
+  assert re.search(r"squentropy 0\.\d+ ± 0\.\d+ 0\.\d+ ± 0\.\d+", text)
+  assert "Calibration. " in text
+  assert f"Report: {out}/report.html" in text
+  assert "squentropy: 2 epochs, 2 seeds, training loss" in captured.err
+  assert _cli.main([*words, "--quiet"]) == 0
+  assert capsys.readouterr() == ("", "")
+
+
+def _wait_for(path, process):
+  for _ in range(6000):
+    if path.exists():
+      return
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.01)
+  pytest.fail("the first loss was not finished in a minute")
+
+
+def test_ctrl_c_keeps_what_is_finished_and_no_half_written_file(tmp_path):
+  out = tmp_path / "out"
+  words = ["run", "iris", "--seeds", "1", "--epochs", "20000"]
+  # A parent in the background hands down a SIGINT that is ignored.
+  program = (
+    "import signal, sys; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from squentropy_jax.study import _cli; "
+    "sys.exit(_cli.main(sys.argv[1:]))"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", program, *words, "--out", str(out)],
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    _wait_for(out / "cells" / "cross_entropy.npz", process)
+    process.send_signal(signal.SIGINT)
+    printed, error = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  assert process.returncode == 130, error
+  last = error.splitlines()[-1]
+  assert last.startswith("Interrupted; finished and kept in ")
+  assert "cross_entropy" in last
+  assert "Traceback" not in error
+  assert printed == ""
+  names = {path.name for path in out.rglob("*")}
+  assert {"config.json", "cells", "cross_entropy.npz"} <= names
+  assert not {"results.csv", "report.html"} & names
+  assert not [name for name in names if name.endswith(".part")]

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole study: files, determinism, what is kept, and the page."""
+
+import base64
+import csv
+import dataclasses
+import html.parser
+import json
+import re
+import shutil
+
+import jax
+import pytest
+
+from squentropy_jax import study
+from squentropy_jax.study import _figures, _report, _store, _train
+
+SETTINGS = study.Settings(
+  "iris",
+  losses=("cross_entropy", "rescaled_square:target_value=10", "squentropy"),
+  seeds=2,
+  epochs=(2, 4),
+)
+FILES = {
+  "cells",
+  "config.json",
+  "reliability.png",
+  "report.html",
+  "results.csv",
+  "training.png",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  out = tmp_path_factory.mktemp("study") / "made"
+  return out, study.run(SETTINGS, out)
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+  return shutil.copytree(made[0], tmp_path / "copy")
+
+
+def _contents(folder):
+  return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _skip_figures(monkeypatch):
+  for name in ("reliability", "training"):
+    monkeypatch.setattr(_figures, name, lambda *_, **__: b"a picture")
+
+
+def _forbid_training(monkeypatch):
+  def train(*_):
+    pytest.fail("trained what was finished")
+
+  monkeypatch.setattr(_train, "train", train)
+
+
+def test_files(made):
+  out, _ = made
+  assert {path.name for path in out.iterdir()} == FILES
+  for name in ("reliability.png", "training.png"):
+    assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_csv_has_a_row_per_loss_readout_regime_and_seed(made):
+  out, results = made
+  with (out / "results.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert list(rows[0]) == [
+    "data",
+    "loss",
+    "readout",
+    "regime",
+    "epochs",
+    "seed",
+    "accuracy",
+    "nll",
+    "ece",
+    "temperature",
+    "nll_scaled",
+    "ece_scaled",
+  ]
+  keys = {
+    (row["loss"], row["readout"], row["regime"], row["epochs"], row["seed"])
+    for row in rows
+  }
+  methods = [
+    ("cross_entropy", "softmax"),
+    ("rescaled_square:target_value=10", "softmax"),
+    ("rescaled_square:target_value=10", "linear"),
+    ("squentropy", "softmax"),
+  ]
+  assert keys == {
+    (*method, *regime, seed)
+    for method in methods
+    for regime in (("short", "2"), ("long", "4"))
+    for seed in "01"
+  }
+  assert len(rows) == len(keys) == len(results.rows)
+  assert {row["data"] for row in rows} == {"iris"}
+  for row, numbers in zip(rows, results.rows, strict=True):
+    assert float(row["ece"]) == pytest.approx(numbers.ece, rel=1e-8)
+    assert 0 <= float(row["accuracy"]) <= 1
+    assert float(row["temperature"]) > 0
+    # Temperature 1 is among those tried; on other rows it may lose a little.
+    assert float(row["nll_scaled"]) < float(row["nll"]) + 0.3
+
+
+def test_config_says_what_was_run(made):
+  out, _ = made
+  config = json.loads((out / "config.json").read_text())
+  assert (
+    study.Settings(
+      **{
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in config["settings"].items()
+      }
+    )
+    == SETTINGS
+  )
+  assert config["command"] == SETTINGS.command(str(out))
+  assert config["versions"]["jax"] == jax.__version__
+  assert config["rows"] == {"train": 75, "calibration": 37, "test": 38}
+
+
+def test_same_command_gives_the_same_files(made, tmp_path):
+  out, _ = made
+  jax.clear_caches()
+  study.run(SETTINGS, tmp_path)
+  ours = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+  for path in out.rglob("*"):
+    if path.is_file() and path.name not in ("config.json", "report.html"):
+      ours.remove(path.name)
+      other = tmp_path / path.relative_to(out)
+      assert other.read_bytes() == path.read_bytes(), path.name
+  assert ours == {"config.json", "report.html"}
+
+
+def test_finished_losses_are_kept_and_the_rest_is_trained(
+  copy, made, monkeypatch
+):
+  _skip_figures(monkeypatch)
+  (copy / "cells" / "squentropy.npz").unlink()
+  with pytest.raises(study.StudyError, match="unfinished"):
+    study.report(copy)
+  (copy / "report.html").unlink()
+  trained = []
+  train = _train.train
+
+  def spy(settings, loss, *rest):
+    trained.append(loss.spec)
+    return train(settings, loss, *rest)
+
+  monkeypatch.setattr(_train, "train", spy)
+  seen = []
+  study.run(SETTINGS, copy, on_progress=seen.append)
+  assert trained == ["squentropy"]
+  kept = [item.loss for item in seen if item.value is None]
+  assert kept == list(SETTINGS.losses[:2])
+  expected = (made[0] / "results.csv").read_bytes()
+  assert (copy / "results.csv").read_bytes() == expected
+  assert (copy / "report.html").exists()
+
+
+def test_study_with_other_settings_is_not_overwritten(copy, monkeypatch):
+  _forbid_training(monkeypatch)
+  before = _contents(copy)
+  other = dataclasses.replace(SETTINGS, seeds=3)
+  with pytest.raises(study.StudyError, match=r"another study \(seeds 2, now 3"):
+    study.run(other, copy)
+  assert _contents(copy) == before
+
+
+def test_study_of_other_versions_is_not_mixed_with_this_one(copy, monkeypatch):
+  _forbid_training(monkeypatch)
+  config = json.loads((copy / "config.json").read_text())
+  config["versions"]["jax"] = "0.0.1"
+  (copy / "config.json").write_text(json.dumps(config))
+  with pytest.raises(study.StudyError, match=r"jax 0\.0\.1, now"):
+    study.run(SETTINGS, copy)
+
+
+def test_fresh_replaces_a_study_and_nothing_else(copy, monkeypatch):
+  (copy / "notes.txt").write_text("mine")
+  cells = []
+  monkeypatch.setattr(_train, "train", lambda *_: cells.append(1))
+  monkeypatch.setattr(_store, "write_cell", lambda *_: None)
+  with pytest.raises(study.StudyError, match="unfinished"):
+    study.run(dataclasses.replace(SETTINGS, seeds=3), copy, fresh=True)
+  assert len(cells) == 3
+  assert (copy / "notes.txt").read_text() == "mine"
+  assert not (copy / "results.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "config.json"])
+def test_folder_that_holds_something_else_is_left_alone(
+  tmp_path, monkeypatch, name
+):
+  _forbid_training(monkeypatch)
+  (tmp_path / name).write_text("{}")
+  for fresh in (False, True):
+    with pytest.raises(study.StudyError, match=f"something else .{name}"):
+      study.run(SETTINGS, tmp_path, fresh=fresh)
+  assert _contents(tmp_path) == {tmp_path / name: b"{}"}
+
+
+def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "results.csv"
+  path.write_bytes(b"old")
+
+  def full(_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr("os.fsync", full)
+  with pytest.raises(study.StudyError, match="No space left"):
+    _store.write(path, b"new")
+  assert _contents(tmp_path) == {path: b"old"}
+
+
+class _Page(html.parser.HTMLParser):
+  """Gathers what a browser would load, and whether the tags are balanced."""
+
+  def __init__(self):
+    super().__init__()
+    self.loads = []
+    self.open = []
+    self.tags = []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    loading = ("src", "srcset", "href", "data", "poster", "action")
+    self.loads += [value for key, value in attrs if key in loading]
+    if tag not in ("meta", "img", "source", "wbr", "link", "br"):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(made):
+  return (made[0] / "report.html").read_text()
+
+
+def test_page_is_one_file_without_scripts(page):
+  parser = _Page()
+  parser.feed(page)
+  assert parser.open == []
+  assert not {"script", "link", "iframe", "object"} & set(parser.tags)
+  assert "@import" not in page
+  assert "url(" not in page
+  assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+  # Two themes of four diagrams and three curves.
+  assert len(parser.loads) == 14
+  for load in parser.loads:
+    kind, _, data = load.partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(data).startswith(b"\x89PNG")
+
+
+def test_page_fits_themes_and_phones(page):
+  assert "prefers-color-scheme: dark" in page
+  assert 'name="viewport"' in page
+
+
+def test_page_says_how_it_was_made(page, made):
+  text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+  assert SETTINGS.command(str(made[0])) in text
+  assert f"jax {jax.__version__}" in text
+  for wanted in ("75 to train on", "0.001", "short: 2 epochs", "data seed 0"):
+    assert wanted in text, wanted
+
+
+def test_page_escapes_what_it_is_given(made, monkeypatch):
+  _skip_figures(monkeypatch)
+  config = _store.read_config(made[0])
+  config["command"] = "<script>alert(1)</script> & $table"
+  page = _report.html(made[1], config).decode()
+  assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $table" in page
+  assert "<script" not in page

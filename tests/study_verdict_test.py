@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict follows from the numbers and names the regime."""
+
+import re
+
+import numpy as np
+import pytest
+
+from squentropy_jax.study import Settings, _results, _verdict
+from squentropy_jax.study._evaluate import Evaluation, Metrics
+from squentropy_jax.study._results import Method, Results
+from squentropy_jax.study._train import Cell
+
+NOISE = np.array([-1.0, 0.0, 1.0, 2.0, -2.0])
+
+
+def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
+  """Results whose ECE per loss and regime has the means given."""
+  settings = Settings(
+    "digits", losses=losses or tuple(ece), seeds=seeds, epochs=epochs
+  )
+  cell = Cell(*[np.zeros(7, np.int32)] * len(Cell._fields))
+  evaluations = {}
+  for loss, means in ece.items():
+    for index, regime in enumerate(settings.regimes):
+      # Each loss has a noise of its own, so the differences vary.
+      spread = 0.001 * np.roll(NOISE, len(evaluations))[:seeds]
+      level = (nll or {}).get(loss, 0.1)
+      metrics = Metrics(0.9 + spread, level + spread, means[index] + spread)
+      evaluations[Method(loss, "softmax"), regime] = Evaluation(
+        metrics, metrics, 1 + spread, None, None
+      )
+  return Results(settings, dict.fromkeys(ece, cell), evaluations)
+
+
+def _say(results):
+  return dict(_verdict.verdict(results))
+
+
+def test_verdict_that_turns_with_the_length_says_so():
+  said = _say(
+    _results_with({"cross_entropy": (0.01, 0.05), "squentropy": (0.04, 0.02)})
+  )["Calibration"]
+  assert "depends on how long one trains" in said
+  assert "worse calibrated after 40 epochs (0.040 against 0.010, +0.030" in said
+  assert "better calibrated after 300 epochs (0.020 against 0.050, -0.0" in said
+
+
+def test_verdict_that_does_not_turn_says_so():
+  said = _say(
+    _results_with({"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)})
+  )["Calibration"]
+  assert "same at each training length" in said
+  assert said.count("better calibrated") == 2
+
+
+def test_difference_within_chance_is_no_difference():
+  said = _say(
+    _results_with(
+      {"cross_entropy": (0.0200, 0.02), "squentropy": (0.0201, 0.02)}
+    )
+  )
+  assert said["Calibration"].count("no clear difference") == 2
+  assert "better" not in " ".join(said.values())
+
+
+def test_order_of_the_losses_does_not_turn_the_verdict():
+  numbers = {"squentropy": (0.04, 0.02), "cross_entropy": (0.01, 0.05)}
+  said = _say(_results_with(numbers))["Calibration"]
+  assert "squentropy against cross_entropy" in said
+  assert "worse calibrated after 40 epochs" in said
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+@pytest.mark.parametrize("epochs", [(300,), (40, 300), (1, 40, 300)])
+def test_no_claim_without_its_regime(seeds, epochs):
+  ece = {
+    "cross_entropy": (0.05,) * 3,
+    "squentropy": (0.02,) * 3,
+    "squentropy:scale=2": (0.09,) * 3,
+  }
+  results = _results_with(ece, seeds=seeds, epochs=epochs)
+  for title, text in _verdict.verdict(results):
+    for clause in re.split(r"(?<=\))[;.] ", text):
+      if "calibrated" in clause and title != "The others":
+        assert re.search(r"after \d+ epoch", clause), clause
+    if title == "The others":
+      for sentence in text.split(". ")[1:]:
+        assert re.match(r"After \d+ epochs?, ", sentence), sentence
+  text = " ".join(text for _, text in _verdict.verdict(results))
+  if seeds == 1:
+    assert "better" not in text
+    assert "undecided" in text
+  else:
+    assert "better calibrated after" in text
+  assert "after 1 epochs" not in text
+
+
+def test_one_length_warns_that_it_is_one():
+  said = _say(
+    _results_with(
+      {"cross_entropy": (0.05,), "squentropy": (0.02,)}, epochs=(300,)
+    )
+  )["Calibration"]
+  assert "another may turn the answer" in said
+
+
+def test_divergence_concludes_nothing():
+  results = _results_with(
+    {"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)},
+    nll={"squentropy": np.nan},
+  )
+  ((title, text),) = _verdict.verdict(results)
+  assert title == "Diverged"
+  assert "squentropy" in text
+  assert "cross_entropy" not in text
+
+
+def test_one_loss_has_no_rival():
+  ((title, _),) = _verdict.verdict(_results_with({"squentropy": (0.1, 0.2)}))
+  assert title == "Nothing to compare"
+
+
+def test_interval_is_that_of_students_t():
+  results = _results_with(
+    {"cross_entropy": (0.0, 0.0), "squentropy": (0.0, 0.0)}, seeds=3
+  )
+  new, old = Method("squentropy", "softmax"), Method("cross_entropy", "softmax")
+  paired = results.per_seed(new, "short", "ece") - results.per_seed(
+    old, "short", "ece"
+  )
+  difference = results.difference(new, old, "short", "ece")
+  # 4.302653 is the 97.5 % point of Student's t with 2 degrees of freedom.
+  reach = 4.302653 * np.sqrt(((paired - paired.mean()) ** 2).sum() / 2 / 3)
+  assert difference.high - difference.mean == pytest.approx(reach, rel=1e-6)
+  assert difference.mean - difference.low == pytest.approx(reach, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "sign"), [(1, 2, 1), (-2, -1, -1), (-1, 1, 0), (0, 1, 0)]
+)
+def test_sign_needs_an_interval_without_zero(low, high, sign):
+  assert _results.Difference((low + high) / 2, low, high).sign == sign
+  assert _results.Difference(1.0, np.nan, np.nan).sign == 0
