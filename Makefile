@@ -9,6 +9,8 @@ SHELL := /bin/sh
 
 # Only a package registry may be reachable, so uv must not fetch interpreters.
 export UV_PYTHON_DOWNLOADS := never
+# Trust what the machine trusts, as pip does.
+export UV_SYSTEM_CERTS := 1
 # An active environment or a search path of the caller's must not leak in.
 unexport PYTHONPATH
 unexport VIRTUAL_ENV
