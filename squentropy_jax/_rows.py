@@ -51,11 +51,19 @@ class RowForm(Protocol):
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def with_row(row: Callable[..., jax.Array]) -> Callable[[_F], _F]:
-  """Gives a loss its row form, as the attribute ``row``."""
+def with_row(
+  row: Callable[..., jax.Array],
+  logit_scale: Callable[..., jax.typing.ArrayLike] | None = None,
+) -> Callable[[_F], _F]:
+  """Gives a loss its row form, as the attribute ``row``.
+
+  With ``logit_scale`` the statistics are those of the logits times
+  ``logit_scale(**hyperparameters)``; it becomes an attribute too, else None.
+  """
 
   def attach(loss: _F) -> _F:
     loss.row = row  # type: ignore[attr-defined]
+    loss.logit_scale = logit_scale  # type: ignore[attr-defined]
     return loss
 
   return attach
@@ -123,23 +131,48 @@ def stats_of(m: _moments.Moments) -> RowStats:
 def poison(stats: RowStats, bad: jax.Array) -> RowStats:
   """Makes the value and the gradient of bad rows NaN."""
   factor = jnp.where(bad, jnp.nan, 1.0).astype(stats.target.dtype)
-  return RowStats(*(field * factor for field in stats))
+  out = RowStats(*(field * factor for field in stats))
+  # The slope of a maximum reaches one logit; that of a sum reaches them all.
+  return out._replace(rest_max=jnp.where(bad, out.rest_sum, out.rest_max))
 
 
-def _hard_stats(
+class _Form(NamedTuple):
+  """How a loss comes from a row, without its arrays.
+
+  Attributes:
+    formula: The row form; with ``apply`` a formula of more than statistics.
+    prepare: What is done to the logits before their statistics, given the
+      hyper-parameters; impossible classes hold ``-inf``.
+    apply: ``apply(formula, stats, z, targets, hyperparameters)``, the losses of
+      ``targets`` ``[..., n]`` in the rows ``z`` ``[..., C]``.
+  """
+
+  formula: Callable[..., jax.Array]
+  prepare: Callable[..., jax.Array] | None = None
+  apply: Callable[..., jax.Array] | None = None
+
+
+def _hard(
+  form: _Form,
   z: jax.Array,
   labels: jax.Array,
   keep: jax.Array | None,
   mask: jax.Array | None,
-) -> RowStats:
-  """Statistics of rows with class ids; a masked class holds ``-inf``."""
+  hyperparameters: dict[str, jax.Array],
+) -> jax.Array:
+  """Loss of rows with class ids; a masked class holds ``-inf``."""
   last = min(z.shape[-1] - 1, jnp.iinfo(labels.dtype).max)
   bad = (labels < 0) | (labels > last)
   ids = jnp.clip(labels, 0, last).astype(jnp.int32)
   if mask is not None:
     own = _moments.class_ids(z) == ids[..., None]
     bad |= ~jnp.any(mask & own, axis=-1)
-  return poison(stats_of(_moments.moments(z, ids, keep)), bad)
+  stats = poison(stats_of(_moments.moments(z, ids, keep)), bad)
+  if form.apply is None:
+    return form.formula(stats, **hyperparameters)
+  stats = RowStats(*(field[..., None] for field in stats))
+  loss = form.apply(form.formula, stats, z, ids[..., None], hyperparameters)
+  return loss[..., 0]
 
 
 def _leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
@@ -189,7 +222,7 @@ def _all_class_stats(z: jax.Array) -> RowStats:
 
 
 def _expected(
-  row: Callable[..., jax.Array],
+  form: _Form,
   z: jax.Array,
   labels: jax.Array,
   mask: jax.Array | None,
@@ -206,7 +239,12 @@ def _expected(
   stats = RowStats(
     *(jnp.where(skip, h, s) for h, s in zip(harmless, stats, strict=True))
   )
-  loss = jnp.where(skip, jnp.zeros_like(z), p * row(stats, **hyperparameters))
+  if form.apply is None:
+    each = form.formula(stats, **hyperparameters)
+  else:
+    ids = _moments.class_ids(z)
+    each = form.apply(form.formula, stats, z, ids, hyperparameters)
+  loss = jnp.where(skip, jnp.zeros_like(z), p * each)
   bad = impossible.all(-1)
   if mask is not None:
     bad |= jnp.any((p != 0) & ~mask, axis=-1)
@@ -216,7 +254,7 @@ def _expected(
 # Compiled here, so that a call outside jit is one dispatch; inlined in a trace.
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _evaluate(
-  row: Callable[..., jax.Array],
+  form: _Form,
   axis: int,
   logits: jax.Array,
   targets: jax.Array,
@@ -236,15 +274,18 @@ def _evaluate(
     z = jnp.where(mask, z, -jnp.inf)
     mask |= ~keep[..., None]
   # Harmless inputs before any arithmetic, so that no NaN reaches a gradient.
-  if hard:
-    if keep is not None:
-      targets = jnp.where(keep, targets, jnp.zeros_like(targets))
-    loss = row(_hard_stats(z, targets, keep, mask), **hyperparameters)
-  else:
-    if keep is not None:
+  # The sums of a row form with class ids take `keep` and need no such pass.
+  if keep is not None:
+    if not hard or form.prepare is not None or form.apply is not None:
       z = jnp.where(keep[..., None], z, jnp.zeros_like(z))
-      targets = jnp.where(keep[..., None], targets, jnp.zeros_like(targets))
-    loss = _expected(row, z, targets, mask, hyperparameters)
+    kept = keep if hard else keep[..., None]
+    targets = jnp.where(kept, targets, jnp.zeros_like(targets))
+  if form.prepare is not None:
+    z = form.prepare(z, **hyperparameters)
+  if hard:
+    loss = _hard(form, z, targets, keep, mask, hyperparameters)
+  else:
+    loss = _expected(form, z, targets, mask, hyperparameters)
   return loss if keep is None else jnp.where(keep, loss, jnp.zeros_like(loss))
 
 
@@ -255,16 +296,22 @@ def evaluate(
   *,
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
+  prepare: Callable[..., jax.Array] | None = None,
+  apply: Callable[..., jax.Array] | None = None,
   **hyperparameters: Any,
 ) -> jax.Array:
-  """The per-example loss whose row form is ``row``: every law in one place."""
+  """The per-example loss whose row form is ``row``: every law in one place.
+
+  `_Form` tells what ``prepare`` and ``apply`` are.
+  """
   array, targets, axis, where = _checks.as_examples(logits, labels, axis, where)
   dtype = _checks.compute_dtype(array.dtype)
   scalars = {
     name: _checks.as_scalar(name, value, dtype)
     for name, value in hyperparameters.items()
   }
-  return _evaluate(row, axis, array, jnp.asarray(targets), where, scalars)
+  form = _Form(row, prepare, apply)
+  return _evaluate(form, axis, array, jnp.asarray(targets), where, scalars)
 
 
 def hyperparameter_names(row: Callable[..., Any]) -> tuple[str, ...]:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of single numbers that several losses share, exact on their seams.
+
+Arguments are arrays of one shape, or scalars, of one dtype. Derivatives are
+finite wherever the value is, also at a parameter of 0 and at an infinite ``x``.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# In the place of an infinity that may meet a 0; its square fits in float32.
+_HUGE = 1e18
+# Below it a derivative by the parameter is summed as a series: above it the
+# quotient loses less than two digits.
+_SMALL = 0.05
+# Of (y e^y - (e^y - 1)) / y^2 and of (y / (1 + y) - log(1 + y)) / y^2.
+_EXPM1_SERIES = (
+  1 / 2,
+  1 / 3,
+  1 / 8,
+  1 / 30,
+  1 / 144,
+  1 / 840,
+  1 / 5760,
+  1 / 45360,
+)
+_LOG1P_SERIES = tuple((-1) ** (n + 1) * (1 - 1 / n) for n in range(2, 14))
+
+
+def _polynomial(y: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
+  total = jnp.full_like(y, coefficients[-1])
+  for c in coefficients[-2::-1]:
+    total = total * y + c
+  return total
+
+
+def weighted(weight: jax.Array, x: jax.Array) -> jax.Array:
+  """``weight x``, and 0 where the weight is 0 and ``x`` infinite."""
+  missing = (weight == 0) & jnp.isinf(x)
+  return weight * jnp.where(missing, jnp.zeros_like(x), x)
+
+
+def power(log_base: jax.Array, exponent: jax.Array) -> jax.Array:
+  """``exp(log_base) ** exponent``, which is 1 at exponent 0 for base 0 too."""
+  return jnp.exp(exponent * jnp.maximum(log_base, -_HUGE))
+
+
+@jax.custom_jvp
+def expm1_over(x: jax.Array, a: jax.Array) -> jax.Array:
+  """``expm1(a x) / a``, which is ``x`` at ``a = 0``."""
+  divisor = jnp.where(a == 0, jnp.ones_like(a), a)
+  return jnp.where(a == 0, x, jnp.expm1(weighted(a, x)) / divisor)
+
+
+@expm1_over.defjvp
+def _expm1_over_jvp(
+  primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  x, a = primals
+  dx, da = tangents
+  bounded = jnp.clip(x, -_HUGE, _HUGE)
+  y = a * bounded
+  small = jnp.abs(y) < _SMALL
+  near = _polynomial(jnp.where(small, y, jnp.zeros_like(y)), _EXPM1_SERIES)
+  y_far = jnp.where(small, jnp.ones_like(y), y)
+  a_far = jnp.where(small, jnp.ones_like(y), a)
+  far = (y_far * jnp.exp(y_far) - jnp.expm1(y_far)) / (a_far * a_far)
+  by_a = jnp.where(small, bounded * bounded * near, far)
+  return expm1_over(x, a), jnp.exp(y) * dx + by_a * da
+
+
+@jax.custom_jvp
+def log1p_over(x: jax.Array, a: jax.Array) -> jax.Array:
+  """``log(1 + a x) / a``, which is ``x`` at ``a = 0``; ``-inf`` at no mass.
+
+  For ``a > 0`` and ``1 + a x <= 0`` it is ``-inf``, with derivatives 0.
+  """
+  ax = weighted(a, x)
+  positive = ax > -1.0
+  divisor = jnp.where(a == 0, jnp.ones_like(a), a)
+  value = jnp.log1p(jnp.where(positive, ax, jnp.zeros_like(ax))) / divisor
+  value = jnp.where(positive | jnp.isnan(ax), value, -jnp.inf)
+  return jnp.where(a == 0, x, value)
+
+
+@log1p_over.defjvp
+def _log1p_over_jvp(
+  primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  x, a = primals
+  dx, da = tangents
+  bounded = jnp.clip(x, -_HUGE, _HUGE)
+  y = a * bounded
+  small = jnp.abs(y) < _SMALL
+  near = _polynomial(jnp.where(small, y, jnp.zeros_like(y)), _LOG1P_SERIES)
+  inside = y > -1.0
+  y_far = jnp.where(small | ~inside, jnp.ones_like(y), y)
+  a_far = jnp.where(small, jnp.ones_like(y), a)
+  far = (y_far / (1.0 + y_far) - jnp.log1p(y_far)) / (a_far * a_far)
+  by_a = jnp.where(small, bounded * bounded * near, far)
+  zero = jnp.zeros_like(y)
+  by_x = 1.0 / (1.0 + jnp.where(inside, y, zero))
+  by_x, by_a = (jnp.where(inside, slope, zero) for slope in (by_x, by_a))
+  return log1p_over(x, a), by_x * dx + by_a * da
