@@ -8,7 +8,6 @@ from cases import CASES, OTHERS
 import chex
 import jax
 import jax.numpy as jnp
-import jax.test_util
 import numpy as np
 import pytest
 
@@ -537,26 +536,7 @@ def test_same_executable_same_bits(case):
     np.testing.assert_array_equal(first, again)
 
 
-# In float64, in a process of its own.
-
-
-@pytest.mark.x64
-@EVERY
-def test_float64_value_and_derivatives(case):
-  logits = np.float64(LOGITS)
-  for hyper in ({}, case.hyperparameters):
-    actual = case.loss(logits, LABELS, **hyper)
-    chex.assert_type(actual, jnp.float64)
-    np.testing.assert_allclose(
-      actual, reference(case, logits, LABELS, **hyper), rtol=1e-12
-    )
-    jax.test_util.check_grads(
-      functools.partial(case.loss, labels=LABELS, **hyper),
-      (logits,),
-      order=2,
-      atol=1e-6,
-      rtol=1e-6,
-    )
+# In float64, in a process of its own; see also x64_test.
 
 
 def plain_stats(logits, label):
