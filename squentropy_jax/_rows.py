@@ -175,14 +175,14 @@ def _hard(
   return loss[..., 0]
 
 
-def _leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
+def leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
   """For every entry the sum of the others; never subtracts the largest."""
   zero = jnp.zeros_like(x)
   others = jnp.where(is_largest, zero, x).sum(-1, keepdims=True)
   return jnp.where(is_largest, others, x.sum(-1, keepdims=True) - x)
 
 
-def _all_class_stats(z: jax.Array) -> RowStats:
+def all_class_stats(z: jax.Array) -> RowStats:
   """Statistics of every class taken as the target, in one pass over the row."""
   ids = _moments.class_ids(z)
   zero = jnp.zeros_like(z)
@@ -204,7 +204,7 @@ def _all_class_stats(z: jax.Array) -> RowStats:
   shift = jax.lax.stop_gradient(jnp.where(is_top, second, top))
   shared = jnp.exp(z - jax.lax.stop_gradient(top))
   own = jnp.exp(others - jax.lax.stop_gradient(second)).sum(-1, keepdims=True)
-  mass = jnp.where(is_top, own, _leave_one_out(shared, is_top))
+  mass = jnp.where(is_top, own, leave_one_out(shared, is_top))
   is_widest = first_argmax(jnp.abs(size))
   rest_count = count - possible.astype(z.dtype)
   rest_max = jnp.where(is_top, second, jnp.broadcast_to(top, z.shape))
@@ -213,8 +213,8 @@ def _all_class_stats(z: jax.Array) -> RowStats:
       target=z,
       shift=shift,
       mass=mass,
-      rest_sum=_leave_one_out(size, is_widest),
-      rest_sq=_leave_one_out(jnp.square(size), is_widest),
+      rest_sum=leave_one_out(size, is_widest),
+      rest_sq=leave_one_out(jnp.square(size), is_widest),
       rest_max=jnp.where(rest_count > 0, rest_max, -jnp.inf),
       rest_count=rest_count,
     )
@@ -234,7 +234,7 @@ def _expected(
   # Mass 0 on an impossible class adds exactly 0: its loss may be infinite, so
   # it is not evaluated.
   skip = impossible & (p == 0)
-  stats = _all_class_stats(z)
+  stats = all_class_stats(z)
   harmless = RowStats(*(jnp.zeros_like(z),) * 6, stats.num_classes)
   stats = RowStats(
     *(jnp.where(skip, h, s) for h, s in zip(harmless, stats, strict=True))
