@@ -59,7 +59,8 @@ $(VENV)/.made:
 	    "path. Install one, or name it: make PYTHON=/path/to/python3" >&2; \
 	  exit 1; \
 	fi; \
-	if ! $(PY) -c '' 2>/dev/null; then \
+	if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  2>/dev/null; then \
 	  echo "Making $(VENV) with $$($$python --version)"; \
 	  $(call create,$(VENV),$$python); \
 	fi
