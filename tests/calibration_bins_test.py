@@ -68,7 +68,7 @@ def test_confidence_does_not_stall_past_the_integers_of_float32():
 def test_a_label_out_of_range_raises_and_poisons_under_jit():
   p, y = _data(4)
   y[2] = 5
-  with pytest.raises(ValueError, match=r"row \(2,\) has label 5"):
+  with pytest.raises(ValueError, match=r"labels\[2\] = 5"):
     calibration.bin_stats(p, y)
   stats = jax.jit(calibration.bin_stats)(p, y)
   assert int(stats.invalid) == 1

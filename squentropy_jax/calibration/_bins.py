@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binned statistics of the top-label confidence, and errors read from them."""
+"""Binned statistics of the top-label confidence; they add exactly."""
 
-import functools
 from typing import NamedTuple
 
-import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from squentropy_jax.calibration import _exact
-from squentropy_jax.calibration._rows import Rows, read_rows, top
+from squentropy_jax.calibration import _exact, _inputs
 
 
 class BinStats(NamedTuple):
@@ -28,7 +25,7 @@ class BinStats(NamedTuple):
     confidence_digits: The sum of confidence in each bin, in base 1024 with
       one whole digit and four behind the point, ``[..., 5, m]``.
     invalid: How many rows were kept but had a label out of range or a
-      confidence outside [0, 1], ``[...]``. Above 0, every error is NaN.
+      probability outside [0, 1], ``[...]``. Above 0, every error is NaN.
   """
 
   counts: Array
@@ -40,69 +37,55 @@ class BinStats(NamedTuple):
   def accuracy(self) -> Array:
     """The share of hits in each bin ``[..., m]``; NaN in an empty bin."""
     dtype = jnp.result_type(float)
-    counts = self.counts.astype(dtype)
-    return _poison(self, self.hits.astype(dtype) / counts)
+    return poison(self, self.hits.astype(dtype) / self.counts.astype(dtype))
 
   @property
   def confidence(self) -> Array:
     """The mean confidence in each bin ``[..., m]``; NaN in an empty bin."""
     dtype = jnp.result_type(float)
-    digits = _exact.carry(self.confidence_digits)
-    total = digits[..., 0, :].astype(dtype) + _exact.fraction(digits, dtype)
-    return _poison(self, total / self.counts.astype(dtype))
+    total = _exact.to_float(_exact.carry(self.confidence_digits), dtype)
+    return poison(self, total / self.counts.astype(dtype))
 
 
-def _poison(stats: BinStats, value: Array) -> Array:
+def poison(stats: BinStats, value: Array) -> Array:
   """``value`` ``[..., m]``, NaN where the statistics cannot be trusted."""
   bad = (stats.invalid > 0) | jnp.any(stats.counts < 0, axis=-1)
   return jnp.where(bad[..., None], jnp.nan, value)
 
 
-def check_num_bins(num_bins: int) -> None:
-  """Raises unless ``num_bins`` is a positive Python integer."""
-  if not isinstance(num_bins, int) or isinstance(num_bins, bool):
-    raise TypeError(f"num_bins must be an int, got {num_bins!r}.")
-  if num_bins < 1:
-    raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+def edges(num_bins: int, dtype: np.dtype) -> np.ndarray:
+  """The edges ``b / num_bins`` of the bins, ``[num_bins + 1]``.
+
+  They are rounded to the type of the data, so that the number nearest to an
+  edge lies on it and opens its bin.
+  """
+  return (np.arange(num_bins + 1) / num_bins).astype(dtype)
 
 
-def equal_width_bins(x: Array, num_bins: int) -> Array:
-  """The bin of each ``x`` in [0, 1], left-closed, the last one closed."""
-  # Edges are rounded to the type of x, so the nearest number to an edge lies
-  # on it and opens its bin.
-  edges = jnp.asarray(np.arange(1, num_bins) / num_bins, x.dtype)
-  bins = jnp.searchsorted(edges, x, side="right", method="compare_all")
-  return bins.astype(jnp.int32)
+def bin_of(x: Array, num_bins: int) -> Array:
+  """The bin of each ``x`` in [0, 1], an int32: left-closed, the last closed."""
+  edge = jnp.asarray(edges(num_bins, x.dtype))
+  # The product may round across an edge, so it is compared with them.
+  index = jnp.minimum(jnp.floor(x * num_bins).astype(jnp.int32), num_bins - 1)
+  index = index - (x < edge[index]).astype(jnp.int32)
+  index = index + (x >= edge[index + 1]).astype(jnp.int32)
+  return jnp.minimum(index, num_bins - 1)
 
 
-def sum_by_bin(
-  confidence: Array, hit: Array, valid: Array, bins: Array, num_bins: int
-) -> BinStats:
-  """Adds rows ``[n]``; rows whose bin is ``num_bins`` are left out."""
-  integers = jnp.concatenate(
-    [
-      jnp.ones_like(bins)[:, None],
-      hit.astype(jnp.int32)[:, None],
-      _exact.to_digits(confidence),
-    ],
-    axis=-1,
-  )
-  sums = _exact.segment_sum(integers, bins, num_bins)
+@_inputs.compiled("num_bins")
+def _bin_stats(rows: _inputs.Rows, *, num_bins: int) -> BinStats:
+  top = _inputs.top(rows)
+  # A row of bin `num_bins` is left out.
+  bins = jnp.where(top.use, bin_of(top.confidence, num_bins), num_bins)
+  flags = jnp.stack([top.use, top.hit], axis=-1).astype(jnp.int32)
+  flags = _exact.segment_sum(flags, bins, num_bins).sum(0)
+  digits = _exact.to_digits(top.confidence)
   return BinStats(
-    counts=sums[:, 0].sum(0),
-    hits=sums[:, 1].sum(0),
-    # Chunks are brought below 1024 a digit before they are added.
-    confidence_digits=_exact.carry(_exact.carry(sums[:, 2:]).sum(0)),
-    invalid=jnp.sum(~valid, dtype=jnp.int32),
+    counts=flags[0],
+    hits=flags[1],
+    confidence_digits=_exact.sum_digits(digits, bins, num_bins),
+    invalid=jnp.sum(top.invalid, dtype=jnp.int32),
   )
-
-
-@functools.partial(jax.jit, static_argnames="num_bins")
-def _bin_stats(rows: Rows, *, num_bins: int) -> BinStats:
-  confidence, hit, valid = top(rows)
-  bins = equal_width_bins(confidence, num_bins)
-  bins = jnp.where(rows.keep & valid, bins, num_bins)
-  return sum_by_bin(confidence, hit, valid, bins, num_bins)
 
 
 def bin_stats(
@@ -123,11 +106,11 @@ def bin_stats(
   tied classes is the prediction.
 
   Args:
-    probabilities: Predicted probabilities ``[..., C]``.
-    labels: Integer class ids ``[...]``.
-    num_bins: Number of bins, a Python integer.
-    where: Boolean ``[...]``, which examples count. Dropped ones may hold
-      anything, NaN included.
+    probabilities: Predicted probabilities, shape ``[..., C]``.
+    labels: Class ids, integers of shape ``[...]``.
+    num_bins: Number of bins, a Python int.
+    where: Which examples count, booleans of shape ``[...]``. Dropped ones may
+      hold anything, NaN included.
 
   Returns:
     The sums, a :class:`BinStats`, to give to
@@ -150,10 +133,10 @@ def bin_stats(
 
   References:
     Naeini et al., `Obtaining Well Calibrated Probabilities Using Bayesian
-    Binning <https://doi.org/10.1609/aaai.v29i1.9602>`_, 2015
+    Binning <https://doi.org/10.1609/aaai.v29i1.9602>`_, 2015.
   """
-  check_num_bins(num_bins)
-  rows = read_rows("probabilities", probabilities, labels, where)
+  _inputs.check_int("num_bins", num_bins, 1)
+  rows = _inputs.read_rows("probabilities", probabilities, labels, where)
   return _bin_stats(rows, num_bins=num_bins)
 
 
@@ -184,7 +167,7 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
 
   References:
     Chan, Golub and LeVeque, `Algorithms for Computing the Sample Variance
-    <https://doi.org/10.2307/2683386>`_, 1983
+    <https://doi.org/10.2307/2683386>`_, 1983.
   """
   if a.counts.shape[-1] != b.counts.shape[-1]:
     raise ValueError(
@@ -197,82 +180,3 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     confidence_digits=_exact.carry(a.confidence_digits + b.confidence_digits),
     invalid=a.invalid + b.invalid,
   )
-
-
-def gaps(stats: BinStats) -> tuple[Array, Array]:
-  """Returns share and gap, accuracy less confidence, of each bin.
-
-  An empty bin has share and gap 0; with no row at all both are NaN.
-  """
-  dtype = jnp.result_type(float)
-  digits = _exact.carry(stats.confidence_digits)
-  # The whole parts cancel in int32, before anything rounds.
-  whole = (stats.hits - digits[..., 0, :]).astype(dtype)
-  counts = stats.counts.astype(dtype)
-  gap = (whole - _exact.fraction(digits, dtype)) / jnp.maximum(counts, 1)
-  total = counts.sum(-1, keepdims=True)
-  share = counts / total
-  gap = jnp.where(total > 0, gap, jnp.nan)
-  return _poison(stats, share), _poison(stats, gap)
-
-
-def norm_of_gaps(share: Array, gap: Array, norm: float) -> Array:
-  """``(sum_b share |gap|^norm)^(1/norm)`` over the last axis."""
-  if norm == 1:
-    return jnp.sum(share * jnp.abs(gap), axis=-1)
-  # The largest gap is taken out, so that small powers do not underflow.
-  largest = jnp.max(jnp.abs(gap), axis=-1, keepdims=True)
-  scale = jnp.where(largest > 0, largest, 1)
-  mean = jnp.sum(share * jnp.abs(gap / scale) ** norm, axis=-1)
-  return largest[..., 0] * mean ** (1 / norm)
-
-
-def check_norm(norm: float) -> None:
-  """Raises unless ``norm`` is a Python number of at least 1."""
-  if isinstance(norm, bool) or not isinstance(norm, int | float):
-    raise TypeError(f"norm must be a Python number, got {norm!r}.")
-  if not 1 <= norm < float("inf"):
-    raise ValueError(
-      f"norm must be at least 1 and finite, got {norm}; the limit of large "
-      "norms is maximum_calibration_error."
-    )
-
-
-def expected_calibration_error(stats: BinStats, *, norm: float = 1) -> Array:
-  r"""Mean gap between accuracy and confidence over bins (ECE).
-
-  .. math::
-
-    \mathrm{ECE}_p = \Big(\sum_b \frac{n_b}{n}
-    \Big|\frac{h_b}{n_b} - \frac{s_b}{n_b}\Big|^p\Big)^{1/p}
-
-  where bin :math:`b` has :math:`n_b` rows, :math:`h_b` hits and the sum of
-  confidence :math:`s_b`, and :math:`p` is ``norm``.
-
-  Args:
-    stats: Statistics of :func:`bin_stats`.
-    norm: The power, a Python number of at least 1; 2 gives the root mean
-      square calibration error.
-
-  Returns:
-    The error, a scalar (or the leading shape of ``stats``). NaN without any
-    row, or where ``stats.invalid`` is above 0.
-
-  Raises:
-    TypeError: If ``norm`` is not a Python number.
-    ValueError: If ``norm`` is below 1 or infinite.
-
-  Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
-    >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-    >>> stats = calibration.bin_stats(p, jnp.array([0, 1, 1]), num_bins=2)
-    >>> print(f"{calibration.expected_calibration_error(stats):.3f}")
-    0.100
-
-  References:
-    Guo et al., `On Calibration of Modern Neural Networks
-    <https://arxiv.org/abs/1706.04599>`_, 2017
-  """
-  check_norm(norm)
-  return norm_of_gaps(*gaps(stats), norm)

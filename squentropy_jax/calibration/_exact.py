@@ -2,7 +2,7 @@
 """Sums of numbers in [0, 1] that do not round, in int32 digits.
 
 A number is written in base 1024 with one whole digit and four behind the
-point, so each digit of up to 2^20 rows adds in int32. Integer addition is
+point, so that each digit of 2^20 rows adds in int32. Integer addition is
 associative: the sum has the same bits in whatever order rows, batches and
 devices are added. Every float32 above 2^-16 is held exactly, every other
 number to 2^-40.
@@ -10,8 +10,9 @@ number to 2^-40.
 
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
 
-BITS = 10
+_BITS = 10
 NUM_DIGITS = 5
 _MAX_ROWS = 2**20
 
@@ -22,16 +23,19 @@ def to_digits(x: Array) -> Array:
   for _ in range(NUM_DIGITS):
     digit = jnp.floor(x)
     digits.append(digit.astype(jnp.int32))
-    x = (x - digit) * 2**BITS  # Exact: a subtraction of the leading bits.
+    x = (x - digit) * 2.0**_BITS  # Exact: only leading bits are taken away.
   return jnp.stack(digits, axis=-1)
 
 
 def carry(digits: Array) -> Array:
-  """Brings digits ``[..., NUM_DIGITS, m]`` below 1024, the whole one apart."""
+  """Brings digits ``[..., NUM_DIGITS, m]`` into [0, 1024), but the whole one.
+
+  The digits may be negative: the shift rounds down.
+  """
   rows = [digits[..., i, :] for i in range(NUM_DIGITS)]
   for i in range(NUM_DIGITS - 1, 0, -1):
-    rows[i - 1] = rows[i - 1] + (rows[i] >> BITS)
-    rows[i] = rows[i] & (2**BITS - 1)
+    rows[i - 1] = rows[i - 1] + (rows[i] >> _BITS)
+    rows[i] = rows[i] & (2**_BITS - 1)
   return jnp.stack(rows, axis=-2)
 
 
@@ -49,9 +53,16 @@ def segment_sum(integers: Array, segments: Array, num_segments: int) -> Array:
   return jnp.swapaxes(sums, -1, -2)
 
 
-def fraction(digits: Array, dtype: jnp.dtype) -> Array:
-  """The value of the digits ``[..., NUM_DIGITS, m]`` behind the point."""
-  value = jnp.zeros((), dtype)
-  for i in range(NUM_DIGITS - 1, 0, -1):
-    value = (value + digits[..., i, :].astype(dtype)) * 2.0**-BITS
+def sum_digits(digits: Array, segments: Array, num_segments: int) -> Array:
+  """Sums digits ``[n, NUM_DIGITS]`` to ``[NUM_DIGITS, num_segments]``."""
+  chunks = segment_sum(digits, segments, num_segments)
+  # Each chunk is brought below 1024 before the chunks are added.
+  return carry(carry(chunks).sum(0))
+
+
+def to_float(digits: Array, dtype: np.dtype) -> Array:
+  """The value ``[..., m]`` of carried digits ``[..., NUM_DIGITS, m]``."""
+  value = digits[..., NUM_DIGITS - 1, :].astype(dtype)
+  for i in range(NUM_DIGITS - 2, -1, -1):
+    value = digits[..., i, :].astype(dtype) + value * 2.0**-_BITS
   return value

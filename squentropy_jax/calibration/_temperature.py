@@ -9,7 +9,8 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax.calibration._rows import Rows, as_scores, read_rows, widen
+from squentropy_jax.calibration import _inputs
+from squentropy_jax.calibration._inputs import Rows, as_scores, read_rows, widen
 
 _LOG2_RANGE = 20
 
@@ -71,7 +72,7 @@ def _(params: TemperatureScaling, logits: ArrayLike) -> Array:
   return logits * params.inverse_temperature.astype(logits.dtype)
 
 
-@jax.jit
+@_inputs.compiled()
 def _fit_temperature(rows: Rows) -> TemperatureScaling:
   logits = widen(jnp.where(rows.keep[:, None], rows.scores, 0))
   target = jnp.take_along_axis(logits, rows.labels[:, None], -1)

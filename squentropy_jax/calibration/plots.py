@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from squentropy_jax.calibration._bins import (
-  BinStats,
-  expected_calibration_error,
-)
+from squentropy_jax.calibration._bins import BinStats
+from squentropy_jax.calibration._errors import expected_calibration_error
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over bins for every class against the rest, and what they give."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
+
+from squentropy_jax.calibration import _inputs
+from squentropy_jax.calibration._bins import bin_of, edges
+from squentropy_jax.calibration._errors import check_norm, norm_of_gaps
+
+# On CPU, classes and elements of a block that stays in a core's cache.
+_CLASSES = 2**10
+_ELEMENTS = 2**18
+
+
+class ClassSums(NamedTuple):
+  """Sums over rows by bin and class, ``[m, C]``, float."""
+
+  counts: Array
+  hits: Array
+  confidence: Array  # Up to rounding `confidence + confidence_low`.
+  confidence_low: Array
+
+
+def _masked(p: Array, keep: Array, other: float) -> Array:
+  """``p`` in [0, 1], ``other`` in the rows that do not count."""
+  return jnp.where(keep[:, None], jnp.clip(_inputs.widen(p), 0, 1), other)
+
+
+def _compared_sums(
+  p: Array, keep: Array, num_bins: int
+) -> tuple[Array, Array, Array]:
+  """Counts and sums of ``p`` ``[n, C]`` by bin: a fused pass for each bin."""
+  p = _masked(p, keep, -1)  # In no bin.
+  edge = edges(num_bins, p.dtype)
+  edge[-1] = 2  # The last bin is closed.
+
+  def one_bin(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    inside = (p >= bounds[0]) & (p < bounds[1])
+    count = jnp.sum(inside, axis=0, dtype=jnp.int32)
+    return count, jnp.sum(jnp.where(inside, p, 0), axis=0)
+
+  bounds = jnp.asarray(edge[:-1]), jnp.asarray(edge[1:])
+  counts, sums = jax.lax.map(one_bin, bounds)
+  return counts, sums, jnp.zeros_like(sums)
+
+
+def _two_sum(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+  """Adds ``x`` to a sum of two floats, the second what rounding lost."""
+  high, low = total
+  new = high + x
+  part = new - high
+  return new, low + ((high - (new - part)) + (x - part))
+
+
+def _scattered_sums(
+  p: Array, keep: Array, num_bins: int
+) -> tuple[Array, Array, Array]:
+  """The same in blocks, each in one pass: no array of the size of ``p``.
+
+  The third result is what rounding lost of the sums.
+  """
+  n, num_classes = p.shape
+  width = min(num_classes, _CLASSES)
+  length = min(n, max(1, _ELEMENTS // width))
+  rows = jnp.arange(length, dtype=jnp.int32)
+
+  def of_classes(first_class: Array) -> tuple[Array, Array, Array]:
+    def step(i: Array, total: tuple) -> tuple:
+      first = jnp.minimum(i * length, n - length)
+      block = jax.lax.dynamic_slice(p, (first, first_class), (length, width))
+      new = jax.lax.dynamic_slice(keep, (first,), (length,))
+      # The last block starts early; the rows it reads again do not count.
+      new &= rows + first >= i * length
+      block = _masked(block, new, 0)
+      bins = jnp.where(new[:, None], bin_of(block, num_bins), num_bins)
+      place = (bins, _inputs.class_ids(block))
+      sums = jnp.zeros_like(zero).at[place].add(block, mode="drop")
+      counts = total[0].at[place].add(1, mode="drop")
+      return counts, *_two_sum(total[1:], sums)
+
+    # Made of the data, so that it varies over the mesh axes of the rows.
+    none = jnp.where(p[:1, :1] == p[:1, :1], 0, 0).astype(jnp.int32)
+    none = jnp.broadcast_to(none, (num_bins, width))
+    zero = none.astype(_inputs.widen(p[:0]).dtype)
+    return jax.lax.fori_loop(0, -(-n // length), step, (none, zero, zero))
+
+  count = -(-num_classes // width)
+  starts = np.minimum(np.arange(count) * width, num_classes - width)
+  parts = jax.lax.map(of_classes, jnp.asarray(starts, jnp.int32))
+
+  def join(x: Array) -> Array:
+    full = jnp.moveaxis(x[:-1], 0, 1).reshape(num_bins, -1)
+    return jnp.concatenate([full, x[-1][:, count * width - num_classes :]], 1)
+
+  return jax.tree.map(join, parts)
+
+
+def class_sums(rows: _inputs.Rows, num_bins: int) -> ClassSums:
+  """Counts, hits and confidence of every class and bin."""
+  p, labels, keep, bad = rows
+  compared = functools.partial(_compared_sums, num_bins=num_bins)
+  scattered = functools.partial(_scattered_sums, num_bins=num_bins)
+  if p.shape[0] == 0:
+    counts, confidence, low = compared(p, keep)
+  else:
+    counts, confidence, low = jax.lax.platform_dependent(
+      p, keep, cpu=scattered, default=compared
+    )
+  own = _inputs.map_rows(_inputs.own_score, p, labels)
+  own = jnp.where(keep, jnp.clip(_inputs.widen(own), 0, 1), 0)
+  bins = jnp.where(keep & ~bad, bin_of(own, num_bins), num_bins)
+  hits = jnp.zeros(counts.shape, jnp.int32).at[bins, labels]
+  hits = hits.add(1, mode="drop").astype(low.dtype)
+  return ClassSums(counts.astype(low.dtype), hits, confidence, low)
+
+
+def any_invalid(rows: _inputs.Rows) -> Array:
+  """Whether a kept row is bad, or no row is kept."""
+  valid = _inputs.map_rows(_inputs.are_probabilities, rows.scores)
+  return jnp.any(rows.keep & (rows.bad | ~valid)) | ~jnp.any(rows.keep)
+
+
+@_inputs.compiled("num_bins", "norm")
+def _classwise(rows: _inputs.Rows, *, num_bins: int, norm: float) -> Array:
+  sums = class_sums(rows, num_bins)
+  n = jnp.sum(rows.keep, dtype=sums.counts.dtype)
+  gap = (sums.hits - sums.confidence) - sums.confidence_low
+  gap = gap / jnp.maximum(sums.counts, 1)
+  error = norm_of_gaps((sums.counts / n).T, gap.T, norm)
+  return jnp.where(any_invalid(rows), jnp.nan, jnp.mean(error))
+
+
+def classwise_calibration_error(
+  probabilities: ArrayLike,
+  labels: ArrayLike,
+  *,
+  num_bins: int = 15,
+  norm: float = 1,
+  where: ArrayLike | None = None,
+) -> Array:
+  r"""Mean over classes of the calibration error of each against the rest.
+
+  .. math::
+
+    \frac{1}{C} \sum_k \Bigl(\sum_b \frac{n_{bk}}{n} \Bigl|\frac{1}{n_{bk}}
+    \sum_{i : p_{ik} \in B_b} ([y_i = k] - p_{ik})\Bigr|^p\Bigr)^{1/p}
+
+  over bins of equal width: every probability is judged, not only the largest.
+  With many classes most of them are near 0, and so is this error.
+
+  Args:
+    probabilities: Predicted probabilities, shape ``[..., C]``.
+    labels: Class ids, integers of shape ``[...]``.
+    num_bins: Number of bins :math:`m`, a Python int.
+    norm: The power :math:`p`, a Python number of at least 1.
+    where: Which examples count, booleans of shape ``[...]``.
+
+  Returns:
+    A scalar. NaN without any row, or where a row is invalid (see
+    :class:`BinStats`).
+
+  Raises:
+    TypeError: If a dtype does not fit.
+    ValueError: If a shape does not fit, or a label known at call time is out
+      of range.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from squentropy_jax import calibration
+    >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8]])
+    >>> error = calibration.classwise_calibration_error(p, jnp.array([0, 1]))
+    >>> print(f"{error:.3f}")
+    0.150
+
+  References:
+    Kull et al., `Beyond Temperature Scaling: Obtaining Well-Calibrated
+    Multiclass Probabilities with Dirichlet Calibration
+    <https://arxiv.org/abs/1910.12656>`_, 2019.
+  """
+  _inputs.check_int("num_bins", num_bins, 1)
+  check_norm(norm)
+  rows = _inputs.read_rows("probabilities", probabilities, labels, where)
+  return _classwise(rows, num_bins=num_bins, norm=norm)
