@@ -267,6 +267,16 @@ def test_docstring_has_its_sections(name):
     )
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signature_has_its_types(name):
+  signature = inspect.signature(PUBLIC[name])
+  annotations = [p.annotation for p in signature.parameters.values()]
+  assert inspect.Signature.empty not in [
+    *annotations,
+    signature.return_annotation,
+  ]
+
+
 @pytest.mark.parametrize("path", _sources(PACKAGE), ids=_dotted)
 def test_examples_in_docstrings(path):
   """Reads the source: doctest's own finder passes decorated functions by."""
