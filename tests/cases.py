@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import types
 from typing import Any, NamedTuple
 
+import mpmath
 import numpy as np
 
 from squentropy_jax import losses
@@ -23,6 +24,8 @@ class LossCase(NamedTuple):
     impossible_target: The limit for a target logit going to ``-inf``, the other
       logits being ``OTHERS``.
     hyperparameters: Values other than the defaults, to test with.
+    soft_is_expected: Whether soft labels mean the expected loss; else the paper
+      has a meaning of its own.
   """
 
   name: str
@@ -31,12 +34,14 @@ class LossCase(NamedTuple):
   single_class: float
   impossible_target: float
   hyperparameters: Mapping[str, float] = types.MappingProxyType({})
+  soft_is_expected: bool = True
 
   def __repr__(self) -> str:
     return self.name
 
 
 OTHERS = np.array([0.5, -1.0, 2.0])
+EXP_SUM = np.exp(OTHERS).sum()
 
 
 def log_odds(logits: np.ndarray, label: int) -> float:
@@ -69,6 +74,25 @@ def rescaled_square(
   return (weights * np.square(logits - targets)).mean()
 
 
+def continuous_categorical(logits: np.ndarray, label: int) -> float:
+  """The integral as a sum over nodes, in digits enough for its cancellation."""
+  with mpmath.workdps(80):
+    nodes = [mpmath.mpf(float(z)) for z in logits]
+    integral = mpmath.fsum(
+      mpmath.exp(a - nodes[label])
+      / mpmath.fprod(a - b for b in nodes if b is not a)
+      for a in nodes
+    )
+    return float(mpmath.log(integral))
+
+
+def brier(logits: np.ndarray, label: int) -> float:
+  p = np.exp(logits - logits.max())
+  p /= p.sum()
+  miss = -np.expm1(-cross_entropy(logits, label))
+  return miss**2 + np.square(np.delete(p, label)).sum()
+
+
 CASES = (
   LossCase(
     name="cross_entropy",
@@ -93,4 +117,67 @@ CASES = (
     impossible_target=np.inf,
     hyperparameters={"scale": 0.3},
   ),
+  LossCase(
+    name="brier",
+    loss=losses.brier,
+    reference=brier,
+    single_class=0.0,
+    impossible_target=1.0 + np.square(np.exp(OTHERS)).sum() / EXP_SUM**2,
+    soft_is_expected=False,
+  ),
+  LossCase(
+    name="softmax_regression",
+    loss=losses.softmax_regression,
+    reference=brier,
+    single_class=0.0,
+    impossible_target=1.0 + np.square(np.exp(OTHERS)).sum() / EXP_SUM**2,
+    soft_is_expected=False,
+  ),
+  LossCase(
+    name="continuous_categorical",
+    loss=losses.continuous_categorical,
+    reference=continuous_categorical,
+    single_class=0.0,
+    impossible_target=np.inf,
+  ),
 )
+
+
+class BinaryCase(NamedTuple):
+  """One public loss of binary labels, with no class axis, for `binary_test`.
+
+  Attributes:
+    name: Its name in ``squentropy_jax.losses``.
+    loss: The function, of logits and labels of one shape.
+    reference: The same in float64 NumPy, ``reference(logits, labels)``.
+    of_set: Whether it is one number for the whole set, not one per entry.
+    soft_labels: Whether labels between 0 and 1 have a meaning.
+  """
+
+  name: str
+  loss: Callable[..., Any]
+  reference: Callable[..., Any]
+  of_set: bool = False
+  soft_labels: bool = True
+
+  def __repr__(self) -> str:
+    return self.name
+
+
+def continuous_bernoulli(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  size = np.where(logits == 0, 1.0, logits)
+  return np.where(
+    logits == 0, 0.0, np.log(np.expm1(size) / size) - logits * labels
+  )
+
+
+BINARY_CASES = (
+  BinaryCase(
+    name="continuous_bernoulli",
+    loss=losses.continuous_bernoulli,
+    reference=continuous_bernoulli,
+  ),
+)
+
+# Losses with arguments of their own, tested by their family alone.
+OWN_ARGUMENTS: tuple[str, ...] = ()

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets that are points of the simplex: likelihoods and square distances."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from squentropy_jax import _checks, _dense, _partition, _rows
+
+# Of (sinh(u) / u - 1) / u^2 in powers of u^2; exact in float64 for |u| < 2.
+_SINHC = tuple(1.0 / math.factorial(2 * n + 3) for n in range(12))
+
+
+def _continuous_categorical(z: jax.Array, x: jax.Array) -> jax.Array:
+  # Shifted by the largest logit, which the simplex leaves without effect.
+  top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  z = z - top
+  skip = (z == -jnp.inf) & (x == 0)
+  zero = jnp.zeros_like(z)
+  linear = jnp.where(skip, zero, x * jnp.where(skip, zero, z))
+  return _partition.log_partition(z) - linear.sum(-1)
+
+
+def continuous_categorical(
+  logits: jax.typing.ArrayLike,
+  targets: jax.typing.ArrayLike,
+  *,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Negative log-density of the continuous categorical distribution.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and a target
+  :math:`x` in the simplex :math:`\Delta`,
+
+  .. math::
+    \ell(z, x) = \log \int_\Delta e^{\langle z, t \rangle} \, dt
+                 - \langle z, x \rangle ,
+
+  with the integral over the first :math:`C - 1` coordinates. Cross-entropy of
+  soft labels is this loss without its normaliser for the simplex,
+
+  .. math::
+    \ell(z, x) = -\sum_k x_k \log \mathrm{softmax}(z)_k - \log C(z) .
+
+  The integral has full precision for equal, close and distant logits and any
+  number of classes, see the reference of Opitz for its closed form. A density
+  may exceed 1, so the loss may be negative; for a target on a corner (a class
+  id) it has no lower bound.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    targets: Points of the simplex, floats of shape ``[..., num_classes]`` with
+      sum 1, or corners of it as class ids, integers of shape ``[...]``.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of ``logits.shape``. Dropped examples have loss and
+      gradient 0; masked classes make the simplex smaller.
+
+  Returns:
+    The loss of each example in nats, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating, or if integer ``targets`` look
+      like one-hot rows or float ``targets`` like class ids.
+    ValueError: If the shapes of ``targets`` or ``where`` fit neither form
+      above, or if a concrete class id is out of range (a traced one gives NaN).
+
+  Examples:
+    >>> logits = jnp.array([[0.7, -0.3, 0.0], [1.0, 1.0, 1.0]])
+    >>> targets = jnp.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
+    >>> print(losses.continuous_categorical(logits, targets))
+    [-0.8274 -0.6931]
+
+  References:
+    Gordon-Rodriguez, Loaiza-Ganem and Cunningham, `The Continuous Categorical:
+    A Novel Simplex-Valued Exponential Family
+    <https://arxiv.org/abs/2002.08563>`_, ICML 2020; Opitz, `Steffensen's
+    Divided Differences <https://doi.org/10.1002/zamm.19640440321>`_, 1964.
+
+  .. seealso:: :func:`squentropy_jax.losses.continuous_categorical_mean`
+  """
+  return _dense.evaluate(
+    _continuous_categorical,
+    logits,
+    targets,
+    axis=axis,
+    where=where,
+    name="targets",
+  )
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _mean(logits: jax.Array, axis: int) -> jax.Array:
+  z = logits.astype(_checks.compute_dtype(logits.dtype))
+  z = jnp.moveaxis(z, axis, -1)
+  top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  return jnp.moveaxis(_partition.mean(z - top), -1, axis)
+
+
+def continuous_categorical_mean(
+  logits: jax.typing.ArrayLike, *, axis: int = -1
+) -> jax.Array:
+  r"""Mean of the continuous categorical distribution, a point of the simplex.
+
+  .. math::
+    \mu_k = \frac{\partial}{\partial z_k}
+            \log \int_\Delta e^{\langle z, t \rangle} \, dt
+
+  It is what a model trained with :func:`continuous_categorical` predicts; the
+  softmax of its logits is not.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype. A class of
+      ``-inf`` is impossible and has mean 0.
+    axis: The class axis of ``logits``.
+
+  Returns:
+    The mean, of the logits' shape, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating.
+    ValueError: If ``axis`` is not one of theirs or has length 0.
+
+  Examples:
+    >>> logits = jnp.array([0.7, -0.3, 0.0])
+    >>> print(losses.continuous_categorical_mean(logits))
+    [0.3827 0.2976 0.3197]
+
+  References:
+    Gordon-Rodriguez, Loaiza-Ganem and Cunningham, `The Continuous Categorical:
+    A Novel Simplex-Valued Exponential Family
+    <https://arxiv.org/abs/2002.08563>`_, ICML 2020.
+
+  .. seealso:: :func:`squentropy_jax.losses.continuous_categorical`
+  """
+  array = _checks.as_logits(logits)
+  axis = _checks.as_axis(axis, array)
+  _checks.check_num_classes(array.shape[axis])
+  return _mean(array, axis)
+
+
+@functools.partial(jax.jit, inline=True)
+def _continuous_bernoulli(
+  z: jax.Array, x: jax.Array, keep: jax.Array | None
+) -> jax.Array:
+  # log((e^z - 1) / z) is z / 2 plus an even function: a series near 0, where
+  # the quotient cancels, and the largest term in front elsewhere.
+  near = jnp.abs(z) < 4.0
+  half = jnp.where(near, z, jnp.zeros_like(z)) / 2.0
+  square = half * half
+  series = jnp.full_like(z, _SINHC[-1])
+  for c in _SINHC[-2::-1]:
+    series = series * square + c
+  even = jnp.log1p(square * series)
+  size = jnp.abs(jnp.where(near, jnp.full_like(z, 4.0), z))
+  tail = jnp.log1p(-jnp.exp(-size)) - jnp.log(size)
+  one = jnp.ones_like(x)
+  offset = jnp.where(near, one / 2.0, jnp.where(z > 0, one, jnp.zeros_like(x)))
+  loss = (offset - x) * z + jnp.where(near, even, tail)
+  return loss if keep is None else jnp.where(keep, loss, jnp.zeros_like(loss))
+
+
+def continuous_bernoulli(
+  logits: jax.typing.ArrayLike,
+  targets: jax.typing.ArrayLike,
+  *,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Negative log-density of the continuous Bernoulli distribution.
+
+  For a logit :math:`z` and a target :math:`x \in [0, 1]`,
+
+  .. math::
+    \ell(z, x) = \log \int_0^1 e^{z t} \, dt - z x
+               = \log \frac{e^z - 1}{z} - z x .
+
+  It is the loss to train a model of values in the unit interval with, such as
+  the pixels of an autoencoder; the binary cross-entropy of such values leaves
+  the normaliser out. The mean of the distribution is not the logistic function
+  of ``logits``, but ``continuous_categorical_mean`` of ``[logits, 0]``.
+
+  Args:
+    logits: Scores, shape ``[...]``, any floating dtype.
+    targets: Values in ``[0, 1]`` of the same shape, floats or the integers 0
+      and 1.
+    where: Which entries to keep, booleans of the same shape. Dropped ones have
+      loss and gradient 0.
+
+  Returns:
+    The loss of each entry in nats, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating or ``targets`` not numbers.
+    ValueError: If shapes differ, or if a concrete target is outside ``[0, 1]``
+      (a traced one gives NaN).
+
+  Examples:
+    >>> logits = jnp.array([0.5, -2.0, 0.0])
+    >>> targets = jnp.array([0.8, 0.1, 0.3])
+    >>> print(losses.continuous_bernoulli(logits, targets))
+    [-0.1396 -0.6386  0.    ]
+
+  References:
+    Loaiza-Ganem and Cunningham, `The Continuous Bernoulli: Fixing a Pervasive
+    Error in Variational Autoencoders <https://arxiv.org/abs/1907.06845>`_,
+    NeurIPS 2019.
+
+  .. seealso:: :func:`squentropy_jax.losses.continuous_categorical`
+  """
+  z, x, keep = _checks.as_binary(logits, targets, where, "targets")
+  return _continuous_bernoulli(z, x, keep)
+
+
+def _residual(z: jax.Array, t: jax.Array) -> jax.Array:
+  """Softmax less target; neither 1 - p nor a product is rounded off."""
+  log_odds = _rows.all_class_stats(z).log_odds
+  return _rows.sigmoid(-log_odds) * (1.0 - t) - _rows.sigmoid(log_odds) * t
+
+
+def _square_distance(z: jax.Array, t: jax.Array) -> jax.Array:
+  return jnp.square(_residual(z, t)).sum(-1)
+
+
+def _distance(z: jax.Array, t: jax.Array) -> jax.Array:
+  residual = _residual(z, t)
+  # Scaled, so that no square underflows; without slope where it is 0.
+  size = jax.lax.stop_gradient(jnp.abs(residual).max(-1, keepdims=True))
+  size = jnp.where(size == 0, jnp.ones_like(size), size)
+  square = jnp.square(residual / size).sum(-1)
+  zero = square == 0
+  root = jnp.sqrt(jnp.where(zero, jnp.ones_like(square), square))
+  return jnp.where(zero, square, size[..., 0] * root)
+
+
+def softmax_regression(
+  logits: jax.typing.ArrayLike,
+  targets: jax.typing.ArrayLike,
+  *,
+  squared: bool = True,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Euclidean distance of the softmax to a target, squared or not.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and target :math:`t`,
+
+  .. math::
+    \ell(z, t) = \lVert \mathrm{softmax}(z) - t \rVert_2^2
+    \quad \text{or} \quad
+    \ell(z, t) = \lVert \mathrm{softmax}(z) - t \rVert_2 .
+
+  The paper's problem has the second form and its analysis half of the first.
+  Soft targets enter as they are, not as an expectation over classes. Both forms
+  are bounded, not convex in the logits, and flat where the softmax is sure of a
+  wrong class.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    targets: Either class ids, integers of shape ``[...]``, or target
+      distributions, floats of shape ``[..., num_classes]``.
+    squared: Whether the distance is squared. Unsquared, its slope at distance 0
+      is taken as 0.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of ``logits.shape``. Dropped examples have loss and
+      gradient 0.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating, or if integer ``targets`` look
+      like one-hot rows or float ``targets`` like class ids.
+    ValueError: If the shapes of ``targets`` or ``where`` fit neither form
+      above, or if a concrete class id is out of range (a traced one gives NaN).
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> targets = jnp.array([[1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
+    >>> print(losses.softmax_regression(logits, targets, squared=False))
+    [0.2002 0.1524]
+
+  References:
+    Li, Song, Xia, Yu and Zhou, `The Closeness of In-Context Learning and Weight
+    Shifting for Softmax Regression <https://arxiv.org/abs/2304.13276>`_, 2023.
+
+  .. seealso:: :func:`squentropy_jax.losses.brier`
+  """
+  return _dense.evaluate(
+    _square_distance if squared else _distance,
+    logits,
+    targets,
+    axis=axis,
+    where=where,
+    name="targets",
+  )
+
+
+def brier(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Brier score: squared distance of the softmax to the target.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
+
+  .. math::
+    \ell(z, y) = \sum_k (\mathrm{softmax}(z)_k - [k = y])^2 .
+
+  Soft labels :math:`t` take the place of the indicator, as in
+  :func:`softmax_regression`: the loss is :math:`\lVert p - t \rVert^2`, which
+  is the expected loss less :math:`1 - \lVert t \rVert^2`, a constant of the
+  logits. A proper loss between 0 and 2, so an outlier moves little; but a
+  sure mistake has next to no slope, so training may stall from a bad start.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    labels: Either class ids, integers of shape ``[...]``, or target
+      distributions, floats of shape ``[..., num_classes]``.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of ``logits.shape``. Dropped examples have loss and
+      gradient 0.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
+      one-hot rows or float ``labels`` like class ids.
+    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above,
+      or if a concrete class id is out of range (a traced one gives NaN).
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(losses.brier(logits, jnp.array([0, 2])))
+    [0.0401 1.0187]
+
+  References:
+    Brier, `Verification of Forecasts Expressed in Terms of Probability
+    <https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2>`_,
+    1950.
+
+  .. seealso:: :func:`squentropy_jax.losses.softmax_regression`
+  """
+  return _dense.evaluate(
+    _square_distance, logits, labels, axis=axis, where=where
+  )
