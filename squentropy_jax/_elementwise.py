@@ -34,25 +34,29 @@ def _polynomial(y: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
   return total
 
 
-def weighted(weight: jax.Array, x: jax.Array) -> jax.Array:
+def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
   """``weight x``, and 0 where the weight is 0 and ``x`` infinite."""
-  missing = (weight == 0) & jnp.isinf(x)
+  missing = jnp.isinf(x) & (weight == 0)
   return weight * jnp.where(missing, jnp.zeros_like(x), x)
 
 
-def power(log_base: jax.Array, exponent: jax.Array) -> jax.Array:
+def power(log_base: jax.Array, exponent: jax.Array | float) -> jax.Array:
   """``exp(log_base) ** exponent``, which is 1 at exponent 0 for base 0 too."""
   return jnp.exp(exponent * jnp.maximum(log_base, -_HUGE))
 
 
-@jax.custom_jvp
-def expm1_over(x: jax.Array, a: jax.Array) -> jax.Array:
+def expm1_over(x: jax.Array, a: jax.Array | float) -> jax.Array:
   """``expm1(a x) / a``, which is ``x`` at ``a = 0``."""
+  return _expm1_over(x, jnp.asarray(a).astype(x.dtype))
+
+
+@jax.custom_jvp
+def _expm1_over(x: jax.Array, a: jax.Array) -> jax.Array:
   divisor = jnp.where(a == 0, jnp.ones_like(a), a)
   return jnp.where(a == 0, x, jnp.expm1(weighted(a, x)) / divisor)
 
 
-@expm1_over.defjvp
+@_expm1_over.defjvp
 def _expm1_over_jvp(
   primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
@@ -66,15 +70,19 @@ def _expm1_over_jvp(
   a_far = jnp.where(small, jnp.ones_like(y), a)
   far = (y_far * jnp.exp(y_far) - jnp.expm1(y_far)) / (a_far * a_far)
   by_a = jnp.where(small, bounded * bounded * near, far)
-  return expm1_over(x, a), jnp.exp(y) * dx + by_a * da
+  return _expm1_over(x, a), jnp.exp(y) * dx + by_a * da
 
 
-@jax.custom_jvp
-def log1p_over(x: jax.Array, a: jax.Array) -> jax.Array:
-  """``log(1 + a x) / a``, which is ``x`` at ``a = 0``; ``-inf`` at no mass.
+def log1p_over(x: jax.Array, a: jax.Array | float) -> jax.Array:
+  """``log(1 + a x) / a``, which is ``x`` at ``a = 0``.
 
   For ``a > 0`` and ``1 + a x <= 0`` it is ``-inf``, with derivatives 0.
   """
+  return _log1p_over(x, jnp.asarray(a).astype(x.dtype))
+
+
+@jax.custom_jvp
+def _log1p_over(x: jax.Array, a: jax.Array) -> jax.Array:
   ax = weighted(a, x)
   positive = ax > -1.0
   divisor = jnp.where(a == 0, jnp.ones_like(a), a)
@@ -83,7 +91,7 @@ def log1p_over(x: jax.Array, a: jax.Array) -> jax.Array:
   return jnp.where(a == 0, x, value)
 
 
-@log1p_over.defjvp
+@_log1p_over.defjvp
 def _log1p_over_jvp(
   primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
@@ -101,4 +109,4 @@ def _log1p_over_jvp(
   zero = jnp.zeros_like(y)
   by_x = 1.0 / (1.0 + jnp.where(inside, y, zero))
   by_x, by_a = (jnp.where(inside, slope, zero) for slope in (by_x, by_a))
-  return log1p_over(x, a), by_x * dx + by_a * da
+  return _log1p_over(x, a), by_x * dx + by_a * da

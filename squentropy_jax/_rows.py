@@ -128,6 +128,14 @@ def stats_of(m: _moments.Moments) -> RowStats:
   return poison(stats, undefined)
 
 
+def centre(z: jax.Array, **_: Any) -> jax.Array:
+  """The logits less their mean, for a loss that does not depend on it."""
+  possible = z != -jnp.inf
+  count = jnp.maximum(possible.sum(-1, keepdims=True, dtype=jnp.int32), 1)
+  total = jnp.where(possible, z, jnp.zeros_like(z)).sum(-1, keepdims=True)
+  return z - jax.lax.stop_gradient(total / count.astype(z.dtype))
+
+
 def poison(stats: RowStats, bad: jax.Array) -> RowStats:
   """Makes the value and the gradient of bad rows NaN."""
   factor = jnp.where(bad, jnp.nan, 1.0).astype(stats.target.dtype)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import types
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import mpmath
 import numpy as np
 
@@ -74,6 +75,41 @@ def rescaled_square(
   return (weights * np.square(logits - targets)).mean()
 
 
+def comp_sum(logits: np.ndarray, label: int, tau: float = 1.0) -> float:
+  loss = cross_entropy(logits, label)
+  return loss if tau == 1 else np.expm1((1 - tau) * loss) / (1 - tau)
+
+
+def generalized_cross_entropy(
+  logits: np.ndarray, label: int, q: float = 0.7
+) -> float:
+  return -np.expm1(-q * cross_entropy(logits, label)) / q
+
+
+def mean_absolute_error(logits: np.ndarray, label: int) -> float:
+  return -np.expm1(-cross_entropy(logits, label))
+
+
+def halfway(logits: Any, labels: Any, **arguments: Any) -> Any:
+  """The adversarial loss where the attack halves the logits, exactly."""
+  z = jnp.asarray(logits)
+  if jnp.issubdtype(z.dtype, jnp.floating):
+    # Their two gradients are added before they are rounded to a narrow dtype.
+    z = z.astype(jnp.float64 if z.dtype == jnp.float64 else jnp.float32)
+  return losses.smooth_adversarial_comp_sum(z, z / 2, labels, **arguments)
+
+
+def smooth_adversarial_comp_sum(
+  logits: np.ndarray,
+  label: int,
+  tau: float = 1.0,
+  rho: float = 1.0,
+  nu: float = 1.0,
+) -> float:
+  margins = logits[label] - np.delete(logits, label)
+  return comp_sum(logits / rho, label, tau) + nu * np.linalg.norm(margins / 2)
+
+
 def continuous_categorical(logits: np.ndarray, label: int) -> float:
   """The integral as a sum over nodes, in digits enough for its cancellation."""
   with mpmath.workdps(80):
@@ -116,6 +152,37 @@ CASES = (
     single_class=0.0,
     impossible_target=np.inf,
     hyperparameters={"scale": 0.3},
+  ),
+  LossCase(
+    name="comp_sum",
+    loss=losses.comp_sum,
+    reference=comp_sum,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"tau": 1.4},
+  ),
+  LossCase(
+    name="generalized_cross_entropy",
+    loss=losses.generalized_cross_entropy,
+    reference=generalized_cross_entropy,
+    single_class=0.0,
+    impossible_target=1 / 0.7,
+    hyperparameters={"q": 0.3},
+  ),
+  LossCase(
+    name="mean_absolute_error",
+    loss=losses.mean_absolute_error,
+    reference=mean_absolute_error,
+    single_class=0.0,
+    impossible_target=1.0,
+  ),
+  LossCase(
+    name="smooth_adversarial_comp_sum",
+    loss=halfway,
+    reference=smooth_adversarial_comp_sum,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"tau": 1.4, "rho": 2.0, "nu": 0.3},
   ),
   LossCase(
     name="brier",
