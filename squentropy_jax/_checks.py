@@ -73,10 +73,7 @@ def is_concrete(*arrays: Any) -> bool:
 
 
 def as_labels(
-  labels: jax.typing.ArrayLike,
-  batch: tuple[int, ...],
-  full: tuple[int, ...],
-  name: str = "labels",
+  labels: jax.typing.ArrayLike, batch: tuple[int, ...], full: tuple[int, ...]
 ) -> Any:
   """Checks that labels are class ids ``batch`` or distributions ``full``.
 
@@ -95,21 +92,21 @@ def as_labels(
       return array
     if shape == full:
       raise TypeError(
-        f"{name} of the logits' shape {full} must be floats, got {dtype}; "
-        f"for one-hot rows pass {name}.astype(jnp.float32), for class ids "
-        f"pass shape {batch}."
+        f"labels of the logits' shape {full} must be floats, got {dtype}; "
+        "for one-hot rows pass labels.astype(jnp.float32), for class ids pass "
+        f"shape {batch}."
       )
-    raise ValueError(f"{name} must be {forms}; got {dtype} of shape {shape}.")
+    raise ValueError(f"labels must be {forms}; got {dtype} of shape {shape}.")
   if jnp.issubdtype(dtype, jnp.floating):
     if shape == full:
       return array
     if shape == batch:
       raise TypeError(
-        f"{name} of shape {batch} are class ids and must be integers, got "
-        f"{dtype}; pass {name}.astype(jnp.int32)."
+        f"labels of shape {batch} are class ids and must be integers, got "
+        f"{dtype}; pass labels.astype(jnp.int32)."
       )
-    raise ValueError(f"{name} must be {forms}; got {dtype} of shape {shape}.")
-  raise TypeError(f"{name} must be {forms}; got dtype {dtype}.")
+    raise ValueError(f"labels must be {forms}; got {dtype} of shape {shape}.")
+  raise TypeError(f"labels must be {forms}; got dtype {dtype}.")
 
 
 def as_where(
@@ -131,26 +128,24 @@ def as_where(
 
 
 def _refuse_first(
-  values: np.ndarray, bad: np.ndarray, keep: Any, interval: str, name: str
+  values: np.ndarray, bad: np.ndarray, keep: Any, interval: str
 ) -> None:
   if keep is not None:
     bad = bad & np.asarray(keep)
   if bad.any():
     row = tuple(int(i) for i in np.argwhere(bad)[0])
-    place = f"{name}[{', '.join(map(str, row))}]" if row else name
+    place = f"labels[{', '.join(map(str, row))}]" if row else "labels"
     raise ValueError(
       f"{place} = {values[row]} is outside {interval}; drop padded examples "
       "with where=."
     )
 
 
-def check_label_range(
-  labels: Any, num_classes: int, keep: Any = None, name: str = "labels"
-) -> None:
+def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
   """Raises for the first kept label outside ``[0, num_classes)``."""
   values = np.asarray(labels)
   bad = (values < 0) | (values > num_classes - 1)
-  _refuse_first(values, bad, keep, f"[0, {num_classes})", name)
+  _refuse_first(values, bad, keep, f"[0, {num_classes})")
 
 
 def as_examples(
@@ -158,7 +153,6 @@ def as_examples(
   labels: jax.typing.ArrayLike,
   axis: int,
   where: jax.typing.ArrayLike | None,
-  name: str = "labels",
 ) -> tuple[jax.Array, Any, int, jax.Array | None]:
   """The checked arguments of a loss with a class axis, its axis not negative.
 
@@ -169,7 +163,7 @@ def as_examples(
   full = array.shape
   batch = full[:axis] + full[axis + 1 :]
   check_num_classes(full[axis])
-  targets = as_labels(labels, batch, full, name)
+  targets = as_labels(labels, batch, full)
   if where is not None:
     where = as_where(where, batch, full)
   hard = jnp.issubdtype(targets.dtype, jnp.integer)
@@ -177,7 +171,7 @@ def as_examples(
     keep = None if where is None else np.asarray(where)
     if keep is not None and keep.ndim == len(full):
       keep = np.any(keep, axis=axis)
-    check_label_range(targets, full[axis], keep, name)
+    check_label_range(targets, full[axis], keep)
   return array, targets, axis, where
 
 
@@ -185,7 +179,6 @@ def as_binary(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
   where: jax.typing.ArrayLike | None,
-  name: str = "labels",
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """Scores and labels in [0, 1] of one shape and dtype, and a keep mask.
 
@@ -199,12 +192,12 @@ def as_binary(
     jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
   ):
     raise TypeError(
-      f"{name} must be 0 or 1, integers, or floats in [0, 1], got dtype "
-      f"{dtype}; pass {name}.astype(jnp.int32)."
+      "labels must be 0 or 1, integers, or floats in [0, 1], got dtype "
+      f"{dtype}; pass labels.astype(jnp.int32)."
     )
   if shape != scores.shape:
     raise ValueError(
-      f"{name} must have the logits' shape {scores.shape}, got {shape}: a "
+      f"labels must have the logits' shape {scores.shape}, got {shape}: a "
       "binary loss takes one score per label."
     )
   if where is not None:
@@ -212,7 +205,7 @@ def as_binary(
   if is_concrete(targets, where):
     values = np.asarray(targets)
     bad = ~((values >= 0) & (values <= 1))
-    _refuse_first(values, bad, where, "[0, 1]", name)
+    _refuse_first(values, bad, where, "[0, 1]")
   return *_widened(scores, jnp.asarray(targets), where), where
 
 

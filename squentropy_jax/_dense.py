@@ -59,7 +59,6 @@ def evaluate(
   *,
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
-  name: str = "labels",
   **hyperparameters: Any,
 ) -> jax.Array:
   """The per-example loss ``formula(logits, targets, **hyperparameters)``.
@@ -67,9 +66,7 @@ def evaluate(
   The formula gets the class axis last, logits of ``-inf`` on impossible
   classes, and targets of the logits' shape and dtype, one-hot for class ids.
   """
-  array, targets, axis, where = _checks.as_examples(
-    logits, labels, axis, where, name
-  )
+  array, targets, axis, where = _checks.as_examples(logits, labels, axis, where)
   dtype = _checks.compute_dtype(array.dtype)
   scalars = {
     name: _checks.as_scalar(name, value, dtype)

@@ -71,9 +71,8 @@ def test_the_integral_and_the_mean_are_exact_at_any_distance(dtype):
   corner = np.zeros(len(z), np.int32)
   actual = np.float64(jax.jit(losses.continuous_categorical)(z, corner))
   expected = np.array([float(log_integral(n) - n[0]) for n in NODES])
-  # A sum of C logarithms and the saddle, none above 10 + C in absolute value
-  # beside the linear term.
-  size = np.array([10 * len(n) + max(n) - min(n) for n in NODES])
+  # Sums of C logarithms below 10, and the gap to the largest logit.
+  size = np.array([10 * len(n) + max(n) - n[0] for n in NODES])
   np.testing.assert_array_less(np.abs(actual - expected), 2 * eps * size)
   mean = np.float64(jax.jit(losses.continuous_categorical_mean)(z))
   for row, nodes in zip(mean, NODES, strict=True):
@@ -111,27 +110,29 @@ def test_worked_numbers():
 
   close(norm(x), 0.3347449014)
   close(half_square(x), 0.112054149013 / 2)
-  close(jax.grad(half_square)(x), [0.098433288085, -0.046339636081])
-  close(jax.grad(norm)(x), [0.29405462988, -0.138432686763])
+  close(jax.jit(jax.grad(half_square))(x), [0.098433288085, -0.046339636081])
+  close(jax.jit(jax.grad(norm))(x), [0.29405462988, -0.138432686763])
   close(
-    jax.hessian(half_square)(x),
+    jax.jit(jax.hessian(half_square))(x),
     [[0.046024505204, -0.052829990076], [-0.052829990076, 0.07898930131]],
   )
 
 
 @X64
 def test_derivatives_at_seams():
+  def check(loss, *arguments):
+    check_grads(jax.jit(loss), arguments, order=2, modes=["rev"])
+
   x = np.array([[0.2, 0.5, 0.3]] * 4)
   z = np.array([[1, 1, 1], [1, 1, 1 + 1e-9], [0, 1e-3, 0], [9, -9, 9.0]])
-  check_grads(losses.continuous_categorical, (z, x), order=2)
-  check_grads(losses.continuous_categorical_mean, (z,), order=2)
+  check(losses.continuous_categorical, z, x)
   z = np.array([0, 1e-9, -1e-4, 4 - 1e-4, 4 + 1e-4, -4.1, 30, -30.0])
-  check_grads(losses.continuous_bernoulli, (z, np.full(8, 0.3)), order=2)
+  check(losses.continuous_bernoulli, z, np.full(8, 0.3))
   norm = functools.partial(losses.softmax_regression, squared=False)
-  check_grads(norm, (PROBE[None], np.array([[0.1, 0.2, 0.3, 0.4]])), order=2)
+  check(norm, PROBE[None], np.array([[0.1, 0.2, 0.3, 0.4]]))
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 3, 10, 100, 1000])
+@pytest.mark.parametrize("num_classes", [1, 2, 10, 1000])
 def test_equal_logits_are_the_uniform_density(num_classes):
   for level in (0.0, 1e4):
     z = np.full(num_classes, level, np.float32)
@@ -217,11 +218,11 @@ def test_two_classes_of_softmax_regression():
 
 
 def test_distance_zero_has_value_and_slope_zero():
-  z = np.full((1, 4), 1e4, np.float32)
+  z = np.full((1, 2), 1e4, np.float32)
   for squared in (True, False):
     loss = functools.partial(losses.softmax_regression, squared=squared)
     value, slope = jax.value_and_grad(
-      lambda z, f=loss: f(z, z * 0 + 0.25).sum()
+      lambda z, f=loss: f(z, z * 0 + 0.5).sum()
     )(z)
     assert value == 0
     np.testing.assert_array_equal(slope, 0)
@@ -231,7 +232,6 @@ def test_a_confident_example_keeps_its_digits():
   z = np.array([[30.0, 0.0, -1.0], [0.0, 30.0, 0.0]], np.float32)
   labels = np.array([0, 0])
   p = np.exp(np.float64(z)) / np.exp(np.float64(z)).sum(-1, keepdims=True)
-  rest = 1 / p.sum(-1)  # Only a shape.
   rest = np.array([p[0, 1] + p[0, 2], 1 - p[1, 0]])
   truth = rest**2 + np.square(p[:, 1:]).sum(-1)
   # Each exponent of 30 costs up to 15 units.
@@ -259,13 +259,13 @@ def test_soft_labels_of_brier_are_expected_ones_less_a_constant():
 
 def test_bad_arguments_are_named():
   z = jnp.zeros((2, 3))
-  with pytest.raises(ValueError, match=r"targets\[1\] = 3 is outside \[0, 3\)"):
+  with pytest.raises(ValueError, match=r"labels\[1\] = 3 is outside \[0, 3\)"):
     losses.continuous_categorical(z, np.array([0, 3]))
-  with pytest.raises(TypeError, match=r"targets of shape \(2,\).*integers"):
+  with pytest.raises(TypeError, match=r"labels of shape \(2,\).*integers"):
     losses.softmax_regression(z, jnp.zeros(2))
   with pytest.raises(TypeError, match="logits must be floating"):
     losses.continuous_categorical_mean(jnp.zeros(3, jnp.int32))
   with pytest.raises(ValueError, match="at least one class"):
     losses.continuous_categorical_mean(jnp.zeros((3, 0)))
-  with pytest.raises(ValueError, match=r"targets\[0\] = 1.5 is outside"):
+  with pytest.raises(ValueError, match=r"labels\[0\] = 1.5 is outside"):
     losses.continuous_bernoulli(z[0], np.array([1.5, 0, 0]))

@@ -14,18 +14,18 @@ _SINHC = tuple(1.0 / math.factorial(2 * n + 3) for n in range(12))
 
 
 def _continuous_categorical(z: jax.Array, x: jax.Array) -> jax.Array:
-  # Shifted by the largest logit, which the simplex leaves without effect.
-  top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
-  z = z - top
+  # Both normalisers follow a shift of all logits, so that it has no effect.
+  z = z - jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  lse = jnp.log(jnp.exp(z).sum(-1, keepdims=True))
   skip = (z == -jnp.inf) & (x == 0)
   zero = jnp.zeros_like(z)
-  linear = jnp.where(skip, zero, x * jnp.where(skip, zero, z))
-  return _partition.log_partition(z) - linear.sum(-1)
+  soft = jnp.where(skip, zero, x * (lse - jnp.where(skip, zero, z))).sum(-1)
+  return soft + (_partition.log_partition(z) - lse[..., 0])
 
 
 def continuous_categorical(
   logits: jax.typing.ArrayLike,
-  targets: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
   *,
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
@@ -43,16 +43,16 @@ def continuous_categorical(
   soft labels is this loss without its normaliser for the simplex,
 
   .. math::
-    \ell(z, x) = -\sum_k x_k \log \mathrm{softmax}(z)_k - \log C(z) .
+    \ell(z, x) = -\sum_k x_k \log \mathrm{softmax}(z)_k - \log C(z) ,
 
-  The integral has full precision for equal, close and distant logits and any
+  and it is computed in that form. The integral has full precision for equal, close and distant logits and any
   number of classes, see the reference of Opitz for its closed form. A density
   may exceed 1, so the loss may be negative; for a target on a corner (a class
   id) it has no lower bound.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    targets: Points of the simplex, floats of shape ``[..., num_classes]`` with
+    labels: Points of the simplex, floats of shape ``[..., num_classes]`` with
       sum 1, or corners of it as class ids, integers of shape ``[...]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
@@ -63,15 +63,15 @@ def continuous_categorical(
     The loss of each example in nats, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``targets`` look
-      like one-hot rows or float ``targets`` like class ids.
-    ValueError: If the shapes of ``targets`` or ``where`` fit neither form
+    TypeError: If ``logits`` is not floating, or if integer ``labels`` look
+      like one-hot rows or float ``labels`` like class ids.
+    ValueError: If the shapes of ``labels`` or ``where`` fit neither form
       above, or if a concrete class id is out of range (a traced one gives NaN).
 
   Examples:
     >>> logits = jnp.array([[0.7, -0.3, 0.0], [1.0, 1.0, 1.0]])
-    >>> targets = jnp.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
-    >>> print(losses.continuous_categorical(logits, targets))
+    >>> labels = jnp.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
+    >>> print(losses.continuous_categorical(logits, labels))
     [-0.8274 -0.6931]
 
   References:
@@ -85,10 +85,9 @@ def continuous_categorical(
   return _dense.evaluate(
     _continuous_categorical,
     logits,
-    targets,
+    labels,
     axis=axis,
     where=where,
-    name="targets",
   )
 
 
@@ -165,7 +164,7 @@ def _continuous_bernoulli(
 
 def continuous_bernoulli(
   logits: jax.typing.ArrayLike,
-  targets: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
   *,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
@@ -184,7 +183,7 @@ def continuous_bernoulli(
 
   Args:
     logits: Scores, shape ``[...]``, any floating dtype.
-    targets: Values in ``[0, 1]`` of the same shape, floats or the integers 0
+    labels: Values in ``[0, 1]`` of the same shape, floats or the integers 0
       and 1.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
       loss and gradient 0.
@@ -193,14 +192,14 @@ def continuous_bernoulli(
     The loss of each entry in nats, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating or ``targets`` not numbers.
+    TypeError: If ``logits`` is not floating or ``labels`` not numbers.
     ValueError: If shapes differ, or if a concrete target is outside ``[0, 1]``
       (a traced one gives NaN).
 
   Examples:
     >>> logits = jnp.array([0.5, -2.0, 0.0])
-    >>> targets = jnp.array([0.8, 0.1, 0.3])
-    >>> print(losses.continuous_bernoulli(logits, targets))
+    >>> labels = jnp.array([0.8, 0.1, 0.3])
+    >>> print(losses.continuous_bernoulli(logits, labels))
     [-0.1396 -0.6386  0.    ]
 
   References:
@@ -210,7 +209,7 @@ def continuous_bernoulli(
 
   .. seealso:: :func:`squentropy_jax.losses.continuous_categorical`
   """
-  z, x, keep = _checks.as_binary(logits, targets, where, "targets")
+  z, x, keep = _checks.as_binary(logits, labels, where)
   return _continuous_bernoulli(z, x, keep)
 
 
@@ -237,7 +236,7 @@ def _distance(z: jax.Array, t: jax.Array) -> jax.Array:
 
 def softmax_regression(
   logits: jax.typing.ArrayLike,
-  targets: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
   *,
   squared: bool = True,
   axis: int = -1,
@@ -259,7 +258,7 @@ def softmax_regression(
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    targets: Either class ids, integers of shape ``[...]``, or target
+    labels: Either class ids, integers of shape ``[...]``, or target
       distributions, floats of shape ``[..., num_classes]``.
     squared: Whether the distance is squared. Unsquared, its slope at distance 0
       is taken as 0.
@@ -272,15 +271,15 @@ def softmax_regression(
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``targets`` look
-      like one-hot rows or float ``targets`` like class ids.
-    ValueError: If the shapes of ``targets`` or ``where`` fit neither form
+    TypeError: If ``logits`` is not floating, or if integer ``labels`` look
+      like one-hot rows or float ``labels`` like class ids.
+    ValueError: If the shapes of ``labels`` or ``where`` fit neither form
       above, or if a concrete class id is out of range (a traced one gives NaN).
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> targets = jnp.array([[1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
-    >>> print(losses.softmax_regression(logits, targets, squared=False))
+    >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
+    >>> print(losses.softmax_regression(logits, labels, squared=False))
     [0.2002 0.1524]
 
   References:
@@ -292,10 +291,9 @@ def softmax_regression(
   return _dense.evaluate(
     _square_distance if squared else _distance,
     logits,
-    targets,
+    labels,
     axis=axis,
     where=where,
-    name="targets",
   )
 
 
