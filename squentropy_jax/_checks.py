@@ -53,6 +53,25 @@ def as_axis(axis: int, array: jax.Array, name: str = "logits") -> int:
   return index % array.ndim
 
 
+def as_axes(
+  axis: int | tuple[int, ...] | None, array: jax.Array
+) -> tuple[int, ...]:
+  """Normalises axes to sum over; ``None`` is all of them, ``()`` none."""
+  if axis is None:
+    return tuple(range(array.ndim))
+  axes = axis if isinstance(axis, tuple) else (axis,)
+  ndim = array.ndim
+  if not all(isinstance(a, int) and -ndim <= a < ndim for a in axes):
+    raise ValueError(
+      f"axis must be None or ints in [{-ndim}, {ndim}) for logits of shape "
+      f"{array.shape}, got {axis!r}."
+    )
+  found = tuple(sorted(a % ndim for a in axes))
+  if len(set(found)) < len(found):
+    raise ValueError(f"axis names an axis twice: {axis!r}.")
+  return found
+
+
 def check_num_classes(num_classes: int, name: str = "logits") -> None:
   """Refuses an empty class axis, and one that int32 ids cannot count."""
   if num_classes == 0:

@@ -2,6 +2,7 @@
 """The catalogue of losses: what `contract_test` needs to know of each."""
 
 from collections.abc import Callable, Mapping
+import functools
 import types
 from typing import Any, NamedTuple
 
@@ -238,11 +239,55 @@ def continuous_bernoulli(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   )
 
 
+def of_sets(miss: np.ndarray, mass: np.ndarray) -> np.ndarray:
+  """One less (mass - miss + 1) over (mass + 1), the smoothing being 1."""
+  return 1.0 - (mass - miss + 1.0) / (mass + 1.0)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+  return 1.0 / (1.0 + np.exp(-logits))
+
+
+def dice(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  p = sigmoid(logits)
+  return of_sets(p + labels - 2 * p * labels, p + labels)
+
+
+def tversky(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  p = sigmoid(logits)
+  miss = (p * (1 - labels) + (1 - p) * labels) / 2
+  return of_sets(miss, p * labels + miss)
+
+
+def self_adjusting_dice(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  p = sigmoid(logits)
+  q = (1 - p) * p
+  return of_sets(q + labels - 2 * q * labels, q + labels)
+
+
+def soft_f1(logits: np.ndarray, labels: np.ndarray) -> float:
+  predicted = sigmoid(73 * (sigmoid(logits) - 0.5))
+  return 1.0 - 2 * (labels * predicted).sum() / (labels.sum() + predicted.sum())
+
+
 BINARY_CASES = (
   BinaryCase(
     name="continuous_bernoulli",
     loss=losses.continuous_bernoulli,
     reference=continuous_bernoulli,
+  ),
+  BinaryCase(name="dice", loss=losses.dice, reference=dice),
+  BinaryCase(name="tversky", loss=losses.tversky, reference=tversky),
+  BinaryCase(
+    name="self_adjusting_dice",
+    loss=losses.self_adjusting_dice,
+    reference=self_adjusting_dice,
+  ),
+  BinaryCase(
+    name="anyloss",
+    loss=functools.partial(losses.anyloss, metric=losses.f_beta),
+    reference=soft_f1,
+    of_set=True,
   ),
 )
 

@@ -168,7 +168,13 @@ print("events", seen)
 
 # Public beside the losses: another signature of one, or what belongs to one.
 NOT_LOSSES = {
+  "SoftConfusionMatrix",
+  "accuracy",
+  "balanced_accuracy",
   "continuous_categorical_mean",
+  "f_beta",
+  "geometric_mean",
+  "soft_confusion_matrix",
   "squentropy_with_integer_labels",
 }
 

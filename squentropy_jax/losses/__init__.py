@@ -1,6 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classification losses on logits, one number per example."""
 
+from squentropy_jax.losses._anyloss import (
+  SoftConfusionMatrix as SoftConfusionMatrix,
+)
+from squentropy_jax.losses._anyloss import accuracy as accuracy
+from squentropy_jax.losses._anyloss import anyloss as anyloss
+from squentropy_jax.losses._anyloss import (
+  balanced_accuracy as balanced_accuracy,
+)
+from squentropy_jax.losses._anyloss import f_beta as f_beta
+from squentropy_jax.losses._anyloss import geometric_mean as geometric_mean
+from squentropy_jax.losses._anyloss import (
+  soft_confusion_matrix as soft_confusion_matrix,
+)
 from squentropy_jax.losses._comp_sum import comp_sum as comp_sum
 from squentropy_jax.losses._comp_sum import cross_entropy as cross_entropy
 from squentropy_jax.losses._comp_sum import (
@@ -12,6 +25,11 @@ from squentropy_jax.losses._comp_sum import (
 from squentropy_jax.losses._comp_sum import (
   smooth_adversarial_comp_sum as smooth_adversarial_comp_sum,
 )
+from squentropy_jax.losses._overlap import dice as dice
+from squentropy_jax.losses._overlap import (
+  self_adjusting_dice as self_adjusting_dice,
+)
+from squentropy_jax.losses._overlap import tversky as tversky
 from squentropy_jax.losses._simplex import brier as brier
 from squentropy_jax.losses._simplex import (
   continuous_bernoulli as continuous_bernoulli,
