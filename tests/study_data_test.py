@@ -75,6 +75,11 @@ def test_loss_gets_its_hyper_parameters():
     loss(logits, labels),
     losses.rescaled_square(logits, labels, target_value=3.0, target_weight=2.0),
   )
+  plain = _losses.parse("softmax_regression:squared=false")
+  np.testing.assert_array_equal(
+    plain(logits, labels),
+    losses.softmax_regression(logits, labels, squared=False),
+  )
   assert _losses.signature("squentropy") == "squentropy:scale=1.0"
   assert _losses.signature("cross_entropy") == "cross_entropy"
 
@@ -90,8 +95,9 @@ def test_loss_gets_its_hyper_parameters():
     ("cross_entropy:scale=2", "has no hyper-parameter"),
     ("squentropy:scale", "needs a number"),
     ("squentropy:scale=two", "needs a number"),
-    ("squentropy:scale=nan", "needs a finite number"),
+    ("squentropy:scale=nan", "needs a number"),
     ("squentropy:scale=exit()", "needs a number"),
+    ("softmax_regression:squared=2", "needs true or false"),
     ("", "unknown loss"),
   ],
 )

@@ -28,7 +28,7 @@ def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
       level = (nll or {}).get(loss, 0.1)
       metrics = Metrics(0.9 + spread, level + spread, means[index] + spread)
       evaluations[Method(loss, "softmax"), regime] = Evaluation(
-        metrics, metrics, 1 + spread, None, None
+        metrics, metrics, 1 + spread, None
       )
   return Results(settings, dict.fromkeys(ece, cell), evaluations)
 

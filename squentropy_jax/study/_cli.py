@@ -122,7 +122,7 @@ def _parser() -> _Parser:
 def _show(results: Results, out: Path, console: Console) -> None:
   console.print(_table.table(results))
   for title, text in _verdict.verdict(results):
-    console.print(Text(f"{title}. ", style="bold") + Text(text), end="\n\n")
+    console.print(Text.assemble((f"{title}.", "bold"), " ", text), end="\n\n")
   console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
 
 

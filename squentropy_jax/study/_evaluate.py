@@ -4,6 +4,7 @@
 from typing import NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 
 from squentropy_jax import calibration
 
@@ -29,43 +30,62 @@ class Evaluation(NamedTuple):
     after: The same after temperature scaling.
     temperature: Fitted on the calibration rows alone; above 1 means the
       classifier was over-confident there.
-    bins_before: Reliability bins, summed over seeds.
-    bins_after: The same after temperature scaling.
+    bins: Reliability bins before temperature scaling, summed over seeds.
   """
 
   before: Metrics
   after: Metrics
   temperature: jax.Array
-  bins_before: calibration.BinStats
-  bins_after: calibration.BinStats
+  bins: calibration.BinStats
 
 
-def _measure(
-  scores: jax.Array, labels: jax.Array
+@jax.jit
+def measure(
+  scores: jax.Array, labels: ArrayLike
 ) -> tuple[Metrics, calibration.BinStats]:
-  """Metrics and bins of one seed; the softmax of scores is the forecast."""
-  probabilities = jax.nn.softmax(scores, axis=-1)
-  bins = calibration.bin_stats(probabilities, labels, num_bins=NUM_BINS)
-  metrics = Metrics(
-    calibration.accuracy(scores, labels),
-    calibration.negative_log_likelihood(scores, labels),
-    calibration.expected_calibration_error(bins),
-  )
-  return metrics, bins
+  """Metrics and reliability bins of every seed.
+
+  Args:
+    scores: ``[seeds, rows, classes]``; their softmax is the forecast.
+    labels: ``[rows]``.
+
+  Returns:
+    Metrics and bins, with a leading axis of seeds.
+  """
+
+  def one_seed(scores: jax.Array) -> tuple[Metrics, calibration.BinStats]:
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    bins = calibration.bin_stats(probabilities, labels, num_bins=NUM_BINS)
+    metrics = Metrics(
+      calibration.accuracy(scores, labels),
+      calibration.negative_log_likelihood(scores, labels),
+      calibration.expected_calibration_error(bins),
+    )
+    return metrics, bins
+
+  return jax.vmap(one_seed)(scores)
 
 
 @jax.jit
-def measure(scores: jax.Array, labels: jax.Array) -> Metrics:
-  """Metrics of ``scores [seeds, rows, classes]``, one per seed."""
-  return jax.vmap(_measure, in_axes=(0, None))(scores, labels)[0]
+def _recalibrate(
+  fit_scores: jax.Array, fit_labels: ArrayLike, scores: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Fits a temperature per seed; returns them and the scaled scores."""
+
+  def one_seed(
+    fit_scores: jax.Array, scores: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    params = calibration.fit_temperature(fit_scores, fit_labels)
+    return params.temperature, calibration.apply(params, scores)
+
+  return jax.vmap(one_seed)(fit_scores, scores)
 
 
-@jax.jit
 def evaluate(
   calibration_scores: jax.Array,
-  calibration_labels: jax.Array,
+  calibration_labels: ArrayLike,
   test_scores: jax.Array,
-  test_labels: jax.Array,
+  test_labels: ArrayLike,
 ) -> Evaluation:
   """Measures before and after temperature scaling, all seeds at once.
 
@@ -78,20 +98,10 @@ def evaluate(
   Returns:
     The evaluation.
   """
-
-  def one_seed(fit_scores: jax.Array, scores: jax.Array) -> tuple:
-    params = calibration.fit_temperature(fit_scores, calibration_labels)
-    before = _measure(scores, test_labels)
-    after = _measure(calibration.apply(params, scores), test_labels)
-    return before, after, params.temperature
-
-  (before, bins_before), (after, bins_after), temperature = jax.vmap(one_seed)(
-    calibration_scores, test_scores
+  temperature, scaled = _recalibrate(
+    calibration_scores, calibration_labels, test_scores
   )
-
-  def pooled(bins: calibration.BinStats) -> calibration.BinStats:
-    return jax.tree.map(lambda sums: sums.sum(axis=0), bins)
-
-  return Evaluation(
-    before, after, temperature, pooled(bins_before), pooled(bins_after)
-  )
+  before, bins = measure(test_scores, test_labels)
+  after, _ = measure(scaled, test_labels)
+  pooled = jax.tree.map(lambda sums: sums.sum(axis=0), bins)
+  return Evaluation(before, after, temperature, pooled)

@@ -125,7 +125,7 @@ def training(results: Results, theme: str, column: str | None = None) -> bytes:
 
 def _bins(ax: Axes, results: Results, method: Method, regime: str) -> None:
   """A reliability diagram; its title has the mean over seeds of the ECE."""
-  bins = results.evaluations[method, regime].bins_before
+  bins = results.evaluations[method, regime].bins
   plots.reliability_diagram(bins, ax=ax)
   for line in ax.lines:
     line.set_color(matplotlib.rcParams["text.color"])

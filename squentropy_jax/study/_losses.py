@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from squentropy_jax import losses as library
 from squentropy_jax.study._errors import StudyError, unknown_name
@@ -82,6 +83,17 @@ def signature(name: str) -> str:
   return f"{name}:{values}" if values else name
 
 
+def _value(text: str, default: object) -> float | None:
+  """Reads a value of the default's type; None where it is not one."""
+  if isinstance(default, bool):
+    return {"true": True, "false": False}.get(text.lower())
+  try:
+    value = int(text) if isinstance(default, int) else float(text)
+  except ValueError:
+    return None
+  return value if math.isfinite(value) else None
+
+
 def parse(spec: str) -> NamedLoss:
   """Reads ``name`` or ``name:key=value,key=value``.
 
@@ -105,17 +117,17 @@ def parse(spec: str) -> NamedLoss:
       if not own:
         raise StudyError(f"loss {name!r} has no hyper-parameter, got {item!r}")
       raise unknown_name(f"hyper-parameter of {name}", key, own)
-    try:
-      values[key] = float(text)
-    except ValueError:
-      raise StudyError(
-        f"loss {spec!r}: {key} needs a number, as in {key}=1.5"
-      ) from None
-    if not math.isfinite(values[key]):
-      raise StudyError(f"loss {spec!r}: {key} needs a finite number")
+    default = own[key].default
+    value = _value(text, default)
+    if value is None:
+      kind = "true or false" if isinstance(default, bool) else "a number"
+      raise StudyError(f"loss {spec!r}: {key} needs {kind}, got {text!r}")
+    values[key] = value
   loss = NamedLoss(spec, name, tuple(values.items()))
   try:
-    loss(jnp.zeros((1, 2)), jnp.zeros((1,), jnp.int32))
+    # The loss checks its hyper-parameters while it is traced.
+    logits, labels = np.zeros((1, 2), np.float32), np.zeros(1, np.int32)
+    jax.eval_shape(lambda z, y: loss(z, y), logits, labels)
   except (TypeError, ValueError) as error:
     raise StudyError(f"loss {spec!r}: {str(error).splitlines()[0]}") from None
   return loss

@@ -66,8 +66,8 @@ dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 32rem) {
   body { padding: 1rem .9rem 3rem; }
-  table { font-size: .8rem; }
-  th, td { padding: .28rem .3rem; }
+  table { font-size: .78rem; }
+  th, td { padding: .28rem .2rem; }
   .rest { display: block; }
 }
 </style>

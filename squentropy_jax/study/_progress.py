@@ -31,9 +31,10 @@ class ProgressBar:
       transient=True,
       disable=not console.is_terminal,
     )
+    self._total = len(settings.losses) * settings.epochs[-1]
     self._task = self._bar.add_task(
       settings.losses[0],
-      total=len(settings.losses) * settings.epochs[-1],
+      total=self._total,
       epoch=0,
       epochs=settings.epochs[-1],
       value="-",
@@ -65,6 +66,8 @@ class ProgressBar:
       epoch=epoch,
       value="-" if value is None else f"{value:.3g}",
     )
+    if done + epoch == self._total:
+      self._bar.update(self._task, description="writing the report")
     if epoch == last:
       how = (
         "kept from before" if value is None else f"training loss {value:.3g}"

@@ -30,10 +30,12 @@ def _name(results: Results, method: _results.Method) -> str:
   return name.replace(":", ":<wbr>").replace(",", ",<wbr>")
 
 
-def _number(text: str) -> str:
+def _number(text: str, *, strong: bool = False) -> str:
   """A mean and what follows it, which goes below the mean on a phone."""
-  mean, space, rest = text.partition(" ")
-  return f'{mean} <span class="rest">{escape(rest)}</span>' if space else mean
+  mean, _, rest = text.partition(" ")
+  if strong:
+    mean = f"<strong>{mean}</strong>"
+  return f'{mean} <span class="rest">{escape(rest)}</span>' if rest else mean
 
 
 def _grouped(
@@ -85,8 +87,8 @@ def _differences(results: Results) -> str:
     method: _results.Method, regime: str, column: _results.Column
   ) -> str:
     difference = results.difference(method, old, regime, column.name)
-    text = _number(_verdict.interval(difference, 3))
-    return f"<strong>{text}</strong>" if difference.sign else text
+    text = _verdict.interval(difference, 3)
+    return _number(text, strong=difference.sign != 0)
 
   columns = tuple(c for c in _results.COLUMNS if c.name != "temperature")
   name = escape(results.label(old))

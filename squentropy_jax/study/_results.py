@@ -164,9 +164,10 @@ class Results:
     has the variance ``n c (1 - c)``; its mean distance from ``n c`` is that of
     a normal variable.
     """
-    bins = self.evaluations[method, regime].bins_before
-    full = bins.counts > 0
-    share = bins.counts[full] / bins.counts.sum()
+    bins = self.evaluations[method, regime].bins
+    counts = np.asarray(bins.counts)
+    full = counts > 0
+    share = counts[full] / counts.sum()
     confidence = np.minimum(np.asarray(bins.confidence)[full], 1)
     rows = self.cells[method.loss].test_labels.size
     variance = share * confidence * (1 - confidence) / rows

@@ -183,9 +183,10 @@ def train(
     on_segment(epoch, float(last_loss.mean()))
     curve_epochs.append(epoch)
     train_loss.append(np.asarray(last_loss))
+    test_logits = logits[:, first_test_row:]
     curves.append(
       [
-        list(_evaluate.measure(read(logits[:, first_test_row:]), test_labels))
+        list(_evaluate.measure(read(test_logits), test_labels)[0])
         for read in _losses.readouts(loss).values()
       ]
     )
