@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sum of the losses of a head, its gradient formed in the forward pass."""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from squentropy_jax.fused import _core, _one_pass, _sharded, _xla
+from squentropy_jax.fused._blocks import vary, varying
+from squentropy_jax.fused._core import Call
+from squentropy_jax.fused._formula import Hyper, RowLoss, Targets, row_losses
+from squentropy_jax.fused._tiles import Arrays, Slopes, Sums
+
+
+class Rows(NamedTuple):
+  """What a sum of losses knows of its rows ``[...]``."""
+
+  targets: Targets
+  weights: jax.Array
+
+
+class Kept(NamedTuple):
+  """What the forward pass leaves for the backward pass to scale."""
+
+  gradient: Arrays
+  losses: jax.Array
+  probabilities: jax.Array | None
+  hyper: Hyper
+
+
+def _run_forward(
+  call: Call,
+  loss: RowLoss,
+  wanted: frozenset[str],
+  arrays: Arrays,
+  rows: Rows,
+  hyper: Hyper,
+) -> tuple[jax.Array, Kept]:
+  """The sum of the losses, over all devices of a mesh, and its gradient."""
+  head, layout = call.head, call.layout
+  blocks = _core.blocks_for(call, "keep", arrays)
+
+  def on_device(
+    arrays: Arrays, rows: Rows, hyper: Hyper
+  ) -> tuple[jax.Array, Kept]:
+    batch = arrays.features.shape[:-1]
+    features, flat = _core.flat((arrays.features, rows), len(batch))
+    some = arrays._replace(features=features)
+    first = _sharded.first_class(layout, head, arrays)
+    count = _sharded.count_possible(layout, head, arrays)
+    axes = varying(arrays, rows, hyper) - frozenset(layout.vocab_axis)
+    # Made local, so that its cotangent crosses devices once, not every block.
+    numbers = vary((hyper, arrays.scale), axes)
+
+    def finish(sums: Sums, rows: Rows):
+      sums = sums._replace(top_id=sums.top_id + first)
+      sums = _sharded.add_up(layout, head, sums)
+
+      def losses_of(
+        fields: Slopes, probabilities: jax.Array | None, hyper: Hyper
+      ) -> jax.Array:
+        own_sums = sums._replace(**fields._asdict())
+        targets = rows.targets._replace(probabilities=probabilities)
+        return row_losses(loss, hyper, own_sums, count, targets)
+
+      fields = Slopes(*(getattr(sums, name) for name in Slopes._fields))
+      losses, vjp = jax.vjp(
+        losses_of, fields, rows.targets.probabilities, numbers[0]
+      )
+      slopes, by_probability, by_hyper = vjp(rows.weights)
+      by_scale = None
+      if "scale" in wanted:
+        scale = arrays._replace(scale=numbers[1])
+        by_scale = _xla.slope_by_scale(scale, sums, slopes)
+      more = (jnp.sum(losses * rows.weights), by_hyper, by_scale)
+      sums = sums._replace(top_id=sums.top_id - first)
+      return sums, slopes, (losses, by_probability), more
+
+    nothing = (
+      jnp.zeros((), rows.weights.dtype),
+      hyper,
+      arrays.scale if "scale" in wanted else None,
+    )
+    gradient, ys, (total, by_hyper, by_scale) = _one_pass.keep_gradient(
+      head,
+      blocks,
+      some,
+      flat.targets.ids - first,
+      flat,
+      finish,
+      vary(jax.tree.map(jnp.zeros_like, nothing), axes),
+      wanted - {"scale"},
+      _core.kernel_dtype(some),
+    )
+    gradient = gradient._replace(scale=by_scale)
+    if layout.mesh is not None:
+      # One cotangent for all devices will come, so the parts are added here.
+      gradient = _core.summed(gradient, some)
+      by_hyper = _sharded.summed(by_hyper, hyper)
+      total = lax.psum(total, layout.batch_axis) if layout.batch_axis else total
+    if gradient.features is not None:
+      by_features = gradient.features.reshape(arrays.features.shape)
+      gradient = gradient._replace(features=by_features)
+    losses, by_probability = _core.shaped(ys, batch)
+    return total, Kept(gradient, losses, by_probability, by_hyper)
+
+  everywhere = layout.everywhere
+  return layout.map(
+    on_device,
+    (_core.specs(call, arrays), layout.rows, everywhere),
+    (
+      everywhere,
+      Kept(
+        _core.only(layout.arrays(head), wanted),
+        layout.rows,
+        layout.rows,
+        everywhere,
+      ),
+    ),
+  )(arrays, rows, hyper)
+
+
+def _rule(symbolic: bool) -> Callable[..., jax.Array]:
+  """`kept_loss_sum`, with or without asking what is differentiated."""
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+  def loss_sum(call, loss, arrays, rows, hyper):
+    sums, count, _ = _core.run_forward(call, "value", arrays, rows.targets.ids)
+    losses = row_losses(loss, hyper, sums, count, rows.targets)
+    return jnp.sum(losses * rows.weights)
+
+  def forward(call, loss, arrays, rows, hyper):
+    wanted = _core.wanted_of(arrays, symbolic)
+    if symbolic:
+      arrays, rows, hyper = _core.values((arrays, rows, hyper))
+    total, kept = _run_forward(call, loss, wanted, arrays, rows, hyper)
+    return total, (kept, arrays, hyper)
+
+  def backward(call, loss, residuals, cotangent):
+    kept, arrays, hyper = residuals
+    kept = jax.tree.map(lambda x: x.astype(cotangent.dtype) * cotangent, kept)
+    gradient = _core.like(_core.summed(kept.gradient, arrays), arrays)
+    targets = Targets(None, kept.probabilities, None, None)
+    by_hyper = _sharded.summed(kept.hyper, hyper)
+    return gradient, Rows(targets, kept.losses), by_hyper
+
+  loss_sum.defvjp(forward, backward, symbolic_zeros=symbolic)
+  return loss_sum
+
+
+_RULES = {symbolic: _rule(symbolic) for symbolic in (False, True)}
+
+
+def kept_loss_sum(
+  call: Call, loss: RowLoss, arrays: Arrays, rows: Rows, hyper: Hyper
+) -> jax.Array:
+  """The weighted sum of the losses of rows, over all devices of a mesh."""
+  return _RULES[_core.may_ask()](call, loss, arrays, rows, hyper)

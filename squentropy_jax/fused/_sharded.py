@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What crosses between devices that have some of the rows and of the classes.
+
+In the forward pass these are the sums of the rows, in the backward pass the
+gradients; never the kernel, the features or the logits.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from squentropy_jax.fused import _tiles
+from squentropy_jax.fused._blocks import vary, varying
+from squentropy_jax.fused._tiles import Arrays, Head, Sums
+
+
+class Layout(NamedTuple):
+  """How rows and classes are spread.
+
+  Attributes:
+    mesh: The mesh to make a shard_map on, or None.
+    batch_axis: Mesh axes of the rows.
+    vocab_axis: Mesh axes of the classes.
+  """
+
+  mesh: Mesh | None = None
+  batch_axis: tuple[str, ...] = ()
+  vocab_axis: tuple[str, ...] = ()
+
+  @property
+  def everywhere(self) -> PartitionSpec:
+    """What is the same on every device."""
+    return PartitionSpec()
+
+  @property
+  def rows(self) -> PartitionSpec:
+    """What has a row, or rows of rows, in its first axis."""
+    return PartitionSpec(self.batch_axis)
+
+  @property
+  def parts(self) -> PartitionSpec:
+    """What every device has a part of, ``[1, rows, ...]``, of a sum over it."""
+    return PartitionSpec(self.vocab_axis, self.batch_axis)
+
+  def arrays(self, head: Head) -> Arrays:
+    """The arrays of a head."""
+    before = (None,) * head.class_axis
+    return Arrays(
+      features=self.rows,
+      kernel=PartitionSpec(*before, self.vocab_axis),
+      bias=PartitionSpec(self.vocab_axis),
+      scale=self.everywhere,
+    )
+
+  def shards(self, axes: tuple[str, ...]) -> int:
+    """Over how many devices the mesh spreads what goes along some axes."""
+    sizes = [self.mesh.shape[a] for a in axes] if self.mesh is not None else []
+    return math.prod(sizes)
+
+  def map(
+    self, function: Callable[..., Any], in_specs: Any, out_specs: Any
+  ) -> Callable[..., Any]:
+    """The function on every device's part; itself where there is no mesh."""
+    if self.mesh is None:
+      return function
+    return jax.shard_map(
+      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs
+    )
+
+
+def first_class(layout: Layout, head: Head, arrays: Arrays) -> jax.Array | int:
+  """The id of the first class at hand."""
+  if not layout.vocab_axis:
+    return 0
+  here = arrays.kernel.shape[head.class_axis]
+  return lax.axis_index(layout.vocab_axis).astype(jnp.int32) * here
+
+
+def count_possible(layout: Layout, head: Head, arrays: Arrays) -> jax.Array:
+  """How many classes no bias of ``-inf`` takes out, on all devices."""
+  axis = layout.vocab_axis
+  if arrays.bias is None:
+    here = arrays.kernel.shape[head.class_axis]
+    return jnp.asarray(here * lax.axis_size(axis) if axis else here, jnp.int32)
+  count = jnp.sum(arrays.bias != -jnp.inf, dtype=jnp.int32)
+  return lax.psum(count, axis) if axis else count
+
+
+def add_up(layout: Layout, head: Head, sums: Sums) -> Sums:
+  """The sums over all devices' classes, from each device's own."""
+  axis = layout.vocab_axis
+  if not axis:
+    return sums
+  parts = {}
+  top = top_id = None
+  if head.mass or "rest_max" in head.reads:
+    top = lax.pmax(lax.stop_gradient(sums.top), axis)
+  if head.mass:
+    shrink = _tiles.shrink_of(sums.top, _tiles.shift_of(top))
+    parts["mass"] = sums.mass * shrink
+    if head.scaled:
+      parts["tilt"] = sums.tilt * shrink
+  if "rest_sum" in head.reads:
+    parts["total"] = sums.total
+  if "rest_sq" in head.reads:
+    parts["square"] = sums.square
+  if "rest_max" in head.reads:
+    never = jnp.iinfo(jnp.int32).max
+    top_id = lax.pmin(jnp.where(sums.top == top, sums.top_id, never), axis)
+    # A NaN is nobody's largest, and must not be lost.
+    is_top = (sums.top_id == top_id) | jnp.isnan(sums.top)
+    parts["top"] = jnp.where(is_top, sums.top, jnp.zeros_like(sums.top))
+  # One message for all of them.
+  columns = [part[:, None] for part in parts.values()]
+  every = lax.psum(jnp.concatenate([sums.own, *columns], axis=1), axis)
+  targets = sums.own.shape[1]
+  found = {name: every[:, targets + i] for i, name in enumerate(parts)}
+  if top is not None:
+    found.setdefault("top", top)
+  if top_id is not None:
+    found["top_id"] = top_id
+  # What the loss does not read is the same on every device.
+  none = vary(_tiles.no_sums(*sums.own.shape, every.dtype), varying(every))
+  return none._replace(own=every[:, :targets], **found)
+
+
+def summed(gradient: Any, primal: Any) -> Any:
+  """Cotangents that vary over the axes of their primals only.
+
+  Under shard_map a cotangent varies over every axis that its parts came from;
+  where the primal is the same on all devices of an axis, it is their sum.
+  """
+
+  def one(g: jax.Array, x: jax.Array) -> jax.Array:
+    axes = tuple(sorted(varying(g) - varying(x)))
+    return vary(lax.psum(g, axes) if axes else g, varying(x))
+
+  return jax.tree.map(one, gradient, primal)
