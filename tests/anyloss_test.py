@@ -144,7 +144,7 @@ def test_one_class_alone(metric, label):
     assert (slope[:2] < 0 if label else slope[:2] > 0).all()
   z = np.where(y, 1e4, -1e4).astype(np.float32)
   perfect = losses.anyloss(z, y, metric=metric)
-  assert perfect == (metric is losses.f_beta and label == 0)
+  assert perfect == float(metric is losses.f_beta and label == 0)
   wrong, slope = jax.value_and_grad(
     lambda z: losses.anyloss(z, y, metric=metric, amplification=1e4)
   )(-z)

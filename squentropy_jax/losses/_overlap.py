@@ -20,6 +20,17 @@ def _not_negative(
   return scalars
 
 
+@jax.custom_jvp
+def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+  """``a / b``, with a slope that does not square a small ``b``."""
+  return a / b
+
+
+_quotient.defjvps(
+  lambda da, _, a, b: da / b, lambda db, out, a, b: -out * (db / b)
+)
+
+
 def _ratio_of_sums(
   miss: jax.Array,
   mass: jax.Array,
@@ -36,7 +47,7 @@ def _ratio_of_sums(
   # Without smoothing or positives the ratio is 1 for every logit, also for
   # those whose probabilities underflow.
   no_mass = mass == 0
-  ratio = miss / jnp.where(no_mass, jnp.ones_like(mass), mass)
+  ratio = _quotient(miss, jnp.where(no_mass, jnp.ones_like(mass), mass))
   return jnp.where(no_mass, keep.any(axes).astype(ratio.dtype), ratio)
 
 

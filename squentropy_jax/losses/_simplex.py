@@ -45,10 +45,10 @@ def continuous_categorical(
   .. math::
     \ell(z, x) = -\sum_k x_k \log \mathrm{softmax}(z)_k - \log C(z) ,
 
-  and it is computed in that form. The integral has full precision for equal, close and distant logits and any
-  number of classes, see the reference of Opitz for its closed form. A density
-  may exceed 1, so the loss may be negative; for a target on a corner (a class
-  id) it has no lower bound.
+  and it is computed in that form. The integral has full precision for equal,
+  close and distant logits and any number of classes; the reference of Opitz has
+  its closed form. A density may exceed 1, so the loss may be negative; for a
+  target on a corner (a class id) it has no lower bound.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
