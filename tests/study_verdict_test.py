@@ -61,6 +61,7 @@ def test_difference_within_chance_is_no_difference():
     )
   )
   assert said["Calibration"].count("no clear difference") == 2
+  assert "Nothing is told apart" in said["Calibration"]
   assert "better" not in " ".join(said.values())
 
 

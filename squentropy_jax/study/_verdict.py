@@ -84,6 +84,8 @@ def _calibration(results: Results, new: Method) -> Statement:
     opening = "One training length was measured; another may turn the answer"
   elif results.settings.seeds == 1:
     opening = "One seed says nothing about chance"
+  elif signs == {0}:
+    opening = "Nothing is told apart at the training lengths measured"
   elif len(signs) > 1:
     opening = "The answer depends on how long one trains"
   else:
