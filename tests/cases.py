@@ -28,6 +28,9 @@ class LossCase(NamedTuple):
     hyperparameters: Values other than the defaults, to test with.
     soft_is_expected: Whether soft labels mean the expected loss; else the paper
       has a meaning of its own.
+    size: Of the terms whose difference the loss is, with the arguments of
+      ``reference``: its roundings are relative to them. None if the terms are
+      no larger than the loss.
   """
 
   name: str
@@ -37,6 +40,7 @@ class LossCase(NamedTuple):
   impossible_target: float
   hyperparameters: Mapping[str, float] = types.MappingProxyType({})
   soft_is_expected: bool = True
+  size: Callable[..., float] | None = None
 
   def __repr__(self) -> str:
     return self.name
@@ -207,6 +211,9 @@ CASES = (
     reference=continuous_categorical,
     single_class=0.0,
     impossible_target=np.inf,
+    size=lambda logits, label: (
+      abs(continuous_categorical(logits, label)) + 2 * np.abs(logits).max()
+    ),
   ),
 )
 
