@@ -191,6 +191,11 @@ def as_examples(
     if keep is not None and keep.ndim == len(full):
       keep = np.any(keep, axis=axis)
     check_label_range(targets, full[axis], keep)
+  if hard and not isinstance(targets, jax.Array):
+    # A conversion to int32 would turn 2**32 into class 0; -1 stays bad.
+    good = (targets >= 0) & (targets <= full[axis] - 1)
+    targets = np.where(good, targets, np.zeros_like(targets)).astype(np.int32)
+    targets = np.where(good, targets, np.int32(-1))
   return array, targets, axis, where
 
 
@@ -249,6 +254,11 @@ def as_scalar(name: str, value: Any, dtype: np.dtype) -> Any:
       f"{name} must be a scalar, got shape {np.shape(value)}; use jax.vmap for "
       "one value per example."
     )
+  kind = getattr(value, "dtype", None) or np.asarray(value).dtype
+  if not (
+    jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+  ):
+    raise TypeError(f"{name} must be a real number, got {value!r}.")
   return jnp.asarray(value).astype(dtype)
 
 
@@ -256,3 +266,13 @@ def check_domain(name: str, value: Any, holds: Any, domain: str) -> None:
   """Raises if a hyper-parameter that can be read is outside its domain."""
   if is_concrete(value) and not np.all(holds):
     raise ValueError(f"{name} must be {domain}, got {value}.")
+
+
+def check_key(key: Any) -> None:
+  """Raises unless ``key`` is one random key, of the new style or the old."""
+  dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+  new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  if not (ndim == 0 if new else (dtype == jnp.uint32 and ndim == 1)):
+    raise TypeError(
+      f"key must be one random key such as jax.random.key(0), got {key!r}."
+    )

@@ -239,20 +239,23 @@ def _expected(
   """Expected loss under target distributions, ``sum_k p_k loss(z, k)``."""
   p = labels.astype(z.dtype)
   impossible = z == -jnp.inf
-  # Mass 0 on an impossible class adds exactly 0: its loss may be infinite, so
-  # it is not evaluated.
-  skip = impossible & (p == 0)
   stats = all_class_stats(z)
+
+  def each(stats: RowStats) -> jax.Array:
+    if form.apply is None:
+      return form.formula(stats, **hyperparameters)
+    ids = _moments.class_ids(z)
+    return form.apply(form.formula, stats, z, ids, hyperparameters)
+
+  # Mass 0 adds exactly 0 where the class is impossible or its loss infinite:
+  # it is evaluated on harmless numbers there, or 0 * inf would be NaN.
+  infinite = jnp.isinf(jax.lax.stop_gradient(each(stats)))
+  skip = (p == 0) & (impossible | infinite)
   harmless = RowStats(*(jnp.zeros_like(z),) * 6, stats.num_classes)
   stats = RowStats(
     *(jnp.where(skip, h, s) for h, s in zip(harmless, stats, strict=True))
   )
-  if form.apply is None:
-    each = form.formula(stats, **hyperparameters)
-  else:
-    ids = _moments.class_ids(z)
-    each = form.apply(form.formula, stats, z, ids, hyperparameters)
-  loss = jnp.where(skip, jnp.zeros_like(z), p * each)
+  loss = jnp.where(skip, jnp.zeros_like(z), p * each(stats))
   bad = impossible.all(-1)
   if mask is not None:
     bad |= jnp.any((p != 0) & ~mask, axis=-1)

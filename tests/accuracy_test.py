@@ -3,8 +3,9 @@
 
 With u such a unit and K the largest gap between a logit and the target's, the
 bounds are: cross-entropy 4 + K/2 u (1 u more per factor 32 of the class count
-above 1000), sums of squares 4 u, a gradient entry 8 + K u. K/2 is what the
-exponential makes of the rounding of its argument.
+above 1000) and its gradient's entries 8 + K u; sums of squares 4 u and their
+gradient's entries 8 u; squentropy the sum of both, each in its own unit. K/2 is
+what the exponential makes of the rounding of its argument.
 """
 
 import json
@@ -48,17 +49,44 @@ def gap(rows, labels):
   return np.abs(np.float64(rows) - target).max(-1)
 
 
-def allowance(name, rows, labels):
-  """The bound on the value, in units."""
+def value_of(entries, name):
+  return from_hex([e["truth"][name]["value"] for e in entries])
+
+
+def gradient_of(entries, name):
+  return np.stack([from_hex(e["truth"][name]["gradient"]) for e in entries])
+
+
+def value_bound(name, entries, rows, labels, dtype):
+  """The bound on the error of the value."""
   size = rows.shape[-1]
   exponential = 4 + gap(rows, labels) / 2
   if size > 1000:
     exponential += np.log(size / 1000) / np.log(32)
-  return {
-    "cross_entropy": exponential,
-    "rescaled_square": np.full(len(rows), 4.0),
-    "squentropy": exponential + 4,
-  }[name]
+  own = value_of(entries, name)
+  if name == "cross_entropy":
+    return exponential * unit(own, dtype)
+  if name == "rescaled_square":
+    return 4 * unit(own, dtype)
+  entropy = value_of(entries, "cross_entropy")
+  # The sum itself is rounded once.
+  return (
+    exponential * unit(entropy, dtype)
+    + 4 * unit(own - entropy, dtype)
+    + 0.5 * unit(own, dtype)
+  )
+
+
+def gradient_bound(name, entries, rows, labels, dtype):
+  """The bound on the error of every entry of the gradient."""
+  exponential = 8 + gap(rows, labels)[:, None]
+  own = gradient_of(entries, name)
+  if name == "cross_entropy":
+    return exponential * unit(own, dtype)
+  if name == "rescaled_square":
+    return 8 * unit(own, dtype)
+  entropy = gradient_of(entries, "cross_entropy")
+  return exponential * unit(entropy, dtype) + 8 * unit(own - entropy, dtype)
 
 
 def report(entries, errors, bounds):
@@ -72,10 +100,10 @@ def test_values(name, dtype):
   tiny = np.finfo(dtype).tiny
   for entries, rows, labels in by_shape(dtype):
     actual = np.float64(jax.jit(LOSSES[name])(rows, labels))
-    truth = from_hex([e["truth"][name]["value"] for e in entries])
+    truth = value_of(entries, name)
     errors = np.abs(actual - truth)
     # A truth below the normal numbers may be flushed to 0.
-    bounds = allowance(name, rows, labels) * unit(truth, dtype)
+    bounds = value_bound(name, entries, rows, labels, dtype)
     wrong = report(entries, errors, bounds + np.where(truth < tiny, tiny, 0))
     assert not wrong
     assert (actual[truth > tiny] > 0).all()
@@ -90,14 +118,8 @@ def test_gradients(name, dtype):
     if "logits" not in entries[0]:
       continue
     actual = np.float64(slope(rows, labels))
-    truth = np.stack([from_hex(e["truth"][name]["gradient"]) for e in entries])
-    # The larger of the two terms sets the unit where they cancel.
-    size = np.abs(truth)
-    for part in ("cross_entropy", "rescaled_square"):
-      if name == "squentropy":
-        terms = [from_hex(e["truth"][part]["gradient"]) for e in entries]
-        size = np.maximum(size, np.abs(terms))
-    bounds = (8 + gap(rows, labels)[:, None]) * unit(size, dtype)
+    truth = gradient_of(entries, name)
+    bounds = gradient_bound(name, entries, rows, labels, dtype)
     errors = np.abs(actual - truth)
     small = np.where(np.abs(truth) < tiny, tiny, 0)
     assert not report(

@@ -133,9 +133,7 @@ def mesh_of(shape, axis_type):
 @pytest.mark.parametrize("shape", MESHES)
 def test_sharded_equals_dense(shape, axis_type, loss):
   logits, labels = sharded_batch()
-  run = jax.jit(
-    jax.value_and_grad(lambda z, y: loss(z, y).sum(), has_aux=False)
-  )
+  run = jax.jit(jax.value_and_grad(lambda z, y: loss(z, y).sum()))
   value, slope = run(logits, labels)
   mesh = mesh_of(shape, axis_type)
   with jax.set_mesh(mesh):
@@ -178,6 +176,20 @@ def test_sharded_soft_labels_and_masks(axis_type):
   np.testing.assert_allclose(
     slope, sharded_slope, rtol=1e-5, atol=1e-6 * np.abs(slope).max()
   )
+
+
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "model")], ids=str)
+def test_one_axis_sharded_explicitly(spec):
+  logits, labels = sharded_batch()
+  run = jax.jit(jax.value_and_grad(lambda z, y: squentropy(z, y).sum()))
+  value, slope = run(logits, labels)
+  mesh = mesh_of("2x4", AxisType.Explicit)
+  with jax.set_mesh(mesh):
+    z = jax.device_put(logits, NamedSharding(mesh, spec))
+    y = jax.device_put(labels, NamedSharding(mesh, P(spec[0])))
+    sharded_value, sharded_slope = run(z, y)
+  np.testing.assert_allclose(value, sharded_value, rtol=1e-6)
+  np.testing.assert_allclose(slope, sharded_slope, rtol=1e-5, atol=1e-8)
 
 
 def test_inside_a_shard_map_of_the_user():

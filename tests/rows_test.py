@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corners of the evaluation of a row loss that one loss alone can show."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from squentropy_jax import _rows, losses, squentropy
+
+
+@pytest.mark.parametrize(
+  ("loss", "row"),
+  [
+    (squentropy, [1e20, 0.0, 0.0]),
+    (losses.rescaled_square, [0.0, 1e20, 1.0]),
+  ],
+)
+def test_an_infinite_loss_of_a_class_without_mass_adds_nothing(loss, row):
+  logits = jnp.array([row])
+  one_hot = jnp.array([[1.0, 0.0, 0.0]])
+  hard = jnp.array([0])
+  np.testing.assert_array_equal(loss(logits, one_hot), loss(logits, hard))
+  if np.isfinite(loss(logits, hard)).all():
+    slope = jax.grad(lambda z: loss(z, one_hot).sum())(logits)
+    assert np.isfinite(slope).all()
+
+
+def test_infinite_losses_of_a_formula():
+  def odds(stats):
+    return jnp.exp(stats.log_odds)
+
+  logits = jnp.array([[100.0, 0.0, 0.0]])
+  one_hot = jnp.array([[1.0, 0.0, 0.0]])
+
+  def soft(z):
+    return _rows.evaluate(odds, z, one_hot).sum()
+
+  np.testing.assert_allclose(soft(logits), 2 * np.exp(-100.0), atol=1e-37)
+  assert np.isfinite(jax.grad(soft)(logits)).all()
+  # Mass on the class is another thing: its loss is infinite.
+  spread = jnp.array([[0.5, 0.5, 0.0]])
+  assert np.isinf(_rows.evaluate(odds, logits, spread)).all()
+
+
+def test_wide_labels_stay_bad_when_only_the_mask_is_traced():
+  logits = jnp.ones((3, 4))
+  labels = np.array([2**32, 1, 2**32 + 1])
+  run = jax.jit(lambda where: squentropy(logits, labels, where=where))
+  loss = run(jnp.array([True, True, False]))
+  np.testing.assert_array_equal(np.isnan(loss), [True, False, False])
+  assert loss[2] == 0
+
+
+@pytest.mark.parametrize("value", [1 + 2j, "a", None, True])
+def test_hyperparameters_are_real_numbers(value):
+  with pytest.raises(TypeError, match="scale must be a real number"):
+    squentropy(jnp.ones(3), 0, scale=value)
+
+
+def test_sigmoid_and_softplus_keep_their_slopes_at_infinity():
+  x = jnp.array([-jnp.inf, -100.0, 0.0, 100.0, jnp.inf])
+  slope = jax.vmap(jax.grad(_rows.softplus))(x)
+  np.testing.assert_allclose(slope, [0, np.exp(-100), 0.5, 1, 1], atol=1e-37)
+  curve = jax.vmap(jax.grad(jax.grad(_rows.softplus)))(x)
+  assert np.isfinite(curve).all()
+  # 1 - sigmoid(20) has no digit left; sigmoid(-20) has all.
+  np.testing.assert_allclose(
+    jax.grad(_rows.sigmoid)(jnp.float32(20.0)), np.exp(-20.0), rtol=1e-5
+  )
