@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import runner
 import squentropy_jax
 from squentropy_jax import losses
+from squentropy_jax.losses import _table
 
 SHAPES = {
   "ImageNet head": (1024, 1000),
@@ -44,20 +45,24 @@ def with_class_mask(z: jax.Array, y: jax.Array) -> jax.Array:
   return squentropy_jax.squentropy(z, y, where=mask).mean()
 
 
-def variants(num_examples: int) -> dict[str, Callable[..., jax.Array]]:
+def variants(shape: tuple[int, int]) -> dict[str, Callable[..., jax.Array]]:
   """Means over the batch, of ``(logits, labels)``."""
   squentropy = squentropy_jax.squentropy
-  return {
-    PEER: mean_of(optax.softmax_cross_entropy_with_integer_labels),
-    "squentropy": mean_of(squentropy),
-    "cross_entropy": mean_of(losses.cross_entropy),
-    "rescaled_square": mean_of(losses.rescaled_square),
-    "squentropy, batch mask": mean_of(
-      squentropy, where=jnp.arange(num_examples) < num_examples - 1
-    ),
-    "squentropy, class mask": with_class_mask,
-    "squentropy, vmap": mean_of(jax.vmap(squentropy)),
-  }
+  # Every row loss of the table has a row here, at one shape.
+  names = ["squentropy", "cross_entropy", "rescaled_square"]
+  if shape == SHAPES["32k vocabulary"]:
+    names = [row.name for row in _table.TABLE if row.row_form]
+  return (
+    {PEER: mean_of(optax.softmax_cross_entropy_with_integer_labels)}
+    | {name: mean_of(getattr(losses, name)) for name in names}
+    | {
+      "squentropy, batch mask": mean_of(
+        squentropy, where=jnp.arange(shape[0]) < shape[0] - 1
+      ),
+      "squentropy, class mask": with_class_mask,
+      "squentropy, vmap": mean_of(jax.vmap(squentropy)),
+    }
+  )
 
 
 def measure(shape: tuple[int, int]) -> list[dict[str, Any]]:
@@ -66,7 +71,7 @@ def measure(shape: tuple[int, int]) -> list[dict[str, Any]]:
   key_z, key_y = jax.random.split(jax.random.key(0))
   logits = jax.random.normal(key_z, shape)
   labels = jax.random.randint(key_y, shape[:1], 0, shape[1])
-  every = variants(shape[0])
+  every = variants(shape)
   # One impossible class in one row sends the whole batch down the slow path.
   holed = logits.at[0, 0].set(-jnp.inf)
   on_holed = {name: every[name] for name in (PEER, "squentropy")}
