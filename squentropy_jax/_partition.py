@@ -13,7 +13,9 @@ contour integral
 has no such case. Its path is a hyperbola through the saddle point on the real
 axis, which opens to the left with a slope below 1: along it the integrand only
 decays, for every set of nodes, so nothing cancels, and the trapezoidal rule
-converges geometrically. The cost is linear in the number of classes.
+converges geometrically. The cost is linear in the number of classes. On such
+paths: Weideman and Trefethen, Parabolic and Hyperbolic Contours for Computing
+the Bromwich Integral, Mathematics of Computation 76, 2007.
 """
 
 from typing import NamedTuple

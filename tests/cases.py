@@ -6,6 +6,7 @@ import functools
 import types
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
@@ -224,14 +225,15 @@ class BinaryCase(NamedTuple):
   Attributes:
     name: Its name in ``squentropy_jax.losses``.
     loss: The function, of logits and labels of one shape.
-    reference: The same in float64 NumPy, ``reference(logits, labels)``.
+    reference: The same in float64 NumPy, ``reference(logits, labels)``; None
+      for a random one.
     of_set: Whether it is one number for the whole set, not one per entry.
     soft_labels: Whether labels between 0 and 1 have a meaning.
   """
 
   name: str
   loss: Callable[..., Any]
-  reference: Callable[..., Any]
+  reference: Callable[..., Any] | None
   of_set: bool = False
   soft_labels: bool = True
 
@@ -296,7 +298,17 @@ BINARY_CASES = (
     reference=soft_f1,
     of_set=True,
   ),
+  BinaryCase(
+    name="ensloss",
+    loss=functools.partial(losses.ensloss, jax.random.key(0)),
+    reference=None,
+    soft_labels=False,
+  ),
 )
 
 # Losses with arguments of their own, tested by their family alone.
-OWN_ARGUMENTS: tuple[str, ...] = ()
+OWN_ARGUMENTS = (
+  "assistive_distillation",
+  "discriminator",
+  "ensemble_distillation",
+)

@@ -171,6 +171,7 @@ NOT_LOSSES = {
   "SoftConfusionMatrix",
   "accuracy",
   "balanced_accuracy",
+  "calibrated_loss_derivatives",
   "continuous_categorical_mean",
   "f_beta",
   "geometric_mean",

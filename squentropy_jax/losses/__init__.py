@@ -25,6 +25,17 @@ from squentropy_jax.losses._comp_sum import (
 from squentropy_jax.losses._comp_sum import (
   smooth_adversarial_comp_sum as smooth_adversarial_comp_sum,
 )
+from squentropy_jax.losses._distillation import (
+  assistive_distillation as assistive_distillation,
+)
+from squentropy_jax.losses._distillation import discriminator as discriminator
+from squentropy_jax.losses._distillation import (
+  ensemble_distillation as ensemble_distillation,
+)
+from squentropy_jax.losses._ensemble import (
+  calibrated_loss_derivatives as calibrated_loss_derivatives,
+)
+from squentropy_jax.losses._ensemble import ensloss as ensloss
 from squentropy_jax.losses._overlap import dice as dice
 from squentropy_jax.losses._overlap import (
   self_adjusting_dice as self_adjusting_dice,

@@ -46,9 +46,9 @@ def continuous_categorical(
     \ell(z, x) = -\sum_k x_k \log \mathrm{softmax}(z)_k - \log C(z) ,
 
   and it is computed in that form. The integral has full precision for equal,
-  close and distant logits and any number of classes; the reference of Opitz has
-  its closed form. A density may exceed 1, so the loss may be negative; for a
-  target on a corner (a class id) it has no lower bound.
+  close and distant logits and any number of classes. A density may exceed 1, so
+  the loss may be negative; for a target on a corner (a class id) it has no
+  lower bound.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -77,8 +77,7 @@ def continuous_categorical(
   References:
     Gordon-Rodriguez, Loaiza-Ganem and Cunningham, `The Continuous Categorical:
     A Novel Simplex-Valued Exponential Family
-    <https://arxiv.org/abs/2002.08563>`_, ICML 2020; Opitz, `Steffensen's
-    Divided Differences <https://doi.org/10.1002/zamm.19640440321>`_, 1964.
+    <https://arxiv.org/abs/2002.08563>`_, ICML 2020.
 
   .. seealso:: :func:`squentropy_jax.losses.continuous_categorical_mean`
   """
