@@ -141,7 +141,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match="key must be one random key"):
       losses.ensloss(key, z, LABELS)
   losses.ensloss(jax.random.PRNGKey(0), z, LABELS)
-  with pytest.raises(TypeError, match="labels must be 0 or 1.*no soft labels"):
+  with pytest.raises(TypeError, match=r"labels must be 0 or 1.*no soft labels"):
     losses.ensloss(KEY, z, jnp.zeros(3))
   with pytest.raises(ValueError, match="clip must be > 0"):
     losses.calibrated_loss_derivatives(KEY, z, clip=0)
