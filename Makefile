@@ -75,7 +75,7 @@ $(VENV)/.%: requirements/%.txt setup.cfg pyproject.toml $(VENV)/.made
 	@touch $@
 
 demo: $(VENV)/.study
-	$(VENV)/bin/squentropy-study run digits --out reports/digits
+	$(VENV)/bin/squentropy-study run digits --fresh --out reports/digits
 
 # Float64 is a setting of the process, so its tests run in one of their own.
 test: $(VENV)/.test

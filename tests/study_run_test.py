@@ -281,3 +281,26 @@ def test_page_escapes_what_it_is_given(made, monkeypatch):
   page = _report.html(made[1], config).decode()
   assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $table" in page
   assert "<script" not in page
+
+
+def test_damaged_files_are_named(copy):
+  cell = next((copy / "cells").glob("*.npz"))
+  whole = cell.read_bytes()
+  for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"not a zip"):
+    cell.write_bytes(damaged)
+    with pytest.raises(study.StudyError, match=f"{cell.name} is damaged"):
+      study.report(copy)
+  cell.write_bytes(whole)
+  config = json.loads((copy / "config.json").read_text())
+  for settings in ([], {"data": "iris", "colour": 1}, {"seeds": 2}):
+    text = json.dumps(config | {"settings": settings})
+    (copy / "config.json").write_text(text)
+    with pytest.raises(study.StudyError, match=r"config\.json is damaged"):
+      study.report(copy)
+
+
+def test_other_code_does_not_go_on_with_a_study(copy, monkeypatch):
+  _forbid_training(monkeypatch)
+  monkeypatch.setattr(_store, "_source", lambda: "0123456789ab")
+  with pytest.raises(study.StudyError, match=r"source .*--fresh"):
+    study.run(SETTINGS, copy)

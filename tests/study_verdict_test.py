@@ -46,6 +46,14 @@ def test_verdict_that_turns_with_the_length_says_so():
   assert "better calibrated after 300 epochs (0.020 against 0.050, -0.0" in said
 
 
+def test_difference_at_one_length_only_does_not_turn():
+  said = _say(
+    _results_with({"cross_entropy": (0.02, 0.05), "squentropy": (0.0201, 0.02)})
+  )["Calibration"]
+  assert "at some of the training lengths only" in said
+  assert "depends" not in said
+
+
 def test_verdict_that_does_not_turn_says_so():
   said = _say(
     _results_with({"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)})

@@ -118,7 +118,7 @@ def report(out: str | Path) -> Results:
     raise StudyError(
       f"{out} holds no study; make one with squentropy-study run"
     )
-  settings = _store.read_settings(config)
+  settings = _store.read_settings(out, config)
   missing = [s for s in settings.losses if not _store.has_cell(out, s)]
   if missing:
     raise StudyError(

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import hashlib
 from importlib import metadata
 import io
 import json
@@ -11,6 +12,7 @@ import os
 from pathlib import Path
 import platform
 from typing import Any
+import zipfile
 
 import jax
 import numpy as np
@@ -50,11 +52,22 @@ def write(path: Path, data: bytes) -> None:
       partial.unlink(missing_ok=True)
 
 
+def _source() -> str:
+  """A digest of the package's code: a version number stands for many states."""
+  root = Path(squentropy_jax.__file__).parent
+  digest = hashlib.sha256()
+  for path in sorted(root.rglob("*.py")):
+    digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+    digest.update(path.read_bytes() + b"\0")
+  return digest.hexdigest()[:12]
+
+
 def versions() -> dict[str, str]:
   """Versions of everything that has a part in the numbers."""
   packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
   return {
     "squentropy_jax": squentropy_jax.__version__,
+    "source": _source(),
     "python": platform.python_version(),
     **{name: metadata.version(name) for name in packages},
     "device": jax.devices()[0].device_kind,
@@ -71,14 +84,19 @@ def read_config(out: Path) -> dict | None:
   return config if ours and config.keys() >= _PARTS else None
 
 
-def read_settings(config: dict) -> Settings:
-  """The settings in a configuration."""
+def read_settings(out: Path, config: dict) -> Settings:
+  """The settings in the configuration of a folder."""
   lists = ("losses", "epochs")
-  fields: dict[str, Any] = {
-    key: tuple(value) if key in lists else value
-    for key, value in config["settings"].items()
-  }
-  return Settings(**fields)
+  try:
+    fields: dict[str, Any] = {
+      key: tuple(value) if key in lists else value
+      for key, value in config["settings"].items()
+    }
+    return Settings(**fields)
+  except (AttributeError, TypeError) as error:
+    raise StudyError(
+      f"{out / CONFIG} is damaged ({error}); run the study again with --fresh"
+    ) from None
 
 
 def prepare(
@@ -164,5 +182,13 @@ def write_cell(out: Path, spec: str, cell: Cell) -> None:
 
 def read_cell(out: Path, spec: str) -> Cell:
   """Reads it back."""
-  with np.load(_cell_path(out, spec), allow_pickle=False) as arrays:
-    return Cell(**{name: arrays[name] for name in Cell._fields})
+  path = _cell_path(out, spec)
+  with _mendable("read", path):
+    data = io.BytesIO(path.read_bytes())
+  try:
+    with np.load(data, allow_pickle=False) as arrays:
+      return Cell(**{name: arrays[name] for name in Cell._fields})
+  except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    raise StudyError(
+      f"{path} is damaged ({error}); delete it and run the study again"
+    ) from None

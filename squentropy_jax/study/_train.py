@@ -167,6 +167,8 @@ def train(
     segment_length(settings.epochs),
   )
   keys = jax.vmap(jax.random.key)(jnp.arange(settings.seeds))
+  # One key for the weights, one for the order of the rows.
+  keys, order_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
   state = _initialise(plan, keys)
   train_rows = jax.device_put(split.train)
   parts = (split.calibration.features, split.test.features)
@@ -177,7 +179,7 @@ def train(
   curve_epochs, train_loss, curves, reported = [], [], [], []
   for start in range(0, settings.epochs[-1], plan.epochs):
     state, last_loss, logits = _segment(
-      plan, loss, state, keys, jnp.asarray(start), train_rows, held_out
+      plan, loss, state, order_keys, jnp.asarray(start), train_rows, held_out
     )
     epoch = start + plan.epochs
     on_segment(epoch, float(last_loss.mean()))

@@ -86,8 +86,10 @@ def _calibration(results: Results, new: Method) -> Statement:
     opening = "One seed says nothing about chance"
   elif signs == {0}:
     opening = "Nothing is told apart at the training lengths measured"
-  elif len(signs) > 1:
+  elif signs >= {-1, 1}:
     opening = "The answer depends on how long one trains"
+  elif 0 in signs:
+    opening = "A difference shows at some of the training lengths only"
   else:
     opening = "The answer is the same at each training length measured"
   return Statement(
