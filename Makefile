@@ -79,7 +79,7 @@ demo: $(VENV)/.study
 
 # Float64 is a setting of the process, so its tests run in one of their own.
 test: $(VENV)/.test
-	$(PY) -m pytest -n 2
+	JAX_ENABLE_X64=0 $(PY) -m pytest -n 2
 	JAX_ENABLE_X64=1 $(PY) -m pytest -n 2
 
 lint: $(VENV)/.test
@@ -103,7 +103,7 @@ test-newest:
 	  $(call create,$(NEWEST),$$python); \
 	fi
 	$(call install,$(NEWEST)) --upgrade --editable '.[study,test]'
-	$(NEWEST)/bin/python -m pytest -n 2
+	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2
 	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2
 
 compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
