@@ -5,6 +5,11 @@ from squentropy_jax.calibration import plots as plots
 from squentropy_jax.calibration._adaptive import (
   adaptive_calibration_error as adaptive_calibration_error,
 )
+from squentropy_jax.calibration._apply import apply as apply
+from squentropy_jax.calibration._beta import BetaCalibration as BetaCalibration
+from squentropy_jax.calibration._beta import (
+  fit_beta_calibration as fit_beta_calibration,
+)
 from squentropy_jax.calibration._bins import BinStats as BinStats
 from squentropy_jax.calibration._bins import bin_stats as bin_stats
 from squentropy_jax.calibration._bins import merge as merge
@@ -17,6 +22,17 @@ from squentropy_jax.calibration._brier import (
 from squentropy_jax.calibration._classwise import (
   classwise_calibration_error as classwise_calibration_error,
 )
+from squentropy_jax.calibration._conformal import (
+  ConformalThreshold as ConformalThreshold,
+)
+from squentropy_jax.calibration._conformal import aps_score as aps_score
+from squentropy_jax.calibration._conformal import fit_conformal as fit_conformal
+from squentropy_jax.calibration._conformal import lac_score as lac_score
+from squentropy_jax.calibration._conformal import mean_set_size as mean_set_size
+from squentropy_jax.calibration._conformal import (
+  prediction_set as prediction_set,
+)
+from squentropy_jax.calibration._conformal import set_coverage as set_coverage
 from squentropy_jax.calibration._errors import (
   debiased_calibration_error as debiased_calibration_error,
 )
@@ -25,6 +41,14 @@ from squentropy_jax.calibration._errors import (
 )
 from squentropy_jax.calibration._errors import (
   maximum_calibration_error as maximum_calibration_error,
+)
+from squentropy_jax.calibration._linear import MatrixScaling as MatrixScaling
+from squentropy_jax.calibration._linear import VectorScaling as VectorScaling
+from squentropy_jax.calibration._linear import (
+  fit_matrix_scaling as fit_matrix_scaling,
+)
+from squentropy_jax.calibration._linear import (
+  fit_vector_scaling as fit_vector_scaling,
 )
 from squentropy_jax.calibration._scores import accuracy as accuracy
 from squentropy_jax.calibration._scores import brier_score as brier_score
@@ -51,7 +75,18 @@ from squentropy_jax.calibration._smooth import (
 from squentropy_jax.calibration._temperature import (
   TemperatureScaling as TemperatureScaling,
 )
-from squentropy_jax.calibration._temperature import apply as apply
 from squentropy_jax.calibration._temperature import (
   fit_temperature as fit_temperature,
+)
+from squentropy_jax.calibration._top_label import (
+  HistogramBinning as HistogramBinning,
+)
+from squentropy_jax.calibration._top_label import (
+  IsotonicRegression as IsotonicRegression,
+)
+from squentropy_jax.calibration._top_label import (
+  fit_histogram_binning as fit_histogram_binning,
+)
+from squentropy_jax.calibration._top_label import (
+  fit_isotonic_regression as fit_isotonic_regression,
 )

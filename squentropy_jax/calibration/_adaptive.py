@@ -12,26 +12,26 @@ from squentropy_jax.calibration._order import order
 
 @_inputs.compiled("num_bins", "norm")
 def _adaptive(rows: _inputs.Rows, *, num_bins: int, norm: float) -> Array:
-  rows = order(_inputs.top(rows))
-  dtype = rows.confidence.dtype
-  rank = jnp.arange(rows.confidence.shape[0], dtype=jnp.int32)
+  ordered = order(_inputs.top(rows))
+  dtype = ordered.confidence.dtype
+  rank = jnp.arange(ordered.confidence.shape[0], dtype=jnp.int32)
   # The first `longer` bins have one row more than the others.
-  length, longer = rows.size // num_bins, rows.size % num_bins
+  length, longer = ordered.size // num_bins, ordered.size % num_bins
   border = longer * (length + 1)
   bins = jnp.where(
     rank < border,
     rank // (length + 1),
     longer + (rank - border) // jnp.maximum(length, 1),
   )
-  bins = jnp.where(rows.use, bins, num_bins)
-  accuracy = rows.hits.astype(dtype) / rows.ties.astype(dtype)
-  digits = _exact.to_digits(accuracy) - _exact.to_digits(rows.confidence)
+  bins = jnp.where(ordered.use, bins, num_bins)
+  accuracy = ordered.hits.astype(dtype) / ordered.ties.astype(dtype)
+  digits = _exact.to_digits(accuracy) - _exact.to_digits(ordered.confidence)
   total = _exact.to_float(_exact.sum_digits(digits, bins, num_bins), dtype)
   index = jnp.arange(num_bins, dtype=jnp.int32)
   counts = (length + (index < longer).astype(jnp.int32)).astype(dtype)
-  share = counts / rows.size.astype(dtype)
+  share = counts / ordered.size.astype(dtype)
   error = norm_of_gaps(share, total / jnp.maximum(counts, 1), norm)
-  return jnp.where(rows.invalid | (rows.size == 0), jnp.nan, error)
+  return jnp.where(ordered.invalid | (ordered.size == 0), jnp.nan, error)
 
 
 def adaptive_calibration_error(
@@ -76,8 +76,6 @@ def adaptive_calibration_error(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     >>> error = calibration.adaptive_calibration_error(
     ...   p, jnp.array([0, 1, 1, 1]), num_bins=2

@@ -124,8 +124,6 @@ def bin_stats(
       every error into NaN.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> stats = calibration.bin_stats(p, jnp.array([0, 1, 1]), num_bins=2)
     >>> stats.counts.tolist(), stats.hits.tolist()
@@ -159,8 +157,6 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     ValueError: If the numbers of bins differ.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> stats = calibration.bin_stats(jnp.array([[0.9, 0.1]]), jnp.array([0]))
     >>> int(calibration.merge(stats, stats).counts.sum())
     2

@@ -115,8 +115,6 @@ def brier_decomposition(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     >>> parts = calibration.brier_decomposition(p, jnp.array([0, 1, 1, 1]))
     >>> print(f"{parts.reliability:.3f} {parts.score:.3f}")

@@ -116,8 +116,8 @@ def class_sums(rows: _inputs.Rows, num_bins: int) -> ClassSums:
   own = _inputs.map_rows(_inputs.own_score, p, labels)
   own = jnp.where(keep, jnp.clip(_inputs.widen(own), 0, 1), 0)
   bins = jnp.where(keep & ~bad, bin_of(own, num_bins), num_bins)
-  hits = jnp.zeros(counts.shape, jnp.int32).at[bins, labels]
-  hits = hits.add(1, mode="drop").astype(low.dtype)
+  hits = jnp.zeros(counts.shape, jnp.int32)
+  hits = hits.at[bins, labels].add(1, mode="drop").astype(low.dtype)
   return ClassSums(counts.astype(low.dtype), hits, confidence, low)
 
 
@@ -172,8 +172,6 @@ def classwise_calibration_error(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8]])
     >>> error = calibration.classwise_calibration_error(p, jnp.array([0, 1]))
     >>> print(f"{error:.3f}")

@@ -73,8 +73,6 @@ def expected_calibration_error(stats: BinStats, *, norm: float = 1) -> Array:
     ValueError: If ``norm`` is below 1 or infinite.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> stats = calibration.bin_stats(p, jnp.array([0, 1, 1]), num_bins=2)
     >>> print(f"{calibration.expected_calibration_error(stats):.3f}")
@@ -104,8 +102,6 @@ def maximum_calibration_error(stats: BinStats) -> Array:
     row, or where ``stats.invalid`` is above 0.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> stats = calibration.bin_stats(p, jnp.array([0, 1, 1]))
     >>> print(f"{calibration.maximum_calibration_error(stats):.3f}")
@@ -138,8 +134,6 @@ def debiased_calibration_error(stats: BinStats) -> Array:
     row, or where ``stats.invalid`` is above 0.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
     >>> stats = calibration.bin_stats(p, jnp.array([1, 0, 1]), num_bins=1)
     >>> print(f"{calibration.debiased_calibration_error(stats):.3f}")

@@ -79,7 +79,7 @@ def read_rows(
   """Checks types and shapes, and the labels if they can be read now."""
   scores = as_scores(name, scores)
   batch, num_classes = scores.shape[:-1], scores.shape[-1]
-  values = labels if hasattr(labels, "dtype") else np.asarray(labels)
+  values: Any = labels if hasattr(labels, "dtype") else np.asarray(labels)
   if not jnp.issubdtype(values.dtype, jnp.integer):
     raise TypeError(f"labels must be integer class ids, got {values.dtype}.")
   if values.shape != batch:
@@ -175,15 +175,17 @@ def map_rows(f: Callable[..., Any], *arrays: Array) -> Any:
 
 
 def class_ids(scores: Array) -> Array:
-  """The class of every entry of ``[n, C]``, int32."""
+  """The class of every entry of ``[..., C]``, int32."""
   return jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
 
 
 def largest(scores: Array) -> tuple[Array, Array]:
-  """Returns the largest score ``[n]`` and the first class that has it."""
+  """Returns the largest score ``[...]`` and the first class that has it."""
   score = jnp.max(scores, axis=-1)
   # `argmax` is one slow reduction of pairs on CPU; two of numbers are not.
-  ids = jnp.where(scores == score[:, None], class_ids(scores), scores.shape[-1])
+  ids = jnp.where(
+    scores == score[..., None], class_ids(scores), scores.shape[-1]
+  )
   return score, jnp.min(ids, axis=-1)
 
 
@@ -232,3 +234,10 @@ def top(rows: Rows) -> Top:
   use = rows.keep & valid
   confidence = jnp.where(use, jnp.clip(widen(confidence), 0, 1), 0)
   return Top(confidence, hit & use, use, rows.keep & ~valid)
+
+
+def mean_of_rows(value: Array, keep: Array, bad: Array | None = None) -> Array:
+  """The mean ``[...]`` over kept rows; NaN without any, or with a bad one."""
+  count = jnp.sum(keep, dtype=value.dtype)
+  mean = jnp.sum(jnp.where(keep, value, 0)) / count
+  return mean if bad is None else jnp.where(jnp.any(bad), jnp.nan, mean)

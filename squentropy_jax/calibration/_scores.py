@@ -9,20 +9,13 @@ from squentropy_jax import _checks, losses
 from squentropy_jax.calibration import _inputs
 
 
-def mean_of_rows(value: Array, keep: Array, bad: Array) -> Array:
-  """The mean ``[n]`` over kept rows; NaN without any, or with a bad one."""
-  count = jnp.sum(keep, dtype=value.dtype)
-  mean = jnp.sum(jnp.where(keep, value, 0)) / count
-  return jnp.where(jnp.any(bad), jnp.nan, mean)
-
-
 @_inputs.compiled()
 def _mean_loss(rows: _inputs.Rows) -> Array:
   def of_block(scores: Array, labels: Array, keep: Array) -> Array:
     return losses.cross_entropy(scores, labels, where=keep)
 
   loss = _inputs.map_rows(of_block, rows.scores, rows.labels, rows.keep)
-  return mean_of_rows(loss, rows.keep, rows.bad)
+  return _inputs.mean_of_rows(loss, rows.keep, rows.bad)
 
 
 def negative_log_likelihood(
@@ -48,8 +41,6 @@ def negative_log_likelihood(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> z = jnp.zeros((3, 4))
     >>> nll = calibration.negative_log_likelihood(z, jnp.array([0, 1, 3]))
     >>> print(f"{nll:.3f}")
@@ -74,7 +65,7 @@ def _brier_score(rows: _inputs.Rows) -> Array:
     return jnp.sum(jnp.square(error), axis=-1), valid
 
   error, valid = _inputs.map_rows(of_block, rows.scores, rows.labels)
-  return mean_of_rows(error, rows.keep, rows.bad | (rows.keep & ~valid))
+  return _inputs.mean_of_rows(error, rows.keep, rows.bad | (rows.keep & ~valid))
 
 
 def brier_score(
@@ -106,8 +97,6 @@ def brier_score(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8]])
     >>> print(f"{calibration.brier_score(p, jnp.array([0, 0])):.3f}")
     0.650
@@ -126,7 +115,7 @@ def brier_score(
 def _mean_hit(rows: _inputs.Rows, hit: Array, isnan: Array) -> Array:
   dtype = _checks.compute_dtype(rows.scores.dtype)
   bad = rows.bad | (isnan & rows.keep)
-  return mean_of_rows(hit.astype(dtype), rows.keep, bad)
+  return _inputs.mean_of_rows(hit.astype(dtype), rows.keep, bad)
 
 
 @_inputs.compiled()
@@ -171,8 +160,6 @@ def accuracy(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     >>> float(calibration.accuracy(p, jnp.array([0, 1, 1, 1])))
     0.75
@@ -215,8 +202,6 @@ def top_k_accuracy(
       is out of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
     >>> float(calibration.top_k_accuracy(p, jnp.array([1, 2]), k=2))
     0.5

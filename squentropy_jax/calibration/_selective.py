@@ -124,8 +124,6 @@ def risk_coverage_curve(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     >>> curve = calibration.risk_coverage_curve(p, jnp.array([0, 1, 1, 1]))
     >>> curve.coverage.tolist(), curve.risk.tolist()
@@ -168,8 +166,6 @@ def area_under_risk_coverage(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     >>> area = calibration.area_under_risk_coverage(p, jnp.array([0, 1, 1, 1]))
     >>> float(area)
@@ -212,8 +208,6 @@ def excess_area_under_risk_coverage(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     >>> y = jnp.array([0, 1, 1, 1])
     >>> float(calibration.excess_area_under_risk_coverage(p, y))
@@ -257,8 +251,6 @@ def confidence_auroc(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     >>> float(calibration.confidence_auroc(p, jnp.array([0, 1, 1, 1])))
     1.0

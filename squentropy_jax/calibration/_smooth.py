@@ -97,8 +97,6 @@ def smooth_calibration_error(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.1, 0.9]])
     >>> error = calibration.smooth_calibration_error(p, jnp.array([0, 1, 1, 0]))
     >>> print(f"{error:.3f}")

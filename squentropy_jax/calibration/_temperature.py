@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temperature scaling, and ``apply``, which every recalibrator registers."""
+"""Temperature scaling: one factor on all logits."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import Array
@@ -10,13 +9,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._inputs import Rows, as_scores, read_rows, widen
+from squentropy_jax.calibration._apply import apply
 
 _LOG2_RANGE = 20
 
 
 class TemperatureScaling(NamedTuple):
-  """Divides logits by a temperature.
+  """Divides logits by a temperature; see :func:`fit_temperature`.
 
   Attributes:
     inverse_temperature: The factor on the logits, a scalar.
@@ -30,62 +29,37 @@ class TemperatureScaling(NamedTuple):
     return 1 / self.inverse_temperature
 
 
-@functools.singledispatch
-def apply(params: Any, logits: ArrayLike) -> Array:
-  r"""Recalibrates logits with what a ``fit_*`` function returned.
-
-  For temperature scaling, for one,
-
-  .. math:: z \mapsto \beta z
-
-  Args:
-    params: The NamedTuple of a ``fit_*`` function of this module. Its type
-      chooses the map.
-    logits: Logits (log-probabilities are logits) ``[..., C]``.
-
-  Returns:
-    Recalibrated logits ``[..., C]``, in float32 or wider.
-
-  Raises:
-    TypeError: If ``params`` is of no such type.
-
-  Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
-    >>> params = calibration.TemperatureScaling(jnp.float32(0.5))
-    >>> calibration.apply(params, jnp.array([2.0, 0.0])).tolist()
-    [1.0, 0.0]
-
-  References:
-    Guo et al., `On Calibration of Modern Neural Networks
-    <https://arxiv.org/abs/1706.04599>`_, 2017
-  """
-  raise TypeError(
-    "params must be what a calibration.fit_* function returned, got "
-    f"{type(params).__name__}."
-  )
-
-
 @apply.register
-def _(params: TemperatureScaling, logits: ArrayLike) -> Array:
-  logits = widen(as_scores("logits", logits))
+def _apply(params: TemperatureScaling, logits: ArrayLike) -> Array:
+  logits = _inputs.widen(_inputs.as_scores("logits", logits))
   return logits * params.inverse_temperature.astype(logits.dtype)
 
 
-@_inputs.compiled()
-def _fit_temperature(rows: Rows) -> TemperatureScaling:
-  logits = widen(jnp.where(rows.keep[:, None], rows.scores, 0))
-  target = jnp.take_along_axis(logits, rows.labels[:, None], -1)
-  # Impossible classes have weight 0 at every temperature.
-  excess = jnp.where(logits == -jnp.inf, 0, logits - target)
-  possible = logits > -jnp.inf
+def _excess(logits: Array, labels: Array, keep: Array) -> Array:
+  """Logits less that of the label; 0 in dropped rows."""
+  logits = _inputs.widen(jnp.where(keep[:, None], logits, 0))
+  return logits - _inputs.own_score(logits, labels)[:, None]
+
+
+def best_inverse_temperature(rows: _inputs.Rows) -> Array:
+  """The factor of least likelihood loss; NaN where there is none."""
+
+  def spread_of_block(*block: Array) -> Array:
+    excess = _excess(*block)
+    # Impossible classes have weight 0 at every temperature.
+    return jnp.max(jnp.where(excess == -jnp.inf, 0, jnp.abs(excess)), axis=-1)
+
+  data = (rows.scores, rows.labels, rows.keep)
+  spread = jnp.max(_inputs.map_rows(spread_of_block, *data), initial=0)
 
   def slope(beta: Array) -> Array:
-    scaled = jnp.where(possible, beta * excess, -jnp.inf)
-    return jnp.sum(jax.nn.softmax(scaled, axis=-1) * excess)
+    def of_block(*block: Array) -> Array:
+      excess = _excess(*block)
+      weight = jax.nn.softmax(beta * excess, axis=-1)
+      excess = jnp.where(excess == -jnp.inf, 0, excess)
+      return jnp.sum(weight * excess, axis=-1)
 
-  spread = jnp.max(jnp.abs(excess), initial=0)
-  spread = jnp.where(spread > 0, spread, 1)
+    return jnp.sum(_inputs.map_rows(of_block, *data))
 
   def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = bounds
@@ -93,14 +67,20 @@ def _fit_temperature(rows: Rows) -> TemperatureScaling:
     right = slope(middle) > 0
     return jnp.where(right, low, middle), jnp.where(right, middle, high)
 
+  scale = jnp.where(spread > 0, spread, 1)
+  bounds = (2.0**-_LOG2_RANGE / scale, 2.0**_LOG2_RANGE / scale)
   # Each step halves the logarithm of the bracket: 28 nats down to one unit
   # in the last place.
-  steps = jnp.finfo(logits.dtype).nmant + 7
-  bounds = (2.0**-_LOG2_RANGE / spread, 2.0**_LOG2_RANGE / spread)
+  steps = jnp.finfo(spread.dtype).nmant + 7
   low, high = jax.lax.fori_loop(0, steps, halve, bounds)
-  beta = jnp.sqrt(low) * jnp.sqrt(high)
   bad = jnp.any(rows.bad) | ~jnp.any(rows.keep) | ~jnp.isfinite(spread)
-  return TemperatureScaling(jnp.where(bad, jnp.nan, beta))
+  beta = jnp.where(spread > 0, jnp.sqrt(low) * jnp.sqrt(high), 1)
+  return jnp.where(bad, jnp.nan, beta)
+
+
+@_inputs.compiled()
+def _fit(rows: _inputs.Rows) -> TemperatureScaling:
+  return TemperatureScaling(best_inverse_temperature(rows))
 
 
 def fit_temperature(
@@ -119,16 +99,18 @@ def fit_temperature(
   :math:`|z_{ik} - z_{iy_i}|`, :math:`\beta s` is held in
   :math:`[2^{-20}, 2^{20}]`. The upper bound is the answer where every row is
   right, as the likelihood then rises for ever; the lower one where the logits
-  do not help.
+  do not help. Where all logits of each row are equal, any :math:`\beta` is
+  best, and it is 1.
 
   Args:
-    logits: Logits ``[..., C]`` of held-out examples.
-    labels: Integer class ids ``[...]``.
-    where: Boolean ``[...]``, which examples count.
+    logits: Logits of held-out examples, shape ``[..., C]``.
+    labels: Class ids, integers of shape ``[...]``.
+    where: Which examples count, booleans of shape ``[...]``.
 
   Returns:
     A :class:`TemperatureScaling` for :func:`apply`. NaN without any row, with
-    a label out of range under ``jit``, or with a NaN logit in a kept row.
+    a label out of range under ``jit``, and where a kept row has a NaN or
+    infinite logit or a label of logit ``-inf``.
 
   Raises:
     TypeError: If a dtype does not fit.
@@ -136,8 +118,6 @@ def fit_temperature(
       of range.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> z = jnp.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
     >>> params = calibration.fit_temperature(z, jnp.array([0, 0, 0, 1]))
     >>> print(f"{params.temperature:.3f}")  # 4 / log(3)
@@ -145,6 +125,6 @@ def fit_temperature(
 
   References:
     Guo et al., `On Calibration of Modern Neural Networks
-    <https://arxiv.org/abs/1706.04599>`_, 2017
+    <https://arxiv.org/abs/1706.04599>`_, 2017.
   """
-  return _fit_temperature(read_rows("logits", logits, labels, where))
+  return _fit(_inputs.read_rows("logits", logits, labels, where))

@@ -33,8 +33,6 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
     ImportError: If matplotlib is not installed.
 
   Examples:
-    >>> import jax.numpy as jnp
-    >>> from squentropy_jax import calibration
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> stats = calibration.bin_stats(p, jnp.array([0, 1, 1]))
     >>> ax = calibration.plots.reliability_diagram(stats)

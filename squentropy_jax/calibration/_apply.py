@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one function that applies what any ``fit_*`` function returned."""
+
+import functools
+from typing import Any
+
+from jax import Array
+from jax.typing import ArrayLike
+
+
+@functools.singledispatch
+def apply(params: Any, logits: ArrayLike) -> Array:
+  r"""Recalibrates logits with what a ``fit_*`` function returned.
+
+  .. math:: z \mapsto g_\theta(z)
+
+  with :math:`\theta` the ``params`` and :math:`g` the map of their type:
+  :class:`TemperatureScaling`, :class:`VectorScaling`, :class:`MatrixScaling`,
+  :class:`HistogramBinning`, :class:`IsotonicRegression` or
+  :class:`BetaCalibration`. It is pure and may be compiled, batched and
+  differentiated.
+
+  Args:
+    params: What a ``fit_*`` function returned. Its type chooses the map.
+    logits: Logits (log-probabilities are logits), shape ``[..., C]``.
+
+  Returns:
+    Recalibrated logits, shape ``[..., C]``, float32 or wider. Their softmax
+    has the new probabilities.
+
+  Raises:
+    TypeError: If ``params`` is of no such type.
+
+  Examples:
+    >>> params = calibration.TemperatureScaling(jnp.float32(0.5))
+    >>> calibration.apply(params, jnp.array([2.0, 0.0])).tolist()
+    [1.0, 0.0]
+
+  References:
+    Guo et al., `On Calibration of Modern Neural Networks
+    <https://arxiv.org/abs/1706.04599>`_, 2017.
+  """
+  raise TypeError(
+    "params must be what a calibration.fit_* function returned, got "
+    f"{type(params).__name__}."
+  )
