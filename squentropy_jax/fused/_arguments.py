@@ -180,7 +180,7 @@ def _check_range(labels: Any, num_classes: int, keep: Any) -> None:
   used = np.asarray(probabilities) != 0
   if keep is not None:
     used &= keep[..., None]
-  _checks.check_label_range(ids, num_classes, used, "the ids of labels")
+  _checks.check_label_range(ids, num_classes, used)
 
 
 def checked(
@@ -211,8 +211,7 @@ def checked(
       f"{kernel.shape}."
     )
   axis = _checks.as_axis(class_axis, kernel, "kernel")
-  *batch, width = features.shape
-  batch = tuple(batch)
+  batch, width = features.shape[:-1], features.shape[-1]
   if kernel.shape[1 - axis] != width:
     raise ValueError(
       f"features of shape {features.shape} need {width} in axis {1 - axis} of "

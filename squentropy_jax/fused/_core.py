@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from squentropy_jax.fused import _one_pass, _plan, _sharded, _tiles, _xla
 from squentropy_jax.fused._blocks import Blocks, varying
 from squentropy_jax.fused._sharded import Layout
-from squentropy_jax.fused._tiles import Arrays, Head, Slopes, Sums
+from squentropy_jax.fused._tiles import Arrays, Gradient, Head, Slopes, Sums
 
 _logger = logging.getLogger(__name__)
 
@@ -100,35 +101,42 @@ def kernel_dtype(arrays: Arrays) -> jnp.dtype:
   return arrays.kernel.dtype
 
 
-def summed(gradient: Arrays, arrays: Arrays) -> Arrays:
+def summed(gradient: Gradient, arrays: Arrays) -> Gradient:
   """The gradient added up over devices where its primals are the same."""
-  return _sharded.summed(gradient, _matching(arrays, gradient))
+  return {
+    name: _sharded.summed(g, getattr(arrays, name))
+    for name, g in gradient.items()
+  }
 
 
-def like(gradient: Arrays, arrays: Arrays) -> Arrays:
+def like(gradient: Gradient, arrays: Arrays) -> Gradient:
   """The gradient in the shapes and dtypes of its primals."""
-  return jax.tree.map(
-    lambda g, x: g.reshape(x.shape).astype(x.dtype),
-    gradient,
-    _matching(arrays, gradient),
-  )
+  primals = {name: getattr(arrays, name) for name in gradient}
+  return {
+    name: g.reshape(primals[name].shape).astype(primals[name].dtype)
+    for name, g in gradient.items()
+  }
 
 
-def _matching(arrays: Arrays, gradient: Arrays) -> Arrays:
-  names = [n for n, g in gradient._asdict().items() if g is not None]
-  return only(arrays, names)
-
-
-def only(arrays: Arrays, names: Any) -> Arrays:
-  """The arrays with None in the place of those not in ``names``."""
-  return Arrays(
-    *(x if n in names else None for n, x in arrays._asdict().items())
-  )
+def as_cotangent(gradient: Gradient) -> Arrays:
+  """The gradient in the structure of its primals, None for no gradient."""
+  return Arrays._make(gradient.get(name) for name in Arrays._fields)
 
 
 def specs(call: Call, arrays: Arrays) -> Arrays:
   """How the arrays are spread."""
-  return _matching(call.layout.arrays(call.head), arrays)
+  by_name = call.layout.by_name(call.head)
+  return Arrays._make(
+    None if x is None else by_name[name] for name, x in arrays._asdict().items()
+  )
+
+
+def gradient_specs(
+  call: Call, wanted: frozenset[str]
+) -> dict[str, PartitionSpec]:
+  """How the gradients of what is wanted are spread."""
+  by_name = call.layout.by_name(call.head)
+  return {name: by_name[name] for name in sorted(wanted)}
 
 
 def wanted_of(arrays: Arrays, symbolic: bool) -> frozenset[str]:
@@ -149,27 +157,29 @@ def values(tree: Any) -> Any:
 
 def run_forward(
   call: Call, way: str, arrays: Arrays, ids: jax.Array
-) -> tuple[Sums, jax.Array, Slopes | None]:
+) -> tuple[Sums, jax.Array, dict[str, jax.Array]]:
   """Sums over all devices, the count of classes, what `frozen_sums` adds."""
   head, layout = call.head, call.layout
   blocks = blocks_for(call, way, arrays, way != "value")
 
-  def on_device(arrays: Arrays, ids: jax.Array):
+  def on_device(
+    arrays: Arrays, ids: jax.Array
+  ) -> tuple[Sums, jax.Array, dict[str, jax.Array]]:
     batch = arrays.features.shape[:-1]
     features, ids = flat((arrays.features, ids), len(batch))
     rows = arrays._replace(features=features)
     first = _sharded.first_class(layout, head, arrays)
-    by = None
+    by: dict[str, jax.Array] = {}
     if way == "frozen":
       part, by = _one_pass.frozen_sums(head, blocks, rows, ids - first)
     else:
       part = _xla.row_sums(head, blocks, rows, ids - first)
     part = part._replace(top_id=part.top_id + first)
     sums = _sharded.add_up(layout, head, part)
-    if by is not None and by.mass is not None:
+    if "mass" in by:
       shrink = _tiles.shrink_of(part.top, _tiles.shift_of(sums.top))
-      by = by._replace(mass=by.mass * shrink[:, None])
-    by = jax.tree.map(lambda x: x[None], by)
+      by["mass"] *= shrink[:, None]
+    by = {name: x[None] for name, x in by.items()}
     count = _sharded.count_possible(layout, head, arrays)
     return shaped(sums, batch), count, by
 
@@ -182,13 +192,14 @@ def run_forward(
 
 def _run_backward(
   call: Call,
+  way: str,
   wanted: frozenset[str],
   arrays: Arrays,
   ids: jax.Array,
   sums: Sums,
-  by: Slopes | None,
+  by: dict[str, jax.Array],
   slopes: Slopes,
-) -> Arrays:
+) -> Gradient:
   """The gradient of what is wanted from the slopes of `run_forward`'s sums."""
   head, layout = call.head, call.layout
   size = _size(call, arrays)
@@ -198,20 +209,21 @@ def _run_backward(
     arrays: Arrays,
     ids: jax.Array,
     sums: Sums,
-    by: Slopes | None,
+    by: dict[str, jax.Array],
     slopes: Slopes,
-  ) -> Arrays:
+  ) -> Gradient:
     per_row = (arrays.features, ids, sums, slopes)
     features, ids, sums, slopes = flat(per_row, arrays.features.ndim - 1)
     rows = arrays._replace(features=features)
     first = _sharded.first_class(layout, head, arrays)
     ids -= first
     sums = sums._replace(top_id=sums.top_id - first)
-    gradient = Arrays()
-    if by is not None:
-      by = jax.tree.map(lambda x: x[0], by)
-      found = _one_pass.frozen_gradient(head, rows, ids, sums, by, slopes)
-      gradient = Arrays(features=found)
+    gradient: Gradient = {}
+    if way == "frozen":
+      by = {name: x[0] for name, x in by.items()}
+      gradient["features"] = _one_pass.frozen_gradient(
+        head, rows, ids, sums, by, slopes
+      )
     elif wanted != {"scale"}:
       gradient = _xla.stream_gradient(
         head,
@@ -223,15 +235,14 @@ def _run_backward(
         wanted - {"scale"},
         kernel_dtype(rows),
       )
-    if "scale" in wanted:
-      by_scale = _xla.slope_by_scale(rows, sums, slopes)
-      gradient = gradient._replace(scale=by_scale)
+    if rows.scale is not None and "scale" in wanted:
+      gradient["scale"] = _xla.slope_by_scale(rows.scale, sums, slopes)
     return like(summed(gradient, rows), arrays)
 
   return layout.map(
     on_device,
     (specs(call, arrays), layout.rows, layout.rows, layout.parts, layout.rows),
-    only(layout.arrays(head), wanted),
+    gradient_specs(call, wanted),
   )(arrays, ids, sums, by, slopes)
 
 
@@ -275,18 +286,19 @@ def _rule(symbolic: bool) -> Callable[..., tuple[Sums, jax.Array]]:
       arrays, ids = values((arrays, ids))
     way = _way(call, wanted)
     if way == "frozen":
-      wanted &= {"features", "scale"}
+      wanted = frozenset({"features"}) | (wanted & {"scale"})
     sums, count, by = run_forward(call, way, arrays, ids)
     # As keys of a dict, names are a part of the type.
-    return (sums, count), (arrays, ids, sums, by, dict.fromkeys(wanted))
+    static = dict.fromkeys(sorted(wanted)) | {way: None}
+    return (sums, count), (arrays, ids, sums, by, static)
 
   def backward(call, residuals, cotangent):
-    arrays, ids, sums, by, wanted = residuals
+    arrays, ids, sums, by, static = residuals
+    wanted = frozenset(static).intersection(Arrays._fields)
+    way = "frozen" if "frozen" in static else "stream"
     slopes = _slopes(cotangent[0], sums)
-    gradient = _run_backward(
-      call, frozenset(wanted), arrays, ids, sums, by, slopes
-    )
-    return gradient, None
+    gradient = _run_backward(call, way, wanted, arrays, ids, sums, by, slopes)
+    return as_cotangent(gradient), None
 
   sums_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return sums_of

@@ -39,11 +39,9 @@ def _clipped(ids: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
 
 def _pairs(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   """Both places of every pair within the last axis, ``[*shape, K]``."""
-  full = (*shape, shape[-1])
-  return tuple(
-    jax.lax.broadcasted_iota(jnp.int32, full, axis)
-    for axis in (len(shape) - 1, len(shape))
-  )
+  full, rank = (*shape, shape[-1]), len(shape)
+  one = jax.lax.broadcasted_iota(jnp.int32, full, rank - 1)
+  return one, jax.lax.broadcasted_iota(jnp.int32, full, rank)
 
 
 def hard_targets(
@@ -147,7 +145,7 @@ class Hyper(NamedTuple):
 
 def _each(loss: RowLoss, hyper: Hyper, stats: _rows.RowStats) -> jax.Array:
   value = loss.row(stats, **hyper.row)
-  if loss.uniform is None:
+  if loss.uniform is None or hyper.smoothing is None:
     return value
   mean = loss.uniform(stats, **hyper.row)
   return value + hyper.smoothing * (mean - value)
@@ -171,10 +169,8 @@ def row_losses(
 def fields_read(loss: RowLoss, names: tuple[str, ...]) -> frozenset[str]:
   """The fields of `RowStats` that a loss depends on."""
   number = jax.ShapeDtypeStruct((), jnp.float32)
-  stats = _rows.RowStats(*(number,) * len(_rows.RowStats._fields))
-  hyper = Hyper(
-    dict.fromkeys(names, number), None if loss.uniform is None else number
-  )
+  stats = _rows.RowStats._make([number] * len(_rows.RowStats._fields))
+  hyper = Hyper._make((dict.fromkeys(names, number), number))
   jaxpr = jax.make_jaxpr(lambda s, h: _each(loss, h, s))(stats, hyper).jaxpr
   live = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
   for eqn in reversed(jaxpr.eqns):
@@ -193,7 +189,7 @@ def fields_read(loss: RowLoss, names: tuple[str, ...]) -> frozenset[str]:
 
 def _uniform_cross_entropy(stats: _rows.RowStats) -> jax.Array:
   mean = (stats.target + stats.rest_sum) / stats.num_classes
-  return losses.cross_entropy.row(stats) + (stats.target - mean)
+  return _rows.softplus(stats.log_odds) + (stats.target - mean)
 
 
 def _uniform_squentropy(
@@ -214,10 +210,14 @@ def _uniform_rescaled_square(
   return (target_weight * on_target + (n - 1.0) * square) / (n * n)
 
 
-_UNIFORM = {
-  losses.cross_entropy.row: _uniform_cross_entropy,
-  losses.squentropy.row: _uniform_squentropy,
-  losses.rescaled_square.row: _uniform_rescaled_square,
+def _row_of(loss: Any) -> Callable[..., jax.Array] | None:
+  return getattr(loss, "row", None)
+
+
+_UNIFORM: dict[Any, Callable[..., jax.Array]] = {
+  _row_of(losses.cross_entropy): _uniform_cross_entropy,
+  _row_of(losses.squentropy): _uniform_squentropy,
+  _row_of(losses.rescaled_square): _uniform_rescaled_square,
 }
 
 
@@ -225,8 +225,8 @@ def as_row_loss(
   loss: Callable[..., jax.Array], hyperparameters: dict[str, Any], smooth: bool
 ) -> tuple[RowLoss, dict[str, Any]]:
   """The row loss a function stands for, and all its hyper-parameters."""
-  given = {}
-  inner = loss
+  given: dict[str, Any] = {}
+  inner: Any = loss
   while isinstance(inner, functools.partial):
     if inner.args:
       raise TypeError(
@@ -235,7 +235,7 @@ def as_row_loss(
     given = inner.keywords | given
     inner = inner.func
   name = getattr(inner, "__name__", repr(inner))
-  row = getattr(inner, "row", None)
+  row = _row_of(inner)
   if row is None:
     raise TypeError(
       f"loss must have a row form, such as losses.squentropy.row, which {name} "

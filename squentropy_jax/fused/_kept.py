@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -13,7 +13,7 @@ from squentropy_jax.fused import _core, _one_pass, _sharded, _xla
 from squentropy_jax.fused._blocks import vary, varying
 from squentropy_jax.fused._core import Call
 from squentropy_jax.fused._formula import Hyper, RowLoss, Targets, row_losses
-from squentropy_jax.fused._tiles import Arrays, Slopes, Sums
+from squentropy_jax.fused._tiles import Arrays, Gradient, Slopes, Sums
 
 
 class Rows(NamedTuple):
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 class Kept(NamedTuple):
   """What the forward pass leaves for the backward pass to scale."""
 
-  gradient: Arrays
+  gradient: Gradient
   losses: jax.Array
   probabilities: jax.Array | None
   hyper: Hyper
@@ -56,7 +56,7 @@ def _run_forward(
     # Made local, so that its cotangent crosses devices once, not every block.
     numbers = vary((hyper, arrays.scale), axes)
 
-    def finish(sums: Sums, rows: Rows):
+    def finish(sums: Sums, rows: Rows) -> tuple[Sums, Slopes, Any, Any]:
       sums = sums._replace(top_id=sums.top_id + first)
       sums = _sharded.add_up(layout, head, sums)
 
@@ -72,10 +72,9 @@ def _run_forward(
         losses_of, fields, rows.targets.probabilities, numbers[0]
       )
       slopes, by_probability, by_hyper = vjp(rows.weights)
-      by_scale = None
-      if "scale" in wanted:
-        scale = arrays._replace(scale=numbers[1])
-        by_scale = _xla.slope_by_scale(scale, sums, slopes)
+      by_scale = {}
+      if arrays.scale is not None and "scale" in wanted:
+        by_scale["scale"] = _xla.slope_by_scale(numbers[1], sums, slopes)
       more = (jnp.sum(losses * rows.weights), by_hyper, by_scale)
       sums = sums._replace(top_id=sums.top_id - first)
       return sums, slopes, (losses, by_probability), more
@@ -83,7 +82,7 @@ def _run_forward(
     nothing = (
       jnp.zeros((), rows.weights.dtype),
       hyper,
-      arrays.scale if "scale" in wanted else None,
+      {"scale": arrays.scale} if "scale" in wanted else {},
     )
     gradient, ys, (total, by_hyper, by_scale) = _one_pass.keep_gradient(
       head,
@@ -96,31 +95,24 @@ def _run_forward(
       wanted - {"scale"},
       _core.kernel_dtype(some),
     )
-    gradient = gradient._replace(scale=by_scale)
+    gradient |= by_scale
     if layout.mesh is not None:
       # One cotangent for all devices will come, so the parts are added here.
       gradient = _core.summed(gradient, some)
       by_hyper = _sharded.summed(by_hyper, hyper)
       total = lax.psum(total, layout.batch_axis) if layout.batch_axis else total
-    if gradient.features is not None:
-      by_features = gradient.features.reshape(arrays.features.shape)
-      gradient = gradient._replace(features=by_features)
+    if "features" in gradient:
+      by_features = gradient["features"].reshape(arrays.features.shape)
+      gradient["features"] = by_features
     losses, by_probability = _core.shaped(ys, batch)
     return total, Kept(gradient, losses, by_probability, by_hyper)
 
-  everywhere = layout.everywhere
+  everywhere, of_rows = layout.everywhere, layout.rows
+  by_wanted = _core.gradient_specs(call, wanted)
   return layout.map(
     on_device,
-    (_core.specs(call, arrays), layout.rows, everywhere),
-    (
-      everywhere,
-      Kept(
-        _core.only(layout.arrays(head), wanted),
-        layout.rows,
-        layout.rows,
-        everywhere,
-      ),
-    ),
+    (_core.specs(call, arrays), of_rows, everywhere),
+    (everywhere, Kept._make((by_wanted, of_rows, of_rows, everywhere))),
   )(arrays, rows, hyper)
 
 
@@ -144,9 +136,9 @@ def _rule(symbolic: bool) -> Callable[..., jax.Array]:
     kept, arrays, hyper = residuals
     kept = jax.tree.map(lambda x: x.astype(cotangent.dtype) * cotangent, kept)
     gradient = _core.like(_core.summed(kept.gradient, arrays), arrays)
-    targets = Targets(None, kept.probabilities, None, None)
+    targets = Targets._make((None, kept.probabilities, None, None))
     by_hyper = _sharded.summed(kept.hyper, hyper)
-    return gradient, Rows(targets, kept.losses), by_hyper
+    return _core.as_cotangent(gradient), Rows(targets, kept.losses), by_hyper
 
   loss_sum.defvjp(forward, backward, symbolic_zeros=symbolic)
   return loss_sum

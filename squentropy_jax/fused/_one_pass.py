@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from squentropy_jax.fused import _blocks, _tiles, _xla
 from squentropy_jax.fused._blocks import Blocks
-from squentropy_jax.fused._tiles import Arrays, Head, Slopes, Sums
+from squentropy_jax.fused._tiles import Arrays, Gradient, Head, Slopes, Sums
 
 
 def keep_gradient(
@@ -22,7 +22,7 @@ def keep_gradient(
   extra: Any,
   wanted: frozenset[str],
   kernel_dtype: jnp.dtype,
-) -> tuple[Arrays, Any, Any]:
+) -> tuple[Gradient, Any, Any]:
   """The gradient in one pass, with the logits of a block of rows kept.
 
   ``sums, slopes, y, more = finish(sums, rows)`` gives for a block of ``rows``
@@ -49,40 +49,40 @@ def keep_gradient(
     sums, slopes = _blocks.vary((sums, slopes), axes)
     slopes = _xla.own_by_products(head, some, sums, slopes)
 
-    def over_classes(whole, start, width, z):
+    def over_classes(carry, start, width, z):
       part = _xla.classes_of(head, some, start, width)
       g = _tiles.cotangent(head, part, z, sums, slopes, some_ids, start)
+      whole, by_rows = carry
       # What is written once need not be read.
       old = _xla.zeros_like(part, wanted - of_rows, axes)
       if not one_block:
-        old = _xla.classes_of(head, whole, start, width)
-      old = old._replace(features=whole.features)
-      new = _xla.add_products(head, old, g, part)
-      return _xla.put_classes(head, whole, new, start), None
+        old = _xla.cut_classes(head, whole, start, width)
+      new = _xla.add_products(head, old | by_rows, g, part)
+      whole = _xla.put_classes(head, whole, new, start)
+      return (whole, {n: new[n] for n in by_rows}), None
 
-    fresh = _xla.zeros_like(some, of_rows, axes)
-    whole, _ = _blocks.over_blocks(
+    (whole, by_rows), _ = _blocks.over_blocks(
       over_classes,
-      whole._replace(features=fresh.features),
+      (whole, _xla.zeros_like(some, of_rows, axes)),
       total,
       blocks.classes,
       tiles,
     )
-    carry = whole._replace(features=None), jax.tree.map(jnp.add, extra, more)
-    return carry, (whole.features, y)
+    extra = jax.tree.map(jnp.add, extra, more)
+    return (whole, extra), (by_rows, y)
 
   whole = _xla.zeros_like(
     arrays, wanted - of_rows, axes, kernel_dtype if one_block else None
   )
-  (whole, extra), (by_features, ys) = _blocks.over_rows(
+  (whole, extra), (by_rows, ys) = _blocks.over_rows(
     over_a_block, (whole, extra), (arrays.features, ids, rows), blocks.rows
   )
-  return whole._replace(features=by_features), ys, extra
+  return whole | by_rows, ys, extra
 
 
 def frozen_sums(
   head: Head, blocks: Blocks, arrays: Arrays, ids: jax.Array
-) -> tuple[Sums, Slopes]:
+) -> tuple[Sums, dict[str, jax.Array]]:
   """The sums, and their derivatives by the features, ``[N, d]`` each.
 
   The products of exponentials and kernel are summed relative to the running
@@ -99,29 +99,29 @@ def frozen_sums(
     return _tiles.product(tile, kernel, 1, head.class_axis, dtype)
 
   def each(by, before, after, z, part):
-    if by.mass is not None:
+    new = {}
+    if head.mass:
       shift = _tiles.shift_of(after.top)
       shrink = _tiles.shrink_of(before.top, shift)[:, None]
       more = times_kernel(jnp.exp(z - shift[:, None]), z, part)
-      by = by._replace(mass=by.mass * shrink + more)
-    if by.total is not None:
+      new["mass"] = by["mass"] * shrink + more
+    if "rest_sum" in head.reads:
       more = times_kernel(_tiles.possible(z), z, part)
-      by = by._replace(total=by.total + more)
-    if by.square is not None:
+      new["total"] = by["total"] + more
+    if "rest_sq" in head.reads:
       more = times_kernel(2.0 * _tiles.finite(z), z, part)
-      by = by._replace(square=by.square + more)
-    return by, None
+      new["square"] = by["square"] + more
+    return new, None
 
   def step(_, rows):
     features, some_ids = rows
+    read = {
+      "mass": head.mass,
+      "total": "rest_sum" in head.reads,
+      "square": "rest_sq" in head.reads,
+    }
     zero = jnp.zeros(features.shape, dtype)
-    by = Slopes(
-      own=None,
-      top=None,
-      mass=zero if head.mass else None,
-      total=zero if "rest_sum" in head.reads else None,
-      square=zero if "rest_sq" in head.reads else None,
-    )
+    by = {name: zero for name, is_read in read.items() if is_read}
     some = arrays._replace(features=features)
     return None, _xla.sums_of_rows(
       head, blocks.classes, some, some_ids, each, by
@@ -136,7 +136,7 @@ def frozen_gradient(
   arrays: Arrays,
   ids: jax.Array,
   sums: Sums,
-  by: Slopes,
+  by: dict[str, jax.Array],
   slopes: Slopes,
 ) -> jax.Array:
   """The gradient of the features from what `frozen_sums` gave."""
@@ -153,9 +153,8 @@ def frozen_gradient(
     return (weights[..., None] * found.astype(weights.dtype)).sum(-2)
 
   by_features = rows_of_kernel(ids, slopes.own)
-  for slope, derivative in zip(slopes, by, strict=True):
-    if derivative is not None:
-      by_features += slope[:, None] * derivative
+  for name, derivative in by.items():
+    by_features += getattr(slopes, name)[:, None] * derivative
   if "rest_max" in head.reads:
     slope = slopes.top * _tiles.slope(head, arrays.scale, sums.top)
     by_features += rows_of_kernel(sums.top_id[:, None], slope[:, None])

@@ -47,15 +47,15 @@ class Layout(NamedTuple):
     """What every device has a part of, ``[1, rows, ...]``, of a sum over it."""
     return PartitionSpec(self.vocab_axis, self.batch_axis)
 
-  def arrays(self, head: Head) -> Arrays:
-    """The arrays of a head."""
+  def by_name(self, head: Head) -> dict[str, PartitionSpec]:
+    """The arrays of a head, or their gradients."""
     before = (None,) * head.class_axis
-    return Arrays(
-      features=self.rows,
-      kernel=PartitionSpec(*before, self.vocab_axis),
-      bias=PartitionSpec(self.vocab_axis),
-      scale=self.everywhere,
-    )
+    return {
+      "features": self.rows,
+      "kernel": PartitionSpec(*before, self.vocab_axis),
+      "bias": PartitionSpec(self.vocab_axis),
+      "scale": self.everywhere,
+    }
 
   def shards(self, axes: tuple[str, ...]) -> int:
     """Over how many devices the mesh spreads what goes along some axes."""
@@ -96,12 +96,12 @@ def add_up(layout: Layout, head: Head, sums: Sums) -> Sums:
   axis = layout.vocab_axis
   if not axis:
     return sums
-  parts = {}
-  top = top_id = None
+  parts: dict[str, jax.Array] = {}
+  found: dict[str, jax.Array] = {}
   if head.mass or "rest_max" in head.reads:
-    top = lax.pmax(lax.stop_gradient(sums.top), axis)
+    found["top"] = lax.pmax(lax.stop_gradient(sums.top), axis)
   if head.mass:
-    shrink = _tiles.shrink_of(sums.top, _tiles.shift_of(top))
+    shrink = _tiles.shrink_of(sums.top, _tiles.shift_of(found["top"]))
     parts["mass"] = sums.mass * shrink
     if head.scaled:
       parts["tilt"] = sums.tilt * shrink
@@ -111,21 +111,19 @@ def add_up(layout: Layout, head: Head, sums: Sums) -> Sums:
     parts["square"] = sums.square
   if "rest_max" in head.reads:
     never = jnp.iinfo(jnp.int32).max
-    top_id = lax.pmin(jnp.where(sums.top == top, sums.top_id, never), axis)
+    is_top = sums.top == found["top"]
+    found["top_id"] = lax.pmin(jnp.where(is_top, sums.top_id, never), axis)
     # A NaN is nobody's largest, and must not be lost.
-    is_top = (sums.top_id == top_id) | jnp.isnan(sums.top)
+    is_top = (sums.top_id == found["top_id"]) | jnp.isnan(sums.top)
     parts["top"] = jnp.where(is_top, sums.top, jnp.zeros_like(sums.top))
   # One message for all of them.
   columns = [part[:, None] for part in parts.values()]
   every = lax.psum(jnp.concatenate([sums.own, *columns], axis=1), axis)
   targets = sums.own.shape[1]
-  found = {name: every[:, targets + i] for i, name in enumerate(parts)}
-  if top is not None:
-    found.setdefault("top", top)
-  if top_id is not None:
-    found["top_id"] = top_id
+  found |= {name: every[:, targets + i] for i, name in enumerate(parts)}
   # What the loss does not read is the same on every device.
-  none = vary(_tiles.no_sums(*sums.own.shape, every.dtype), varying(every))
+  rows = sums.own.shape[0]
+  none = vary(_tiles.no_sums(rows, targets, every.dtype), varying(every))
   return none._replace(own=every[:, :targets], **found)
 
 

@@ -37,8 +37,6 @@ class Head(NamedTuple):
 class Arrays(NamedTuple):
   """What is differentiated: a head's arrays, or some rows or classes of them.
 
-  Also their cotangents, then with None for what is not wanted.
-
   Attributes:
     features: ``[R, d]``.
     kernel: ``[d, V]``, or ``[V, d]`` for class axis 0.
@@ -46,8 +44,8 @@ class Arrays(NamedTuple):
     scale: A scalar that multiplies the capped logits.
   """
 
-  features: jax.Array | None = None
-  kernel: jax.Array | None = None
+  features: jax.Array
+  kernel: jax.Array
   bias: jax.Array | None = None
   scale: jax.Array | None = None
 
@@ -61,6 +59,10 @@ class Arrays(NamedTuple):
   def sum_dtype(self) -> jnp.dtype:
     """The dtype of logits, sums and losses."""
     return _checks.compute_dtype(self.operand_dtype)
+
+
+# Cotangents of some of the `Arrays`, by name.
+Gradient = dict[str, jax.Array]
 
 
 class Sums(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from squentropy_jax.fused import _blocks, _tiles
 from squentropy_jax.fused._blocks import Blocks
-from squentropy_jax.fused._tiles import Arrays, Head, Slopes, Sums
+from squentropy_jax.fused._tiles import Arrays, Gradient, Head, Slopes, Sums
 
 
 def num_classes(head: Head, arrays: Arrays) -> int:
@@ -26,29 +26,41 @@ def classes_of(
   head: Head, arrays: Arrays, start: jax.Array | int, width: int
 ) -> Arrays:
   """The arrays with ``width`` classes from ``start`` on."""
-  kernel, bias = arrays.kernel, arrays.bias
-  if kernel is not None:
-    kernel = lax.dynamic_slice_in_dim(kernel, start, width, head.class_axis)
+  kernel = lax.dynamic_slice_in_dim(
+    arrays.kernel, start, width, head.class_axis
+  )
+  bias = arrays.bias
   if bias is not None:
     bias = lax.dynamic_slice_in_dim(bias, start, width)
   return arrays._replace(kernel=kernel, bias=bias)
 
 
+def _class_axes(head: Head) -> dict[str, int]:
+  return {"kernel": head.class_axis, "bias": 0}
+
+
+def cut_classes(
+  head: Head, gradient: Gradient, start: jax.Array | int, width: int
+) -> Gradient:
+  """What a gradient says of ``width`` classes from ``start`` on."""
+  return {
+    name: lax.dynamic_slice_in_dim(gradient[name], start, width, axis)
+    for name, axis in _class_axes(head).items()
+    if name in gradient
+  }
+
+
 def put_classes(
-  head: Head, whole: Arrays, part: Arrays, start: jax.Array | int
-) -> Arrays:
-  """The inverse of `classes_of`, rounding to the dtypes of the whole."""
-
-  def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-    new = new.astype(old.dtype)
-    return lax.dynamic_update_slice_in_dim(old, new, start, axis)
-
-  kernel, bias = whole.kernel, whole.bias
-  if kernel is not None:
-    kernel = put(kernel, part.kernel, head.class_axis)
-  if bias is not None:
-    bias = put(bias, part.bias, 0)
-  return part._replace(kernel=kernel, bias=bias)
+  head: Head, gradient: Gradient, part: Gradient, start: jax.Array | int
+) -> Gradient:
+  """The inverse of `cut_classes`, rounding to the dtypes of the whole."""
+  return gradient | {
+    name: lax.dynamic_update_slice_in_dim(
+      gradient[name], part[name].astype(gradient[name].dtype), start, axis
+    )
+    for name, axis in _class_axes(head).items()
+    if name in gradient
+  }
 
 
 def sums_of_rows(
@@ -75,7 +87,8 @@ def sums_of_rows(
       extra, y = each(extra, sums, new, z, part)
     return (new, extra), y
 
-  sums = _tiles.no_sums(*ids.shape, arrays.sum_dtype)
+  rows, targets = ids.shape
+  sums = _tiles.no_sums(rows, targets, arrays.sum_dtype)
   carry = _blocks.vary((sums, extra), _blocks.varying(arrays, ids))
   (sums, extra), ys = _blocks.over_blocks(
     step, carry, num_classes(head, arrays), width
@@ -104,7 +117,7 @@ def own_by_products(
   return slopes._replace(own=slopes.own * slope)
 
 
-def slope_by_scale(arrays: Arrays, sums: Sums, slopes: Slopes) -> jax.Array:
+def slope_by_scale(scale: jax.Array, sums: Sums, slopes: Slopes) -> jax.Array:
   """The gradient of the scale, from the sums over all classes."""
   by_row = (
     (slopes.own * _tiles.finite(sums.own)).sum(-1)
@@ -113,7 +126,7 @@ def slope_by_scale(arrays: Arrays, sums: Sums, slopes: Slopes) -> jax.Array:
     + slopes.total * sums.total
     + 2.0 * slopes.square * sums.square
   )
-  return by_row.sum() / arrays.scale
+  return by_row.sum() / scale
 
 
 def zeros_like(
@@ -121,37 +134,36 @@ def zeros_like(
   wanted: frozenset[str],
   axes: frozenset[str],
   kernel_dtype: jnp.dtype | None = None,
-) -> Arrays:
+) -> Gradient:
   """A gradient of 0 of what is wanted, in the dtype of sums if not told."""
-  dtypes = dict.fromkeys(Arrays._fields, arrays.sum_dtype)
-  dtypes["kernel"] = kernel_dtype or arrays.sum_dtype
   zeros = {
-    name: jnp.zeros(getattr(arrays, name).shape, dtypes[name])
-    for name in wanted
+    name: jnp.zeros(getattr(arrays, name).shape, arrays.sum_dtype)
+    for name in sorted(wanted)
   }
-  return _blocks.vary(Arrays(**zeros), axes)
+  if "kernel" in wanted and kernel_dtype is not None:
+    zeros["kernel"] = zeros["kernel"].astype(kernel_dtype)
+  return _blocks.vary(zeros, axes)
 
 
 def add_products(
-  head: Head, gradient: Arrays, g: jax.Array, part: Arrays
-) -> Arrays:
-  """Adds what a tile's cotangent ``g`` gives to its rows and classes."""
+  head: Head, gradient: Gradient, g: jax.Array, part: Arrays
+) -> Gradient:
+  """The gradient with what a tile's cotangent ``g`` gives to it."""
   dtype, operand = g.dtype, part.operand_dtype
   # float16 cannot hold the small slopes of a large head; bfloat16 can.
   operand = dtype if operand == jnp.float16 else operand
   narrow = g.astype(operand)
-  if gradient.features is not None:
+  more = {}
+  if "features" in gradient:
     kernel = part.kernel.astype(operand)
-    more = _tiles.product(narrow, kernel, 1, head.class_axis, dtype)
-    gradient = gradient._replace(features=gradient.features + more)
-  if gradient.kernel is not None:
+    more["features"] = _tiles.product(narrow, kernel, 1, head.class_axis, dtype)
+  if "kernel" in gradient:
     pair = (part.features.astype(operand), narrow)
     a, b = pair if head.class_axis else reversed(pair)
-    more = _tiles.product(a, b, 0, 0, dtype)
-    gradient = gradient._replace(kernel=gradient.kernel.astype(dtype) + more)
-  if gradient.bias is not None:
-    gradient = gradient._replace(bias=gradient.bias + g.sum(0))
-  return gradient
+    more["kernel"] = _tiles.product(a, b, 0, 0, dtype)
+  if "bias" in gradient:
+    more["bias"] = g.sum(0)
+  return {name: old + more[name] for name, old in gradient.items()}
 
 
 def stream_gradient(
@@ -163,7 +175,7 @@ def stream_gradient(
   slopes: Slopes,
   wanted: frozenset[str],
   kernel_dtype: jnp.dtype,
-) -> Arrays:
+) -> Gradient:
   """The gradient from slopes of the sums, with the logits computed again.
 
   Classes are the outer loop, so that a block of the kernel's gradient is summed
@@ -175,25 +187,35 @@ def stream_gradient(
 
   def over_classes(whole, start, width, _):
     part = classes_of(head, arrays, start, width)
-    block = zeros_like(part, wanted - {"features"}, axes)
-    block = block._replace(features=whole.features)
+    of_rows = {n: g for n, g in whole.items() if n == "features"}
+    of_classes = zeros_like(part, wanted - {"features"}, axes)
 
-    def over_rows(block, row, height, _):
-      features, some_ids, *of_rows = _blocks.cut(rows, row, height)
+    def over_rows(carry, row, height, _):
+      of_rows, of_classes = carry
+      features, some_ids, some_sums, some_slopes = _blocks.cut(
+        rows, row, height
+      )
       some = part._replace(features=features)
       z = _tiles.logits(head, some)
-      g = _tiles.cotangent(head, some, z, *of_rows, some_ids, start)
-      every = block.features
-      if every is None:
-        return add_products(head, block, g, some), None
-      block = block._replace(features=_blocks.cut(every, row, height))
-      block = add_products(head, block, g, some)
-      every = lax.dynamic_update_slice_in_dim(every, block.features, row, 0)
-      return block._replace(features=every), None
+      g = _tiles.cotangent(
+        head, some, z, some_sums, some_slopes, some_ids, start
+      )
+      new = add_products(
+        head, of_classes | _blocks.cut(of_rows, row, height), g, some
+      )
+      of_rows = {
+        n: lax.dynamic_update_slice_in_dim(old, new[n], row, 0)
+        for n, old in of_rows.items()
+      }
+      return (of_rows, {n: new[n] for n in of_classes}), None
 
-    total = arrays.features.shape[0]
-    block, _ = _blocks.over_blocks(over_rows, block, total, blocks.rows)
-    return put_classes(head, whole, block, start), None
+    (of_rows, of_classes), _ = _blocks.over_blocks(
+      over_rows,
+      (of_rows, of_classes),
+      arrays.features.shape[0],
+      blocks.rows,
+    )
+    return put_classes(head, whole | of_rows, of_classes, start), None
 
   whole = zeros_like(arrays, wanted, axes, kernel_dtype)
   total = num_classes(head, arrays)
