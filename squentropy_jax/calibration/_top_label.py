@@ -43,6 +43,11 @@ def _confidence(logits: Array) -> Array:
   return jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1))
 
 
+def _log(x: Array) -> Array:
+  """``log(x)``; its slope at 0 is 0, as the map is constant there."""
+  return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1, x)))
+
+
 def _with_confidence(logits: Array, new: Array) -> Array:
   """Log-probabilities with a new top confidence ``[...]``, the rest scaled."""
   _, first = _inputs.largest(logits)
@@ -53,7 +58,8 @@ def _with_confidence(logits: Array, new: Array) -> Array:
   alone = rest == -jnp.inf
   rest = jnp.where(alone, 0, rest)
   new = jnp.where(alone, 1, new[..., None])
-  return jnp.where(is_top, jnp.log(new), jnp.log1p(-new) + (others - rest))
+  # Above 1/2, where the logarithm of 1 - x matters, 1 - x does not round.
+  return jnp.where(is_top, _log(new), _log(1 - new) + (others - rest))
 
 
 @apply.register
