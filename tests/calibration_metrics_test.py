@@ -14,6 +14,10 @@ import pytest
 from squentropy_jax import calibration
 
 _BINS = 7
+# Programs this small take longer to optimise than to run.
+_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def _top(p):
@@ -189,7 +193,7 @@ def _all(p, y, where=None, names=tuple(METRICS)):
 
 
 _ROWS = 257
-_compiled = jax.jit(_all)
+_compiled = _jit(_all)
 
 
 def _evaluate(p, y):
@@ -248,7 +252,7 @@ def test_dropped_rows_and_the_order_of_rows_leave_no_trace():
 
 def test_without_a_row_the_value_is_nan():
   empty = np.zeros((0, 4), np.float32), np.zeros((0,), np.int32)
-  for value in (_evaluate(*empty), jax.jit(_all)(*empty)):
+  for value in (_evaluate(*empty), _jit(_all)(*empty)):
     for name in METRICS:
       assert np.isnan(value[name]), name
 
@@ -276,7 +280,7 @@ def test_labels_of_every_integer_type():
   z[:, 200] = 1
   for dtype in (np.int8, np.uint8, np.int16, np.uint32):
     labels = np.array([0, 100, 127], dtype)
-    assert jax.jit(calibration.accuracy)(z, labels) == 0
+    assert _jit(calibration.accuracy)(z, labels) == 0
   labels = np.array([200, 0, 200], np.uint8)
   np.testing.assert_allclose(calibration.accuracy(z, labels), 2 / 3)
 
@@ -336,7 +340,7 @@ def test_narrow_types_are_computed_as_their_widened_values():
   narrow = jnp.asarray(p, jnp.bfloat16)
   want = _compiled(np.asarray(narrow.astype(jnp.float32)), y)
   names = [name for name in _SOME if name != "nll"]  # There the test rounds.
-  got = jax.jit(functools.partial(_all, names=names))(narrow, y)
+  got = _jit(functools.partial(_all, names=names))(narrow, y)
   for name in names:
     assert got[name].dtype == jnp.float32, name
     np.testing.assert_array_equal(got[name], want[name], err_msg=name)
@@ -345,7 +349,7 @@ def test_narrow_types_are_computed_as_their_widened_values():
 def test_vmap_over_seeds_is_a_loop():
   p, y = _data("random")
   seeds = np.stack([p, p[::-1] ** 1]), np.stack([y, (y[::-1] + 1) % 4])
-  got = jax.jit(jax.vmap(_all))(*seeds)
+  got = _jit(jax.vmap(_all))(*seeds)
   for i in range(2):
     one = {name: value[i] for name, value in got.items()}
     _assert_close(one, _compiled(seeds[0][i], seeds[1][i]))
@@ -365,7 +369,7 @@ def test_statistics_add_across_devices():
   p, y = p[:256], y[:256]
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
-  @jax.jit
+  @_jit
   @functools.partial(
     jax.shard_map, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()
   )
@@ -389,7 +393,7 @@ def test_sharded_arrays(kind):
     jax.device_put(p, NamedSharding(mesh, P("data", "model"))),
     jax.device_put(y, NamedSharding(mesh, P("data"))),
   )
-  got = jax.jit(functools.partial(_all, names=_SOME))(*sharded)
+  got = _jit(functools.partial(_all, names=_SOME))(*sharded)
   want = _evaluate(p, y)
   _assert_close(got, {name: want[name] for name in _SOME})
 
@@ -401,7 +405,7 @@ def test_metrics_run_on_the_rows_of_a_device():
   p = np.tile(np.float32([[0.1, 0.6, 0.3] + [0] * 30]), (n, 1))
   y = np.tile(np.int32([1, 2]), n // 2)
 
-  @jax.jit
+  @_jit
   @functools.partial(
     jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data")
   )
@@ -409,7 +413,7 @@ def test_metrics_run_on_the_rows_of_a_device():
     return jax.tree.map(lambda x: x[None], _all(p, y, names=_SOME))
 
   got = metrics(p, y)
-  some = jax.jit(functools.partial(_all, names=_SOME))
+  some = _jit(functools.partial(_all, names=_SOME))
   want = some(p[: n // 2], y[: n // 2])
   for device in range(2):
     _assert_close({k: v[device] for k, v in got.items()}, want)
@@ -422,7 +426,7 @@ def test_blocks_of_rows_and_classes_change_nothing():
   p, y = np.asarray(jax.nn.softmax(z)), np.arange(n) % c
   y[::2] = p.argmax(-1)[::2]
   names = ("ece", "classwise", "brier", "accuracy", "top2", "nll")
-  got = jax.jit(lambda p, y: {k: _SCALARS[k](p, y) for k in names})(p, y)
+  got = _jit(lambda p, y: {k: _SCALARS[k](p, y) for k in names})(p, y)
   for name in names:
     want = METRICS[name][1](p, y)
     np.testing.assert_allclose(got[name], want, rtol=1e-5, err_msg=name)
