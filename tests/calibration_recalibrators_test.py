@@ -287,7 +287,7 @@ def test_arguments_are_checked():
     calibration.apply((1.0,), z)
   with pytest.raises(ValueError, match="two classes"):
     calibration.fit_beta_calibration(z, y)
-  with pytest.raises(ValueError, match="penalty must be at least 0"):
+  with pytest.raises(ValueError, match="penalty must be in"):
     calibration.fit_vector_scaling(z, y, penalty=-1.0)
   with pytest.raises(ValueError, match="off_diagonal_penalty must be a scalar"):
     calibration.fit_matrix_scaling(z, y, off_diagonal_penalty=np.ones(2))

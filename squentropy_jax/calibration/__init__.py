@@ -78,6 +78,12 @@ from squentropy_jax.calibration._temperature import (
 from squentropy_jax.calibration._temperature import (
   fit_temperature as fit_temperature,
 )
+from squentropy_jax.calibration._terms import avuc as avuc
+from squentropy_jax.calibration._terms import (
+  correctness_aware as correctness_aware,
+)
+from squentropy_jax.calibration._terms import mmce as mmce
+from squentropy_jax.calibration._terms import soft_binned_ece as soft_binned_ece
 from squentropy_jax.calibration._top_label import (
   HistogramBinning as HistogramBinning,
 )

@@ -8,10 +8,8 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax import _checks
 from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._apply import apply
-from squentropy_jax.calibration._linear import check_penalty
 from squentropy_jax.calibration._newton import minimize
 
 
@@ -146,8 +144,7 @@ def fit_beta_calibration(
     Implemented Improvement on Logistic Calibration for Binary Classifiers
     <https://proceedings.mlr.press/v54/kull17a.html>`_, 2017.
   """
-  check_penalty("penalty", penalty)
   given = _inputs.read_rows("logits", logits, labels, where)
   _check_two_classes(given.scores)
-  dtype = _checks.compute_dtype(given.scores.dtype)
-  return _fit(given, penalty=jnp.asarray(penalty, dtype))
+  weight = _inputs.as_scalar("penalty", penalty, "[0, inf)", given)
+  return _fit(given, penalty=weight)

@@ -140,6 +140,13 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     raise ValueError(f"{name} must be {limit}; got {value}.")
 
 
+def as_scalar(name: str, value: Any, interval: str, given: Given) -> Array:
+  """A number in an interval as a scalar of the computation's type."""
+  _checks.check_interval(name, value, interval)
+  dtype = _checks.compute_dtype(given.scores.dtype)
+  return _checks.as_scalar(name, value, dtype)
+
+
 def widen(x: Array) -> Array:
   """Returns ``x`` in float32, or as it is if it is float64."""
   return x.astype(_checks.compute_dtype(x.dtype))

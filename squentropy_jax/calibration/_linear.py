@@ -8,7 +8,6 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax import _checks
 from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._apply import apply
 from squentropy_jax.calibration._newton import minimize
@@ -61,15 +60,6 @@ def _apply_matrix(params: MatrixScaling, logits: ArrayLike) -> Array:
   product = jnp.matmul(z, weight.T, precision=jax.lax.Precision.HIGHEST)
   product = product + jnp.broadcast_to(bias, z.shape)
   return jnp.where(impossible, -jnp.inf, product)
-
-
-def check_penalty(name: str, penalty: Any) -> None:
-  """Raises unless ``penalty`` is a scalar and, if known, not negative."""
-  if jnp.ndim(penalty) != 0:
-    shape = jnp.shape(penalty)
-    raise ValueError(f"{name} must be a scalar, got shape {shape}.")
-  if not isinstance(penalty, jax.core.Tracer) and not penalty >= 0:
-    raise ValueError(f"{name} must be at least 0, got {penalty}.")
 
 
 def _mean_loss(params: Any, rows: _inputs.Rows) -> Array:
@@ -170,10 +160,9 @@ def fit_vector_scaling(
     Guo et al., `On Calibration of Modern Neural Networks
     <https://arxiv.org/abs/1706.04599>`_, 2017.
   """
-  check_penalty("penalty", penalty)
   rows = _inputs.read_rows("logits", logits, labels, where)
-  dtype = _checks.compute_dtype(rows.scores.dtype)
-  return _fit_vector(rows, penalty=jnp.asarray(penalty, dtype))
+  weight = _inputs.as_scalar("penalty", penalty, "[0, inf)", rows)
+  return _fit_vector(rows, penalty=weight)
 
 
 def fit_matrix_scaling(
@@ -226,12 +215,12 @@ def fit_matrix_scaling(
     Multiclass Probabilities with Dirichlet Calibration
     <https://arxiv.org/abs/1910.12656>`_, 2019.
   """
-  check_penalty("off_diagonal_penalty", off_diagonal_penalty)
-  check_penalty("intercept_penalty", intercept_penalty)
   rows = _inputs.read_rows("logits", logits, labels, where)
-  dtype = _checks.compute_dtype(rows.scores.dtype)
-  return _fit_matrix(
-    rows,
-    off_diagonal=jnp.asarray(off_diagonal_penalty, dtype),
-    intercept=jnp.asarray(intercept_penalty, dtype),
+  limits = "[0, inf)"
+  off_diagonal = _inputs.as_scalar(
+    "off_diagonal_penalty", off_diagonal_penalty, limits, rows
   )
+  intercept = _inputs.as_scalar(
+    "intercept_penalty", intercept_penalty, limits, rows
+  )
+  return _fit_matrix(rows, off_diagonal=off_diagonal, intercept=intercept)
