@@ -7,6 +7,7 @@ import numpy as np
 
 from squentropy_jax.calibration._bins import BinStats
 from squentropy_jax.calibration._errors import expected_calibration_error
+from squentropy_jax.calibration._selective import RiskCoverage
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
 
   References:
     DeGroot and Fienberg, `The Comparison and Evaluation of Forecasters
-    <https://doi.org/10.2307/2987588>`_, 1983
+    <https://doi.org/10.2307/2987588>`_, 1983.
   """
   import matplotlib.pyplot as plt
 
@@ -75,11 +76,61 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   )
   ax.plot([0, 1], [0, 1], "k--", linewidth=1, label="perfect")
   ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-  ax.legend(loc="upper left", frameon=False, fontsize="small")
+  ax.legend(loc="upper left", edgecolor="none", fontsize="small")
   error = float(expected_calibration_error(stats))
   ax.set_title(f"ECE {error:.3f}, n = {counts.sum()}")
   strip = ax.inset_axes((0, 0, 1, 0.12), sharex=ax)
   strip.bar(left, counts / max(counts.sum(), 1), color="0.4", **bar)
   strip.axis("off")
   strip.patch.set_alpha(0)
+  return ax
+
+
+def risk_coverage(curve: RiskCoverage, ax: "Axes | None" = None) -> "Axes":
+  r"""Draws the share of errors against the share of examples answered.
+
+  .. math:: (k / n, r_k)
+
+  The dashed line is the best order of the same errors: none until only errors
+  are left. The title has the area under the curve.
+
+  Args:
+    curve: The curve of
+      :func:`squentropy_jax.calibration.risk_coverage_curve`.
+    ax: Axes to draw on; new ones without.
+
+  Returns:
+    The axes.
+
+  Raises:
+    ImportError: If matplotlib is not installed.
+
+  Examples:
+    >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    >>> curve = calibration.risk_coverage_curve(p, jnp.array([0, 1, 1, 1]))
+    >>> calibration.plots.risk_coverage(curve).get_title()
+    'AURC 0.0625, error 0.250'
+
+  References:
+    Geifman and El-Yaniv, `Selective Classification for Deep Neural Networks
+    <https://arxiv.org/abs/1705.08500>`_, 2017.
+  """
+  import matplotlib.pyplot as plt
+
+  if ax is None:
+    _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
+  points = np.stack([np.asarray(x, np.float64) for x in curve])
+  if points.size == 0:
+    points = np.full((2, 1), np.nan)
+  # Without the last point's copies in the place of dropped rows.
+  coverage, risk = points[:, np.append(True, points[0, :-1] < 1)]
+  error = risk[-1]
+  best = np.maximum(0, coverage - (1 - error)) / coverage
+  ax.plot(coverage, best, "k--", linewidth=1, label="best order")
+  ax.plot(coverage, risk, color="C0", label="by confidence")
+  ax.fill_between(coverage, best, risk, color="C0", alpha=0.15, linewidth=0)
+  ax.set(xlim=(0, 1), xlabel="coverage", ylabel="risk")
+  ax.set_ylim(bottom=0)
+  ax.legend(loc="upper left", frameon=False, fontsize="small")
+  ax.set_title(f"AURC {risk.mean():.4f}, error {error:.3f}")
   return ax
