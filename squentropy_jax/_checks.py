@@ -254,18 +254,45 @@ def as_scalar(name: str, value: Any, dtype: np.dtype) -> Any:
       f"{name} must be a scalar, got shape {np.shape(value)}; use jax.vmap for "
       "one value per example."
     )
+  check_real(name, value)
+  return jnp.asarray(value).astype(dtype)
+
+
+def check_real(name: str, value: Any) -> None:
+  """Raises unless a hyper-parameter is real, which a bool is not."""
   kind = getattr(value, "dtype", None) or np.asarray(value).dtype
   if not (
     jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
   ):
     raise TypeError(f"{name} must be a real number, got {value!r}.")
-  return jnp.asarray(value).astype(dtype)
 
 
 def check_domain(name: str, value: Any, holds: Any, domain: str) -> None:
   """Raises if a hyper-parameter that can be read is outside its domain."""
   if is_concrete(value) and not np.all(holds):
     raise ValueError(f"{name} must be {domain}, got {value}.")
+
+
+def check_interval(name: str, value: Any, interval: str) -> None:
+  """`check_domain` for an interval, written such as ``"[0, inf)"``."""
+  check_real(name, value)
+  if not is_concrete(value):
+    return
+  x = np.asarray(value)
+  low, high = (float(end) for end in interval[1:-1].split(","))
+  above = x >= low if interval[0] == "[" else x > low
+  below = x <= high if interval[-1] == "]" else x < high
+  check_domain(name, value, above & below, f"in {interval}")
+
+
+def as_count(name: str, value: Any) -> int:
+  """A static number of steps, 1 or more."""
+  try:
+    count = operator.index(value)
+  except TypeError:
+    raise TypeError(f"{name} must be one int, got {value!r}.") from None
+  check_interval(name, count, "[1, inf)")
+  return count
 
 
 def check_key(key: Any) -> None:

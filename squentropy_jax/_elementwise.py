@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 # In the place of an infinity that may meet a 0; its square fits in float32.
-_HUGE = 1e18
+HUGE = 1e18
 # Below it a derivative by the parameter is summed as a series: above it the
 # quotient loses less than two digits.
 _SMALL = 0.05
@@ -42,7 +42,7 @@ def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
 
 def power(log_base: jax.Array, exponent: jax.Array | float) -> jax.Array:
   """``exp(log_base) ** exponent``, which is 1 at exponent 0 for base 0 too."""
-  return jnp.exp(exponent * jnp.maximum(log_base, -_HUGE))
+  return jnp.exp(exponent * jnp.maximum(log_base, -HUGE))
 
 
 def expm1_over(x: jax.Array, a: jax.Array | float) -> jax.Array:
@@ -62,7 +62,7 @@ def _expm1_over_jvp(
 ) -> tuple[jax.Array, jax.Array]:
   x, a = primals
   dx, da = tangents
-  bounded = jnp.clip(x, -_HUGE, _HUGE)
+  bounded = jnp.clip(x, -HUGE, HUGE)
   y = a * bounded
   small = jnp.abs(y) < _SMALL
   near = _polynomial(jnp.where(small, y, jnp.zeros_like(y)), _EXPM1_SERIES)
@@ -97,7 +97,7 @@ def _log1p_over_jvp(
 ) -> tuple[jax.Array, jax.Array]:
   x, a = primals
   dx, da = tangents
-  bounded = jnp.clip(x, -_HUGE, _HUGE)
+  bounded = jnp.clip(x, -HUGE, HUGE)
   y = a * bounded
   small = jnp.abs(y) < _SMALL
   near = _polynomial(jnp.where(small, y, jnp.zeros_like(y)), _LOG1P_SERIES)

@@ -76,7 +76,7 @@ def _apply(
   hyperparameters: dict[str, jax.Array],
 ) -> jax.Array:
   # Row statistics of a bad row are NaN; so must be every slope of its loss.
-  bad = jnp.isnan(stats.num_classes).any(-1, keepdims=True)
+  bad = jnp.isnan(stats.log_odds).any(-1, keepdims=True)
   factor = jnp.where(bad, jnp.nan, 1.0).astype(z.dtype)
   possible = z != -jnp.inf
   logits = jnp.where(possible, z, jnp.zeros_like(z)) * factor

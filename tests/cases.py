@@ -116,6 +116,143 @@ def smooth_adversarial_comp_sum(
   return comp_sum(logits / rho, label, tau) + nu * np.linalg.norm(margins / 2)
 
 
+def softmax(logits: np.ndarray) -> list[mpmath.mpf]:
+  """In digits enough for one minus a probability, as the papers write it."""
+  exps = [mpmath.exp(mpmath.mpf(float(z))) for z in logits]
+  return [e / mpmath.fsum(exps) for e in exps]
+
+
+def of_probabilities(formula: Callable[..., Any]) -> Callable[..., float]:
+  """The reference ``formula(p, label, **hyperparameters)`` makes, on logits."""
+
+  def reference(logits: np.ndarray, label: int, **hyper: float) -> float:
+    with mpmath.workdps(120):
+      return float(formula(softmax(logits), label, **hyper))
+
+  return reference
+
+
+@of_probabilities
+def focal(p: list, label: int, gamma: float = 2.0) -> Any:
+  return -((1 - p[label]) ** gamma) * mpmath.log(p[label])
+
+
+@of_probabilities
+def dual_focal(p: list, label: int, gamma: float = 2.0) -> Any:
+  nearest = max((q for q in p if q < p[label]), default=0)
+  return -((1 - p[label] + nearest) ** gamma) * mpmath.log(p[label])
+
+
+@of_probabilities
+def poly1(p: list, label: int, epsilon: float = 1.0) -> Any:
+  return -mpmath.log(p[label]) + epsilon * (1 - p[label])
+
+
+@of_probabilities
+def symmetric_cross_entropy(
+  p: list,
+  label: int,
+  alpha: float = 0.1,
+  beta: float = 1.0,
+  log_clip: float = -4.0,
+) -> Any:
+  reverse = sum(-q * log_clip for k, q in enumerate(p) if k != label)
+  return -alpha * mpmath.log(p[label]) + beta * reverse
+
+
+@of_probabilities
+def normalized_cross_entropy(p: list, label: int) -> Any:
+  total = mpmath.fsum(mpmath.log(q) for q in p)
+  return mpmath.log(p[label]) / total if total else 0
+
+
+@of_probabilities
+def asymmetric_generalized_cross_entropy(
+  p: list, label: int, a: float = 1.0, q: float = 2.0
+) -> Any:
+  a = mpmath.mpf(a)
+  return ((a + 1) ** q - (a + p[label]) ** q) / q
+
+
+@of_probabilities
+def asymmetric_unhinged(
+  p: list, label: int, a: float = 1.5, q: float = 0.9
+) -> Any:
+  a = mpmath.mpf(a)
+  return ((a - p[label]) ** q - (a - 1) ** q) / q
+
+
+@of_probabilities
+def jensen_shannon(p: list, label: int, pi: float = 0.5) -> Any:
+  pi = mpmath.mpf(pi)
+  one_hot = [mpmath.mpf(k == label) for k in range(len(p))]
+  mixed = [pi * e + (1 - pi) * q for e, q in zip(one_hot, p, strict=True)]
+
+  def kl(a: list) -> Any:
+    pairs = zip(a, mixed, strict=True)
+    return mpmath.fsum(x * mpmath.log(x / m) for x, m in pairs if x)
+
+  scale = -(1 - pi) * mpmath.log(1 - pi)
+  return (pi * kl(one_hot) + (1 - pi) * kl(p)) / scale
+
+
+def tempered_softmax(logits: np.ndarray, t: float) -> np.ndarray:
+  """By bisection; probabilities of at least 1e-300 have all their digits."""
+  below = logits - logits.max()
+
+  def exp_t(x: np.ndarray) -> np.ndarray:
+    if t == 1:
+      return np.exp(x)
+    return np.maximum(1 + (1 - t) * x, 0) ** (1 / (1 - t))
+
+  # By how much the normaliser exceeds the top logit; it may be tiny.
+  low, high = 0.0, 1.0
+  while exp_t(below - high).sum() > 1:
+    high *= 2
+  for _ in range(200):
+    middle = (low + high) / 2
+    rest = exp_t(np.sort(below)[:-1] - middle).sum()
+    own = (
+      np.expm1(np.log1p((t - 1) * middle) / (1 - t))
+      if t != 1
+      else (np.expm1(-middle))
+    )
+    low, high = (middle, high) if rest + own > 0 else (low, middle)
+  return exp_t(below - (low + high) / 2)
+
+
+def bi_tempered_logistic(
+  logits: np.ndarray, label: int, t1: float = 0.8, t2: float = 1.2
+) -> float:
+  p = [mpmath.mpf(x) for x in tempered_softmax(logits, t2)]
+  p[label] = 1 - mpmath.fsum(p[:label] + p[label + 1 :])
+  power, t1 = 2 - mpmath.mpf(t1), mpmath.mpf(t1)
+  log = (p[label] ** (1 - t1) - 1) / (1 - t1)
+  return float(-log - (1 - mpmath.fsum(x**power for x in p)) / power)
+
+
+def unhinged(logits: np.ndarray, label: int) -> float:
+  return logits.mean() - logits[label]
+
+
+def logit_norm_cross_entropy(
+  logits: np.ndarray, label: int, temperature: float = 1.0
+) -> float:
+  norm = np.linalg.norm(logits)
+  return cross_entropy(logits / (temperature * norm), label)
+
+
+def entropy(logits: np.ndarray) -> float:
+  with mpmath.workdps(120):
+    return float(-mpmath.fsum(p * mpmath.log(p) for p in softmax(logits)))
+
+
+def confidence_penalty(
+  logits: np.ndarray, label: int, beta: float = 0.1
+) -> float:
+  return cross_entropy(logits, label) - beta * entropy(logits)
+
+
 def continuous_categorical(logits: np.ndarray, label: int) -> float:
   """The integral as a sum over nodes, in digits enough for its cancellation."""
   with mpmath.workdps(80):
@@ -189,6 +326,106 @@ CASES = (
     single_class=0.0,
     impossible_target=np.inf,
     hyperparameters={"tau": 1.4, "rho": 2.0, "nu": 0.3},
+  ),
+  LossCase(
+    name="focal",
+    loss=losses.focal,
+    reference=focal,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"gamma": 0.7},
+  ),
+  LossCase(
+    name="dual_focal",
+    loss=losses.dual_focal,
+    reference=dual_focal,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"gamma": 0.7},
+  ),
+  LossCase(
+    name="poly1",
+    loss=losses.poly1,
+    reference=poly1,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"epsilon": 2.0},
+  ),
+  LossCase(
+    name="symmetric_cross_entropy",
+    loss=losses.symmetric_cross_entropy,
+    reference=symmetric_cross_entropy,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"alpha": 6.0, "beta": 0.1, "log_clip": -9.0},
+  ),
+  LossCase(
+    name="normalized_cross_entropy",
+    loss=losses.normalized_cross_entropy,
+    reference=normalized_cross_entropy,
+    single_class=0.0,
+    impossible_target=1.0,
+  ),
+  LossCase(
+    name="asymmetric_generalized_cross_entropy",
+    loss=losses.asymmetric_generalized_cross_entropy,
+    reference=asymmetric_generalized_cross_entropy,
+    single_class=0.0,
+    impossible_target=1.5,
+    hyperparameters={"a": 3.0, "q": 1.5},
+  ),
+  LossCase(
+    name="asymmetric_unhinged",
+    loss=losses.asymmetric_unhinged,
+    reference=asymmetric_unhinged,
+    single_class=0.0,
+    impossible_target=(1.5**0.9 - 0.5**0.9) / 0.9,
+    hyperparameters={"a": 6.0, "q": 1.5},
+  ),
+  LossCase(
+    name="jensen_shannon",
+    loss=losses.jensen_shannon,
+    reference=jensen_shannon,
+    single_class=0.0,
+    impossible_target=2.0,
+    hyperparameters={"pi": 0.1},
+  ),
+  LossCase(
+    name="bi_tempered_logistic",
+    loss=functools.partial(losses.bi_tempered_logistic, t1=0.8, t2=1.2),
+    reference=bi_tempered_logistic,
+    single_class=0.0,
+    impossible_target=(
+      5.0 - (1 - (tempered_softmax(OTHERS, 1.2) ** 1.2).sum()) / 1.2
+    ),
+    hyperparameters={"t1": 0.5, "t2": 1.5},
+  ),
+  LossCase(
+    name="unhinged",
+    loss=losses.unhinged,
+    reference=unhinged,
+    single_class=0.0,
+    impossible_target=np.inf,
+    size=lambda logits, label: 2 * np.abs(logits).max(),
+  ),
+  LossCase(
+    name="logit_norm_cross_entropy",
+    loss=losses.logit_norm_cross_entropy,
+    reference=logit_norm_cross_entropy,
+    single_class=0.0,
+    impossible_target=np.log1p(3 * np.e),
+    hyperparameters={"temperature": 0.04},
+  ),
+  LossCase(
+    name="confidence_penalty",
+    loss=losses.confidence_penalty,
+    reference=confidence_penalty,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"beta": 0.3},
+    size=lambda logits, label, beta=0.1: (
+      cross_entropy(logits, label) + beta * entropy(logits)
+    ),
   ),
   LossCase(
     name="brier",

@@ -137,7 +137,9 @@ def test_extreme_and_impossible_logits():
   assert np.isfinite(by_teacher).all()
   assert by_student[2, 2] == 0
   # A class only the student rules out.
-  assert losses.ensemble_distillation(student, teachers * 0)[2] == np.inf
+  assert (
+    losses.ensemble_distillation(student, np.zeros_like(teachers))[2] == np.inf
+  )
   for bad in (np.nan, np.inf):
     wrong = np.where(student == 2, np.float32(bad), student)
     assert np.isnan(losses.ensemble_distillation(wrong, teachers)[2])
@@ -233,7 +235,7 @@ def test_bad_arguments_are_named():
   for call, error, message in (
     (lambda: kd(s, s), ValueError, r"teacher_logits must have the shape"),
     (lambda: kd(s, t[:0]), ValueError, r"teacher_logits must have the shape"),
-    (lambda: kd(s, t, temperature=0), ValueError, "temperature must be > 0"),
+    (lambda: kd(s, t, temperature=0), ValueError, "temperature must be in"),
     (lambda: kd(s, t, teacher_weights=jnp.ones(3)), ValueError, r"\(4,\), one"),
     (
       lambda: kd(s, t, teacher_weights=jnp.zeros(4)),

@@ -72,13 +72,15 @@ def test_the_loss_is_convex_up_to_one_and_calibrated(margins, seed, box_cox):
   assert (slopes < 0).all()
   assert (slopes >= -1.0 - 2e-6).all()
   inner = margins <= 1
-  assert (np.diff(slopes[inner][np.argsort(margins[inner])]) >= 0).all()
+  # Equal margins may get their draws in any order.
+  order = np.lexsort((slopes[inner], margins[inner]))
+  assert (np.diff(slopes[inner][order]) >= 0).all()
   flat = np.asarray(
     losses.calibrated_loss_derivatives(
       jax.random.key(seed), margins, box_cox=box_cox, tail=False
     )
   )
-  assert (np.diff(flat[np.argsort(margins)]) >= 0).all()
+  assert (np.diff(flat[np.lexsort((flat, margins))]) >= 0).all()
   outer = ~inner
   np.testing.assert_allclose(
     slopes[outer] + 1e-6, (flat[outer] + 1e-6) / margins[outer], atol=2e-7
@@ -112,7 +114,7 @@ def test_gradient_is_the_derivative_and_keys_differ():
     return slope, losses.calibrated_loss_derivatives(key, (2.0 * y - 1) * z)
 
   first, derivatives = both(KEY)
-  np.testing.assert_array_equal(first, (2 * y - 1) * derivatives)
+  np.testing.assert_array_equal(first, (2.0 * y - 1) * np.asarray(derivatives))
   again, _ = both(jax.random.key(0))
   np.testing.assert_array_equal(first, again)
   other, _ = both(jax.random.key(1))
@@ -143,7 +145,7 @@ def test_bad_arguments_are_named():
   losses.ensloss(jax.random.PRNGKey(0), z, LABELS)
   with pytest.raises(TypeError, match=r"labels must be 0 or 1.*no soft labels"):
     losses.ensloss(KEY, z, jnp.zeros(3))
-  with pytest.raises(ValueError, match="clip must be > 0"):
+  with pytest.raises(ValueError, match="clip must be in"):
     losses.calibrated_loss_derivatives(KEY, z, clip=0)
   with pytest.raises(TypeError, match="margins must be floating"):
     losses.calibrated_loss_derivatives(KEY, LABELS)

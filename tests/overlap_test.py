@@ -143,7 +143,7 @@ def test_hyperparameters_may_be_traced_and_differentiated():
 def test_bad_arguments_are_named(loss):
   z = jnp.zeros((2, 3))
   y = jnp.zeros((2, 3), jnp.int32)
-  with pytest.raises(ValueError, match=r"smoothing must be >= 0, got -1"):
+  with pytest.raises(ValueError, match=r"smoothing must be in .*, got -1"):
     loss(z, y, smoothing=-1)
   with pytest.raises(ValueError, match=r"smoothing must be a scalar"):
     loss(z, y, smoothing=[1.0])
@@ -155,5 +155,5 @@ def test_bad_arguments_are_named(loss):
   with pytest.raises(ValueError, match="twice"):
     loss(z, y, axis=(1, -1))
   if loss is not losses.dice:
-    with pytest.raises(ValueError, match="alpha must be >= 0"):
+    with pytest.raises(ValueError, match="alpha must be in"):
       loss(z, y, alpha=-0.5)

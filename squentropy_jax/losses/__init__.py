@@ -14,6 +14,13 @@ from squentropy_jax.losses._anyloss import geometric_mean as geometric_mean
 from squentropy_jax.losses._anyloss import (
   soft_confusion_matrix as soft_confusion_matrix,
 )
+from squentropy_jax.losses._asymmetric import (
+  asymmetric_generalized_cross_entropy as asymmetric_generalized_cross_entropy,
+)
+from squentropy_jax.losses._asymmetric import (
+  asymmetric_unhinged as asymmetric_unhinged,
+)
+from squentropy_jax.losses._asymmetric import jensen_shannon as jensen_shannon
 from squentropy_jax.losses._comp_sum import comp_sum as comp_sum
 from squentropy_jax.losses._comp_sum import cross_entropy as cross_entropy
 from squentropy_jax.losses._comp_sum import (
@@ -24,6 +31,12 @@ from squentropy_jax.losses._comp_sum import (
 )
 from squentropy_jax.losses._comp_sum import (
   smooth_adversarial_comp_sum as smooth_adversarial_comp_sum,
+)
+from squentropy_jax.losses._confidence import (
+  confidence_penalty as confidence_penalty,
+)
+from squentropy_jax.losses._confidence import (
+  logit_norm_cross_entropy as logit_norm_cross_entropy,
 )
 from squentropy_jax.losses._distillation import (
   assistive_distillation as assistive_distillation,
@@ -36,6 +49,9 @@ from squentropy_jax.losses._ensemble import (
   calibrated_loss_derivatives as calibrated_loss_derivatives,
 )
 from squentropy_jax.losses._ensemble import ensloss as ensloss
+from squentropy_jax.losses._focal import dual_focal as dual_focal
+from squentropy_jax.losses._focal import focal as focal
+from squentropy_jax.losses._focal import poly1 as poly1
 from squentropy_jax.losses._overlap import dice as dice
 from squentropy_jax.losses._overlap import (
   self_adjusting_dice as self_adjusting_dice,
@@ -58,4 +74,14 @@ from squentropy_jax.losses._square import rescaled_square as rescaled_square
 from squentropy_jax.losses._squentropy import squentropy as squentropy
 from squentropy_jax.losses._squentropy import (
   squentropy_with_integer_labels as squentropy_with_integer_labels,
+)
+from squentropy_jax.losses._symmetric import (
+  normalized_cross_entropy as normalized_cross_entropy,
+)
+from squentropy_jax.losses._symmetric import (
+  symmetric_cross_entropy as symmetric_cross_entropy,
+)
+from squentropy_jax.losses._symmetric import unhinged as unhinged
+from squentropy_jax.losses._tempered import (
+  bi_tempered_logistic as bi_tempered_logistic,
 )

@@ -96,7 +96,7 @@ def soft_confusion_matrix(
   """
   z, y, keep = _checks.as_binary(logits, labels, where)
   steepness = _checks.as_scalar("amplification", amplification, z.dtype)
-  _checks.check_domain("amplification", amplification, amplification > 0, "> 0")
+  _checks.check_interval("amplification", amplification, "(0, inf)")
   return _soft_confusion_matrix(z, y, keep, steepness)
 
 
@@ -163,14 +163,14 @@ def f_beta(
 
   Examples:
     >>> print(losses.f_beta(SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))))
-    0.6667
+    0.6666667
 
   References:
     Han, Moniz and Chawla, `AnyLoss <https://arxiv.org/abs/2405.14745>`_, 2024.
   """
   found = confusion.true_positive
   scale = _checks.as_scalar("beta", beta, found.dtype)
-  _checks.check_domain("beta", beta, beta > 0, "> 0")
+  _checks.check_interval("beta", beta, "(0, inf)")
   weight = scale * scale
   missed = weight * confusion.false_negative + confusion.false_positive
   return _ratio((1.0 + weight) * found, (1.0 + weight) * found + missed)
@@ -286,7 +286,7 @@ def anyloss(
     >>> labels = jnp.array([1, 1, 0, 0, 0])
     >>> loss = losses.anyloss(logits, labels, metric=losses.f_beta, beta=2.0)
     >>> print(f"{loss:.4f}")
-    0.0890
+    0.0891
 
   References:
     Han, Moniz and Chawla, `AnyLoss: Transforming Classification Metrics into

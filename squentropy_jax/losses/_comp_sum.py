@@ -138,7 +138,7 @@ def comp_sum(
   .. seealso:: :func:`squentropy_jax.losses.cross_entropy`,
     :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  _checks.check_domain("tau", tau, tau >= 0, ">= 0")
+  _checks.check_interval("tau", tau, "[0, inf)")
   return _rows.evaluate(
     _comp_sum, logits, labels, axis=axis, where=where, tau=tau
   )
@@ -201,7 +201,7 @@ def generalized_cross_entropy(
 
   .. seealso:: :func:`squentropy_jax.losses.comp_sum`
   """
-  _checks.check_domain("q", q, (q >= 0) & (q <= 1), "in [0, 1]")
+  _checks.check_interval("q", q, "[0, 1]")
   return _rows.evaluate(
     _generalized_cross_entropy, logits, labels, axis=axis, where=where, q=q
   )
@@ -363,9 +363,9 @@ def smooth_adversarial_comp_sum(
 
   .. seealso:: :func:`squentropy_jax.losses.comp_sum`
   """
-  _checks.check_domain("tau", tau, tau >= 0, ">= 0")
-  _checks.check_domain("rho", rho, rho > 0, "> 0")
-  _checks.check_domain("nu", nu, nu >= 0, ">= 0")
+  _checks.check_interval("tau", tau, "[0, inf)")
+  _checks.check_interval("rho", rho, "(0, inf)")
+  _checks.check_interval("nu", nu, "[0, inf)")
   clean = _checks.as_logits(logits)
   attacked = _checks.as_logits(adversarial_logits, "adversarial_logits")
   if attacked.shape != clean.shape:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of a student against its teachers."""
 
+from collections.abc import Sequence
 import functools
 import math
 
@@ -18,7 +19,7 @@ def _log_mixture(log_p: jax.Array, weights: jax.Array) -> jax.Array:
   """``log sum_k weights_k exp(log_p_k)`` over the first axis."""
   top = jax.lax.stop_gradient(log_p.max(0))
   shift = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
-  total = (weights * jnp.exp(log_p - shift)).sum(0)
+  total = (weights * jnp.exp(log_p - shift[None])).sum(0)
   nothing = total == 0
   log_total = jnp.log(jnp.where(nothing, jnp.ones_like(total), total))
   return jnp.where(nothing, -jnp.inf, shift + log_total)
@@ -155,7 +156,7 @@ def ensemble_distillation(
   if where is not None:
     where = _checks.as_where(where, full[:axis] + full[axis + 1 :], full)
   scale = _checks.as_scalar("temperature", temperature, dtype)
-  _checks.check_domain("temperature", temperature, temperature > 0, "> 0")
+  _checks.check_interval("temperature", temperature, "(0, inf)")
   return _ensemble_distillation(
     axis, student.astype(dtype), teachers.astype(dtype), weights, where, scale
   )
@@ -261,7 +262,8 @@ def _assistive(
   parameters: tuple[jax.Array, ...],
 ) -> jax.Array:
   tough_slopes, tolerant_slopes, weights, inner = parameters
-  error = jnp.abs(x - target)
+  # The absolute value, of slope 0 at 0.
+  error = jnp.maximum(x - target, target - x)
   # Errors of the teachers, moved to the student's side.
   tough, tolerant = (
     jax.lax.stop_gradient(jnp.abs(t - target)) for t in (tough, tolerant)
@@ -290,10 +292,10 @@ def assistive_distillation(
   tough: jax.typing.ArrayLike,
   tolerant: jax.typing.ArrayLike,
   *,
-  tough_slopes: jax.typing.ArrayLike = (1.9, -0.45),
-  tolerant_slopes: jax.typing.ArrayLike = (1.8, -0.4),
+  tough_slopes: jax.typing.ArrayLike | Sequence[float] = (1.9, -0.45),
+  tolerant_slopes: jax.typing.ArrayLike | Sequence[float] = (1.8, -0.4),
   inner: jax.typing.ArrayLike = 0.15,
-  weights: jax.typing.ArrayLike = (2.0, 1.0, 1.0),
+  weights: jax.typing.ArrayLike | Sequence[float] = (2.0, 1.0, 1.0),
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
   r"""Regression loss, steeper beyond two teachers' errors and flatter within.
@@ -361,17 +363,17 @@ def assistive_distillation(
       )
     others.append(other.astype(dtype))
   parameters = []
-  for name, value, size in (
+  for name, numbers, size in (
     ("tough_slopes", tough_slopes, 2),
     ("tolerant_slopes", tolerant_slopes, 2),
     ("weights", weights, 3),
   ):
-    array = jnp.asarray(value).astype(dtype)
+    array = jnp.asarray(numbers).astype(dtype)
     if array.shape != (size,):
-      raise ValueError(f"{name} must be {size} numbers, got {value!r}.")
+      raise ValueError(f"{name} must be {size} numbers, got {numbers!r}.")
     parameters.append(array)
   parameters.append(_checks.as_scalar("inner", inner, dtype))
-  _checks.check_domain("inner", inner, (inner >= 0) & (inner <= 1), "in [0, 1]")
+  _checks.check_interval("inner", inner, "[0, 1]")
   if where is not None:
     where = _checks.as_where(where, x.shape, x.shape)
     x, *others = (jnp.where(where, a, jnp.zeros_like(a)) for a in (x, *others))

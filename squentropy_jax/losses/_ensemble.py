@@ -109,7 +109,7 @@ def calibrated_loss_derivatives(
     where = _checks.as_where(where, array.shape, array.shape)
   scalar = functools.partial(_checks.as_scalar, dtype=array.dtype)
   lamda, bound = scalar("box_cox", box_cox), scalar("clip", clip)
-  _checks.check_domain("clip", clip, clip > 0, "> 0")
+  _checks.check_interval("clip", clip, "(0, inf)")
   array = jax.lax.stop_gradient(array)
   draws = jax.random.normal(key, array.shape, array.dtype)
   return jax.lax.stop_gradient(

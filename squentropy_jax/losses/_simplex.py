@@ -279,7 +279,7 @@ def softmax_regression(
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
     >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
     >>> print(losses.softmax_regression(logits, labels, squared=False))
-    [0.2002 0.1524]
+    [0.198  0.1419]
 
   References:
     Li, Song, Xia, Yu and Zhou, `The Closeness of In-Context Learning and Weight
@@ -337,7 +337,7 @@ def brier(
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
     >>> print(losses.brier(logits, jnp.array([0, 2])))
-    [0.0401 1.0187]
+    [0.0392 1.013 ]
 
   References:
     Brier, `Verification of Forecasts Expressed in Terms of Probability
