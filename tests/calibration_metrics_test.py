@@ -242,6 +242,21 @@ def test_metrics_meet_their_definitions(kind):
     )
 
 
+@pytest.mark.x64
+def test_metrics_in_float64():
+  p, y = _data("random")
+  # Past a block of rows and of classes too.
+  wide = np.asarray(p[np.arange(1500) % 257], np.float64)
+  wide = np.concatenate([wide, np.zeros((1500, 1100))], -1)
+  labels = y[np.arange(1500) % 257]
+  for x, ids in ((p.astype(np.float64), y), (wide, labels)):
+    for name, value in _compiled(x, ids).items():
+      assert value.dtype == np.float64
+      atol = {"smooth": 1e-4, "nll": 1e-6}.get(name, 1e-12)
+      want = METRICS[name][1](x, ids)
+      np.testing.assert_allclose(value, want, atol=atol, err_msg=name)
+
+
 def test_dropped_rows_and_the_order_of_rows_leave_no_trace():
   p, y = _data("random")
   _assert_close(_compiled(p, y), _evaluate(p, y))

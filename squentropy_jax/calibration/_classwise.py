@@ -73,6 +73,7 @@ def _scattered_sums(
 
   def of_classes(first_class: Array) -> tuple[Array, Array, Array]:
     def step(i: Array, total: tuple) -> tuple:
+      i = i.astype(jnp.int32)  # As the classes, in float64 mode too.
       first = jnp.minimum(i * length, n - length)
       block = jax.lax.dynamic_slice(p, (first, first_class), (length, width))
       new = jax.lax.dynamic_slice(keep, (first,), (length,))
