@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest lint types benchmark pins
+.PHONY: help demo test test-full test-newest lint types benchmark pins
 
 # Only a package registry may be reachable, so uv must not fetch interpreters.
 export UV_PYTHON_DOWNLOADS := never
@@ -45,6 +45,7 @@ editable = --no-deps --no-build-isolation --editable .
 help:
 	@echo "make demo         train the losses on real data and write a report"
 	@echo "make test         run every test"
+	@echo "make test-full    the full cross of the linear heads' settings"
 	@echo "make test-newest  the same on the newest jax, with Python 3.12 or newer"
 	@echo "make lint         check style and formatting"
 	@echo "make types        check types"
@@ -91,6 +92,9 @@ types: $(VENV)/.test
 
 benchmark: $(VENV)/.test
 	$(PY) -m benchmarks
+
+test-full: $(VENV)/.test
+	$(PY) -m pytest -n 2 -m full
 
 # Not pinned on purpose: this says whether today's releases still work.
 test-newest:

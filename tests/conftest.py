@@ -43,16 +43,22 @@ def pytest_configure(config: pytest.Config) -> None:
   config.addinivalue_line(
     "markers", "x64: runs only with JAX_ENABLE_X64=1, in a process of its own"
   )
+  config.addinivalue_line(
+    "markers", "full: a full cross of settings, run by `make test-full` only"
+  )
 
 
 def pytest_collection_modifyitems(
   config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-  """Leaves the tests of the other leg out, seen in the closing line."""
-  legs = {False: [], True: []}
-  for item in items:
-    legs[item.get_closest_marker("x64") is not None].append(item)
+  """Leaves the tests of the other legs out, seen in the closing line."""
   x64 = bool(jax.config.jax_enable_x64)
-  items[:] = legs[x64]
-  if legs[not x64]:
-    config.hook.pytest_deselected(items=legs[not x64])
+  full = "full" in config.getoption("markexpr")
+  chosen, others = [], []
+  for item in items:
+    has = {mark.name for mark in item.iter_markers()}
+    of_leg = ("x64" in has) == x64 and (full or "full" not in has)
+    (chosen if of_leg else others).append(item)
+  items[:] = chosen
+  if others:
+    config.hook.pytest_deselected(items=others)

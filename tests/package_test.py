@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import squentropy_jax
-from squentropy_jax import calibration, losses
+from squentropy_jax import calibration, fused, losses
 from squentropy_jax.losses import _table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -297,6 +297,7 @@ def test_examples_in_docstrings(path):
   module = importlib.import_module(f"squentropy_jax.{_dotted(path)}".strip("."))
   names = vars(module) | {
     "calibration": calibration,
+    "fused": fused,
     "jax": jax,
     "jnp": jnp,
     "losses": losses,

@@ -139,6 +139,13 @@ def _layout(
         "with a mesh, batch_axis or vocab_axis must name axes of it, which are "
         f"{mesh.axis_names}; got {batch_axis!r} and {vocab_axis!r}."
       )
+    shards = layout.shards(layout.batch_axis)
+    if layout.batch_axis and (features.ndim < 2 or features.shape[0] % shards):
+      raise ValueError(
+        f"features {features.shape} must have a first axis that {shards} "
+        f"devices of batch_axis {batch_axis!r} can share; add rows and drop "
+        "them with where=."
+      )
     return layout
   bound = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
   if not bound >= set(both):
@@ -170,6 +177,14 @@ def _kept(where: Any, weights: Any) -> Any:
     return keep
   used = np.asarray(weights) != 0
   return used if keep is None else keep & used
+
+
+def _narrowed(ids: Any, num_classes: int) -> jax.Array:
+  """Class ids as a JAX array; int32 would turn 2**32 into class 0, so -1."""
+  if not isinstance(ids, jax.Array):
+    good = (ids >= 0) & (ids <= num_classes - 1)
+    ids = np.where(good, ids.astype(np.int32), np.int32(-1))
+  return jnp.asarray(ids)
 
 
 def _check_range(labels: Any, num_classes: int, keep: Any) -> None:
@@ -210,7 +225,11 @@ def checked(
       f"kernel must have the shape [d, V], or [V, d] with class_axis=0, got "
       f"{kernel.shape}."
     )
-  axis = _checks.as_axis(class_axis, kernel, "kernel")
+  if class_axis not in (-2, -1, 0, 1):
+    raise ValueError(
+      f"class_axis must be 0 or 1, an axis of kernel, got {class_axis!r}."
+    )
+  axis = class_axis % 2
   batch, width = features.shape[:-1], features.shape[-1]
   if kernel.shape[1 - axis] != width:
     raise ValueError(
@@ -241,11 +260,14 @@ def checked(
   else:
     labels = _class_ids(labels, batch)
   layout = _layout(mesh, batch_axis, vocab_axis, features, kernel)
-  shards = 1
   if mesh is None and layout.vocab_axis:
-    shards = jax.lax.axis_size(layout.vocab_axis)
+    num_classes *= jax.lax.axis_size(layout.vocab_axis)
   if _checks.is_concrete(*jax.tree.leaves((labels, where, weights))):
-    _check_range(labels, shards * num_classes, _kept(where, weights))
+    _check_range(labels, num_classes, _kept(where, weights))
+  if isinstance(labels, tuple):
+    labels = _narrowed(labels[0], num_classes), jnp.asarray(labels[1])
+  else:
+    labels = _narrowed(labels, num_classes)
   if soft_cap is not None:
     if isinstance(soft_cap, jax.core.Tracer):
       raise TypeError("soft_cap must be a number, not a traced array.")
@@ -263,13 +285,6 @@ def checked(
       f"implementation must be 'xla' or None, got {implementation!r}."
     )
   return (
-    Inputs(
-      features,
-      kernel,
-      bias,
-      jax.tree.map(jnp.asarray, labels),
-      where,
-      weights,
-    ),
+    Inputs(features, kernel, bias, labels, where, weights),
     Settings(axis, soft_cap, layout, way, memory_budget),
   )

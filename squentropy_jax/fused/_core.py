@@ -67,7 +67,7 @@ def blocks_for(
   blocks = _plan.blocks_at_least(way, size, call.budget)
   _logger.debug(
     "%s: way %s, %d rows by %d classes in tiles of %d by %d, about %.1f MiB",
-    "differentiated" if differentiated else "not differentiated",
+    "with its gradient" if differentiated else "without a gradient",
     way,
     size.rows,
     size.classes,

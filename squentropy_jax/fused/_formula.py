@@ -104,7 +104,8 @@ def row_stats(
   shift = shift_of(top)
   exps = jnp.exp(jnp.where(others, z - shift[..., None], -jnp.inf))
   shrink = jnp.exp(jax.lax.stop_gradient(sums.top)[..., None] - shift)
-  rest_count = num_classes - possible.sum(-1)[..., None] + others.sum(-1)
+  own_count = possible.sum(-1, keepdims=True, dtype=jnp.int32)
+  rest_count = num_classes - own_count + others.sum(-1, dtype=jnp.int32)
   moments = _moments.Moments(
     target=own,
     shift=shift,
@@ -222,7 +223,10 @@ _UNIFORM: dict[Any, Callable[..., jax.Array]] = {
 
 
 def as_row_loss(
-  loss: Callable[..., jax.Array], hyperparameters: dict[str, Any], smooth: bool
+  loss: Callable[..., jax.Array],
+  hyperparameters: dict[str, Any],
+  smooth: bool,
+  dtype: jnp.dtype,
 ) -> tuple[RowLoss, dict[str, Any]]:
   """The row loss a function stands for, and all its hyper-parameters."""
   given: dict[str, Any] = {}
@@ -249,6 +253,11 @@ def as_row_loss(
       f"{name} has no hyper-parameter {', '.join(unknown)}; it has "
       f"{', '.join(known) or 'none'}."
     )
+  if given:
+    # The loss itself knows the domains of its hyper-parameters.
+    logits = jax.ShapeDtypeStruct((2,), dtype)
+    label = jax.ShapeDtypeStruct((), jnp.int32)
+    jax.eval_shape(functools.partial(inner, **given), logits, label)
   uniform = None
   if smooth:
     uniform = _UNIFORM.get(row)

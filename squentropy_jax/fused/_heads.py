@@ -25,8 +25,8 @@ def _loss_and_hyper(
 ) -> tuple[_formula.RowLoss, _formula.Hyper]:
   """The loss and its numbers, in the dtype of sums."""
   off = isinstance(label_smoothing, int | float) and label_smoothing == 0
-  row_loss, given = _formula.as_row_loss(loss, hyperparameters, not off)
   dtype = _tiles.Arrays(inputs.features, inputs.kernel).sum_dtype
+  row_loss, given = _formula.as_row_loss(loss, hyperparameters, not off, dtype)
   scalars = {
     name: _checks.as_scalar(name, value, dtype) for name, value in given.items()
   }

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other heads got wrong, one test each."""
+
+import functools
+
+import heads
+from heads import CLASSES, COTANGENT, FEATURES, KERNEL, LABELS, ROWS
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from squentropy_jax import fused, losses
+
+U = 2.0**-24
+
+
+def truth(name="squentropy", **arguments):
+  return heads.truth(name, FEATURES, KERNEL, LABELS, **arguments)
+
+
+@pytest.mark.parametrize("way", ["stream", "keep"])
+def test_cotangent_scales_both_gradients(way):
+  def head(h, w, factor):
+    total, _ = fused.linear_loss_sum(losses.squentropy, h, w, LABELS, way=way)
+    return factor * total
+
+  grad = jax.jit(jax.grad(head, (0, 1)))
+  one, other = (grad(FEATURES, KERNEL, f) for f in (1.0, 1024.0))
+  for a, b in zip(one, other, strict=True):
+    np.testing.assert_array_equal(1024.0 * a, b)
+
+
+def test_cotangent_of_each_row_comes_before_rows_are_summed():
+  _, pull = jax.vjp(
+    lambda w: fused.linear_loss(losses.squentropy, FEATURES, w, LABELS), KERNEL
+  )
+  expected = heads.gradients(truth(), FEATURES, KERNEL, COTANGENT)
+  heads.assert_close(pull(jnp.asarray(COTANGENT))[0], *expected["kernel"])
+
+
+@pytest.mark.parametrize("classes", [100, 129, 300])
+def test_no_column_of_padding_counts(classes):
+  """With all logits near -100 a padded logit of 0 would be the largest."""
+  features = np.ones((2, 1), np.float32)
+  kernel = np.linspace(-100, -101, classes, dtype=np.float32)[None]
+  labels = np.array([0, classes - 1])
+  exact = heads.truth("squentropy", features, kernel, labels)
+  for budget in (None, 1):
+    loss = fused.linear_loss(
+      losses.squentropy, features, kernel, labels, memory_budget=budget
+    )
+    heads.assert_close(loss, exact.loss, exact.loss_error)
+
+
+@pytest.mark.parametrize("way", ["frozen", "stream", "keep"])
+def test_one_is_taken_off_the_probability_before_it_is_rounded(way):
+  """With p = 0.9966 in bfloat16, p - 1 would be -0.00390625, not -0.0034."""
+  kernel = jnp.eye(2, dtype=jnp.bfloat16)
+  features = jnp.array([[5.6875, 0.0]], jnp.bfloat16)
+  found = jax.grad(
+    lambda h: fused.linear_loss_sum(
+      losses.cross_entropy, h, kernel, np.array([0]), way=way
+    )[0]
+  )(features)
+  miss = 1 / (1 + np.exp(5.6875))
+  np.testing.assert_allclose(
+    np.float64(found), [[-miss, miss]], rtol=2**-8 + 2**-16
+  )
+
+
+def test_confident_loss_is_positive_and_keeps_its_digits():
+  kernel = np.eye(3, dtype=np.float32)
+  features = np.float32([[30.0, 0.25, -1.0], [60.0, 0.5, 0.0]])
+  loss = fused.linear_loss(
+    losses.cross_entropy, features, kernel, np.zeros(2, int)
+  )
+  exact = np.exp(np.float64(features[:, 1:])).sum(-1)
+  exact *= np.exp(-np.float64(features[:, 0]))
+  # Rounding the exponent, near 60, costs 60 u; the rest a few u.
+  np.testing.assert_allclose(loss, exact, rtol=70 * U)
+
+
+def test_square_of_the_target_is_left_out_not_subtracted():
+  """Trained heads: a target of 20, the others some thousandths."""
+  rest = np.float32(1e-3) * np.arange(1, 10, dtype=np.float32)
+  kernel = np.concatenate([np.float32([20.0]), rest])[None]
+  stats = fused.linear_row_stats(
+    np.ones((1, 1), np.float32), kernel, np.array([0])
+  )
+  exact = np.square(np.float64(rest)).sum()
+  np.testing.assert_allclose(stats.rest_sq, [exact], rtol=12 * U)
+
+
+def test_backward_products_have_narrow_operands():
+  """A float32 cotangent would widen the kernel, and make products slow."""
+  h, w = jnp.bfloat16(FEATURES), jnp.bfloat16(KERNEL)
+
+  def dots(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == "dot_general":
+        yield tuple(v.aval.dtype.name for v in eqn.invars)
+      for inner in core.jaxprs_in_params(eqn.params):
+        yield from dots(inner)
+
+  for way, count in {"stream": 4, "keep": 3, "frozen": 2}.items():
+
+    def head(h, w, way=way):
+      loss = losses.cross_entropy
+      return fused.linear_loss_sum(loss, h, w, LABELS, way=way)[0]
+
+    wanted = 0 if way == "frozen" else (0, 1)
+    found = list(dots(jax.make_jaxpr(jax.grad(head, wanted))(h, w).jaxpr))
+    assert found == [("bfloat16", "bfloat16")] * count
+
+
+def test_mean_of_narrow_inputs_has_the_digits_of_float32():
+  rng = np.random.default_rng(2)
+  h = jnp.bfloat16(rng.normal(size=(256, 64)))
+  w = jnp.bfloat16(rng.normal(size=(64, 1000)) / 8)
+  labels = rng.integers(0, 1000, 256)
+  exact = heads.truth("squentropy", h, w, labels).loss.mean()
+  total, count = fused.linear_loss_sum(losses.squentropy, h, w, labels)
+  assert total.dtype == count.dtype == jnp.float32
+  np.testing.assert_allclose(total / count, exact, rtol=1e-6)
+
+
+def test_dropped_rows_give_exactly_nothing():
+  """Whatever they hold: NaN features, no label, an infinite weight's 0."""
+  features, labels = FEATURES.copy(), LABELS.copy()
+  features[1], labels[1] = np.nan, -100
+  features[3], labels[3] = np.inf, CLASSES
+  where = np.arange(ROWS) != 1
+  weights = np.where(np.arange(ROWS) == 3, 0, 1).astype(np.float32)
+
+  def head(h, w, weights, way):
+    return fused.linear_loss_sum(
+      losses.squentropy, h, w, labels, where=where, weights=weights, way=way
+    )
+
+  kept = where & (weights != 0)
+  exact = heads.gradients(truth(), FEATURES, KERNEL, kept.astype(float))
+  for way in ("stream", "keep"):
+    run = jax.value_and_grad(functools.partial(head, way=way), (0, 1, 2), True)
+    (total, count), found = run(features, KERNEL, weights)
+    assert float(count) == kept.sum()
+    np.testing.assert_allclose(total, truth().loss[kept].sum(), rtol=1e-5)
+    heads.assert_close(found[0], *exact["features"])
+    heads.assert_close(found[1], *exact["kernel"])
+    assert not np.any(found[0][~kept])
+    by_weight = np.where(kept, truth().loss, 0.0)
+    heads.assert_close(found[2], by_weight, truth().loss_error * kept)
