@@ -116,7 +116,7 @@ compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 
 # The demo's pins are a part of the tests': both go into one environment.
 pins:
-	$(compile) setup.cfg --extra study --extra test --extra dev \
+	$(compile) setup.cfg --extra study --extra tables --extra test --extra dev \
 	  --output-file requirements/test.txt
 	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study \
 	  --constraint requirements/test.txt --output-file requirements/study.txt

@@ -41,12 +41,25 @@ BELOW = {
 # What each part may import of others' work, beside jax and numpy.
 FOREIGN = {
   "nn": {"flax"},
-  "study": {"flax", "matplotlib", "optax", "rich", "scipy", "sklearn"},
+  "study": {
+    "flax",
+    "matplotlib",
+    "optax",
+    "orbax",
+    "pandas",
+    "rich",
+    "scipy",
+    "sklearn",
+  },
 }
 # The same, but only inside a function: `import squentropy_jax` stays light.
-LAZY = {"calibration.plots": {"matplotlib"}}
+LAZY = {"calibration.plots": {"matplotlib"}, "study._readers": {"pyreadr"}}
 # Where the name to import is not the name to install.
-DISTRIBUTIONS = {"absl": "absl_py", "sklearn": "scikit_learn"}
+DISTRIBUTIONS = {
+  "absl": "absl_py",
+  "orbax": "orbax_checkpoint",
+  "sklearn": "scikit_learn",
+}
 
 
 def _sources(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -361,8 +374,10 @@ def test_imports_match_build_labels_and_setup():
   assert core == {"jax", "numpy"}
   used = _third_party(_sources(PACKAGE))
   assert used == _build_labels()["squentropy_jax"], "BUILD: squentropy_jax"
-  assert used == core | _names(extras["study"]) | _names(extras["plots"]), (
-    "setup.cfg: install_requires and the extras study and plots"
+  asked = core.union(*(_names(extras[e]) for e in ("plots", "study", "tables")))
+  # pandas imports it.
+  assert used == asked - {"pyarrow"}, (
+    "setup.cfg: install_requires and the extras plots, study and tables"
   )
   run = {"pytest_xdist", "setuptools"}  # Programs, not modules.
   tests = _third_party(_sources(ROOT / "tests") + _sources(ROOT / "examples"))

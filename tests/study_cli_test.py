@@ -38,6 +38,15 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("rum iris", "invalid choice"),
     ("", "required: command"),
     ("report nowhere", "nowhere holds no study"),
+    ("report nowhere neither", "nowhere holds no finished study"),
+    ("run iris --model mpl", "unknown model 'mpl'; did you mean 'mlp'?"),
+    ("run iris --optimizer sgd2", "did you mean 'sgd'?"),
+    ("run iris --folds 2", "folds must be 1, or 3 and more"),
+    ("run iris --rows 2", "rows must be at least the 3 classes"),
+    ("run iris --rows 0", "rows must be at least 1"),
+    ("run iris --model cnn", "cnn needs images"),
+    ("run iris --label x", "leave out --label"),
+    ("run none.csv", "there is no file none.csv"),
   ],
 )
 def test_mistake_is_one_line_and_touches_nothing(
@@ -88,6 +97,8 @@ def test_what_is_asked_is_what_is_run(monkeypatch, tmp_path):
   words = ["run", "wine", "--seeds", "3", "--epochs", "2,9", "--losses"]
   words += ["squentropy:scale=0.5", "cross_entropy", "--batch-size", "8"]
   words += ["--learning-rate", "0.01", "--data-seed", "7", "--quiet"]
+  words += ["--rows", "99", "--folds", "3", "--model", "linear"]
+  words += ["--optimizer", "sgd"]
   assert _cli.main([*words, "--out", str(tmp_path / "a b")]) == 2
   settings = seen["settings"]
   assert settings.data == "wine"
@@ -95,6 +106,8 @@ def test_what_is_asked_is_what_is_run(monkeypatch, tmp_path):
   assert (settings.seeds, settings.epochs) == (3, (2, 9))
   assert (settings.batch_size, settings.learning_rate) == (8, 0.01)
   assert settings.data_seed == 7
+  assert (settings.rows, settings.folds) == (99, 3)
+  assert (settings.model, settings.optimizer) == ("linear", "sgd")
   assert seen["command"].endswith(f"--out '{tmp_path}/a b'")
   # The command made from the settings asks for the same.
   first = settings
@@ -154,7 +167,7 @@ def test_ctrl_c_keeps_what_is_finished_and_no_half_written_file(tmp_path):
     process.kill()
   assert process.returncode == 130, error
   last = error.splitlines()[-1]
-  assert last.startswith("Interrupted; finished and kept in ")
+  assert last.startswith("Interrupted; finished so far: ")
   assert "cross_entropy" in last
   assert "Traceback" not in error
   assert printed == ""

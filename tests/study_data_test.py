@@ -17,47 +17,99 @@ SHAPES = {
 }
 
 
+def _rows(folds, number):
+  """Rows to train on, to recalibrate on and to test on of a fold."""
+  parts = (folds.calibration, folds.test)
+  held_out = [part.rows[number][part.keep[number]] for part in parts]
+  return [folds.train[number], *held_out]
+
+
+@pytest.mark.parametrize("folds", [1, 3, 5])
 @pytest.mark.parametrize("name", _data.names())
-def test_split_shares_no_row_and_keeps_the_classes(name):
+def test_folds_share_no_row_and_keep_the_classes(name, folds):
   data = _data.load(name)
-  assert (*data.features.shape, data.num_classes) == SHAPES[name]
-  marked = data._replace(features=np.arange(len(data.labels))[:, None])
-  parts = _data.split(marked, 0)[:3]
-  assert sum(part.labels.size for part in parts) == data.labels.size
-  # Standardising one column keeps the order, and so tells the rows apart.
-  columns = [part.features[:, 0] for part in parts]
-  assert np.unique(np.concatenate(columns)).size == data.labels.size
+  shape = (*data.features.shape, len(data.classes))
+  assert shape == SHAPES[name]
+  dealt = _data.fold(data, folds, 0)
+  parts = 4 if folds == 1 else folds
   whole = np.bincount(data.labels) / data.labels.size
-  for part in parts:
-    # Each of two stratified cuts moves a class by one row at most.
-    share = np.bincount(part.labels, minlength=data.num_classes)
-    np.testing.assert_allclose(share, whole * part.labels.size, rtol=0, atol=2)
+  tested = []
+  for number in range(folds):
+    rows = _rows(dealt, number)
+    every = np.concatenate(rows)
+    assert np.unique(every).size == every.size
+    # Folds are cut to the length of the shortest, which drops a row or two.
+    assert data.labels.size - every.size <= 2
+    for part in rows:
+      # A part holds each class by its share, up to one row for each part.
+      share = np.bincount(data.labels[part], minlength=whole.size)
+      np.testing.assert_allclose(share, whole * part.size, rtol=0, atol=parts)
+    tested.append(rows[2])
+  if folds > 1:
+    every = np.sort(np.concatenate(tested))
+    np.testing.assert_array_equal(every, np.arange(data.labels.size))
 
 
-def test_split_is_decided_by_its_seed():
+def test_folds_are_decided_by_their_seed():
   data = _data.load("iris")
-  first, again, other = (_data.split(data, seed) for seed in (3, 3, 4))
-  np.testing.assert_array_equal(first.test.features, again.test.features)
-  assert not np.array_equal(first.test.features, other.test.features)
+  first, again, other = (_data.fold(data, 1, seed) for seed in (3, 3, 4))
+  for a, b in zip(first[5:], again[5:], strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert not np.array_equal(first.train, other.train)
 
 
 def test_features_are_standardised_by_the_training_rows_alone():
-  split = _data.split(_data.load("digits"), 0)
-  features = split.train.features
-  assert features.dtype == np.float32
-  varies = features.std(axis=0) > 0
-  assert 0 < varies.sum() < 64  # Some pixels of digits are always 0.
-  features = features.astype(np.float64)
-  np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-6)
-  np.testing.assert_allclose(features.std(axis=0)[varies], 1, atol=1e-6)
-  assert np.abs(split.test.features.mean(axis=0)).max() > 1e-3
+  data = _data.load("digits")
+  folds = _data.fold(data, 3, 0)
+  assert folds.features.dtype == np.float32
+  for number in range(3):
+    x = folds.features.astype(np.float64)
+    x = (x - folds.shift[number]) * folds.scale[number]
+    train, _, test = (x[rows] for rows in _rows(folds, number))
+    varies = np.ptp(train, axis=0) > 0
+    assert 0 < varies.sum() < 64  # Some pixels of digits are always 0.
+    np.testing.assert_array_equal(folds.scale[number][~varies], 1)
+    # Up to the rows dropped to make the folds equally long, 2 of 600.
+    np.testing.assert_allclose(train.mean(axis=0), 0, atol=0.03)
+    np.testing.assert_allclose(train.std(axis=0)[varies], 1, atol=0.1)
+    assert np.abs(test.mean(axis=0)).max() > 1e-3
+
+
+def test_large_offsets_keep_their_digits():
+  data = _data.load("iris")
+  moved = data._replace(features=data.features + 2.0**26)
+  near, far = (_data.fold(d, 1, 0).features for d in (data, moved))
+  np.testing.assert_allclose(near, far, rtol=0, atol=1e-6)
+
+
+def test_gaps_are_left_to_the_training_and_images_share_a_scale():
+  data = _data.load("iris")
+  features = data.features.copy()
+  features[::7, 1] = np.nan
+  folds = _data.fold(data._replace(features=features), 1, 0)
+  np.testing.assert_array_equal(np.isnan(folds.features), np.isnan(features))
+  assert np.isfinite(folds.shift).all()
+  assert np.isfinite(folds.scale).all()
+  images = data._replace(features=data.features.reshape(-1, 2, 2, 1))
+  assert _data.fold(images, 1, 0).shift.shape == (1, 1)
 
 
 def test_class_with_too_few_rows_is_refused():
   labels = np.array([0] * 10 + [1] * 3, np.int32)
-  data = _data.Dataset("mine", np.zeros((13, 1), np.float32), labels, 2)
-  with pytest.raises(StudyError, match="class 1 of mine has 3 rows"):
-    _data.split(data, 0)
+  data = _data.Dataset("mine", np.zeros((13, 1)), labels, ("no", "yes"))
+  with pytest.raises(StudyError, match="class 'yes' of mine has 3 rows"):
+    _data.fold(data, 1, 0)
+  _data.fold(data, 3, 0)
+
+
+def test_draw_keeps_the_shares():
+  data = _data.load("digits")
+  drawn = _data.draw(data, 300, 0)
+  assert drawn.labels.size == 300
+  assert "300 of 1797 rows drawn" in drawn.notes[-1]
+  share = np.bincount(data.labels) * 300 / 1797
+  np.testing.assert_allclose(np.bincount(drawn.labels), share, rtol=0, atol=1)
+  assert _data.draw(data, 1797, 0) is data
 
 
 def test_names_of_losses():

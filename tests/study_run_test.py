@@ -52,7 +52,7 @@ def _skip_figures(monkeypatch):
 
 
 def _forbid_training(monkeypatch):
-  def train(*_):
+  def train(*_, **__):
     pytest.fail("trained what was finished")
 
   monkeypatch.setattr(_train, "train", train)
@@ -75,13 +75,20 @@ def test_csv_has_a_row_per_loss_readout_regime_and_seed(made):
     "readout",
     "regime",
     "epochs",
+    "fold",
     "seed",
     "accuracy",
     "nll",
+    "brier",
     "ece",
+    "ace",
+    "aurc",
     "temperature",
     "nll_scaled",
+    "brier_scaled",
     "ece_scaled",
+    "ace_scaled",
+    "aurc_scaled",
   ]
   keys = {
     (row["loss"], row["readout"], row["regime"], row["epochs"], row["seed"])
@@ -123,7 +130,7 @@ def test_config_says_what_was_run(made):
   )
   assert config["command"] == SETTINGS.command(str(out))
   assert config["versions"]["jax"] == jax.__version__
-  assert config["rows"] == {"train": 75, "calibration": 37, "test": 38}
+  assert config["rows"] == {"train": 74, "calibration": 38, "test": 38}
 
 
 def test_same_command_gives_the_same_files(made, tmp_path):
@@ -150,9 +157,9 @@ def test_finished_losses_are_kept_and_the_rest_is_trained(
   trained = []
   train = _train.train
 
-  def spy(settings, loss, *rest):
+  def spy(settings, loss, *rest, **hooks):
     trained.append(loss.spec)
-    return train(settings, loss, *rest)
+    return train(settings, loss, *rest, **hooks)
 
   monkeypatch.setattr(_train, "train", spy)
   seen = []
@@ -186,7 +193,7 @@ def test_study_of_other_versions_is_not_mixed_with_this_one(copy, monkeypatch):
 def test_fresh_replaces_a_study_and_nothing_else(copy, monkeypatch):
   (copy / "notes.txt").write_text("mine")
   cells = []
-  monkeypatch.setattr(_train, "train", lambda *_: cells.append(1))
+  monkeypatch.setattr(_train, "train", lambda *_, **__: cells.append(1))
   monkeypatch.setattr(_store, "write_cell", lambda *_: None)
   with pytest.raises(study.StudyError, match="unfinished"):
     study.run(dataclasses.replace(SETTINGS, seeds=3), copy, fresh=True)
@@ -270,7 +277,7 @@ def test_page_says_how_it_was_made(page, made):
   text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
   assert SETTINGS.command(str(made[0])) in text
   assert f"jax {jax.__version__}" in text
-  for wanted in ("75 to train on", "0.001", "short: 2 epochs", "data seed 0"):
+  for wanted in ("74 to train on", "0.001", "short: 2 epochs", "data seed 0"):
     assert wanted in text, wanted
 
 

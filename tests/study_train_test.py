@@ -8,18 +8,18 @@ from squentropy_jax.study import Settings, _data, _losses, _train
 
 
 @pytest.fixture(scope="module")
-def split():
-  return _data.split(_data.load("iris"), 0)
+def folds():
+  return _data.fold(_data.load("iris"), 1, 0)
 
 
-def _train_with(split, loss="squentropy", **settings):
+def _train_with(folds, loss="squentropy", **settings):
   settings = {"seeds": 2, "epochs": (4,), "batch_size": 32, **settings}
-  return _train.train(Settings("iris", **settings), _losses.parse(loss), split)
+  return _train.train(Settings("iris", **settings), _losses.parse(loss), folds)
 
 
 @pytest.fixture(scope="module")
-def cell(split):
-  return _train_with(split)
+def cell(folds):
+  return _train_with(folds)
 
 
 def _assert_near(actual, expected):
@@ -28,24 +28,24 @@ def _assert_near(actual, expected):
   np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_seed_alone_gives_what_it_gave_in_company(split, cell):
-  alone = _train_with(split, seeds=1)
+def test_seed_alone_gives_what_it_gave_in_company(folds, cell):
+  alone = _train_with(folds, seeds=1)
   _assert_near(alone.test_logits[:, 0], cell.test_logits[:, 0])
   difference = cell.test_logits[:, 0] - cell.test_logits[:, 1]
   assert np.abs(difference).max() > 0.1
 
 
-def test_short_training_is_the_long_one_read_sooner(split, cell):
-  longer = _train_with(split, epochs=(4, 6))
+def test_short_training_is_the_long_one_read_sooner(folds, cell):
+  longer = _train_with(folds, epochs=(4, 6))
   assert longer.test_logits.shape[0] == 2
   _assert_near(longer.test_logits[0], cell.test_logits[0])
   assert np.abs(longer.test_logits[1] - cell.test_logits[0]).max() > 0.01
 
 
-def test_every_loss_starts_from_the_same_weights_in_the_same_order(split):
+def test_every_loss_starts_from_the_same_weights_in_the_same_order(folds):
   # Without its square, squentropy is cross-entropy.
-  one = _train_with(split, "cross_entropy", epochs=(1,))
-  same = _train_with(split, "squentropy:scale=0", epochs=(1,))
+  one = _train_with(folds, "cross_entropy", epochs=(1,))
+  same = _train_with(folds, "squentropy:scale=0", epochs=(1,))
   _assert_near(one.test_logits, same.test_logits)
 
 
@@ -55,31 +55,81 @@ def test_training_learns(cell):
   assert (cell.train_loss[-1] < cell.train_loss[0]).all()
 
 
-def test_shapes(split, cell):
-  assert cell.calibration_logits.shape == (1, 2, 37, 3)
+def test_shapes(folds, cell):
+  assert cell.calibration_logits.shape == (1, 2, 38, 3)
   assert cell.test_logits.shape == (1, 2, 38, 3)
-  assert cell.curves.shape == (4, 1, 3, 2)
+  assert cell.curves.shape == (4, 1, 6, 2)
   assert cell.train_loss.shape == (4, 2)
   np.testing.assert_array_equal(cell.curve_epochs, [1, 2, 3, 4])
-  assert cell.test_labels.size == split.test.labels.size
+  assert cell.test_labels.shape == (2, 38)
 
 
-def test_batch_larger_than_the_rows_takes_them_all(split):
-  large = _train_with(split, batch_size=1000, epochs=(1,))
-  exact = _train_with(split, batch_size=75, epochs=(1,))
+def test_batch_larger_than_the_rows_takes_them_all(folds):
+  large = _train_with(folds, batch_size=1000, epochs=(1,))
+  exact = _train_with(folds, batch_size=74, epochs=(1,))
   np.testing.assert_array_equal(large.test_logits, exact.test_logits)
 
 
-def test_progress_is_reported_between_segments(split):
+def test_progress_is_reported_between_segments(folds):
   seen = []
   _train.train(
     Settings("iris", seeds=1, epochs=(2, 120)),
     _losses.parse("squentropy"),
-    split,
+    folds,
     lambda epoch, loss: seen.append((epoch, loss)),
   )
   assert [epoch for epoch, _ in seen] == list(range(2, 121, 2))
   assert seen[-1][1] < seen[0][1]
+
+
+@pytest.mark.parametrize("model", ["linear", "bn-mlp"])
+def test_every_model_and_optimizer_learns(folds, model):
+  for optimizer in ("sgd", "adamw"):
+    cell = _train_with(
+      folds, model=model, optimizer=optimizer, epochs=(8,), learning_rate=0.01
+    )
+    assert (cell.train_loss[-1] < cell.train_loss[0]).all()
+    assert np.isfinite(cell.test_logits).all()
+
+
+def test_images_go_through_convolutions():
+  data = _data.load("digits")
+  images = data._replace(features=data.features.reshape(-1, 8, 8, 1))
+  dealt = _data.fold(_data.draw(images, 200, 0), 1, 0)
+  settings = Settings("digits", seeds=1, epochs=(12,), model="cnn")
+  cell = _train.train(settings, _losses.parse("cross_entropy"), dealt)
+  assert cell.train_loss[-1, 0] < 0.7 * cell.train_loss[0, 0]
+
+
+def test_batch_normalisation_forecasts_with_what_it_saw(folds):
+  # The statistics move with training: the logits of a row do not depend on
+  # the other rows held out with it.
+  cell = _train_with(folds, model="bn-mlp", seeds=1)
+  fewer = folds._replace(
+    test=_data.Part(folds.test.rows[:, :5], folds.test.keep[:, :5])
+  )
+  part = _train_with(fewer, model="bn-mlp", seeds=1)
+  _assert_near(part.test_logits, cell.test_logits[:, :, :5])
+
+
+def test_fold_alone_gives_what_it_gave_in_company():
+  data = _data.load("iris")
+  dealt = _data.fold(data, 3, 0)
+  loss = _losses.parse("squentropy")
+  settings = Settings("iris", seeds=2, epochs=(2,), batch_size=16, folds=3)
+  cell = _train.train(settings, loss, dealt)
+  assert cell.test_logits.shape == (1, 6, 50, 3)
+  second = dealt._replace(
+    shift=dealt.shift[1:2],
+    scale=dealt.scale[1:2],
+    train=dealt.train[1:2],
+    calibration=_data.Part(*(x[1:2] for x in dealt.calibration)),
+    test=_data.Part(*(x[1:2] for x in dealt.test)),
+  )
+  settings = Settings("iris", seeds=2, epochs=(2,), batch_size=16)
+  alone = _train.train(settings, loss, second)
+  _assert_near(alone.test_logits, cell.test_logits[:, 2:4])
+  np.testing.assert_array_equal(alone.test_labels, cell.test_labels[2:4])
 
 
 @pytest.mark.parametrize(

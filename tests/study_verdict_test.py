@@ -26,7 +26,8 @@ def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
       # Each loss has a noise of its own, so the differences vary.
       spread = 0.001 * np.roll(NOISE, len(evaluations))[:seeds]
       level = (nll or {}).get(loss, 0.1)
-      metrics = Metrics(0.9 + spread, level + spread, means[index] + spread)
+      ece_, other = means[index] + spread, 0.2 + spread
+      metrics = Metrics(0.9 + spread, level + spread, other, ece_, other, other)
       evaluations[Method(loss, "softmax"), regime] = Evaluation(
         metrics, metrics, 1 + spread, None
       )

@@ -16,6 +16,8 @@ from rich.text import Text
 from squentropy_jax.study import (
   _data,
   _losses,
+  _models,
+  _overview,
   _progress,
   _run,
   _store,
@@ -57,7 +59,20 @@ def _parser() -> _Parser:
   commands = parser.add_subparsers(dest="command", required=True)
 
   run = commands.add_parser("run", help="train, compare and report")
-  run.add_argument("data", help="a data set; squentropy-study data lists them")
+  run.add_argument(
+    "data",
+    help="a data set (squentropy-study data lists them), a .csv, .tsv, "
+    ".parquet, .npz, .arff, .dat or .rda file, or a folder of IDX files",
+  )
+  run.add_argument(
+    "--label", metavar="COLUMN", help="column of classes of a table"
+  )
+  run.add_argument(
+    "--rows",
+    type=int,
+    metavar="N",
+    help="draw so many rows at most, each class by its share (default: all)",
+  )
   run.add_argument(
     "--losses",
     nargs="+",
@@ -80,6 +95,23 @@ def _parser() -> _Parser:
     help="training lengths to report, rising (default: 40,300)",
   )
   run.add_argument(
+    "--folds",
+    type=int,
+    default=_DEFAULTS["folds"],
+    help="1: a quarter of the rows to test on; 3 or more: cross-validation "
+    "(default: %(default)s)",
+  )
+  run.add_argument(
+    "--model",
+    default=_DEFAULTS["model"],
+    help=f"{', '.join(_models.MODELS)} (default: %(default)s)",
+  )
+  run.add_argument(
+    "--optimizer",
+    default=_DEFAULTS["optimizer"],
+    help=f"{', '.join(_models.OPTIMIZERS)} (default: %(default)s)",
+  )
+  run.add_argument(
     "--batch-size", type=int, default=_DEFAULTS["batch_size"], metavar="ROWS"
   )
   run.add_argument(
@@ -87,14 +119,14 @@ def _parser() -> _Parser:
     type=float,
     default=_DEFAULTS["learning_rate"],
     metavar="RATE",
-    help="constant learning rate of Adam (default: %(default)s)",
+    help="constant learning rate (default: %(default)s)",
   )
   run.add_argument(
     "--data-seed",
     type=int,
     default=_DEFAULTS["data_seed"],
     metavar="SEED",
-    help="seed of the train, calibration and test split (default: 0)",
+    help="seed of the rows drawn and of the folds (default: %(default)s)",
   )
   run.add_argument(
     "--out",
@@ -107,12 +139,27 @@ def _parser() -> _Parser:
     action="store_true",
     help="replace the study in the folder instead of going on with it",
   )
+  run.add_argument(
+    "--save-every",
+    type=float,
+    default=10.0,
+    metavar="SECONDS",
+    help="how often to keep a training under way (default: %(default)g)",
+  )
   run.add_argument("--quiet", action="store_true", help="print errors only")
 
   report = commands.add_parser(
-    "report", help="write the report of a finished study anew"
+    "report",
+    help="write the report of a finished study anew, or compare several",
   )
-  report.add_argument("out", type=Path, metavar="DIR")
+  report.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+  report.add_argument(
+    "--out",
+    type=Path,
+    default=Path("reports/summary"),
+    metavar="DIR",
+    help="folder for what several studies say together (default: %(default)s)",
+  )
 
   commands.add_parser("losses", help="list the losses with their defaults")
   commands.add_parser("data", help="list the data sets")
@@ -129,11 +176,10 @@ def _show(results: Results, out: Path, console: Console) -> None:
 def _interrupted(settings: Settings, out: Path) -> str:
   """What a person who pressed Ctrl-C wants to know."""
   kept = [spec for spec in settings.losses if _store.has_cell(out, spec)]
-  if not kept:
-    return f"Interrupted; no loss was finished yet, so {out} keeps no results."
+  finished = f"finished so far: {', '.join(kept) or 'no loss'}"
   return (
-    f"Interrupted; finished and kept in {out}: {', '.join(kept)}. The same "
-    "command without --fresh goes on from there."
+    f"Interrupted; {finished}. The same command without --fresh goes on from "
+    f"what is kept in {out}."
   )
 
 
@@ -141,7 +187,7 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
   fields = [field.name for field in dataclasses.fields(Settings)]
   values = {name: getattr(arguments, name) for name in fields}
   settings = Settings(**{**values, "losses": tuple(values["losses"])})
-  out = arguments.out or Path("reports") / settings.data
+  out = arguments.out or Path("reports") / Path(settings.data).stem
   errors = Console(stderr=True)
   with contextlib.ExitStack() as stack:
     on_progress = (
@@ -155,6 +201,7 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
         out,
         command=command,
         fresh=arguments.fresh,
+        save_every=arguments.save_every,
         on_progress=on_progress,
       )
     except KeyboardInterrupt:
@@ -163,12 +210,24 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
     _show(results, out, Console())
 
 
+def _report(arguments: argparse.Namespace, command: str) -> None:
+  """One study: its own report. Several: what they say together."""
+  folders, console = arguments.folders, Console()
+  if len(folders) == 1:
+    _show(_run.report(folders[0]), folders[0], console)
+    return
+  comparisons = _overview.write(folders, arguments.out, command)
+  console.print(_overview.table(comparisons))
+  page = arguments.out / "summary.html"
+  console.print(f"Report: {page}", soft_wrap=True)
+
+
 def _dispatch(words: Sequence[str]) -> None:
   arguments = _parser().parse_args(words)
   if arguments.command == "run":
     _run_study(arguments, shlex.join([_PROGRAM, *words]))
   elif arguments.command == "report":
-    _show(_run.report(arguments.out), arguments.out, Console())
+    _report(arguments, shlex.join([_PROGRAM, *words]))
   elif arguments.command == "losses":
     print(*map(_losses.signature, _losses.names()), sep="\n")
   else:

@@ -1,46 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets by name, and the split every loss and seed shares."""
+"""Data sets, and the folds every loss and seed shares."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+import warnings
 
 import numpy as np
 from sklearn import datasets as sklearn_datasets
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 
+from squentropy_jax.study import _readers
 from squentropy_jax.study._errors import StudyError, unknown_name
+
+# Of so many parts one is for the temperature and one for the test.
+_PARTS = 4
 
 
 class Dataset(NamedTuple):
-  """A table of numbers with one class id per row.
+  """Rows of numbers with one class id each.
 
   Attributes:
     name: What the user calls it.
-    features: ``[rows, features]``, float32, as they come.
+    features: ``[rows, columns]`` or ``[rows, height, width, channels]``,
+      floating, as they come; NaN for gaps.
     labels: ``[rows]``, int32 class ids from 0.
-    num_classes: How many classes there are.
+    classes: Names of the classes.
+    notes: Sentences on what was done to make numbers of it.
   """
 
   name: str
   features: np.ndarray
   labels: np.ndarray
-  num_classes: int
+  classes: tuple[str, ...]
+  notes: tuple[str, ...] = ()
 
 
-class Rows(NamedTuple):
-  """Some rows of a data set: ``features`` and ``labels``."""
+class Part(NamedTuple):
+  """Rows of each fold, ``[folds, rows]``; short folds end in dropped rows.
+
+  Attributes:
+    rows: Which rows.
+    keep: Whether the place is a row of the fold.
+  """
+
+  rows: np.ndarray
+  keep: np.ndarray
+
+
+class Folds(NamedTuple):
+  """A data set with disjoint rows to train on, recalibrate on and report on.
+
+  Attributes:
+    features: All rows, float32; NaN for gaps.
+    labels: ``[rows]``, int32.
+    num_classes: How many classes there are.
+    shift: What a fold subtracts from the features, ``[folds, columns]`` (of an
+      image, one number per channel): their mean over its training rows.
+    scale: What it multiplies them with then: the inverse of their deviation.
+    train: ``[folds, rows]``, rows to train on; equally many in each fold.
+    calibration: Rows to fit the temperature on.
+    test: Rows to report on.
+  """
 
   features: np.ndarray
   labels: np.ndarray
-
-
-class Split(NamedTuple):
-  """Disjoint rows to train on, to fit the temperature on, to report on."""
-
-  train: Rows
-  calibration: Rows
-  test: Rows
   num_classes: int
+  shift: np.ndarray
+  scale: np.ndarray
+  train: np.ndarray
+  calibration: Part
+  test: Part
+
+  @property
+  def rows(self) -> dict[str, int]:
+    """Rows per part; of the largest fold where they differ."""
+    return {
+      "train": self.train.shape[1],
+      "calibration": self.calibration.rows.shape[1],
+      "test": self.test.rows.shape[1],
+    }
 
 
 _BUNDLED: dict[str, Callable] = {
@@ -56,76 +95,146 @@ def names() -> tuple[str, ...]:
   return tuple(_BUNDLED)
 
 
-def load(name: str) -> Dataset:
-  """Loads a data set by name.
+def load(name: str, label: str | None = None) -> Dataset:
+  """Loads a data set by name, or from a file or folder.
 
   Args:
-    name: One of :func:`names`.
+    name: One of :func:`names`, or a path.
+    label: Column of classes, for a file that is a table.
 
   Returns:
     The data set.
 
   Raises:
-    StudyError: The name is unknown; the message suggests the nearest one.
+    StudyError: The name is unknown, or the file cannot be read.
   """
   if name not in _BUNDLED:
-    raise unknown_name("data set", name, names())
-  features, labels = _BUNDLED[name](return_X_y=True)
-  _, ids = np.unique(labels, return_inverse=True)
-  return Dataset(
-    name,
-    features.astype(np.float32),
-    ids.astype(np.int32),
-    int(ids.max()) + 1,
-  )
+    path = Path(name)
+    if not path.exists():
+      if path.suffix or path.name != name:
+        raise StudyError(f"there is no file {name}")
+      raise unknown_name("data set", name, names())
+    read = _readers.read(path, label)
+    return Dataset(name, *read)
+  if label is not None:
+    raise StudyError(f"{name} has its labels apart; leave out --label")
+  bunch = _BUNDLED[name]()
+  classes = tuple(map(str, bunch.target_names))
+  return Dataset(name, bunch.data, bunch.target.astype(np.int32), classes)
 
 
 def describe(name: str) -> str:
   """One line on a data set."""
   dataset = load(name)
   rows, features = dataset.features.shape
-  size = f"{rows} rows, {features} features, {dataset.num_classes} classes"
+  size = f"{rows} rows, {features} features, {len(dataset.classes)} classes"
   return f"{name}: {size}"
 
 
-def split(dataset: Dataset, seed: int, *, held_out: float = 0.5) -> Split:
-  """Splits the rows by class into train, calibration and test.
+def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
+  """At most so many rows of a data set, each class by its share."""
+  if rows >= dataset.labels.size:
+    return dataset
+  _check_counts(dataset, 2, f"a draw of {rows} rows")
+  if rows < len(dataset.classes):
+    raise StudyError(
+      f"rows must be at least the {len(dataset.classes)} classes of "
+      f"{dataset.name}, got {rows}"
+    )
+  index, _ = train_test_split(
+    np.arange(dataset.labels.size),
+    train_size=rows,
+    stratify=dataset.labels,
+    random_state=seed,
+  )
+  note = f"{rows} of {dataset.labels.size} rows drawn, each class by its share"
+  return dataset._replace(
+    features=dataset.features[index],
+    labels=dataset.labels[index],
+    notes=(*dataset.notes, note),
+  )
 
-  Half of the held-out rows fit the temperature, the other half is reported
-  on and used for nothing else. Features are standardised with the mean and
-  the standard deviation of the training rows.
+
+def _check_counts(dataset: Dataset, least: int, purpose: str) -> None:
+  counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
+  if counts.min() < least:
+    rare = dataset.classes[counts.argmin()]
+    rows = f"{counts.min()} row{'s' if counts.min() != 1 else ''}"
+    raise StudyError(
+      f"class {rare!r} of {dataset.name} has {rows}, too few for {purpose}, "
+      f"which needs {least}; add rows, or leave the class out"
+    )
+
+
+def _stack(parts: list[np.ndarray]) -> Part:
+  """Fills short folds up with places that are dropped."""
+  size = max(map(len, parts))
+  return Part(
+    np.stack([np.pad(part, (0, size - len(part))) for part in parts]),
+    np.stack([np.arange(size) < len(part) for part in parts]),
+  )
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation over all axes but the last, without gaps.
+
+  What cannot be told (a column empty in these rows, or constant) is 0 and 1.
+  """
+  axes = tuple(range(features.ndim - 1))
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    mean = np.nan_to_num(np.nanmean(features, axis=axes))
+    deviation = np.nanstd(features, axis=axes)
+    # The deviation of a constant need not come out as 0.
+    varies = np.nanmax(features, axis=axes) > np.nanmin(features, axis=axes)
+  return mean, np.where(varies, deviation, 1)
+
+
+def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
+  """Deals the rows, class by class, into parts; a fold is a choice of them.
+
+  Fold ``i`` reports on part ``i``, fits the temperature on the next part and
+  trains on the others. One fold is the first of four.
 
   Args:
-    dataset: The rows to split.
-    seed: Seed of the split; the same for every loss and every training seed.
-    held_out: Share of the rows kept out of training.
+    dataset: The rows.
+    folds: How many folds: 1, or 3 and more for cross-validation.
+    seed: Seed of the deal; the same for every loss and every training seed.
 
   Returns:
-    The three parts.
+    The folds.
 
   Raises:
-    StudyError: A class has too few rows to appear in all three parts.
+    StudyError: A class has too few rows to be in every part.
   """
-  counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
-  # Two held-out rows per class at least, and one to train on.
-  if counts.min() * held_out < 2:
-    raise StudyError(
-      f"class {counts.argmin()} of {dataset.name} has {counts.min()} rows: "
-      f"too few to train on, recalibrate on and test on"
-    )
+  parts = _PARTS if folds == 1 else folds
+  _check_counts(dataset, parts, "rows to train on, recalibrate on and test on")
+  deal = StratifiedKFold(parts, shuffle=True, random_state=seed)
   rows = np.arange(dataset.labels.size)
-  train, rest = train_test_split(
-    rows, test_size=held_out, stratify=dataset.labels, random_state=seed
-  )
-  calibration, test = train_test_split(
-    rest, test_size=0.5, stratify=dataset.labels[rest], random_state=seed
-  )
+  dealt = [index for _, index in deal.split(rows, dataset.labels)]
+  # In float64 before they are rounded: a year has few digits after its mean.
   features = dataset.features.astype(np.float64)
-  mean = features[train].mean(axis=0)
-  deviation = features[train].std(axis=0)
-  scaled = (features - mean) / np.where(deviation > 0, deviation, 1)
-
-  def part(index: np.ndarray) -> Rows:
-    return Rows(scaled[index].astype(np.float32), dataset.labels[index])
-
-  return Split(part(train), part(calibration), part(test), dataset.num_classes)
+  mean, deviation = _moments(features)
+  features = (features - mean) / deviation
+  order = np.random.default_rng(seed)
+  train, calibration, test, shift, scale = [], [], [], [], []
+  for number in range(folds):
+    after = (number + 1) % parts
+    others = [p for k, p in enumerate(dealt) if k not in (number, after)]
+    train.append(order.permutation(np.concatenate(others)))
+    calibration.append(dealt[after])
+    test.append(dealt[number])
+    mean, deviation = _moments(features[train[-1]])
+    shift.append(mean)
+    scale.append(1 / deviation)
+  return Folds(
+    features.astype(np.float32),
+    dataset.labels,
+    len(dataset.classes),
+    np.stack(shift).astype(np.float32),
+    np.stack(scale).astype(np.float32),
+    # Folds differ by a few rows; compiled together they train on as many.
+    np.stack([t[: min(map(len, train))] for t in train]),
+    _stack(calibration),
+    _stack(test),
+  )

@@ -59,7 +59,8 @@ THEMES = {
 }
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+  """The bytes of a figure."""
   buffer = io.BytesIO()
   # Without the name of the program, the same numbers give the same bytes.
   figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
@@ -120,7 +121,7 @@ def training(results: Results, theme: str, column: str | None = None) -> bytes:
       ncols=1 if column else 4,
       fontsize="small",
     )
-    return _png(figure)
+    return png(figure)
 
 
 def _bins(ax: Axes, results: Results, method: Method, regime: str) -> None:
@@ -169,4 +170,4 @@ def reliability(
         ncols=3,
         fontsize="small",
       )
-    return _png(figure)
+    return png(figure)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The look of the report: one page, nothing loaded from elsewhere."""
+"""The look of a page: one file, nothing loaded from elsewhere."""
 
 from string import Template
 
@@ -78,28 +78,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 <p class="quiet">$subtitle</p>
 </header>
 <main>
-<section class="verdict" aria-label="Verdict">
-$verdict
-</section>
-<h2>Test rows, by training length</h2>
-$table
-<p class="quiet">$table_note</p>
-$differences
-<h2>Reliability</h2>
-<p class="quiet">$reliability_note</p>
-<div class="grid pairs">
-$reliability
-</div>
-<h2>Training</h2>
-<p class="quiet">$training_note</p>
-<div class="grid">
-$training
-</div>
-<h2>How to read this</h2>
-$reading
-<h2>How it was made</h2>
-<pre>$command</pre>
-$made
+$body
 </main>
 </body>
 </html>

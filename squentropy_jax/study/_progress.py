@@ -72,7 +72,7 @@ class ProgressBar:
       how = (
         "kept from before" if value is None else f"training loss {value:.3g}"
       )
-      seeds = self._settings.seeds
       self._console.print(
-        f"{spec}: {last} epochs, {seeds} seeds, {how}", highlight=False
+        f"{spec}: {last} epochs, {self._settings.repeats}, {how}",
+        highlight=False,
       )

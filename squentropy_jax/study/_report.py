@@ -5,9 +5,41 @@ import base64
 from collections.abc import Callable
 import functools
 from html import escape
+from string import Template
 
-from squentropy_jax.study import _evaluate, _figures, _page, _results, _verdict
+from squentropy_jax.study import (
+  _evaluate,
+  _figures,
+  _models,
+  _page,
+  _results,
+  _verdict,
+)
 from squentropy_jax.study._results import Results
+
+_BODY = Template("""<section class="verdict" aria-label="Verdict">
+$verdict
+</section>
+<h2>Test rows, by training length</h2>
+$table
+<p class="quiet">$table_note</p>
+$differences
+<h2>Reliability</h2>
+<p class="quiet">$reliability_note</p>
+<div class="grid pairs">
+$reliability
+</div>
+<h2>Training</h2>
+<p class="quiet">$training_note</p>
+<div class="grid">
+$training
+</div>
+<h2>How to read this</h2>
+$reading
+<h2>How it was made</h2>
+<pre>$command</pre>
+$made
+""")
 
 
 def _picture(draw: Callable[[str], bytes], alt: str, caption: str = "") -> str:
@@ -93,9 +125,10 @@ def _differences(results: Results) -> str:
   columns = tuple(c for c in _results.COLUMNS if c.name != "temperature")
   name = escape(results.label(old))
   return (
-    f"<h2>Difference from {name}, seed by seed</h2>\n"
+    f"<h2>Difference from {name}, {results.unit} by {results.unit}</h2>\n"
     + _grouped(results, columns, others, cell)
-    + '\n<p class="quiet">Mean over seeds and 95 % interval (paired, Student). '
+    + '\n<p class="quiet">Mean and 95 % interval over '
+    f"{results.unit}s (paired, Student). "
     "Bold where the interval leaves out 0. For accuracy more is better, for "
     "the others less.</p>"
   )
@@ -110,9 +143,11 @@ def _reading(results: Results) -> str:
     "negative logarithm of the probability given to the label.",
     "The temperature is fitted on the calibration rows, never on test rows. "
     "Above 1 means that the classifier was over-confident, below 1 "
-    "under-confident.",
+    "under-confident. It is held between "
+    "{:g} and {:g}.".format(*_evaluate.TEMPERATURES),
     "A seed decides the initial weights and the order of the rows, alike for "
-    "every loss; the split is the same for all.",
+    "every loss; so are the rows of each part. In cross-validation each fold "
+    "tests on a part of its own and fits the temperature on the next one.",
   ]
   if len(settings.epochs) > 1:
     items.append(
@@ -141,16 +176,18 @@ def _reading(results: Results) -> str:
 def _made(results: Results, config: dict) -> str:
   settings = results.settings
   rows = config["rows"]
+  notes = {"Data": "; ".join(config["notes"])} if config["notes"] else {}
   facts = {
+    **notes,
     "Rows": f"{rows['train']} to train on, {rows['calibration']} for "
     f"the temperature, {rows['test']} to test on; stratified, "
     f"data seed {settings.data_seed}",
-    "Network": "multi-layer perceptron, two hidden layers of 256 (ReLU), "
-    "features standardised",
-    "Optimiser": f"Adam, constant learning rate {settings.learning_rate:g}, "
-    f"batches of {min(settings.batch_size, rows['train'])} rows, "
-    "no weight decay",
-    "Seeds": f"{settings.seeds} (0 to {settings.seeds - 1})",
+    "Network": _models.MODELS[settings.model].description
+    + "; features standardised",
+    "Optimiser": f"{_models.OPTIMIZER_NOTES[settings.optimizer]}, constant "
+    f"learning rate {settings.learning_rate:g}, batches of "
+    f"{min(settings.batch_size, rows['train'])} rows",
+    "Repeats": settings.repeats,
     "Versions": ", ".join(
       f"{name} {version}" for name, version in config["versions"].items()
     ),
@@ -194,13 +231,7 @@ def html(results: Results, config: dict) -> bytes:
   chance = [results.chance_ece(*key) for key in results.evaluations]
   lengths = " and ".join(map(str, settings.epochs))
   shorter = "Dotted: where the shorter training is read."
-  page = _page.PAGE.substitute(
-    title=escape(f"Which loss for {settings.data}?"),
-    subtitle=escape(
-      f"{len(settings.losses)} losses, {settings.seeds} seeds, read after "
-      f"{lengths} epochs, on {cell.test_labels.size} test rows of {classes} "
-      "classes"
-    ),
+  body = _BODY.substitute(
     verdict="\n".join(
       f"<p><strong>{escape(title)}.</strong> {escape(text)}</p>"
       for title, text in _verdict.verdict(results)
@@ -226,5 +257,14 @@ def html(results: Results, config: dict) -> bytes:
     reading=_reading(results),
     command=escape(config["command"]),
     made=_made(results, config),
+  )
+  page = _page.PAGE.substitute(
+    title=escape(f"Which loss for {settings.data}?"),
+    subtitle=escape(
+      f"{len(settings.losses)} losses, {settings.repeats}, read after "
+      f"{lengths} epochs, on {config['rows']['test']} test rows of {classes} "
+      "classes"
+    ),
+    body=body,
   )
   return page.encode()

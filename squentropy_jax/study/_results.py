@@ -13,6 +13,7 @@ import numpy as np
 from scipy import special
 
 from squentropy_jax.study import _evaluate, _losses
+from squentropy_jax.study._evaluate import HeldOut
 from squentropy_jax.study._settings import Settings
 from squentropy_jax.study._train import Cell
 
@@ -32,13 +33,24 @@ class Row(NamedTuple):
   readout: str
   regime: str
   epochs: int
+  fold: int
   seed: int
   accuracy: float
   nll: float
+  brier: float
   ece: float
+  ace: float
+  aurc: float
   temperature: float
   nll_scaled: float
+  brier_scaled: float
   ece_scaled: float
+  ace_scaled: float
+  aurc_scaled: float
+
+
+# Dividing by the temperature leaves the accuracy as it is.
+_SCALED = _evaluate.METRICS[1:]
 
 
 class Column(NamedTuple):
@@ -53,10 +65,23 @@ class Column(NamedTuple):
 COLUMNS = (
   Column("accuracy", "Accuracy", "accuracy", 4),
   Column("nll", "Negative log-likelihood (NLL)", "NLL", 3),
+  Column("brier", "Brier score, summed over classes", "Brier", 3),
   Column("ece", "Expected calibration error (ECE)", "ECE", 4),
+  Column("ace", "ECE with bins of equal mass", "equal-mass ECE", 4),
+  Column("aurc", "Area under the risk-coverage curve", "AURC", 4),
   Column("temperature", "Fitted temperature", "temperature", 2),
   Column("nll_scaled", "NLL after temperature scaling", "NLL, scaled", 3),
+  Column(
+    "brier_scaled", "Brier score after temperature scaling", "Brier, scaled", 3
+  ),
   Column("ece_scaled", "ECE after temperature scaling", "ECE, scaled", 4),
+  Column(
+    "ace_scaled",
+    "Equal-mass ECE after temperature scaling",
+    "equal-mass ECE, scaled",
+    4,
+  ),
+  Column("aurc_scaled", "AURC after temperature scaling", "AURC, scaled", 4),
 )
 
 
@@ -98,23 +123,29 @@ class Results:
     """Losses and readouts in the order named."""
     return tuple(dict.fromkeys(method for method, _ in self.evaluations))
 
+  @property
+  def unit(self) -> str:
+    """What differences are paired by."""
+    return "fold" if self.settings.folds > 1 else "seed"
+
   @functools.cached_property
   def rows(self) -> list[Row]:
-    """One row per loss, readout, regime and seed."""
+    """One row per loss, readout, length, fold and seed."""
     result = []
     for (method, regime), evaluation in self.evaluations.items():
       before, after = evaluation.before, evaluation.after
-      columns = (*before, evaluation.temperature, after.nll, after.ece)
+      scaled = (getattr(after, name) for name in _SCALED)
+      columns = (*before, evaluation.temperature, *scaled)
       numbers = zip(*map(np.asarray, columns), strict=True)
       epochs = self.settings.regimes[regime]
-      for seed, values in enumerate(numbers):
+      for run, values in enumerate(numbers):
         result.append(
           Row(
             self.settings.data,
             *method,
             regime,
             epochs,
-            seed,
+            *divmod(run, self.settings.seeds),
             *(float(value) for value in values),
           )
         )
@@ -125,15 +156,18 @@ class Results:
     several = sum(other.loss == method.loss for other in self.methods) > 1
     return f"{method.loss} ({method.readout})" if several else method.loss
 
+  def per_run(self, method: Method, regime: str, column: str) -> np.ndarray:
+    """The values of a column, ``[folds, seeds]``."""
+    values = [
+      getattr(row, column)
+      for row in self.rows
+      if (row.loss, row.readout, row.regime) == (*method, regime)
+    ]
+    return np.reshape(values, (self.settings.folds, self.settings.seeds))
+
   def per_seed(self, method: Method, regime: str, column: str) -> np.ndarray:
-    """The values of a column, one per seed."""
-    return np.asarray(
-      [
-        getattr(row, column)
-        for row in self.rows
-        if (row.loss, row.readout, row.regime) == (*method, regime)
-      ]
-    )
+    """The values of a column, one per seed: means over the folds."""
+    return self.per_run(method, regime, column).mean(axis=0)
 
   def curve(self, method: Method, column: str) -> np.ndarray:
     """``train_loss`` or a metric of the test rows, ``[points, seeds]``."""
@@ -147,9 +181,14 @@ class Results:
   def difference(
     self, method: Method, baseline: Method, regime: str, column: str
   ) -> Difference:
-    """Compares two methods seed by seed (Student's t, paired)."""
-    values = self.per_seed(method, regime, column)
-    paired = values - self.per_seed(baseline, regime, column)
+    """Compares two methods (Student's t, paired).
+
+    The pairs are the seeds; in cross-validation the folds, each the mean of its
+    seeds, as seeds of one fold share their test rows.
+    """
+    values = self.per_run(method, regime, column)
+    paired = values - self.per_run(baseline, regime, column)
+    paired = paired.mean(axis=1 if self.settings.folds > 1 else 0)
     if paired.size < 2:
       return Difference(float(paired.mean()), math.nan, math.nan)
     error = paired.std(ddof=1) / math.sqrt(paired.size)
@@ -169,7 +208,7 @@ class Results:
     full = counts > 0
     share = counts[full] / counts.sum()
     confidence = np.minimum(np.asarray(bins.confidence)[full], 1)
-    rows = self.cells[method.loss].test_labels.size
+    rows = self.cells[method.loss].test_keep.sum(axis=1).mean()
     variance = share * confidence * (1 - confidence) / rows
     return float(np.sqrt(2 / np.pi * variance).sum())
 
@@ -181,10 +220,14 @@ def collect(settings: Settings, cells: Mapping[str, Cell]) -> Results:
     for readout, read in _losses.readouts(_losses.parse(spec)).items():
       for index, regime in enumerate(settings.regimes):
         evaluation = _evaluate.evaluate(
-          read(cell.calibration_logits[index]),
-          cell.calibration_labels,
-          read(cell.test_logits[index]),
-          cell.test_labels,
+          HeldOut(
+            read(cell.calibration_logits[index]),
+            cell.calibration_labels,
+            cell.calibration_keep,
+          ),
+          HeldOut(
+            read(cell.test_logits[index]), cell.test_labels, cell.test_keep
+          ),
         )
         evaluations[Method(spec, readout), regime] = evaluation
   return Results(settings, cells, evaluations)

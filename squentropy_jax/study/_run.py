@@ -9,6 +9,7 @@ from squentropy_jax.study import (
   _data,
   _figures,
   _losses,
+  _models,
   _report,
   _results,
   _store,
@@ -17,8 +18,6 @@ from squentropy_jax.study import (
 from squentropy_jax.study._errors import StudyError
 from squentropy_jax.study._results import Results
 from squentropy_jax.study._settings import Settings
-
-_PARTS = ("train", "calibration", "test")
 
 
 class Progress(NamedTuple):
@@ -48,18 +47,21 @@ def run(
   *,
   command: str | None = None,
   fresh: bool = False,
+  save_every: float = 10.0,
   on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Results:
   """Trains every loss from every seed and writes the report.
 
-  A loss whose training is finished is kept in the folder at once, and the
-  same settings go on from there: what is interrupted loses one loss at most.
+  What is finished is kept in the folder, and so is a training under way, every
+  few seconds. The same settings go on from there after an interruption, even
+  a kill, and end with the same numbers.
 
   Args:
     settings: What to run.
     out: Folder for the results; new, empty, or of the same study.
     command: The command line to record; by default one which does the same.
     fresh: Replace what an earlier study left in the folder.
+    save_every: Seconds between two savings of a training under way.
     on_progress: Called about sixty times per loss.
 
   Returns:
@@ -78,25 +80,35 @@ def run(
   """
   out = Path(out)
   losses = [_losses.parse(spec) for spec in settings.losses]
-  split = _data.split(_data.load(settings.data), settings.data_seed)
+  dataset = _data.load(settings.data, settings.label)
+  if settings.rows is not None:
+    dataset = _data.draw(dataset, settings.rows, settings.data_seed)
+  shape = dataset.features.shape[1:]
+  _models.check_shape(settings.model, settings.data, shape)
+  folds = _data.fold(dataset, settings.folds, settings.data_seed)
   _store.prepare(
     out,
     settings,
     command or settings.command(str(out)),
-    {part: getattr(split, part).labels.size for part in _PARTS},
+    folds.rows,
+    dataset.notes,
     fresh=fresh,
   )
   for loss in losses:
     if _store.has_cell(out, loss.spec):
       on_progress(Progress(loss.spec, settings.epochs[-1], None))
       continue
+    checkpoint = _store.Checkpoint(out, loss.spec, save_every)
     cell = _train.train(
       settings,
       loss,
-      split,
+      folds,
       _reporter(on_progress, loss.spec),
+      restore=checkpoint.restore,
+      save=checkpoint.save,
     )
     _store.write_cell(out, loss.spec, cell)
+    checkpoint.remove()
   return report(out)
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a study is: everything that decides its numbers."""
 
+from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
 import shlex
 
-from squentropy_jax.study import _losses
-from squentropy_jax.study._errors import StudyError
+from squentropy_jax.study import _losses, _models
+from squentropy_jax.study._errors import StudyError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,22 +16,32 @@ class Settings:
   """Everything that decides the numbers of a study.
 
   Attributes:
-    data: Name of the data set.
+    data: Name of a data set, or path of a file or folder.
+    label: Column of classes, where the data are a table that needs one.
+    rows: Draw so many rows at most; None for all.
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
     seeds: How many seeds, numbered from 0. A seed decides the initial weights
       and the order of the rows, alike for every loss.
     epochs: When to report, rising. Training ends with the last; an earlier one
       is the same run read sooner, which is exact because the learning rate is
       constant and nothing else depends on the length of the run.
+    folds: 1, or 3 and more for cross-validation; see ``_data.fold``.
+    model: Name of the network.
+    optimizer: Name of the optimiser.
     batch_size: Rows per step; all training rows if there are fewer.
-    learning_rate: Constant learning rate of Adam.
-    data_seed: Seed of the train, calibration and test split.
+    learning_rate: Constant learning rate.
+    data_seed: Seed of the rows drawn and of the folds.
   """
 
   data: str
+  label: str | None = None
+  rows: int | None = None
   losses: tuple[str, ...] = _losses.DEFAULT
   seeds: int = 5
   epochs: tuple[int, ...] = (40, 300)
+  folds: int = 1
+  model: str = "mlp"
+  optimizer: str = "adam"
   batch_size: int = 128
   learning_rate: float = 1e-3
   data_seed: int = 0
@@ -52,6 +63,17 @@ class Settings:
         "epochs must be rising numbers from 1, as in 40,300; got "
         + (",".join(map(str, self.epochs)) or "none")
       )
+    if self.rows is not None and self.rows < 1:
+      raise StudyError(f"rows must be at least 1, got {self.rows}")
+    if self.folds != 1 and self.folds < 3:
+      raise StudyError(
+        "folds must be 1, or 3 and more (a part to test on, one for the "
+        f"temperature, the others to train on); got {self.folds}"
+      )
+    if self.model not in _models.MODELS:
+      raise unknown_name("model", self.model, _models.MODELS)
+    if self.optimizer not in _models.OPTIMIZERS:
+      raise unknown_name("optimizer", self.optimizer, _models.OPTIMIZERS)
     if self.batch_size < 1:
       raise StudyError(f"batch size must be at least 1, got {self.batch_size}")
     if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -64,6 +86,17 @@ class Settings:
       )
 
   @property
+  def runs(self) -> int:
+    """Trainings per loss: every seed in every fold."""
+    return self.seeds * self.folds
+
+  @property
+  def repeats(self) -> str:
+    """The runs in words."""
+    seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+    return f"{self.folds} folds of {seeds}" if self.folds > 1 else seeds
+
+  @property
   def regimes(self) -> dict[str, int]:
     """Names of the training lengths, and their epochs."""
     if len(self.epochs) == 1:
@@ -73,10 +106,15 @@ class Settings:
 
   def command(self, out: str) -> str:
     """The command line that runs this study, every option written out."""
-    options = {
+    options: dict[str, Sequence[object]] = {
+      "--label": [] if self.label is None else [self.label],
+      "--rows": [] if self.rows is None else [self.rows],
       "--losses": self.losses,
       "--seeds": [self.seeds],
       "--epochs": [",".join(map(str, self.epochs))],
+      "--folds": [self.folds],
+      "--model": [self.model],
+      "--optimizer": [self.optimizer],
       "--batch-size": [self.batch_size],
       "--learning-rate": [self.learning_rate],
       "--data-seed": [self.data_seed],
@@ -84,5 +122,6 @@ class Settings:
     }
     words = ["squentropy-study", "run", self.data]
     for option, values in options.items():
-      words += [option, *map(str, values)]
+      if values:
+        words += [option, *map(str, values)]
     return shlex.join(words)

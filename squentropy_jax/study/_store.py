@@ -11,22 +11,27 @@ import json
 import os
 from pathlib import Path
 import platform
+import shutil
+import time
 from typing import Any
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as orbax
 
 import squentropy_jax
 from squentropy_jax.study._errors import StudyError
 from squentropy_jax.study._settings import Settings
-from squentropy_jax.study._train import Cell
+from squentropy_jax.study._train import Cell, Reached, State
 
 CONFIG = "config.json"
 _FORMAT = 1
 _OUTPUTS = ("results.csv", "reliability.png", "training.png", "report.html")
 _PARTIAL = ".part"
-_PARTS = {"command", "settings", "rows", "versions"}
+_UNDER_WAY = ".checkpoint"
+_PARTS = {"command", "settings", "rows", "notes", "versions"}
 
 
 @contextlib.contextmanager
@@ -60,6 +65,12 @@ def _source() -> str:
     digest.update(path.relative_to(root).as_posix().encode() + b"\0")
     digest.update(path.read_bytes() + b"\0")
   return digest.hexdigest()[:12]
+
+
+def make_folder(out: Path) -> None:
+  """Makes a folder, which may be there."""
+  with _mendable("use", out):
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -104,6 +115,7 @@ def prepare(
   settings: Settings,
   command: str,
   rows: dict[str, int],
+  notes: tuple[str, ...],
   *,
   fresh: bool,
 ) -> None:
@@ -113,7 +125,8 @@ def prepare(
     out: The folder; created if missing.
     settings: The study to be put in it.
     command: The command line to record.
-    rows: How many rows each part of the split has, to record.
+    rows: How many rows each part of a fold has, to record.
+    notes: What was done to the data, to record.
     fresh: Drop what an earlier study left there instead of going on with it.
 
   Raises:
@@ -126,6 +139,7 @@ def prepare(
     # Through text and back: tuples become lists, as they will be when read.
     "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
     "rows": rows,
+    "notes": list(notes),
     "versions": versions(),
   }
   with _mendable("use", out):
@@ -152,6 +166,8 @@ def _check(out: Path, config: dict, *, fresh: bool) -> None:
   elif fresh:
     for path in [*map(out.joinpath, _OUTPUTS), *(out / "cells").glob("*.npz")]:
       path.unlink(missing_ok=True)
+    for path in (out / "cells").glob(f"*{_UNDER_WAY}"):
+      shutil.rmtree(path)
   else:
     for part in ("settings", "versions"):
       for key, value in config[part].items():
@@ -163,14 +179,71 @@ def _check(out: Path, config: dict, *, fresh: bool) -> None:
           )
 
 
-def _cell_path(out: Path, spec: str) -> Path:
+def _cell_path(out: Path, spec: str, ending: str = ".npz") -> Path:
   name = spec.replace(":", "-").replace(",", "_")
-  return out / "cells" / f"{name}.npz"
+  return out / "cells" / f"{name}{ending}"
 
 
 def has_cell(out: Path, spec: str) -> bool:
   """Whether training with a loss is finished and kept."""
   return _cell_path(out, spec).exists()
+
+
+class Checkpoint:
+  """Keeps a training under way, so that a killed study goes on from there."""
+
+  def __init__(self, out: Path, spec: str, every: float):
+    """Looks for what an earlier call has kept.
+
+    Args:
+      out: Folder of the study.
+      spec: The loss.
+      every: Seconds between two savings.
+    """
+    self._path = _cell_path(out, spec, _UNDER_WAY).absolute()
+    self._every = every
+    self._last = time.monotonic()
+
+  def _manager(self) -> orbax.CheckpointManager:
+    # The earlier step goes only when the next is whole.
+    options = orbax.CheckpointManagerOptions(
+      max_to_keep=1, enable_async_checkpointing=False
+    )
+    return orbax.CheckpointManager(self._path, options=options)
+
+  def restore(self, fresh: State) -> Reached | None:
+    """What was reached, given a state of the same structure."""
+    if not self._path.exists():
+      return None
+    with self._manager() as manager:
+      step = manager.latest_step()
+      if step is None:
+        return None
+      kept = manager.restore(step, args=orbax.args.StandardRestore())
+    leaves, structure = jax.tree.flatten(fresh)
+    state = [
+      jnp.asarray(x, leaf.dtype)
+      for x, leaf in zip(kept["state"], leaves, strict=True)
+    ]
+    parts = (
+      list(map(np.asarray, kept.get(p) or [])) for p in Reached._fields[1:]
+    )
+    return Reached(jax.tree.unflatten(structure, state), *parts)
+
+  def save(self, epoch: int, reached: Reached) -> None:
+    """Keeps what was reached, if the last saving was long enough ago."""
+    if time.monotonic() - self._last < self._every:
+      return
+    kept = {**reached._asdict(), "state": jax.tree.leaves(reached.state)}
+    # An empty list would not come back.
+    kept = {name: value for name, value in kept.items() if value}
+    with _mendable("write", self._path), self._manager() as manager:
+      manager.save(epoch, args=orbax.args.StandardSave(kept))
+    self._last = time.monotonic()
+
+  def remove(self) -> None:
+    """Drops it, once the loss is finished."""
+    shutil.rmtree(self._path, ignore_errors=True)
 
 
 def write_cell(out: Path, spec: str, cell: Cell) -> None:

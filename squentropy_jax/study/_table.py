@@ -7,12 +7,15 @@ from rich.table import Table
 from squentropy_jax.study import _results
 from squentropy_jax.study._results import Results
 
+# The others are in the page and in the CSV.
+SHOWN = ("accuracy", "nll", "ece", "temperature", "nll_scaled", "ece_scaled")
+
 
 def table(results: Results) -> Table:
   """Regimes side by side; the losses stand together under each number."""
   settings = results.settings
   result = Table(
-    title=f"{settings.data}, {settings.seeds} seeds",
+    title=f"{settings.data}, {settings.repeats}",
     box=box.SIMPLE_HEAD,
     show_edge=False,
     pad_edge=False,
@@ -21,6 +24,8 @@ def table(results: Results) -> Table:
   for regime, epochs in settings.regimes.items():
     result.add_column(f"{regime}: {epochs} epochs", justify="right")
   for column in _results.COLUMNS:
+    if column.name not in SHOWN:
+      continue
     result.add_row(f"[bold]{column.title}[/bold]")
     last = results.methods[-1]
     for method in results.methods:

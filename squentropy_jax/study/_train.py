@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: all seeds of one loss in one compiled program."""
+"""Training: all runs (seeds and folds) of one loss in one compiled program."""
 
 from collections.abc import Callable
 import functools
@@ -12,39 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from squentropy_jax.study import _data, _evaluate, _losses
+from squentropy_jax.study import _data, _evaluate, _losses, _models
+from squentropy_jax.study._evaluate import HeldOut
 from squentropy_jax.study._settings import Settings
 
 # About how many points the training curves have.
 _CURVE_POINTS = 60
 
 
-class Classifier(nnx.Module):
-  """A multi-layer perceptron with two hidden layers of 256 units."""
-
-  def __init__(self, features: int, classes: int, *, rngs: nnx.Rngs):
-    self.hidden1 = nnx.Linear(features, 256, rngs=rngs)
-    self.hidden2 = nnx.Linear(256, 256, rngs=rngs)
-    self.logits = nnx.Linear(256, classes, rngs=rngs)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps ``[rows, features]`` to logits ``[rows, classes]``."""
-    x = nnx.relu(self.hidden1(x))
-    return self.logits(nnx.relu(self.hidden2(x)))
-
-
 class Cell(NamedTuple):
   """What training with one loss leaves behind; all a report needs.
 
+  Runs are numbered fold by fold: run ``r`` is seed ``r % seeds`` in fold
+  ``r // seeds``.
+
   Attributes:
     curve_epochs: ``[points]``, epochs at which the curves were read.
-    train_loss: ``[points, seeds]``, mean training loss in that epoch.
-    curves: ``[points, readouts, metrics, seeds]`` on the test rows, in the
+    train_loss: ``[points, runs]``, mean training loss in that epoch.
+    curves: ``[points, readouts, metrics, runs]`` on the test rows, in the
       order of the loss's readouts and of ``_evaluate.METRICS``.
-    calibration_logits: ``[regimes, seeds, rows, classes]``.
-    calibration_labels: ``[rows]``.
-    test_logits: ``[regimes, seeds, rows, classes]``.
-    test_labels: ``[rows]``.
+    calibration_logits: ``[lengths, runs, rows, classes]``.
+    calibration_labels: ``[runs, rows]``.
+    calibration_keep: ``[runs, rows]``, False where a place holds no row.
+    test_logits: ``[lengths, runs, rows, classes]``.
+    test_labels: ``[runs, rows]``.
+    test_keep: ``[runs, rows]``.
   """
 
   curve_epochs: np.ndarray
@@ -52,25 +44,72 @@ class Cell(NamedTuple):
   curves: np.ndarray
   calibration_logits: np.ndarray
   calibration_labels: np.ndarray
+  calibration_keep: np.ndarray
   test_logits: np.ndarray
   test_labels: np.ndarray
+  test_keep: np.ndarray
 
 
 class _Plan(NamedTuple):
   """What the compiled programs are specialised to, beside the loss."""
 
-  features: int
+  model: str
+  shape: tuple[int, ...]
   classes: int
+  optimizer: str
   batch_size: int
   learning_rate: float
   epochs: int
 
 
-class _State(NamedTuple):
-  """What training changes; every leaf has a leading axis of seeds."""
+class State(NamedTuple):
+  """What training changes; every leaf has a leading axis of runs."""
 
   parameters: Any
+  statistics: Any
   optimizer: Any
+
+
+class Reached(NamedTuple):
+  """A training under way; what a run that is killed goes on from.
+
+  Attributes:
+    state: After the last segment.
+    train_loss: One ``[runs]`` per segment so far.
+    curves: One ``[readouts, metrics, runs]`` per segment so far.
+    logits: One ``[runs, held-out rows, classes]`` per length reported so far.
+  """
+
+  state: State
+  train_loss: list[np.ndarray]
+  curves: list[np.ndarray]
+  logits: list[np.ndarray]
+
+
+class Inputs(NamedTuple):
+  """The rows as the compiled programs take them.
+
+  Attributes:
+    features: All rows, ``[rows, ...]``.
+    labels: ``[rows]``.
+    shift: What each run subtracts from the features, ``[runs, columns]``.
+    scale: What it multiplies them with.
+    train: ``[runs, rows]``, rows to train on.
+    held_out: ``[runs, rows]``, rows to read logits of.
+    order_keys: ``[runs]``, random keys for the order of the rows.
+  """
+
+  features: jax.Array
+  labels: jax.Array
+  shift: jax.Array
+  scale: jax.Array
+  train: jax.Array
+  held_out: jax.Array
+  order_keys: jax.Array
+
+
+# All but features and labels, which every run shares.
+_PER_RUN = Inputs(None, None, 0, 0, 0, 0, 0)  # type: ignore[arg-type]
 
 
 def segment_length(epochs: tuple[int, ...]) -> int:
@@ -80,17 +119,33 @@ def segment_length(epochs: tuple[int, ...]) -> int:
   return max(n for n in range(1, longest + 1) if divisor % n == 0)
 
 
-def _classifier(plan: _Plan, key: jax.Array) -> Classifier:
-  return Classifier(plan.features, plan.classes, rngs=nnx.Rngs(key))
+def _network(plan: _Plan, key: jax.Array) -> nnx.Module:
+  build = _models.MODELS[plan.model].build
+  return build(plan.shape, plan.classes, rngs=nnx.Rngs(key))
+
+
+def _optimizer(plan: _Plan) -> optax.GradientTransformation:
+  return _models.OPTIMIZERS[plan.optimizer](plan.learning_rate)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _initialise(plan: _Plan, keys: jax.Array) -> _State:
-  def one(key: jax.Array) -> _State:
-    parameters = nnx.state(_classifier(plan, key), nnx.Param)
-    return _State(parameters, optax.adam(plan.learning_rate).init(parameters))
+def _initialise(plan: _Plan, keys: jax.Array) -> State:
+  def one(key: jax.Array) -> State:
+    network = _network(plan, key)
+    parameters = nnx.state(network, nnx.Param)
+    statistics = nnx.state(network, nnx.BatchStat)
+    return State(parameters, statistics, _optimizer(plan).init(parameters))
 
   return jax.vmap(one)(keys)
+
+
+def _graphs(plan: _Plan) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+  """The network without its numbers, to train and to forecast with."""
+  network = nnx.eval_shape(lambda: _network(plan, jax.random.key(0)))
+  network.train()
+  training = nnx.graphdef(network)
+  network.eval()
+  return training, nnx.graphdef(network)
 
 
 @functools.partial(
@@ -99,108 +154,154 @@ def _initialise(plan: _Plan, keys: jax.Array) -> _State:
 def _segment(
   plan: _Plan,
   loss: _losses.NamedLoss,
-  state: _State,
-  keys: jax.Array,
+  state: State,
   first_epoch: jax.Array,
-  train: _data.Rows,
-  held_out: jax.Array,
-) -> tuple[_State, jax.Array, jax.Array]:
+  inputs: Inputs,
+) -> tuple[State, jax.Array, jax.Array]:
   """Trains for some epochs; returns state, last loss, held-out logits."""
-  rows = train.labels.shape[0]
+  rows = inputs.train.shape[1]
   steps = rows // plan.batch_size
-  optimizer = optax.adam(plan.learning_rate)
-  model = nnx.eval_shape(lambda: _classifier(plan, jax.random.key(0)))
-  graph = nnx.graphdef(model)
+  optimizer = _optimizer(plan)
+  training, forecasting = _graphs(plan)
 
-  def mean_loss(parameters: Any, batch: jax.Array) -> jax.Array:
-    logits = nnx.merge(graph, parameters)(train.features[batch])
-    return loss(logits, train.labels[batch]).mean()
+  def read(own: Inputs, index: jax.Array) -> jax.Array:
+    x = own.features[index]
+    columns = (1,) * (x.ndim - 1) + (-1,)
+    x = (x - own.shift.reshape(columns)) * own.scale.reshape(columns)
+    # A gap is the mean of the training rows.
+    return jnp.where(jnp.isnan(x), 0, x)
 
-  def step(state: _State, batch: jax.Array) -> tuple[_State, jax.Array]:
-    value, gradient = jax.value_and_grad(mean_loss)(state.parameters, batch)
+  def mean_loss(
+    parameters: Any, statistics: Any, own: Inputs, batch: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    # A copy, whose statistics may change in here.
+    network = nnx.merge(training, parameters, statistics, copy=True)
+    logits = network(read(own, batch))
+    value = loss(logits, own.labels[batch]).mean()
+    return value, nnx.state(network, nnx.BatchStat)
+
+  def step(
+    own: Inputs, state: State, batch: jax.Array
+  ) -> tuple[State, jax.Array]:
+    (value, statistics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
+      state.parameters, state.statistics, own, batch
+    )
     # Adam raises a float to its integer count of steps.
     with jax.numpy_dtype_promotion("standard"):
-      updates, memory = optimizer.update(gradient, state.optimizer)
+      updates, memory = optimizer.update(
+        gradient, state.optimizer, state.parameters
+      )
     parameters = optax.apply_updates(state.parameters, updates)
-    return _State(parameters, memory), value
+    return State(parameters, statistics, memory), value
 
-  def one_seed(state: _State, key: jax.Array) -> tuple:
-    def epoch(state: _State, number: jax.Array) -> tuple[_State, jax.Array]:
-      order = jax.random.permutation(jax.random.fold_in(key, number), rows)
+  def one_run(state: State, own: Inputs) -> tuple[State, jax.Array, jax.Array]:
+    def epoch(state: State, number: jax.Array) -> tuple[State, jax.Array]:
+      key = jax.random.fold_in(own.order_keys, number)
+      order = jax.random.permutation(key, own.train)
       # The rows that do not fill a batch wait for the next epoch's order.
       batches = order[: steps * plan.batch_size].reshape(steps, -1)
-      state, losses = jax.lax.scan(step, state, batches)
+      state, losses = jax.lax.scan(functools.partial(step, own), state, batches)
       return state, losses.mean()
 
     numbers = first_epoch + jnp.arange(plan.epochs)
     state, losses = jax.lax.scan(epoch, state, numbers)
-    logits = nnx.merge(graph, state.parameters)(held_out)
-    return state, losses[-1], logits
+    network = nnx.merge(forecasting, state.parameters, state.statistics)
+    return state, losses[-1], network(read(own, own.held_out))
 
-  return jax.vmap(one_seed)(state, keys)
+  return jax.vmap(one_run, in_axes=(0, _PER_RUN))(state, inputs)
+
+
+def _inputs(settings: Settings, folds: _data.Folds) -> tuple[jax.Array, Inputs]:
+  """Keys for the weights of each run, and the rows."""
+
+  def per_run(x: np.ndarray) -> jax.Array:
+    return jnp.asarray(np.repeat(x, settings.seeds, axis=0))
+
+  # A seed is the same in every fold: one key for the weights, one for orders.
+  seeds = jnp.arange(settings.runs) % settings.seeds
+  keys = jax.vmap(jax.random.key)(seeds)
+  split = jax.vmap(jax.random.split)(keys)
+  held_out = (folds.calibration.rows, folds.test.rows)
+  return split[:, 0], Inputs(
+    jnp.asarray(folds.features),
+    jnp.asarray(folds.labels),
+    per_run(folds.shift),
+    per_run(folds.scale),
+    per_run(folds.train),
+    per_run(np.concatenate(held_out, axis=1)),
+    split[:, 1],
+  )
 
 
 def train(
   settings: Settings,
   loss: _losses.NamedLoss,
-  split: _data.Split,
+  folds: _data.Folds,
   on_segment: Callable[[int, float], None] = lambda epoch, loss: None,
+  *,
+  restore: Callable[[State], Reached | None] = lambda state: None,
+  save: Callable[[int, Reached], None] = lambda epoch, reached: None,
 ) -> Cell:
-  """Trains a classifier with one loss from every seed.
+  """Trains a network with one loss from every seed in every fold.
 
   Args:
-    settings: Seeds, epochs, batch size and learning rate.
+    settings: What decides the numbers.
     loss: The loss to train with.
-    split: The rows.
+    folds: The rows.
     on_segment: Called with the epoch reached and the mean training loss each
       time the compiled program hands control back.
+    restore: Given a fresh state, what an earlier call has reached, if any.
+    save: Called after each segment with what to restore.
 
   Returns:
     The logits of the held-out rows at every epoch to report at, and curves.
   """
-  rows, features = split.train.features.shape
+  shape = folds.features.shape[1:]
+  _models.check_shape(settings.model, settings.data, shape)
   plan = _Plan(
-    features,
-    split.num_classes,
-    min(settings.batch_size, rows),
+    settings.model,
+    shape,
+    folds.num_classes,
+    settings.optimizer,
+    min(settings.batch_size, folds.train.shape[1]),
     settings.learning_rate,
     segment_length(settings.epochs),
   )
-  keys = jax.vmap(jax.random.key)(jnp.arange(settings.seeds))
-  # One key for the weights, one for the order of the rows.
-  keys, order_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-  state = _initialise(plan, keys)
-  train_rows = jax.device_put(split.train)
-  parts = (split.calibration.features, split.test.features)
-  held_out = jnp.concatenate(parts)
-  test_labels = jnp.asarray(split.test.labels)
-  first_test_row = split.calibration.labels.size
+  weights, inputs = _inputs(settings, folds)
+  fresh = _initialise(plan, weights)
+  reached = restore(fresh) or Reached(fresh, [], [], [])
 
-  curve_epochs, train_loss, curves, reported = [], [], [], []
-  for start in range(0, settings.epochs[-1], plan.epochs):
+  def held_out(part: _data.Part) -> tuple[np.ndarray, np.ndarray]:
+    rows, keep = (np.repeat(x, settings.seeds, axis=0) for x in part)
+    return folds.labels[rows], keep
+
+  calibration, test = held_out(folds.calibration), held_out(folds.test)
+  first_test_row = folds.calibration.rows.shape[1]
+  starts = range(0, settings.epochs[-1], plan.epochs)
+  for start in starts[len(reached.train_loss) :]:
     state, last_loss, logits = _segment(
-      plan, loss, state, order_keys, jnp.asarray(start), train_rows, held_out
+      plan, loss, reached.state, jnp.asarray(start), inputs
     )
+    reached = reached._replace(state=state)
     epoch = start + plan.epochs
     on_segment(epoch, float(last_loss.mean()))
-    curve_epochs.append(epoch)
-    train_loss.append(np.asarray(last_loss))
+    reached.train_loss.append(np.asarray(last_loss))
     test_logits = logits[:, first_test_row:]
-    curves.append(
-      [
-        list(_evaluate.measure(read(test_logits), test_labels)[0])
-        for read in _losses.readouts(loss).values()
-      ]
-    )
+    per_readout = [
+      _evaluate.measure(HeldOut(read(test_logits), *test))[0]
+      for read in _losses.readouts(loss).values()
+    ]
+    reached.curves.append(np.asarray([list(each) for each in per_readout]))
     if epoch in settings.epochs:
-      reported.append(np.asarray(logits))
-  at_regimes = np.stack(reported)
+      reached.logits.append(np.asarray(logits))
+    save(epoch, reached)
+  at_lengths = np.stack(reached.logits)
   return Cell(
-    np.asarray(curve_epochs),
-    np.stack(train_loss),
-    np.asarray(curves),
-    at_regimes[:, :, :first_test_row],
-    split.calibration.labels,
-    at_regimes[:, :, first_test_row:],
-    split.test.labels,
+    np.asarray([start + plan.epochs for start in starts]),
+    np.stack(reached.train_loss),
+    np.stack(reached.curves),
+    at_lengths[:, :, :first_test_row],
+    *calibration,
+    at_lengths[:, :, first_test_row:],
+    *test,
   )

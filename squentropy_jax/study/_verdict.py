@@ -82,7 +82,7 @@ def _calibration(results: Results, new: Method) -> Statement:
   }
   if len(results.settings.regimes) == 1:
     opening = "One training length was measured; another may turn the answer"
-  elif results.settings.seeds == 1:
+  elif results.settings.runs == 1:
     opening = "One seed says nothing about chance"
   elif signs == {0}:
     opening = "Nothing is told apart at the training lengths measured"
@@ -183,13 +183,19 @@ def verdict(results: Results) -> list[Statement]:
   others = [method for method in results.methods if method not in (new, old)]
   if others:
     statements.append(_others(results, others))
-  test_rows = results.cells[new.loss].test_labels.size
-  reach = f"This holds for {settings.data}, this network and optimiser, and "
-  reach += "one split. "
-  if settings.seeds > 1:
+  reach = f"This holds for {settings.data}, this network and optimiser"
+  brackets = " Brackets: 95 % interval of the difference, paired over "
+  if settings.folds > 1:
     reach += (
-      f"Brackets: 95 % interval of the difference, paired over "
-      f"{settings.seeds} seeds; it covers chance in training, not another "
-      f"choice of the {test_rows} test rows."
+      f".{brackets}{settings.folds} folds; they share rows to train on, so it "
+      "is somewhat too narrow."
     )
-  return [*statements, Statement("Reach", reach.strip())]
+  elif settings.seeds > 1:
+    test_rows = results.cells[new.loss].test_keep[0].sum()
+    reach += (
+      f", and one split.{brackets}{settings.seeds} seeds; it covers chance in "
+      f"training, not another choice of the {test_rows} test rows."
+    )
+  else:
+    reach += ", and one split."
+  return [*statements, Statement("Reach", reach)]

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and images from files, by the ending of their name."""
+
+from collections.abc import Callable
+import csv
+import gzip
+from pathlib import Path
+import re
+from typing import NamedTuple
+import zipfile
+import zlib
+
+import numpy as np
+import pandas as pd
+
+from squentropy_jax.study import _tables
+from squentropy_jax.study._errors import StudyError
+
+# What stands for a gap, beside pandas' own list.
+_GAPS = ["?", "<null>"]
+
+
+class Read(NamedTuple):
+  """What a file held.
+
+  Attributes:
+    features: ``[rows, ...]``, floating; NaN for gaps.
+    labels: ``[rows]``, int32 ids.
+    classes: Their names.
+    notes: Sentences on what was done to the rows and columns.
+  """
+
+  features: np.ndarray
+  labels: np.ndarray
+  classes: tuple[str, ...]
+  notes: tuple[str, ...] = ()
+
+
+def _csv(path: Path) -> pd.DataFrame:
+  separator = "\t" if path.suffix == ".tsv" else ","
+  return pd.read_csv(
+    path, sep=separator, na_values=_GAPS, skipinitialspace=True
+  )
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+  return pd.read_parquet(path)
+
+
+def _rda(path: Path) -> pd.DataFrame:
+  import pyreadr  # Optional.
+
+  try:
+    tables = pyreadr.read_r(str(path))
+  except pyreadr.LibrdataError as error:
+    raise ValueError(str(error)) from None
+  if len(tables) != 1:
+    raise ValueError(f"it holds {len(tables)} tables, not one")
+  return next(iter(tables.values()))
+
+
+# A name, quoted or not, and what it may hold.
+_ATTRIBUTE = re.compile(
+  r"@attribute\s+(?:'([^']*)'|\"([^\"]*)\"|([^\s{]+))\s*(.*)", re.IGNORECASE
+)
+
+
+def _header_table(path: Path) -> pd.DataFrame:
+  """An ARFF or KEEL table: ``@attribute`` lines, then rows after ``@data``."""
+  names, kinds = [], []
+  lines = iter(path.read_text().splitlines())
+  for line in lines:
+    word = line.strip().lower()
+    if word.startswith("@data"):
+      break
+    if match := _ATTRIBUTE.match(line.strip()):
+      names.append(next(name for name in match.groups()[:3] if name))
+      kinds.append(match[4].strip().lower())
+  else:
+    raise ValueError("it has no @data line")
+  wanted = (line for line in lines if line.strip() and line[0] != "%")
+  quote = "'" if path.suffix == ".arff" else '"'
+  rows = list(csv.reader(wanted, quotechar=quote, skipinitialspace=True))
+  uneven = [row for row in rows if len(row) != len(names)]
+  if uneven:
+    raise ValueError(
+      f"a row has {len(uneven[0])} values for {len(names)} attributes: "
+      f"{','.join(uneven[0])[:40]}"
+    )
+  stripped = [[cell.strip() for cell in row] for row in rows]
+  frame = pd.DataFrame(stripped, columns=names).replace(_GAPS, None)
+  for name, kind in zip(names, kinds, strict=True):
+    if re.match(r"(numeric|real|integer)\b", kind):
+      frame[name] = pd.to_numeric(frame[name])
+  return frame
+
+
+def _dat(path: Path) -> pd.DataFrame:
+  """A KEEL table; without a header the columns are numbered from 0."""
+  if path.read_text()[:1] == "@":
+    return _header_table(path)
+  frame = pd.read_csv(path, header=None, na_values=_GAPS, skipinitialspace=True)
+  return frame.set_axis([str(k) for k in frame.columns], axis=1)
+
+
+_TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
+  ".csv": _csv,
+  ".tsv": _csv,
+  ".parquet": _parquet,
+  ".arff": _header_table,
+  ".dat": _dat,
+  ".rda": _rda,
+}
+# Their last column is the class by custom.
+_LABEL_LAST = (".arff", ".dat")
+
+
+def _npz(path: Path) -> Read:
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    missing = {"x", "y"} - set(arrays)
+    if missing:
+      raise ValueError(f"it has no array {min(missing)!r}")
+    x, y = arrays["x"], arrays["y"]
+  if y.ndim != 1 or x.ndim < 2 or len(x) != len(y):
+    raise ValueError(f"x has shape {x.shape} and y {y.shape}")
+  if x.dtype.kind not in "biuf":
+    raise ValueError(f"x holds {x.dtype}, not numbers")
+  if x.dtype.kind == "f":
+    x = np.where(np.isfinite(x), x, np.nan)
+  if np.isnan(x).all():
+    raise ValueError("x holds no number")
+  ids, classes, kept = _tables.class_ids(f"y of {path}", y)
+  return Read(x[kept], ids, classes)
+
+
+def _idx(path: Path) -> np.ndarray:
+  """The array of an IDX file, which may be compressed."""
+  data = path.read_bytes()
+  if path.suffix == ".gz":
+    data = gzip.decompress(data)
+  # Two zeros, the type (8: unsigned bytes), how many axes; then their sizes.
+  if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+    raise ValueError(f"{path.name} is no IDX file of bytes")
+  rank = data[3]
+  shape = np.frombuffer(data, ">u4", rank, offset=4)
+  return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _images(folder: Path) -> Read:
+  """A folder of MNIST's layout; its two parts are pooled."""
+
+  def part(name: str) -> np.ndarray:
+    found = sorted(folder.glob(f"{name}-idx?-ubyte*"))
+    if not found:
+      raise ValueError(f"it has no {name}-idx*-ubyte file")
+    return _idx(found[0])
+
+  images = [part("train-images"), part("t10k-images")]
+  labels = [part("train-labels"), part("t10k-labels")]
+  for x, y in zip(images, labels, strict=True):
+    if len(x) != len(y):
+      raise ValueError(f"{len(x)} images have {len(y)} labels")
+  y = np.concatenate(labels)
+  ids, classes, _ = _tables.class_ids(f"labels of {folder}", y)
+  sizes = " and ".join(str(len(y)) for y in labels)
+  notes = (f"its {sizes} images were pooled and split anew",)
+  # One channel, in 0 .. 1.
+  x = np.concatenate(images)[..., None] / np.float32(255)
+  return Read(x, ids, classes, notes)
+
+
+_NOT_WHAT_IT_SAYS = (
+  OSError,
+  ValueError,
+  EOFError,
+  csv.Error,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
+
+def _read(path: Path, label: str | None) -> Read:
+  if path.is_dir() or path.suffix == ".npz":
+    if label is not None:
+      raise StudyError(f"{path} has its labels apart; leave out --label")
+    return _images(path) if path.is_dir() else _npz(path)
+  if path.suffix not in _TABLES:
+    known = ", ".join([*_TABLES, ".npz"])
+    raise StudyError(
+      f"{path}: no reader for {path.suffix or 'a name without ending'!r}; "
+      f"a data file ends in one of {known}, or is a folder of IDX files"
+    )
+  frame = _TABLES[path.suffix](path)
+  if label is None:
+    if path.suffix not in _LABEL_LAST:
+      names = ", ".join(map(str, frame.columns[:8]))
+      raise StudyError(
+        f"{path}: name the column of classes with --label; it has {names}"
+        + (" ..." if len(frame.columns) > 8 else "")
+      )
+    label = str(frame.columns[-1])
+  return Read(*_tables.numbers(str(path), frame, label))
+
+
+def read(path: Path, label: str | None) -> Read:
+  """Reads a data file.
+
+  Args:
+    path: A CSV, TSV, Parquet, NPZ (arrays ``x`` and ``y``), ARFF, KEEL
+      ``.dat`` or R ``.rda`` file, or a folder of IDX files.
+    label: Column of classes; for ARFF and KEEL the last one if None.
+
+  Returns:
+    Its rows.
+
+  Raises:
+    StudyError: The file is not what its name says, or has no usable column of
+      classes, or its reader is not installed.
+  """
+  try:
+    return _read(path, label)
+  except ImportError as error:
+    raise StudyError(
+      f"{path}: reading it needs another package ({error.name or error}); "
+      "pip install 'squentropy_jax[tables]'"
+    ) from None
+  except StudyError:
+    raise
+  except _NOT_WHAT_IT_SAYS as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    kind = "folder of IDX files" if path.is_dir() else f"{path.suffix} file"
+    raise StudyError(
+      f"{path} cannot be read as a {kind}: {reason}; mend the file, or its "
+      "name if it is of another kind"
+    ) from None

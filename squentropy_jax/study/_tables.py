@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a table with names and gaps to numbers with class ids."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from squentropy_jax.study._errors import StudyError, unknown_name
+
+# A category with more values than this is a name or a key, not a property.
+_MOST_CATEGORIES = 100
+
+
+def class_ids(
+  name: str, labels: Any
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+  """Ids from 0 for the values of a label column, in sorted order.
+
+  Args:
+    name: What the column is called in errors.
+    labels: Values of any kind, one per row.
+
+  Returns:
+    Ids ``[kept]`` int32, names of the classes, and ``[rows]`` whether a row
+    has a label at all.
+
+  Raises:
+    StudyError: The column has no value, one value, or is a quantity.
+  """
+  series = pd.Series(labels)
+  kept = series.notna().to_numpy()
+  values = series[kept]
+  if values.dtype.kind == "f":
+    if not np.equal(np.mod(values, 1), 0).all():
+      raise StudyError(
+        f"{name} holds fractions, so it is a quantity and not a class; name "
+        f"another column, or cut it into classes first"
+      )
+    values = values.astype(np.int64)
+  if values.dtype.kind == "O":
+    values = values.astype(str)
+  ids, classes = pd.factorize(values, sort=True)
+  if len(classes) < 2:
+    held = f"one value ({classes[0]})" if len(classes) else "no value"
+    raise StudyError(f"{name} has {held}; a study needs two classes or more")
+  return ids.astype(np.int32), tuple(map(str, classes)), kept
+
+
+def _numbers(column: pd.Series) -> np.ndarray | None:
+  """The column as float64 with NaN for gaps; None for a category."""
+  if column.dtype.kind in "biuf" or isinstance(
+    column.dtype, (pd.BooleanDtype, pd.Int64Dtype, pd.Float64Dtype)
+  ):
+    return column.to_numpy(np.float64, na_value=np.nan)
+  return None
+
+
+def _columns(frame: pd.DataFrame) -> tuple[list[np.ndarray], list[str]]:
+  """The columns of features, and a sentence on each thing done."""
+  columns, notes = [], []
+  one_hot, gapped, dropped = [], [], []
+  for name in frame.columns:
+    column = frame[name]
+    numbers = _numbers(column)
+    if numbers is None:
+      if column.dtype.kind in "mM":
+        raise StudyError(
+          f"column {name!r} holds times; turn it into numbers or drop it"
+        )
+      values = column.astype(object).where(column.notna(), None)
+      ids, categories = pd.factorize(values.map(str, na_action="ignore"))
+      if not 0 < len(categories) <= _MOST_CATEGORIES:
+        dropped.append(str(name))
+        continue
+      # A gap is a row of zeros: a category like the others.
+      columns += [(ids == k).astype(np.float64) for k in range(len(categories))]
+      one_hot.append(str(name))
+      continue
+    numbers = np.where(np.isinf(numbers), np.nan, numbers)
+    gaps = np.isnan(numbers)
+    if gaps.all():
+      dropped.append(str(name))
+      continue
+    columns.append(numbers)
+    if gaps.any():
+      columns.append(gaps.astype(np.float64))
+      gapped.append(f"{name} ({gaps.sum()})")
+  if one_hot:
+    notes.append(f"one column per category of: {', '.join(one_hot)}")
+  if gapped:
+    notes.append(
+      "missing or infinite numbers, replaced by the mean of the training rows "
+      f"and marked in a column of their own: {', '.join(gapped)}"
+    )
+  if dropped:
+    notes.append(
+      "dropped, as they hold nothing or more than "
+      f"{_MOST_CATEGORIES} categories: {', '.join(dropped)}"
+    )
+  return columns, notes
+
+
+def numbers(
+  source: str, frame: pd.DataFrame, label: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, ...]]:
+  """Features, labels, class names and notes of a table.
+
+  Numbers stay; gaps in them stay NaN, for the split to fill, and get a column
+  that marks them. Each category of a text column becomes a column of 0 and 1.
+
+  Args:
+    source: What the table is called in errors.
+    frame: The table.
+    label: Name of the column with the classes.
+
+  Returns:
+    ``[rows, features]`` float64, ``[rows]`` int32, names of the classes, and
+    sentences on what was done.
+
+  Raises:
+    StudyError: The label column is missing or has no two classes, or no
+      column of features is left.
+  """
+  names = [str(name) for name in frame.columns]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise StudyError(f"{source} has two columns {twice!r}; rename one")
+  if label not in names:
+    raise unknown_name(f"column of {source}", label, names)
+  frame = frame.set_axis(names, axis=1)
+  ids, classes, kept = class_ids(f"column {label!r} of {source}", frame[label])
+  notes = []
+  if not kept.all():
+    notes.append(f"rows dropped for want of a label: {(~kept).sum()}")
+  columns, more = _columns(frame.loc[kept].drop(columns=label))
+  if not columns:
+    raise StudyError(
+      f"{source} has no column to learn from beside {label!r}: all are empty, "
+      f"or categories with more than {_MOST_CATEGORIES} values"
+    )
+  return np.stack(columns, axis=1), ids, classes, (*notes, *more)

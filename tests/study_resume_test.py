@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study that is killed goes on from there, with the same numbers."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from squentropy_jax import study
+from squentropy_jax.study import _figures, _train
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = study.Settings(
+  "iris",
+  losses=("cross_entropy", "squentropy"),
+  seeds=2,
+  epochs=(2, 120),
+  model="bn-mlp",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+  for name in ("reliability", "training"):
+    monkeypatch.setattr(_figures, name, lambda *_, **__: b"a picture")
+
+
+def _stop_at(epoch, loss):
+  def on_progress(progress):
+    if progress.loss == loss and progress.epoch == epoch:
+      raise KeyboardInterrupt
+
+  return on_progress
+
+
+def test_interrupted_at_any_moment_ends_with_the_same_numbers(
+  tmp_path, monkeypatch
+):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  study.run(SETTINGS, whole)
+  # Before and after the first length to report, in the second loss as well.
+  for epoch, loss in ((2, "cross_entropy"), (64, "cross_entropy")):
+    with pytest.raises(KeyboardInterrupt):
+      study.run(
+        SETTINGS, parts, save_every=0, on_progress=_stop_at(epoch, loss)
+      )
+  with pytest.raises(KeyboardInterrupt):
+    study.run(
+      SETTINGS, parts, save_every=0, on_progress=_stop_at(90, "squentropy")
+    )
+  segments = []
+  segment = _train._segment
+
+  def spy(plan, loss, state, first_epoch, inputs):
+    segments.append((loss.name, int(first_epoch)))
+    return segment(plan, loss, state, first_epoch, inputs)
+
+  monkeypatch.setattr(_train, "_segment", spy)
+  study.run(SETTINGS, parts, save_every=0)
+  # What was saved last was the segment before the interruption.
+  assert segments[0] == ("squentropy", 88)
+  names = {path.name for path in (parts / "cells").iterdir()}
+  assert names == {"cross_entropy.npz", "squentropy.npz"}
+  for name in names:
+    ours, theirs = (out / "cells" / name for out in (parts, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+  ours, theirs = (out / "results.csv" for out in (parts, whole))
+  assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_fresh_forgets_a_training_under_way(tmp_path, monkeypatch):
+  with pytest.raises(KeyboardInterrupt):
+    study.run(
+      SETTINGS,
+      tmp_path,
+      save_every=0,
+      on_progress=_stop_at(6, "cross_entropy"),
+    )
+  assert (tmp_path / "cells" / "cross_entropy.checkpoint").is_dir()
+  started = []
+
+  def segment(plan, loss, state, first_epoch, inputs):
+    started.append(int(first_epoch))
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(_train, "_segment", segment)
+  with pytest.raises(KeyboardInterrupt):
+    study.run(SETTINGS, tmp_path, fresh=True)
+  assert started == [0]
+
+
+def test_killed_and_started_again(tmp_path):
+  words = ["run", "iris", "--seeds", "1", "--epochs", "40,800", "--quiet"]
+  words += ["--losses", "cross_entropy"]
+  outs = [tmp_path / "whole", tmp_path / "parts"]
+  command = [sys.executable, "-m", "squentropy_jax.study", *words, "--out"]
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  process = subprocess.Popen(
+    [*command, outs[1], "--save-every", "0"], env=environment
+  )
+  checkpoint = outs[1] / "cells" / "cross_entropy.checkpoint"
+  deadline = time.monotonic() + 120
+  # A finished step has a bare number for a name.
+  while not any(path.name.isdigit() for path in checkpoint.glob("*")):
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.kill()
+  process.wait()
+  assert not (outs[1] / "cells" / "cross_entropy.npz").exists()
+  for out in outs:
+    subprocess.run([*command, out], env=environment, check=True, timeout=300)
+  ours, theirs = (out / "results.csv" for out in outs)
+  assert ours.read_bytes() == theirs.read_bytes()

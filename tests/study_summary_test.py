@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several studies together, and the pages as a browser shows them."""
+
+import itertools
+import math
+import shutil
+import subprocess
+
+from matplotlib import image
+import numpy as np
+import pytest
+from scipy import stats
+
+from squentropy_jax import study
+from squentropy_jax.study import _cli, _results, _summary
+from squentropy_jax.study._results import Row
+
+SETS = 8
+
+
+def _folder(path, name, gain, readout="softmax"):
+  """A study in which squentropy gains so much on every metric."""
+  rows = []
+  for loss, seed in itertools.product(("cross_entropy", "squentropy"), (0, 1)):
+    # Seeds differ, which the means take out.
+    value = (
+      0.5 + (gain if loss == "squentropy" else 0.0) + 0.01 * (2 * seed - 1)
+    )
+    numbers = [value] * (len(Row._fields) - 7)
+    rows.append(Row(name, loss, readout, "long", 300, 0, seed, *numbers))
+  results = _results.Results(study.Settings("iris"), {}, {})
+  results.__dict__["rows"] = rows
+  path.mkdir()
+  (path / "results.csv").write_bytes(_results.to_csv(results))
+  return path
+
+
+@pytest.fixture
+def folders(tmp_path):
+  gains = [-0.02, -0.01, 0.0, 0.01, 0.02, 0.03, 0.04, 0.08]
+  return [
+    _folder(tmp_path / str(k), f"set{k}", gain) for k, gain in enumerate(gains)
+  ], np.asarray(gains)
+
+
+def test_wins_ties_losses_interval_and_test(folders):
+  paths, gains = folders
+  comparisons = _summary.compare(_summary.read(paths))
+  assert {c.loss for c in comparisons} == {"squentropy"}
+  by_metric = {c.metric: c for c in comparisons}
+  assert "temperature" not in by_metric
+  accuracy, ece = by_metric["accuracy"], by_metric["ece"]
+  assert (accuracy.sets, accuracy.wins, accuracy.losses) == (SETS, 5, 2)
+  assert (ece.wins, ece.losses) == (2, 5)
+  assert accuracy.ties == ece.ties == 1
+  assert accuracy.mean == pytest.approx(gains.mean(), abs=1e-8)
+  assert accuracy.low < gains.mean() < accuracy.high
+  expected = stats.wilcoxon(gains).pvalue
+  assert accuracy.p_value == pytest.approx(expected, rel=1e-6)
+  # The interval of a bootstrap is near that of Student's t without its tails.
+  error = gains.std(ddof=1) / math.sqrt(SETS)
+  assert 1.5 * error < accuracy.high - accuracy.low < 5 * error
+
+
+def test_equal_everywhere_is_neither_better_nor_sure(tmp_path):
+  paths = [_folder(tmp_path / str(k), f"set{k}", 0.0) for k in range(3)]
+  for comparison in _summary.compare(_summary.read(paths)):
+    assert (comparison.wins, comparison.ties, comparison.losses) == (0, 3, 0)
+    assert comparison.p_value == 1
+    assert math.isnan(comparison.low)
+
+
+def test_command_writes_the_page(folders, tmp_path, capsys):
+  paths, _ = folders
+  out = tmp_path / "summary"
+  assert _cli.main(["report", *map(str, paths), "--out", str(out)]) == 0
+  assert "squentropy" in capsys.readouterr().out
+  names = {path.name for path in out.iterdir()}
+  assert names == {"summary.csv", "summary.html", "summary.png"}
+  page = (out / "summary.html").read_text()
+  assert "better than cross_entropy on 5, equal on 1, worse on 2 of 8" in page
+  assert "<script" not in page
+
+
+def test_folders_that_cannot_be_compared(folders, tmp_path):
+  paths, _ = folders
+  with pytest.raises(study.StudyError, match="data set0 a second time"):
+    _summary.read([paths[0], paths[1], paths[0]])
+  with pytest.raises(study.StudyError, match="no finished study"):
+    _summary.read([paths[0], tmp_path / "nowhere"])
+  (paths[1] / "results.csv").write_text("a,b\n1,2\n")
+  with pytest.raises(study.StudyError, match="no table of results"):
+    _summary.read(paths)
+  alone = _folder(tmp_path / "alone", "alone", 0.1, readout="linear")
+  with pytest.raises(study.StudyError, match="no study has cross_entropy"):
+    _summary.compare(_summary.read([alone]))
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs a headless browser: chromium")
+@pytest.mark.parametrize("width", [390, 1100])
+def test_pages_in_a_browser(folders, tmp_path, width):
+  paths, _ = folders
+  made = tmp_path / "made"
+  if width == 390:
+    _cli.main(["report", *map(str, paths), "--out", str(made)])
+    page = made / "summary.html"
+  else:
+    settings = study.Settings("iris", seeds=1, epochs=(1,))
+    study.run(settings, made)
+    page = made / "report.html"
+  picture = tmp_path / "page.png"
+  subprocess.run(
+    [
+      BROWSER,
+      "--headless",
+      "--no-sandbox",
+      "--disable-gpu",
+      "--hide-scrollbars",
+      f"--window-size={width},3000",
+      f"--user-data-dir={tmp_path / 'profile'}",
+      f"--screenshot={picture}",
+      page.as_uri(),
+    ],
+    check=True,
+    capture_output=True,
+    timeout=120,
+  )
+  pixels = image.imread(picture)[..., :3]
+  assert pixels.shape[1] >= width
+  # Something is drawn from top to bottom, and the margins are left free: a
+  # page too wide for its window would run into the right edge.
+  ink = (pixels != pixels[0, 0]).any(axis=2)
+  assert ink.any(axis=1)[:1500].mean() > 0.3
+  assert not ink[:, -4:].any()
