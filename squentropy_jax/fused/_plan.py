@@ -39,22 +39,22 @@ class Size(NamedTuple):
 
 
 def temporary_bytes(way: str, size: Size, blocks: Blocks) -> int:
-  """About what a way needs beside its arguments and results."""
+  """What a way needs beside its arguments and results, or a little less."""
   rows, classes = blocks
   n, v, d, operand, wide = size
   narrow = operand if operand < wide else 0
-  tile = rows * classes * (wide + narrow)
-  kernel = classes * d * operand
+  tile = rows * classes * wide
+  part = (rows + classes) * d * operand + rows * classes * narrow
   if way == "value":
-    return tile + kernel
-  features = 2 * rows * d * wide + (n * d * wide if narrow else 0)
+    return 2 * tile + part
   if way == "frozen":
-    return 2 * tile + kernel + features
-  gradient = kernel + classes * d * wide + features
-  if way == "keep":
-    apart = v * d * wide if narrow and rows < n else 0
-    return rows * v * wide + tile + gradient + apart
-  return tile + gradient
+    # A sum of products for each of two fields, and a tile for one of them.
+    return 3 * tile + part + 2 * n * d * wide
+  gradient = (rows + classes) * d * wide + (n * d * wide if narrow else 0)
+  if way == "stream":
+    return 2 * tile + part + gradient
+  apart = v * d * wide if narrow and rows < n else 0
+  return rows * v * wide + tile + part + gradient + rows * d * wide + apart
 
 
 def _balanced(total: int, most: int) -> int:

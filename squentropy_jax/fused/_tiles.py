@@ -52,8 +52,12 @@ class Arrays(NamedTuple):
   @property
   def operand_dtype(self) -> jnp.dtype:
     """The dtype that features and kernel have in the matrix products."""
-    common = jnp.promote_types(self.features.dtype, self.kernel.dtype)
-    return common if common.itemsize > 1 else jnp.dtype(jnp.float32)
+    # Eight bits are widened: no other type promotes with them.
+    wide = [
+      x.dtype if x.dtype.itemsize > 1 else jnp.dtype(jnp.float32)
+      for x in (self.features, self.kernel)
+    ]
+    return jnp.promote_types(*wide)
 
   @property
   def sum_dtype(self) -> jnp.dtype:

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad arguments of linear heads are refused, and named."""
+
+import functools
+
+from heads import CLASSES, FEATURES, KERNEL, LABELS, ROWS, WIDTH
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from squentropy_jax import _rows, fused, losses
+
+HEADS = {
+  "linear_loss": functools.partial(fused.linear_loss, losses.squentropy),
+  "linear_loss_sum": functools.partial(
+    fused.linear_loss_sum, losses.squentropy
+  ),
+  "linear_row_stats": fused.linear_row_stats,
+}
+IDS = np.stack([LABELS, LABELS], -1)
+HALVES = np.full((ROWS, 2), 0.5, np.float32)
+
+BAD = {
+  "integer features": (
+    {"features": FEATURES.astype(int)},
+    TypeError,
+    "features must be floating",
+  ),
+  "scalar features": (
+    {"features": np.float32(1)},
+    ValueError,
+    "features must have a feature axis",
+  ),
+  "integer kernel": (
+    {"kernel": KERNEL.astype(int)},
+    TypeError,
+    "kernel must be floating",
+  ),
+  "kernel of rank 3": (
+    {"kernel": KERNEL[None]},
+    ValueError,
+    r"kernel must have the shape \[d, V\]",
+  ),
+  "kernel the other way": (
+    {"kernel": KERNEL.T},
+    ValueError,
+    "pass class_axis=0",
+  ),
+  "no class": (
+    {"kernel": KERNEL[:, :0]},
+    ValueError,
+    "kernel must have at least one class",
+  ),
+  "class axis 2": (
+    {"class_axis": 2},
+    ValueError,
+    "class_axis must be 0 or 1",
+  ),
+  "labels of another shape": (
+    {"labels": LABELS[:2]},
+    ValueError,
+    r"labels must have the batch shape \(6,\)",
+  ),
+  "dense targets": (
+    {"labels": np.full((ROWS, CLASSES), 1 / CLASSES, np.float32)},
+    TypeError,
+    "A dense target distribution is as large as the logits",
+  ),
+  "boolean labels": (
+    {"labels": LABELS > 0},
+    TypeError,
+    "labels must be integers, got dtype bool",
+  ),
+  "label -1": (
+    {"labels": LABELS - 1},
+    ValueError,
+    r"labels\[0\] = -1 is outside \[0, 9\)",
+  ),
+  "label C": (
+    {"labels": LABELS + 4},
+    ValueError,
+    r"labels\[5\] = 9 is outside \[0, 9\)",
+  ),
+  "bias of another shape": (
+    {"bias": np.zeros(2, np.float32)},
+    ValueError,
+    r"bias must have the shape \(9,\)",
+  ),
+  "integer bias": (
+    {"bias": np.zeros(CLASSES, int)},
+    TypeError,
+    "bias must be floating",
+  ),
+  "class mask": (
+    {"where": np.ones((ROWS, CLASSES), bool)},
+    ValueError,
+    "take classes out with bias=-inf",
+  ),
+  "where of numbers": (
+    {"where": np.ones(ROWS)},
+    TypeError,
+    "where must be boolean",
+  ),
+  "soft_cap 0": ({"soft_cap": 0.0}, ValueError, "soft_cap must be above 0"),
+  "another way": ({"way": "fast"}, ValueError, "way must be one of"),
+  "budget 0": (
+    {"memory_budget": 0},
+    ValueError,
+    "memory_budget must be a number of bytes",
+  ),
+  "another implementation": (
+    {"implementation": "pallas"},
+    ValueError,
+    "implementation must be 'xla' or None",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("case", BAD)
+def test_argument_that_does_not_fit(name, case):
+  changed, error, message = BAD[case]
+  arguments = {"features": FEATURES, "kernel": KERNEL, "labels": LABELS}
+  with pytest.raises(error, match=message):
+    HEADS[name](**arguments | changed)
+
+
+@pytest.mark.parametrize(
+  ("labels", "error", "message"),
+  [
+    ((IDS, HALVES, HALVES), TypeError, r"must be a pair \(ids, prob"),
+    ((HALVES, HALVES), TypeError, "ids of labels must be integers"),
+    ((IDS, IDS), TypeError, "probabilities of labels must be floating"),
+    ((IDS, HALVES[:, :1]), ValueError, "must both have the shape"),
+    ((LABELS, HALVES[:, 0]), ValueError, "must both have the shape"),
+    ((IDS + 7, HALVES), ValueError, r"labels\[2, 0\] = 9 is outside"),
+  ],
+)
+def test_sparse_targets_that_do_not_fit(labels, error, message):
+  with pytest.raises(error, match=message):
+    fused.linear_loss(losses.squentropy, FEATURES, KERNEL, labels)
+
+
+def test_sparse_targets_have_no_row_stats():
+  with pytest.raises(TypeError, match="labels must be class ids here"):
+    fused.linear_row_stats(FEATURES, KERNEL, (IDS, HALVES))
+
+
+def test_bad_ids_of_unused_entries_are_no_error():
+  ids = np.where(np.arange(2) == 1, -100, IDS)
+  probabilities = np.where(np.arange(2) == 1, 0, 2 * HALVES)
+  labels = LABELS.copy()
+  labels[1] = -100
+  one = HEADS["linear_loss"](FEATURES, KERNEL, (ids, probabilities))
+  np.testing.assert_array_equal(
+    one, HEADS["linear_loss"](FEATURES, KERNEL, LABELS)
+  )
+  for drop in ({"where": LABELS != 1}, {"weights": 1.0 * (LABELS != 1)}):
+    _, count = HEADS["linear_loss_sum"](FEATURES, KERNEL, labels, **drop)
+    assert count == 5.0
+
+
+@pytest.mark.parametrize("name", ["linear_loss", "linear_row_stats"])
+def test_only_sums_are_kept(name):
+  with pytest.raises(ValueError, match=r"use fused\.linear_loss_sum"):
+    HEADS[name](FEATURES, KERNEL, LABELS, way="keep")
+
+
+def test_weights_that_do_not_fit():
+  head = functools.partial(HEADS["linear_loss_sum"], FEATURES, KERNEL, LABELS)
+  with pytest.raises(ValueError, match="weights must have the batch shape"):
+    head(weights=np.ones(2, np.float32))
+  with pytest.raises(TypeError, match="weights must be numbers"):
+    head(weights=np.ones(ROWS, bool))
+
+
+def test_traced_soft_cap_is_refused():
+  with pytest.raises(TypeError, match="soft_cap must be a number"):
+    jax.grad(
+      lambda cap: HEADS["linear_loss"](
+        FEATURES, KERNEL, LABELS, soft_cap=cap
+      ).sum()
+    )(3.0)
+
+
+@pytest.mark.parametrize(
+  ("loss", "hyper", "error", "message"),
+  [
+    (losses.brier, {}, TypeError, r"write your own formula over fused\.linear"),
+    (losses.squentropy, {"sclae": 1.0}, TypeError, "no hyper-parameter sclae"),
+    (losses.cross_entropy, {"scale": 1.0}, TypeError, "it has none"),
+    (losses.comp_sum, {"tau": -1.0}, ValueError, "tau must be"),
+    (losses.squentropy, {"scale": np.ones(2)}, ValueError, "scale must be a"),
+    (losses.squentropy, {"scale": True}, TypeError, "must be a real number"),
+    (losses.comp_sum, {"label_smoothing": 0.1}, ValueError, "is known for"),
+    (losses.squentropy, {"label_smoothing": 2.0}, ValueError, r"in \[0, 1\]"),
+    (
+      functools.partial(losses.squentropy, FEATURES),
+      {},
+      TypeError,
+      "keyword arguments only",
+    ),
+  ],
+  ids=str,
+)
+def test_loss_that_does_not_fit(loss, hyper, error, message):
+  with pytest.raises(error, match=message):
+    fused.linear_loss(loss, FEATURES, KERNEL, LABELS, **hyper)
+
+
+def test_partial_carries_hyperparameters():
+  """Those of the call win over those of the partial, as in Python."""
+  partial = functools.partial(losses.squentropy, scale=0.5)
+  head = functools.partial(
+    fused.linear_loss, features=FEATURES, kernel=KERNEL, labels=LABELS
+  )
+  np.testing.assert_array_equal(
+    head(partial), head(losses.squentropy, scale=0.5)
+  )
+  np.testing.assert_array_equal(
+    head(functools.partial(partial, scale=0.1), scale=2.0),
+    head(losses.squentropy, scale=2.0),
+  )
+
+
+def test_narrow_float_inputs_are_taken():
+  """Eight bits are widened for the products, and get narrow gradients."""
+  features = jnp.asarray(FEATURES, jnp.float8_e4m3fn)
+
+  def head(h):
+    return HEADS["linear_loss"](h, KERNEL, LABELS).sum()
+
+  loss, slope = jax.value_and_grad(head)(features)
+  assert loss.dtype == jnp.float32
+  assert slope.dtype == features.dtype
+  np.testing.assert_allclose(loss, head(FEATURES), rtol=1e-6)
+  assert features.shape == (ROWS, WIDTH)
+
+
+def test_row_stats_type():
+  stats = HEADS["linear_row_stats"](FEATURES, KERNEL, LABELS)
+  assert isinstance(stats, _rows.RowStats)
+  assert {x.shape for x in stats} == {(ROWS,)}

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Temporary memory by the compiler's account: nothing is run or timed."""
+
+import jax
+import numpy as np
+import pytest
+
+from squentropy_jax import fused, losses
+from squentropy_jax.fused import _plan
+
+MIB = 2**20
+# Rows, features, classes: the logits of the first would take 256 MiB.
+SHAPES = {"A": (2048, 512, 32768), "B": (512, 256, 131072)}
+LOSSES = [losses.cross_entropy, losses.squentropy]
+
+
+def temporary(loss, way, shape, budget=None):
+  """Bytes of value and gradients, as `linear_loss_sum` or `linear_loss`."""
+  rows, width, classes = shape
+  arguments = (
+    jax.ShapeDtypeStruct((rows, width), np.float32),
+    jax.ShapeDtypeStruct((width, classes), np.float32),
+    jax.ShapeDtypeStruct((rows,), np.int32),
+  )
+
+  def head(features, kernel, labels):
+    settings = {"way": way, "memory_budget": budget}
+    if way == "keep":
+      return fused.linear_loss_sum(loss, features, kernel, labels, **settings)[
+        0
+      ]
+    return fused.linear_loss(loss, features, kernel, labels, **settings).sum()
+
+  if way != "value":
+    head = jax.value_and_grad(head, 0 if way == "frozen" else (0, 1))
+  compiled = jax.jit(head).lower(*arguments).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize(
+  ("name", "way", "budget", "most"),
+  [
+    ("A", "keep", None, 100),
+    ("A", "keep", 45, 45),
+    ("A", "stream", 16, 16),
+    ("A", "frozen", 36, 36),
+    ("B", "keep", None, 260),
+    ("B", "keep", 140, 140),
+    ("B", "stream", 13, 13),
+    ("B", "frozen", 20, 20),
+  ],
+)
+def test_figures_that_are_promised(loss, name, way, budget, most):
+  if budget is not None:
+    budget *= MIB
+  assert temporary(loss, way, SHAPES[name], budget) <= most * MIB
+
+
+@pytest.mark.parametrize("way", _plan.WAYS)
+def test_memory_grows_with_the_tile_and_not_with_rows_times_classes(way):
+  """Logits of 8 and of 128 MiB, in one budget, less what is per row."""
+  small, large = (512, 64, 4096), (2048, 64, 16384)
+  budget = 8 * MIB if way != "keep" else 12 * MIB
+  for shape in (small, large):
+    used = temporary(losses.squentropy, way, shape, budget)
+    # Sums and slopes of each row, beside what the budget is for.
+    assert used <= budget + 64 * 4 * shape[0]
+    assert used >= budget / 8
+
+
+def test_budget_gives_smaller_tiles_down_to_a_smallest():
+  size = _plan.Size(rows=4096, classes=2**17, width=1024, operand=4, sum=4)
+  for way in _plan.WAYS:
+    found = []
+    for exponent in range(20, 34):
+      blocks = _plan.blocks_at_least(way, size, 2**exponent)
+      needed = _plan.temporary_bytes(way, size, blocks)
+      assert needed <= 2**exponent or tuple(blocks) == (128, 128)
+      found.append(1 / blocks.rows + 1 / blocks.classes)
+    assert found == sorted(found, reverse=True)
+    assert found[0] == 2 / 128
+    assert found[-1] < found[0]

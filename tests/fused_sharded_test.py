@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear heads over rows and classes spread over eight devices."""
+
+import functools
+import re
+
+import heads
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from squentropy_jax import fused, losses
+
+ROWS, WIDTH = 16, 7
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal(size=(ROWS, WIDTH)).astype(np.float32)
+WEIGHTS = RNG.uniform(-1, 2, ROWS).astype(np.float32)
+AXES = {"batch_axis": "data", "vocab_axis": "vocab"}
+IN_SPECS = (P("data"), P(None, "vocab"), P("data"), P("data"))
+
+
+def problem(classes):
+  kernel = RNG.normal(size=(WIDTH, classes)).astype(np.float32)
+  return kernel, RNG.integers(0, classes, ROWS)
+
+
+def mesh_of(shape, kind=AxisType.Auto):
+  return jax.make_mesh(shape, ("data", "vocab"), axis_types=(kind,) * 2)
+
+
+def assert_right(found, kernel, labels, frozen=False):
+  """A weighted sum and its gradients by features and kernel."""
+  exact = heads.truth("squentropy", FEATURES, kernel, labels)
+  total, gradients = found
+  error = np.abs(WEIGHTS) @ (exact.loss_error + 2.0**-20 * exact.loss)
+  heads.assert_close(total, WEIGHTS @ exact.loss, error)
+  expected = heads.gradients(exact, FEATURES, kernel, WEIGHTS)
+  heads.assert_close(gradients[0], *expected["features"])
+  if frozen:
+    assert not np.any(gradients[1])
+  else:
+    heads.assert_close(gradients[1], *expected["kernel"])
+
+
+def head(features, kernel, labels, weights, *, whole, way, **settings):
+  """The weighted sum, by `linear_loss_sum` or by `linear_loss`."""
+  loss = losses.squentropy
+  if whole:
+    return fused.linear_loss_sum(
+      loss, features, kernel, labels, weights=weights, way=way, **settings
+    )[0]
+  each = fused.linear_loss(loss, features, kernel, labels, way=way, **settings)
+  return (each * weights).sum()
+
+
+WAYS = [
+  ("stream", False),
+  ("stream", True),
+  ("keep", True),
+  ("frozen", False),
+]
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4)], ids=str)
+@pytest.mark.parametrize("classes", [64, 61])
+def test_mesh(shape, classes):
+  kernel, labels = problem(classes)
+  mesh = mesh_of(shape)
+
+  @jax.jit
+  def every(features, kernel):
+    return [
+      jax.value_and_grad(head, (0, 1))(
+        features, kernel, labels, WEIGHTS, whole=w, way=way, mesh=mesh, **AXES
+      )
+      for way, w in WAYS
+    ]
+
+  for (way, _), found in zip(WAYS, every(FEATURES, kernel), strict=True):
+    assert_right(found, kernel, labels, frozen=way == "frozen")
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_mesh_with_one_axis_named(axis):
+  """The other axis of the mesh holds copies, which must not count twice."""
+  kernel, labels = problem(64)
+  for way, whole in (("stream", False), ("keep", True)):
+    run = functools.partial(
+      head, whole=whole, way=way, mesh=mesh_of((2, 4)), **{axis: AXES[axis]}
+    )
+    found = jax.jit(jax.value_and_grad(run, (0, 1)))(
+      FEATURES, kernel, labels, WEIGHTS
+    )
+    assert_right(found, kernel, labels)
+
+
+def test_axis_of_several_mesh_axes_and_leading_dimensions():
+  kernel, labels = problem(64)
+  mesh = jax.make_mesh(
+    (2, 2, 2), ("replica", "data", "vocab"), axis_types=(AxisType.Auto,) * 3
+  )
+
+  def run(features, kernel):
+    return head(
+      features.reshape(4, 4, WIDTH),
+      kernel,
+      labels.reshape(4, 4),
+      WEIGHTS.reshape(4, 4),
+      whole=True,
+      way=None,
+      mesh=mesh,
+      batch_axis=("replica", "data"),
+      vocab_axis="vocab",
+    )
+
+  found = jax.value_and_grad(run, (0, 1))(FEATURES, kernel)
+  assert_right(found, kernel, labels)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(("way", "whole"), WAYS)
+def test_shard_map_of_the_user(kind, way, whole):
+  """Differentiated outside and inside, with the check of variances on."""
+  kernel, labels = problem(64)
+  mesh = mesh_of((2, 4), kind)
+  run = functools.partial(head, whole=whole, way=way, **AXES)
+
+  def local(*arguments):
+    return jax.lax.psum(run(*arguments), "data")
+
+  def inside(features, kernel, *rest):
+    return jax.value_and_grad(local, (0, 1))(features, kernel, *rest)
+
+  arguments = FEATURES, kernel, labels, WEIGHTS
+  with jax.set_mesh(mesh):
+    arguments = [
+      jax.device_put(x, NamedSharding(mesh, s))
+      for x, s in zip(arguments, IN_SPECS, strict=True)
+    ]
+    outer = jax.shard_map(local, in_specs=IN_SPECS, out_specs=P())
+    inner = jax.shard_map(
+      inside, in_specs=IN_SPECS, out_specs=(P(), IN_SPECS[:2])
+    )
+    both = jax.jit(
+      lambda *a: (jax.value_and_grad(outer, (0, 1))(*a), inner(*a))
+    )(*arguments)
+  for found in both:
+    assert_right(found, kernel, labels, frozen=way == "frozen")
+
+
+def test_sum_is_local_inside_a_shard_map_and_global_around_one():
+  kernel, labels = problem(64)
+  mesh = mesh_of((8, 1))
+
+  def local(features, labels):
+    return jax.tree.map(
+      lambda x: x[None],
+      fused.linear_loss_sum(
+        losses.squentropy, features, kernel, labels, batch_axis="data"
+      ),
+    )
+
+  total, count = jax.shard_map(
+    local, mesh=mesh, in_specs=P("data"), out_specs=P("data")
+  )(FEATURES, labels)
+  np.testing.assert_array_equal(count, np.full(8, 2.0))
+  exact = heads.truth("squentropy", FEATURES, kernel, labels)
+  np.testing.assert_allclose(total, exact.loss.reshape(8, 2).sum(-1), rtol=1e-5)
+  whole, count = fused.linear_loss_sum(
+    losses.squentropy,
+    FEATURES,
+    kernel,
+    labels,
+    mesh=mesh,
+    batch_axis="data",
+  )
+  assert count == 16.0
+  np.testing.assert_allclose(whole, exact.loss.sum(), rtol=1e-5)
+
+
+def test_smoothing_counts_the_classes_of_all_devices():
+  kernel, labels = problem(61)
+  settings = {"label_smoothing": 0.1, "scale": 0.7}
+  one, other = (
+    jax.value_and_grad(
+      lambda w, mesh=mesh: fused.linear_loss_sum(
+        losses.squentropy, FEATURES, w, labels, **mesh, **settings
+      )[0]
+    )(kernel)
+    for mesh in ({}, {"mesh": mesh_of((2, 4)), **AXES})
+  )
+  np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+  np.testing.assert_allclose(one[1], other[1], rtol=1e-4, atol=1e-5)
+
+
+def test_stats_take_the_lowest_of_equal_classes_of_all_devices():
+  kernel = np.zeros((WIDTH, 16), np.float32)
+  labels = np.zeros(ROWS, int)
+
+  def largest(kernel):
+    stats = fused.linear_row_stats(
+      np.ones((ROWS, WIDTH), np.float32),
+      kernel,
+      labels,
+      mesh=mesh_of((1, 8)),
+      vocab_axis="vocab",
+    )
+    return stats.rest_max.sum()
+
+  slope = jax.jit(jax.grad(largest))(kernel)
+  expected = np.zeros((WIDTH, 16))
+  expected[:, 1] = ROWS
+  np.testing.assert_array_equal(slope, expected)
+
+
+# What crosses between devices.
+
+
+def collectives(text):
+  """Kinds and sizes, in numbers, of what the compiled program sends."""
+  kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+  found = []
+  for shapes, kind in re.findall(rf" = ([^=]*?) ({kinds})(?:-start)?\(", text):
+    sizes = re.findall(r"\w+\[([\d,]*)\]", shapes)
+    numbers = [np.prod([int(n) for n in s.split(",") if n]) for s in sizes]
+    found.append((kind, int(sum(numbers))))
+  return found
+
+
+@pytest.mark.parametrize(("way", "whole"), WAYS)
+def test_no_device_gathers_kernel_or_features(way, whole):
+  """Forward go the sums of rows, backward the gradients; nothing else."""
+  rows, width, classes = 64, 32, 1000
+  mesh = mesh_of((2, 4))
+  shapes = ((rows, width), (width, classes), (rows,), (rows,))
+  dtypes = (np.float32, np.float32, np.int32, np.float32)
+  arguments = [
+    jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, spec))
+    for s, d, spec in zip(shapes, dtypes, IN_SPECS, strict=True)
+  ]
+  run = functools.partial(head, whole=whole, way=way, mesh=mesh, **AXES)
+
+  def sent(f):
+    return collectives(jax.jit(f).lower(*arguments).compile().as_text())
+
+  # The largest logit, and in one message at most five sums a row.
+  forward = sent(run)
+  assert {kind for kind, _ in forward} == {"all-reduce"}
+  assert sum(size for _, size in forward) <= 6 * rows // 2
+  wanted = 0 if way == "frozen" else (0, 1)
+  every = sent(jax.value_and_grad(run, wanted))
+  assert {kind for kind, _ in every} == {"all-reduce"}
+  of_features = rows // 2 * width
+  of_kernel = 0 if way == "frozen" else width * classes // 4
+  assert sum(size for _, size in every) <= (6 * rows + of_features + of_kernel)
+
+
+# Errors.
+
+
+def test_layout_that_does_not_fit_names_its_argument():
+  kernel, labels = problem(64)
+  mesh = mesh_of((2, 4))
+
+  def call(features=FEATURES, labels=labels, **settings):
+    return fused.linear_loss(
+      losses.squentropy, features, kernel, labels, **settings
+    )
+
+  with pytest.raises(ValueError, match="must name axes of it, which are"):
+    call(mesh=mesh)
+  with pytest.raises(ValueError, match="must name axes of it, which are"):
+    call(mesh=mesh, batch_axis="model")
+  with pytest.raises(ValueError, match="must be different axes"):
+    call(mesh=mesh, batch_axis="data", vocab_axis="data")
+  with pytest.raises(TypeError, match="batch_axis must be a mesh axis"):
+    call(mesh=mesh, batch_axis=(0,))
+  with pytest.raises(ValueError, match="given with mesh="):
+    call(vocab_axis="vocab")
+  with pytest.raises(ValueError, match=r"2 devices of batch_axis 'data'"):
+    call(FEATURES[:3], labels[:3], mesh=mesh, batch_axis="data")
+  with pytest.raises(ValueError, match=r"2 devices of batch_axis 'data'"):
+    call(FEATURES[0], labels[0], mesh=mesh, batch_axis="data")
+
+
+def test_sharded_kernel_without_a_mesh_is_refused():
+  kernel, labels = problem(64)
+  mesh = mesh_of((2, 4), AxisType.Explicit)
+  with jax.set_mesh(mesh):
+    sharded = jax.device_put(kernel, NamedSharding(mesh, P(None, "vocab")))
+    with pytest.raises(ValueError, match=r"kernel is sharded.*mesh="):
+      fused.linear_loss(losses.squentropy, FEATURES, sharded, labels)
+
+
+def test_shard_map_that_cannot_be_seen_into_is_refused():
+  kernel, labels = problem(64)
+  mesh = mesh_of((2, 4))
+  run = functools.partial(head, whole=True, way=None, **AXES)
+
+  def mapped(**settings):
+    jax.shard_map(run, mesh=mesh, out_specs=P(), **settings)(
+      FEATURES, kernel, labels, WEIGHTS
+    )
+
+  with pytest.raises(ValueError, match="Leave check_vma on"):
+    mapped(in_specs=IN_SPECS, check_vma=False)
+  whole_kernel = (IN_SPECS[0], P(), *IN_SPECS[2:])
+  with pytest.raises(ValueError, match="must be split over vocab_axis"):
+    mapped(in_specs=whole_kernel)
