@@ -253,6 +253,78 @@ def confidence_penalty(
   return cross_entropy(logits, label) - beta * entropy(logits)
 
 
+def one_vs_rest_hinge(
+  logits: np.ndarray, label: int, margin: float = 1.0
+) -> float:
+  signs = np.where(np.arange(logits.size) == label, 1.0, -1.0)
+  return np.square(np.maximum(0.0, margin - signs * logits)).sum()
+
+
+def crammer_singer(
+  logits: np.ndarray, label: int, margin: float = 1.0
+) -> float:
+  gaps = np.delete(logits, label) - logits[label]
+  return max(0.0, margin + gaps.max(initial=-np.inf))
+
+
+def weston_watkins(
+  logits: np.ndarray, label: int, margin: float = 1.0
+) -> float:
+  gaps = np.delete(logits, label) - logits[label]
+  return np.maximum(0.0, margin + gaps).sum()
+
+
+def ldr_kl(
+  logits: np.ndarray,
+  label: int,
+  temperature: float = 1.0,
+  margin: float = 0.0,
+) -> float:
+  gaps = logits - logits[label] + margin * (np.arange(logits.size) != label)
+  lse = np.logaddexp.reduce(gaps / temperature)
+  return temperature * (lse - np.log(logits.size))
+
+
+def aldr_kl(
+  logits: np.ndarray,
+  label: int,
+  base_temperature: float = 1.0,
+  alpha: float = 2.0,
+  margin: float = 0.0,
+) -> float:
+  gaps = logits - logits[label] + margin * (np.arange(logits.size) != label)
+  weight = alpha * np.log(logits.size) / base_temperature
+  temperature = base_temperature
+  for _ in range(300):
+    q = np.exp(gaps / temperature - np.logaddexp.reduce(gaps / temperature))
+    divergence = (q * np.log(np.maximum(q * logits.size, 1e-300))).sum()
+    temperature = base_temperature - divergence / weight
+  penalty = weight / 2 * (temperature - base_temperature) ** 2
+  return ldr_kl(logits, label, temperature, margin) - penalty
+
+
+def zscore(
+  logits: np.ndarray,
+  label: int,
+  sharpness: float = 1.0,
+  location: float = 0.0,
+) -> float:
+  score = (logits[label] - logits.mean()) / logits.std()
+  return np.logaddexp(0.0, sharpness * (location - score)) / sharpness
+
+
+def taylor_softmax(logits: np.ndarray, label: int) -> float:
+  powers = 1 + logits + logits**2 / 2
+  return np.log1p(np.delete(powers, label).sum() / powers[label])
+
+
+def spherical_softmax(
+  logits: np.ndarray, label: int, epsilon: float = 1e-2
+) -> float:
+  squares = logits**2 + epsilon
+  return np.log1p(np.delete(squares, label).sum() / squares[label])
+
+
 def continuous_categorical(logits: np.ndarray, label: int) -> float:
   """The integral as a sum over nodes, in digits enough for its cancellation."""
   with mpmath.workdps(80):
@@ -426,6 +498,83 @@ CASES = (
     size=lambda logits, label, beta=0.1: (
       cross_entropy(logits, label) + beta * entropy(logits)
     ),
+  ),
+  LossCase(
+    name="one_vs_rest_hinge",
+    loss=losses.one_vs_rest_hinge,
+    reference=one_vs_rest_hinge,
+    single_class=0.25,
+    impossible_target=np.inf,
+    hyperparameters={"margin": 2.0},
+    size=lambda logits, label, margin=1.0: (
+      logits.size * (margin + np.abs(logits).max()) ** 2
+    ),
+  ),
+  LossCase(
+    name="crammer_singer",
+    loss=losses.crammer_singer,
+    reference=crammer_singer,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"margin": 0.7},
+    size=lambda logits, label, margin=1.0: margin + 2 * np.abs(logits).max(),
+  ),
+  LossCase(
+    name="weston_watkins",
+    loss=losses.weston_watkins,
+    reference=weston_watkins,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"margin": 0.7},
+    size=lambda logits, label, margin=1.0: (
+      logits.size * (margin + 2 * np.abs(logits).max())
+    ),
+  ),
+  LossCase(
+    name="ldr_kl",
+    loss=losses.ldr_kl,
+    reference=ldr_kl,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"temperature": 2.0, "margin": 0.5},
+    size=lambda logits, label, temperature=1.0, margin=0.0: (
+      abs(ldr_kl(logits, label, temperature, margin))
+      + temperature * np.log(logits.size)
+    ),
+  ),
+  LossCase(
+    name="aldr_kl",
+    loss=losses.aldr_kl,
+    reference=aldr_kl,
+    single_class=0.0,
+    impossible_target=np.inf,
+    hyperparameters={"base_temperature": 2.0, "alpha": 3.0, "margin": 0.5},
+    size=lambda logits, label, base_temperature=1.0, alpha=2.0, margin=0.0: (
+      margin + 2 * np.abs(logits).max() + alpha * base_temperature * np.log(5)
+    ),
+  ),
+  LossCase(
+    name="zscore",
+    loss=losses.zscore,
+    reference=zscore,
+    single_class=np.log(2),
+    impossible_target=np.log1p(np.exp(np.sqrt(3))),
+    hyperparameters={"sharpness": 2.0, "location": 1.0},
+  ),
+  LossCase(
+    name="taylor_softmax",
+    loss=losses.taylor_softmax,
+    reference=taylor_softmax,
+    single_class=0.0,
+    impossible_target=0.0,
+  ),
+  LossCase(
+    name="spherical_softmax",
+    loss=losses.spherical_softmax,
+    reference=spherical_softmax,
+    single_class=0.0,
+    impossible_target=0.0,
+    hyperparameters={"epsilon": 0.3},
   ),
   LossCase(
     name="brier",

@@ -183,6 +183,7 @@ print("events", seen)
 NOT_LOSSES = {
   "SoftConfusionMatrix",
   "accuracy",
+  "aldr_kl_temperature",
   "balanced_accuracy",
   "calibrated_loss_derivatives",
   "continuous_categorical_mean",

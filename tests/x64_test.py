@@ -42,15 +42,16 @@ def test_value_has_the_digits_of_float64(case):
 
 @EVERY
 def test_derivatives_of_first_and_second_order(case):
-  for hyper in _hyperparameters(case):
-    check_grads(
-      lambda z, hyper=hyper: case.loss(z, LABELS, **hyper), (LOGITS,), order=2
-    )
-    check_grads(
-      lambda z, p, hyper=hyper: case.loss(z, p, **hyper),
-      (LOGITS, SOFT),
-      order=2,
-    )
+  def hard(z):
+    return case.loss(z, LABELS, **case.hyperparameters)
+
+  def soft(z, p):
+    return case.loss(z, p, **case.hyperparameters)
+
+  # Operation by operation, whose kernels all cases share.
+  with jax.disable_jit():
+    check_grads(hard, (LOGITS,), order=2)
+    check_grads(soft, (LOGITS[:3], SOFT[:3]), order=2)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +70,10 @@ def test_soft_labels_are_the_expected_hard_label(case):
 def test_float32_logits_stay_float32(case):
   logits = jnp.asarray(LOGITS, jnp.float32)
   for labels in (LABELS, SOFT):
-    loss, grad = jax.value_and_grad(
-      lambda z, labels=labels: case.loss(z, labels).sum()
-    )(logits)
+    with jax.disable_jit():
+      loss, grad = jax.value_and_grad(
+        lambda z, labels=labels: case.loss(z, labels).sum()
+      )(logits)
     assert loss.dtype == np.float32
     assert grad.dtype == np.float32
 

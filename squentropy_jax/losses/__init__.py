@@ -52,6 +52,14 @@ from squentropy_jax.losses._ensemble import ensloss as ensloss
 from squentropy_jax.losses._focal import dual_focal as dual_focal
 from squentropy_jax.losses._focal import focal as focal
 from squentropy_jax.losses._focal import poly1 as poly1
+from squentropy_jax.losses._ldr import aldr_kl as aldr_kl
+from squentropy_jax.losses._ldr import (
+  aldr_kl_temperature as aldr_kl_temperature,
+)
+from squentropy_jax.losses._ldr import ldr_kl as ldr_kl
+from squentropy_jax.losses._margin import crammer_singer as crammer_singer
+from squentropy_jax.losses._margin import one_vs_rest_hinge as one_vs_rest_hinge
+from squentropy_jax.losses._margin import weston_watkins as weston_watkins
 from squentropy_jax.losses._overlap import dice as dice
 from squentropy_jax.losses._overlap import (
   self_adjusting_dice as self_adjusting_dice,
@@ -70,6 +78,11 @@ from squentropy_jax.losses._simplex import (
 from squentropy_jax.losses._simplex import (
   softmax_regression as softmax_regression,
 )
+from squentropy_jax.losses._spherical import (
+  spherical_softmax as spherical_softmax,
+)
+from squentropy_jax.losses._spherical import taylor_softmax as taylor_softmax
+from squentropy_jax.losses._spherical import zscore as zscore
 from squentropy_jax.losses._square import rescaled_square as rescaled_square
 from squentropy_jax.losses._squentropy import squentropy as squentropy
 from squentropy_jax.losses._squentropy import (

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses that see the logits through their sum and sum of squares alone."""
+
+import jax
+import jax.numpy as jnp
+
+from squentropy_jax import _checks, _elementwise, _rows
+
+
+def _zscore(
+  stats: _rows.RowStats,
+  *,
+  sharpness: jax.Array | float = 1.0,
+  location: jax.Array | float = 0.0,
+) -> jax.Array:
+  num_wrong = stats.num_classes - 1.0
+  count = jnp.maximum(num_wrong, 1.0)
+  rest_mean = stats.rest_sum / count
+  rest_variance = stats.rest_sq / count - jnp.square(rest_mean)
+  rest_variance = jnp.maximum(rest_variance, 0.0)
+  # Above the rest's mean; a target of -inf is far below it.
+  lead = jnp.maximum(stats.target - rest_mean, -_elementwise.HUGE)
+  # The variance of all is num_wrong / num_classes times this.
+  variance = rest_variance + jnp.square(lead) / stats.num_classes
+  is_zero = variance == 0
+  deviation = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(variance), variance))
+  z_score = jnp.sqrt(num_wrong / stats.num_classes) * lead / deviation
+  return _rows.softplus(sharpness * (location - z_score)) / sharpness
+
+
+def _taylor_softmax(stats: _rows.RowStats) -> jax.Array:
+  num_wrong = stats.num_classes - 1.0
+  rest = num_wrong + stats.rest_sum + 0.5 * stats.rest_sq
+  # 1 + z + z^2 / 2, without cancelling.
+  impossible = stats.target == -jnp.inf
+  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
+  own = 0.5 * (jnp.square(target + 1.0) + 1.0)
+  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
+
+
+def _spherical_softmax(
+  stats: _rows.RowStats, *, epsilon: jax.Array | float = 1e-2
+) -> jax.Array:
+  rest = stats.rest_sq + (stats.num_classes - 1.0) * epsilon
+  impossible = stats.target == -jnp.inf
+  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
+  own = jnp.square(target) + epsilon
+  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
+
+
+@_rows.with_row(_zscore)
+def zscore(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  sharpness: jax.typing.ArrayLike = 1.0,
+  location: jax.typing.ArrayLike = 0.0,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Logistic loss of the labelled logit's z-score (not the LLM penalty).
+
+  For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y`, their
+  mean :math:`\mu` and standard deviation :math:`\sigma` (over :math:`C`, not
+  :math:`C - 1`),
+
+  .. math::
+    \ell(z, y) = \frac{1}{\text{sharpness}} \log \Bigl(1 + \exp \bigl(
+      \text{sharpness} \, (\text{location} - \tfrac{z_y - \mu}{\sigma})
+    \bigr)\Bigr) .
+
+  The Z-loss of 2016, which is not the square of the log-normaliser that
+  language models are regularised with under the same name. It does not see the
+  shift and the scale of the logits and works on ranks: use it where the k best
+  classes count and no probabilities are needed. A z-score is at most
+  :math:`\sqrt{C - 1}`, so the loss never reaches 0; with two classes it is
+  constant, and with few every example looks wrong for a ``location`` near that
+  bound. As ``sharpness`` goes to infinity it is the hinge of the z-score.
+  Logits that are all equal have the z-score 0, with the slope of a deviation of
+  1. Soft labels :math:`p` give the expected loss
+  :math:`\sum_k p_k\, \ell(z, k)`.
+
+  The logits are centred first. The row form alone, as a fused head uses it, has
+  a relative error in the variance of some roundings of
+  :math:`1 + r^2 / \sigma^2`, :math:`r` being the mean of the wrong classes.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    labels: Either class ids, integers of shape ``[...]``, or target
+      distributions, floats of shape ``[..., num_classes]``.
+    sharpness: Inverse width of the bend, positive. The division by it keeps the
+      slope in the z-score between -1 and 0.
+    location: The z-score at the bend.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of ``logits.shape``. Dropped examples have loss and
+      gradient 0; masked classes do not count in the mean and deviation.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
+      one-hot rows or float ``labels`` like class ids.
+    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
+      if a concrete class id is out of range (a traced one gives NaN); if a
+      hyper-parameter that can be read is outside its domain.
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(losses.zscore(logits, jnp.array([0, 2])))
+    [0.2333 1.4824]
+
+  References:
+    de Brebisson and Vincent, `The Z-loss: a shift and scale invariant
+    classification loss belonging to the Spherical Family
+    <https://arxiv.org/abs/1604.08859>`_, 2016.
+
+  .. seealso:: :func:`squentropy_jax.losses.spherical_softmax`,
+    :func:`squentropy_jax.losses.taylor_softmax`
+  """
+  _checks.check_interval("sharpness", sharpness, "(0, inf)")
+  _checks.check_interval("location", location, "(-inf, inf)")
+  return _rows.evaluate(
+    _zscore,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    prepare=_rows.centre,
+    sharpness=sharpness,
+    location=location,
+  )
+
+
+@_rows.with_row(_taylor_softmax)
+def taylor_softmax(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Cross-entropy of the softmax with exponentials of second order.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
+
+  .. math::
+    \ell(z, y) = -\log \frac{1 + z_y + z_y^2 / 2}
+                            {\sum_k (1 + z_k + z_k^2 / 2)} .
+
+  Every numerator is at least one half, so that no constant is needed, and the
+  loss grows like a logarithm of the logits. The numerator is least at
+  :math:`z = -1` and grows again below: a very negative logit makes a class
+  likely, and the largest logit need not be the most probable class. In its
+  authors' experiments it beat the softmax on few classes and lost on many. Soft
+  labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    labels: Either class ids, integers of shape ``[...]``, or target
+      distributions, floats of shape ``[..., num_classes]``.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of ``logits.shape``. Dropped examples have loss and
+      gradient 0.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
+      one-hot rows or float ``labels`` like class ids.
+    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
+      if a concrete class id is out of range (a traced one gives NaN).
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(losses.taylor_softmax(logits, jnp.array([0, 2])))
+    [0.2624 1.6341]
+
+  References:
+    de Brebisson and Vincent, `An Exploration of Softmax Alternatives Belonging
+    to the Spherical Loss Family <https://arxiv.org/abs/1511.05042>`_, ICLR
+    2016.
+
+  .. seealso:: :func:`squentropy_jax.losses.spherical_softmax`,
+    :func:`squentropy_jax.losses.zscore`
+  """
+  return _rows.evaluate(_taylor_softmax, logits, labels, axis=axis, where=where)
+
+
+@_rows.with_row(_spherical_softmax)
+def spherical_softmax(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  epsilon: jax.typing.ArrayLike = 1e-2,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Cross-entropy of squares in the place of exponentials.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
+
+  .. math::
+    \ell(z, y) = -\log \frac{z_y^2 + \text{epsilon}}
+                            {\sum_k (z_k^2 + \text{epsilon})} .
+
+  The probabilities do not see the signs of the logits, nor, but for
+  ``epsilon``, their scale: read the class off :math:`z_k^2`. A logit of 0
+  bounds the slope by :math:`1 / \sqrt{\text{epsilon}}`. Soft labels :math:`p`
+  give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    labels: Either class ids, integers of shape ``[...]``, or target
+      distributions, floats of shape ``[..., num_classes]``.
+    epsilon: Added to every square, positive. It needs tuning to the size of the
+      logits.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of ``logits.shape``. Dropped examples have loss and
+      gradient 0.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
+      one-hot rows or float ``labels`` like class ids.
+    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
+      if a concrete class id is out of range (a traced one gives NaN); if a
+      hyper-parameter that can be read is outside its domain.
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(losses.spherical_softmax(logits, jnp.array([0, 2])))
+    [0.2266 4.852 ]
+
+  References:
+    de Brebisson and Vincent, `An Exploration of Softmax Alternatives Belonging
+    to the Spherical Loss Family <https://arxiv.org/abs/1511.05042>`_, ICLR
+    2016.
+
+  .. seealso:: :func:`squentropy_jax.losses.taylor_softmax`,
+    :func:`squentropy_jax.losses.zscore`
+  """
+  _checks.check_interval("epsilon", epsilon, "(0, inf)")
+  return _rows.evaluate(
+    _spherical_softmax, logits, labels, axis=axis, where=where, epsilon=epsilon
+  )
