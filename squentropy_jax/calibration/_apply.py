@@ -4,11 +4,23 @@
 import functools
 from typing import Any
 
+import jax
 from jax import Array
 from jax.typing import ArrayLike
 
+from squentropy_jax.calibration import _inputs
+
 
 @functools.singledispatch
+def recalibrated(params: Any, logits: Array) -> Array:
+  """`apply` to logits of float32 or wider; each type registers its map."""
+  del logits
+  raise TypeError(
+    "params must be what a calibration.fit_* function returned, got "
+    f"{type(params).__name__}."
+  )
+
+
 def apply(params: Any, logits: ArrayLike) -> Array:
   r"""Recalibrates logits with what a ``fit_*`` function returned.
 
@@ -40,7 +52,8 @@ def apply(params: Any, logits: ArrayLike) -> Array:
     Guo et al., `On Calibration of Modern Neural Networks
     <https://arxiv.org/abs/1706.04599>`_, 2017.
   """
-  raise TypeError(
-    "params must be what a calibration.fit_* function returned, got "
-    f"{type(params).__name__}."
+  logits = _inputs.widen(_inputs.as_scores("logits", logits))
+  spec = jax.typeof(logits).sharding.spec
+  return _inputs.without_explicit_axes(
+    recalibrated, logits, spec, params, logits
   )

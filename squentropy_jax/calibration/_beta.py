@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._apply import apply
+from squentropy_jax.calibration._apply import recalibrated
 from squentropy_jax.calibration._newton import minimize
 
 
@@ -49,9 +49,8 @@ def _log_odds(params: BetaCalibration, logp: Array) -> Array:
   return times(a, logp[..., 1]) - times(b, logp[..., 0]) + c
 
 
-@apply.register
-def _apply_beta(params: BetaCalibration, logits: ArrayLike) -> Array:
-  logits = _inputs.as_scores("logits", logits)
+@recalibrated.register
+def _apply_beta(params: BetaCalibration, logits: Array) -> Array:
   _check_two_classes(logits)
   logp = _log_probabilities(logits)
   odds = _log_odds(params, logp)

@@ -107,28 +107,58 @@ def _flatten(given: Given) -> Rows:
   return Rows(scores, labels, keep, keep & out)
 
 
+def without_explicit_axes(
+  f: Callable[..., Any], like: Array, spec: PartitionSpec, *arguments: Any
+) -> Any:
+  """``f(*arguments)``, with the mesh axes of ``like`` left to the compiler.
+
+  Where its type names explicit mesh axes, the result has the sharding
+  ``spec``.
+  """
+  mesh = jax.typeof(like).sharding.mesh
+  if AxisType.Explicit not in mesh.axis_types:
+    return f(*arguments)
+  with use_abstract_mesh(mesh):
+    return auto_axes(f, out_sharding=spec)(*arguments)
+
+
 def compiled(*static: str) -> Callable[[Callable[..., Any]], Any]:
   """Compiles a function of `Rows` as one of `Given`.
 
-  Outside ``jit`` a call is so one dispatch. Where the type of the scores names
-  explicit mesh axes, these are left to the compiler inside, and the results
-  are replicated.
+  Outside ``jit`` a call is so one dispatch. The results of sharded rows are
+  replicated.
   """
 
   def decorate(f: Callable[..., Any]) -> Any:
     def run(given: Given, **keywords: Any) -> Any:
-      def of_given(given: Given) -> Any:
-        return f(_flatten(given), **keywords)
+      constants = {name: keywords.pop(name) for name in static}
 
-      mesh = jax.typeof(given.scores).sharding.mesh
-      if AxisType.Explicit not in mesh.axis_types:
-        return of_given(given)
-      with use_abstract_mesh(mesh):
-        return auto_axes(of_given, out_sharding=PartitionSpec())(given)
+      def of_given(given: Given, keywords: Any) -> Any:
+        return f(_flatten(given), **keywords, **constants)
+
+      return without_explicit_axes(
+        of_given, given.scores, PartitionSpec(), given, keywords
+      )
 
     return jax.jit(functools.wraps(f)(run), static_argnames=static)
 
   return decorate
+
+
+def vary_like(x: Any, like: Array) -> Any:
+  """``x``, varying over the mesh axes that ``like`` does: the start of a loop.
+
+  Inside ``shard_map`` a loop keeps the types of its state.
+  """
+
+  def varying(x: Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+  def one(x: Array) -> Array:
+    axes = tuple(sorted(varying(like) - varying(x)))
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
+
+  return jax.tree.map(one, x)
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._apply import apply
+from squentropy_jax.calibration._apply import recalibrated
 from squentropy_jax.calibration._newton import minimize
 from squentropy_jax.calibration._temperature import best_inverse_temperature
 
@@ -44,18 +44,16 @@ def _finite(x: Array) -> tuple[Array, Array]:
   return jnp.where(impossible, 0, x), impossible
 
 
-@apply.register
-def _apply_vector(params: VectorScaling, logits: ArrayLike) -> Array:
-  z = _inputs.widen(_inputs.as_scores("logits", logits))
-  z, impossible = _finite(z)
+@recalibrated.register
+def _apply_vector(params: VectorScaling, logits: Array) -> Array:
+  z, impossible = _finite(logits)
   weight, bias = (jnp.broadcast_to(x.astype(z.dtype), z.shape) for x in params)
   return jnp.where(impossible, -jnp.inf, weight * z + bias)
 
 
-@apply.register
-def _apply_matrix(params: MatrixScaling, logits: ArrayLike) -> Array:
-  z = _inputs.widen(_inputs.as_scores("logits", logits))
-  z, impossible = _finite(jax.nn.log_softmax(z, axis=-1))
+@recalibrated.register
+def _apply_matrix(params: MatrixScaling, logits: Array) -> Array:
+  z, impossible = _finite(jax.nn.log_softmax(logits, axis=-1))
   weight, bias = (x.astype(z.dtype) for x in params)
   product = jnp.matmul(z, weight.T, precision=jax.lax.Precision.HIGHEST)
   product = product + jnp.broadcast_to(bias, z.shape)
@@ -64,7 +62,8 @@ def _apply_matrix(params: MatrixScaling, logits: ArrayLike) -> Array:
 
 def _mean_loss(params: Any, rows: _inputs.Rows) -> Array:
   """Mean cross-entropy of recalibrated logits over the kept rows."""
-  z = apply(params, jnp.where(rows.keep[:, None], rows.scores, 0))
+  logits = _inputs.widen(jnp.where(rows.keep[:, None], rows.scores, 0))
+  z = recalibrated(params, logits)
   # The plain form: its second derivatives compile in a fraction of the time.
   is_label = _inputs.class_ids(z) == rows.labels[:, None]
   target = jnp.sum(jnp.where(is_label, z, 0), axis=-1)

@@ -8,7 +8,8 @@ import jax
 from jax import Array
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
-from jax.scipy.sparse.linalg import cg
+
+from squentropy_jax.calibration._inputs import vary_like
 
 _T = TypeVar("_T")
 _STEPS = 100
@@ -22,6 +23,30 @@ class _Point(NamedTuple):
   gradient: Array
 
 
+def _solve(
+  curvature: Callable[[Array], Array], b: Array, tolerance: Array, steps: int
+) -> Array:
+  """Solves ``curvature(x) = b`` by conjugate gradients.
+
+  `jax.scipy.sparse.linalg.cg` does not run inside `shard_map`.
+  """
+
+  def goes_on(state: tuple[Array, ...]) -> Array:
+    count, _, _, _, square = state
+    return (count < steps) & (square > jnp.square(tolerance) * jnp.vdot(b, b))
+
+  def advance(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    count, x, residual, p, square = state
+    image = curvature(p)
+    length = square / jnp.vdot(p, image)
+    residual = residual - length * image
+    new = jnp.vdot(residual, residual)
+    return count + 1, x + length * p, residual, residual + new / square * p, new
+
+  start = vary_like((jnp.zeros((), jnp.int32), jnp.zeros_like(b)), b)
+  return jax.lax.while_loop(goes_on, advance, (*start, b, b, jnp.vdot(b, b)))[1]
+
+
 def minimize(f: Callable[[_T], Array], start: _T) -> _T:
   """The minimum of a smooth convex ``f``, started at ``start``.
 
@@ -30,6 +55,8 @@ def minimize(f: Callable[[_T], Array], start: _T) -> _T:
   steps: always finite, also where ``f`` has no minimum.
   """
   start_x, unravel = ravel_pytree(start)
+  # Or inside `shard_map` slopes would be summed over the devices.
+  start_x = vary_like(start_x, f(start))
   eps = float(jnp.finfo(start_x.dtype).eps)
   slope_of = jax.value_and_grad(lambda x: f(unravel(x)))
 
@@ -44,7 +71,7 @@ def minimize(f: Callable[[_T], Array], start: _T) -> _T:
     # Loose far from the minimum, tight near it: convergence above linear.
     tolerance = jnp.minimum(0.1, jnp.sqrt(size))
     steps = min(start_x.size, _CG_STEPS)
-    return cg(curvature, -point.gradient, tol=tolerance, maxiter=steps)[0]
+    return _solve(curvature, -point.gradient, tolerance, steps)
 
   def line_search(point: _Point) -> tuple[_Point, Array]:
     step = direction(point)
@@ -68,7 +95,8 @@ def minimize(f: Callable[[_T], Array], start: _T) -> _T:
       return halvings + 1, length, at(point.x + length * step)
 
     one = jnp.ones((), point.x.dtype)
-    first = (jnp.zeros((), jnp.int32), one, at(point.x + step))
+    start = vary_like((jnp.zeros((), jnp.int32), one), point.x)
+    first = (*start, at(point.x + step))
     halvings, _, new = jax.lax.while_loop(too_far, halve, first)
     progress = (new.value < point.value) | (
       jnp.linalg.norm(new.gradient) < jnp.linalg.norm(point.gradient)
@@ -88,5 +116,6 @@ def minimize(f: Callable[[_T], Array], start: _T) -> _T:
     point = jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, point)
     return count + 1, moved, point
 
-  state = (jnp.zeros((), jnp.int32), jnp.ones((), bool), at(start_x))
+  none = (jnp.zeros((), jnp.int32), jnp.ones((), bool))
+  state = (*vary_like(none, start_x), at(start_x))
   return unravel(jax.lax.while_loop(goes_on, advance, state)[2].x)

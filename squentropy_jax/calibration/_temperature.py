@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._apply import apply
+from squentropy_jax.calibration._apply import recalibrated
 
 _LOG2_RANGE = 20
 
@@ -29,9 +29,8 @@ class TemperatureScaling(NamedTuple):
     return 1 / self.inverse_temperature
 
 
-@apply.register
-def _apply(params: TemperatureScaling, logits: ArrayLike) -> Array:
-  logits = _inputs.widen(_inputs.as_scores("logits", logits))
+@recalibrated.register
+def _apply(params: TemperatureScaling, logits: Array) -> Array:
   return logits * params.inverse_temperature.astype(logits.dtype)
 
 

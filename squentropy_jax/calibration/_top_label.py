@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from squentropy_jax.calibration import _exact, _inputs
-from squentropy_jax.calibration._apply import apply
+from squentropy_jax.calibration._apply import recalibrated
 from squentropy_jax.calibration._bins import bin_of
 from squentropy_jax.calibration._order import Ordered, order
 
@@ -62,17 +62,15 @@ def _with_confidence(logits: Array, new: Array) -> Array:
   return jnp.where(is_top, _log(new), _log(1 - new) + (others - rest))
 
 
-@apply.register
-def _apply_histogram(params: HistogramBinning, logits: ArrayLike) -> Array:
-  logits = _inputs.widen(_inputs.as_scores("logits", logits))
+@recalibrated.register
+def _apply_histogram(params: HistogramBinning, logits: Array) -> Array:
   accuracy = params.accuracy.astype(logits.dtype)
   bins = bin_of(jnp.minimum(_confidence(logits), 1), accuracy.shape[-1])
   return _with_confidence(logits, accuracy[bins])
 
 
-@apply.register
-def _apply_isotonic(params: IsotonicRegression, logits: ArrayLike) -> Array:
-  logits = _inputs.widen(_inputs.as_scores("logits", logits))
+@recalibrated.register
+def _apply_isotonic(params: IsotonicRegression, logits: Array) -> Array:
   knots, values = (x.astype(logits.dtype) for x in params)
   new = jnp.interp(_confidence(logits), knots, values)
   return _with_confidence(logits, new)
@@ -139,6 +137,7 @@ def _pool_violators(rows: Ordered) -> Array:
     return jax.lax.while_loop(falls, pool, state)
 
   start = (jnp.full((), -1, jnp.int32), jnp.zeros((n + 1, 2), jnp.int32))
+  start = _inputs.vary_like(start, rows.hits)
   _, blocks = jax.lax.fori_loop(0, n, push, start)
   ends = jnp.cumsum(blocks[:, 1], dtype=jnp.int32)
   block = jnp.searchsorted(ends, rank, side="right")
