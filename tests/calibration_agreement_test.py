@@ -93,7 +93,7 @@ def _values(data, dtype):
 
   def every(p, z, y):
     values = {
-      name: metric(p, y, NUM_BINS[data])
+      name: metric(p, y, NUM_BINS.get(data))
       for name, metric in METRICS.items()
       if name in names
     }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 TABLE = pathlib.Path(__file__).parent / "data" / "calibration_peers.npz"
-NUM_BINS = {"random": 15, "ties": 8, "two": 10}
+NUM_BINS = {"random": 15, "ties": 8}
 PENALTY = 1e-3
 OFF_DIAGONAL, INTERCEPT = 0.5, 1e-2
 
@@ -78,9 +78,6 @@ def torchmetrics_values(p: np.ndarray, y: np.ndarray, m: int) -> dict:
 
 def netcal_values(p: np.ndarray, y: np.ndarray, m: int) -> dict:
   metrics = peer("netcal.metrics")
-  # Of two classes it takes the probability of class 1 for the confidence.
-  if p.shape[-1] == 2:
-    return {}
   return {
     "ece": metrics.ECE(m).measure(p, y),
     "mce": metrics.MCE(m).measure(p, y),
@@ -119,6 +116,9 @@ def torch_uncertainty_values(p: np.ndarray, y: np.ndarray, m: int) -> dict:
   values = {
     "ece": value(metrics.CalibrationError(**multiclass, num_bins=m)),
     "brier": value(metrics.BrierScore(num_classes=classes)),
+    "classwise": value(
+      metrics.ClasswiseCalibrationError(num_classes=classes, num_bins=m)
+    ),
   }
   if not tied:
     # It ranks tied rows in any order.
@@ -126,10 +126,6 @@ def torch_uncertainty_values(p: np.ndarray, y: np.ndarray, m: int) -> dict:
       metrics.AdaptiveCalibrationError(**multiclass, num_bins=m)
     )
     values["aurc_by_trapezoids"] = value(metrics.AURC())
-  if classes > 2:
-    values["classwise"] = value(
-      metrics.ClasswiseCalibrationError(num_classes=classes, num_bins=m)
-    )
   return values
 
 
@@ -200,19 +196,20 @@ def main() -> None:
     p = x if data == "ties" else softmax(x.astype(np.float64))
     p = p.astype(np.float32)
     arrays[f"probabilities/{data}"] = p
-    wide, m = p.astype(np.float64), NUM_BINS[data]
-    found = {
-      "torchmetrics": torchmetrics_values(wide, y, m),
-      "netcal": netcal_values(wide, y, m),
-      "scikit-learn": sklearn_values(wide, y, m),
-      "torch-uncertainty": torch_uncertainty_values(wide, y, m),
-      "relplot": relplot_values(wide, y, m),
-    }
     z = x.astype(np.float64)
+    if data == "two":
+      found = {"scikit-learn": logistic_values(z, y)}
+    else:
+      wide, m = p.astype(np.float64), NUM_BINS[data]
+      found = {
+        "torchmetrics": torchmetrics_values(wide, y, m),
+        "netcal": netcal_values(wide, y, m),
+        "scikit-learn": sklearn_values(wide, y, m),
+        "torch-uncertainty": torch_uncertainty_values(wide, y, m),
+        "relplot": relplot_values(wide, y, m),
+      }
     if data == "random":
       found["scipy"] = scipy_values(z, y)
-    if data == "two":
-      found["scikit-learn"] |= logistic_values(z, y)
     for library, values in found.items():
       for name, value in values.items():
         arrays[f"{library}/{name}/{data}"] = np.asarray(value, np.float64)
