@@ -132,6 +132,12 @@ def test_loss_gets_its_hyper_parameters():
     plain(logits, labels),
     losses.softmax_regression(logits, labels, squared=False),
   )
+  smooth = _losses.parse("squentropy:smoothing=0.3,scale=2")
+  np.testing.assert_allclose(
+    smooth(logits, labels),
+    losses.squentropy(logits, jnp.array([[0.1, 0.1, 0.8]]), scale=2.0),
+    rtol=1e-6,
+  )
   assert _losses.signature("squentropy") == "squentropy:scale=1.0"
   assert _losses.signature("cross_entropy") == "cross_entropy"
 
@@ -144,7 +150,9 @@ def test_loss_gets_its_hyper_parameters():
     ("names", "unknown loss"),
     ("squentropy:scal=2", "did you mean 'scale'"),
     ("squentropy:where=1", "unknown hyper-parameter"),
-    ("cross_entropy:scale=2", "has no hyper-parameter"),
+    ("cross_entropy:scale=2", "unknown hyper-parameter of cross_entropy"),
+    ("cross_entropy:smoothing=1", r"smoothing must be in \[0, 1\)"),
+    ("squentropy:smoothin=1", "did you mean 'smoothing'"),
     ("squentropy:scale", "needs a number"),
     ("squentropy:scale=two", "needs a number"),
     ("squentropy:scale=nan", "needs a number"),

@@ -79,7 +79,8 @@ def _parser() -> _Parser:
     default=_DEFAULTS["losses"],
     metavar="LOSS",
     help="losses with hyper-parameters, as in squentropy:scale=0.5 "
-    "(default: %(default)s; squentropy-study losses lists them)",
+    "(default: %(default)s; squentropy-study losses lists them; those of "
+    "target distributions also take smoothing=, for label smoothing)",
   )
   run.add_argument(
     "--seeds",

@@ -12,9 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax import losses as library
+from squentropy_jax.losses import _table
 from squentropy_jax.study._errors import StudyError, unknown_name
 
 DEFAULT = ("cross_entropy", "squentropy", "rescaled_square:target_value=10")
+
+# Every loss of target distributions can have its labels smoothed.
+SMOOTHING = "smoothing"
+_SMOOTHING_PARAMETER = inspect.Parameter(
+  SMOOTHING, inspect.Parameter.KEYWORD_ONLY, default=0.0
+)
+_SOFT = frozenset(row.name for row in _table.TABLE if row.soft_labels)
 
 # Below this a linear readout counts as "impossible"; a 0 would make one
 # surprised row's negative log-likelihood, and so the mean, infinite.
@@ -28,15 +36,21 @@ class NamedLoss(NamedTuple):
     spec: The text that names it, such as ``rescaled_square:target_value=10``.
     name: Name of the function in :mod:`squentropy_jax.losses`.
     hyperparameters: Pairs of name and value, as given.
+    smoothing: Share of the target mass that is spread over all classes.
   """
 
   spec: str
   name: str
   hyperparameters: tuple[tuple[str, float], ...]
+  smoothing: float = 0.0
 
   def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Loss per example."""
     function = getattr(library, self.name)
+    if self.smoothing:
+      classes = logits.shape[-1]
+      one_hot = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+      labels = (1 - self.smoothing) * one_hot + self.smoothing / classes
     return function(logits, labels, **dict(self.hyperparameters))
 
 
@@ -110,6 +124,8 @@ def parse(spec: str) -> NamedLoss:
   if name not in names():
     raise unknown_name("loss", name, names())
   own = _own_parameters(name)
+  if name in _SOFT:
+    own = {**own, SMOOTHING: _SMOOTHING_PARAMETER}
   values = {}
   for item in filter(None, rest.split(",")):
     key, _, text = item.partition("=")
@@ -123,7 +139,10 @@ def parse(spec: str) -> NamedLoss:
       kind = "true or false" if isinstance(default, bool) else "a number"
       raise StudyError(f"loss {spec!r}: {key} needs {kind}, got {text!r}")
     values[key] = value
-  loss = NamedLoss(spec, name, tuple(values.items()))
+  smoothing = values.pop(SMOOTHING, 0.0)
+  if not 0 <= smoothing < 1:
+    raise StudyError(f"loss {spec!r}: smoothing must be in [0, 1)")
+  loss = NamedLoss(spec, name, tuple(values.items()), smoothing)
   try:
     # The loss checks its hyper-parameters while it is traced.
     logits, labels = np.zeros((1, 2), np.float32), np.zeros(1, np.int32)
