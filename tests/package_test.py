@@ -464,7 +464,8 @@ def test_tracked_files_name_no_machine_and_no_registry():
 
 
 def test_source_files_name_their_licence():
-  for folder in ("squentropy_jax", "tests", "examples", "benchmarks"):
+  folders = ("squentropy_jax", "tests", "examples", "benchmarks", "replication")
+  for folder in folders:
     for path in _sources(ROOT / folder):
       text = path.read_text(encoding="utf-8")
       licence = "# SPDX-License-Identifier: Apache-2.0\n"
