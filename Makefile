@@ -5,7 +5,8 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-newest lint types benchmark replicate pins
+.PHONY: help demo test test-full test-compile test-newest \
+  lint types benchmark replicate pins
 
 # Only a package registry may be reachable, so uv must not fetch interpreters.
 export UV_PYTHON_DOWNLOADS := never
@@ -18,6 +19,7 @@ unexport VIRTUAL_ENV
 VENV := .venv
 PY := $(VENV)/bin/python
 NEWEST := .venv-newest
+COMPILE := .venv-compile
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 
 # The first of some commands that runs (a version shim may not) and is Python
@@ -46,6 +48,7 @@ help:
 	@echo "make demo         train the losses on real data and write a report"
 	@echo "make test         run every test"
 	@echo "make test-full    the full cross of the linear heads' settings"
+	@echo "make test-compile compiles for TPUs and a GPU, with neither at hand"
 	@echo "make test-newest  the same on the newest jax, with Python 3.12 or newer"
 	@echo "make lint         check style and formatting"
 	@echo "make types        check types"
@@ -102,6 +105,16 @@ benchmark: $(VENV)/.test
 test-full: $(VENV)/.test
 	$(PY) -m pytest -n 2 -m full
 
+# Apart, because jax looks for devices of every platform it is installed for.
+$(COMPILE)/.made: requirements/compile.txt $(VENV)/.made
+	@echo "Installing $< into $(COMPILE) (once; about 2 GB)"
+	@$(call create,$(COMPILE),$(PY))
+	@$(call install,$(COMPILE)) --require-hashes --requirement $<
+	@touch $@
+
+test-compile: $(COMPILE)/.made
+	$(COMPILE)/bin/python -m pytest tests/compile_test.py
+
 # Not pinned on purpose: this says whether today's releases still work.
 test-newest:
 	@python="$(NEWEST_PYTHON)"; \
@@ -124,5 +137,7 @@ compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 pins:
 	$(compile) setup.cfg --extra study --extra tables --extra test --extra dev \
 	  --output-file requirements/test.txt
+	$(compile) setup.cfg --extra compile --extra test \
+	  --constraint requirements/test.txt --output-file requirements/compile.txt
 	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study \
 	  --constraint requirements/test.txt --output-file requirements/study.txt
