@@ -109,7 +109,8 @@ def _imports(path: pathlib.Path) -> list[tuple[str, bool]]:
 
 def _third_party(paths: list[pathlib.Path]) -> set[str]:
   """Distributions that files import, spelt as in BUILD."""
-  own = {"squentropy_jax", *(p.stem for p in (ROOT / "tests").glob("*.py"))}
+  own = {p.stem for p in (ROOT / "tests").glob("*.py")}
+  own |= {"squentropy_jax", "replication"}
   tops = {name.split(".")[0] for path in paths for name, _ in _imports(path)}
   tops -= own | sys.stdlib_module_names
   return {DISTRIBUTIONS.get(top, top) for top in tops}

@@ -117,6 +117,26 @@ def differences(
   return (table[method] - table[baseline]).dropna(how="all")
 
 
+def comparison(method: Method, metric: str, values: np.ndarray) -> Comparison:
+  """What differences to the baseline, one per data set, say of a metric."""
+  # All but the accuracy are better when they are small.
+  better = values if metric == "accuracy" else -values
+  differs = np.any(values != 0)
+  low, high = _interval(values)
+  return Comparison(
+    *method,
+    metric=metric,
+    sets=len(values),
+    wins=int((better > 0).sum()),
+    ties=int((better == 0).sum()),
+    losses=int((better < 0).sum()),
+    mean=float(values.mean()),
+    low=low,
+    high=high,
+    p_value=float(stats.wilcoxon(values).pvalue) if differs else 1.0,
+  )
+
+
 def compare(rows: pd.DataFrame) -> list[Comparison]:
   """Every method against cross-entropy, at every length, in every metric.
 
@@ -130,30 +150,15 @@ def compare(rows: pd.DataFrame) -> list[Comparison]:
     StudyError: Cross-entropy is missing.
   """
   table = means(rows)
+  metrics = [c.name for c in _results.COLUMNS if c.name != "temperature"]
   comparisons = []
   for method in table:
-    if method.loss == BASELINE:
-      continue
-    difference = differences(table, method)
-    for column in _results.COLUMNS:
-      if column.name == "temperature":
-        continue
-      values = difference[column.name].to_numpy()
-      better = values if column.name == "accuracy" else -values
-      some = np.any(values != 0)
-      comparisons.append(
-        Comparison(
-          *method,
-          column.name,
-          len(values),
-          int((better > 0).sum()),
-          int((better == 0).sum()),
-          int((better < 0).sum()),
-          float(values.mean()),
-          *_interval(values),
-          float(stats.wilcoxon(values).pvalue) if some else 1.0,
-        )
-      )
+    if method.loss != BASELINE:
+      difference = differences(table, method)
+      comparisons += [
+        comparison(method, metric, difference[metric].to_numpy())
+        for metric in metrics
+      ]
   return comparisons
 
 
