@@ -185,7 +185,7 @@ def asymmetric_unhinged(
 @of_probabilities
 def jensen_shannon(p: list, label: int, pi: float = 0.5) -> Any:
   pi = mpmath.mpf(pi)
-  one_hot = [mpmath.mpf(k == label) for k in range(len(p))]
+  one_hot = [mpmath.mpf(int(k == label)) for k in range(len(p))]
   mixed = [pi * e + (1 - pi) * q for e, q in zip(one_hot, p, strict=True)]
 
   def kl(a: list) -> Any:

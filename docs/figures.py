@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws the figures of docs/losses: ``python docs/figures.py``.
+
+Each shows losses of one family, and their slopes, against the margin: the
+labelled logit, where the other logits are 0, -1 and -2.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from squentropy_jax import losses
+
+FOLDER = pathlib.Path(__file__).parent / "losses"
+OTHERS = jnp.array([0.0, -1.0, -2.0])
+MARGINS = jnp.linspace(-5.0, 5.0, 161)
+# Told apart by every kind of eye, and by their dashes in print.
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def of_row(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
+  """A loss of class 0, as a function of the margin."""
+
+  def of_margin(margin: jax.Array) -> jax.Array:
+    return loss(jnp.append(margin, OTHERS), 0, **hyper)
+
+  return of_margin
+
+
+def of_score(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
+  """A binary loss of a positive, as a function of its score."""
+  return lambda score: loss(score, jnp.ones_like(score), **hyper)
+
+
+def in_set(metric: Callable[..., jax.Array]) -> Callable:
+  """A loss of a small set, as a function of the score of one positive."""
+  fixed, labels = jnp.array([1.0, 0.2, -0.3, -2.0]), [1, 1, 0, 0, 0]
+
+  def of_margin(score: jax.Array) -> jax.Array:
+    scores = jnp.append(score, fixed)
+    return losses.anyloss(scores, jnp.array(labels), metric=metric)
+
+  return of_margin
+
+
+def drawn(seed: int) -> Callable:
+  """The integral of one drawn slope; all margins drawn are one set."""
+
+  def of_margin(margin: jax.Array) -> jax.Array:
+    slopes = losses.calibrated_loss_derivatives(
+      jax.random.key(seed), jnp.linspace(-5.0, 5.0, 41)
+    )
+    at = jnp.linspace(-5.0, 5.0, 41)
+    steps = (slopes[1:] + slopes[:-1]) / 2 * (at[1] - at[0])
+    area = jnp.append(0.0, jnp.cumsum(steps))
+    return jnp.interp(margin, at, area - area[-1])
+
+  return of_margin
+
+
+def attacked(margin: jax.Array) -> jax.Array:
+  """Where the attack lowers the labelled logit by a half."""
+  clean = jnp.append(margin, OTHERS)
+  moved = clean - 0.5 * (jnp.arange(4) == 0)
+  return losses.smooth_adversarial_comp_sum(clean, moved, 0)
+
+
+def distilled(temperature: float) -> Callable:
+  """From two teachers, one of them unsure."""
+  teachers = jnp.array([[2.0, 0.0, -1.0, -2.0], [0.5, 0.0, -1.0, -2.0]])
+
+  def of_margin(margin: jax.Array) -> jax.Array:
+    student = jnp.append(margin, OTHERS)
+    return losses.ensemble_distillation(
+      student, teachers, temperature=temperature
+    )
+
+  return of_margin
+
+
+CROSS_ENTROPY = of_row(losses.cross_entropy)
+FIGURES: Mapping[str, Mapping[str, Callable]] = {
+  "squentropy": {
+    "cross-entropy": CROSS_ENTROPY,
+    "squentropy": of_row(losses.squentropy),
+    "squentropy, scale 0.3": of_row(losses.squentropy, scale=0.3),
+  },
+  "square": {
+    "rescaled_square": of_row(losses.rescaled_square),
+    "target_value 3": of_row(losses.rescaled_square, target_value=3.0),
+  },
+  "comp_sum": {
+    "cross-entropy (tau 1)": CROSS_ENTROPY,
+    "comp_sum, tau 0.7": of_row(losses.comp_sum, tau=0.7),
+    "generalized, q 0.7": of_row(losses.generalized_cross_entropy),
+    "mean_absolute_error": of_row(losses.mean_absolute_error),
+    "smooth adversarial": attacked,
+  },
+  "focal": {
+    "cross-entropy": CROSS_ENTROPY,
+    "focal": of_row(losses.focal),
+    "dual_focal": of_row(losses.dual_focal),
+    "poly1": of_row(losses.poly1),
+  },
+  "symmetric": {
+    "cross-entropy": CROSS_ENTROPY,
+    "symmetric": of_row(losses.symmetric_cross_entropy),
+    "normalized": of_row(losses.normalized_cross_entropy),
+    "unhinged": of_row(losses.unhinged),
+  },
+  "asymmetric": {
+    "asymmetric generalized": of_row(
+      losses.asymmetric_generalized_cross_entropy
+    ),
+    "asymmetric_unhinged": of_row(losses.asymmetric_unhinged),
+    "jensen_shannon, pi 0.5": of_row(losses.jensen_shannon),
+    "jensen_shannon, pi 0.1": of_row(losses.jensen_shannon, pi=0.1),
+  },
+  "tempered": {
+    "cross-entropy (1, 1)": CROSS_ENTROPY,
+    "t1 0.5, t2 1": of_row(losses.bi_tempered_logistic, t1=0.5, t2=1.0),
+    "t1 1, t2 2": of_row(losses.bi_tempered_logistic, t1=1.0, t2=2.0),
+    "t1 0.5, t2 2": of_row(losses.bi_tempered_logistic, t1=0.5, t2=2.0),
+  },
+  "confidence": {
+    "cross-entropy": CROSS_ENTROPY,
+    "logit norm, 1": of_row(losses.logit_norm_cross_entropy),
+    "logit norm, 0.3": of_row(losses.logit_norm_cross_entropy, temperature=0.3),
+    "penalty, beta 0.5": of_row(losses.confidence_penalty, beta=0.5),
+  },
+  "margin": {
+    "one_vs_rest_hinge": of_row(losses.one_vs_rest_hinge),
+    "the same, not squared": of_row(
+      functools.partial(losses.one_vs_rest_hinge, squared=False)
+    ),
+    "crammer_singer": of_row(losses.crammer_singer),
+    "weston_watkins": of_row(losses.weston_watkins),
+  },
+  "ldr": {
+    "temperature 0.1": of_row(losses.ldr_kl, temperature=0.1, margin=1.0),
+    "temperature 1": of_row(losses.ldr_kl, margin=1.0),
+    "temperature 10": of_row(losses.ldr_kl, temperature=10.0, margin=1.0),
+    "aldr_kl": of_row(losses.aldr_kl, margin=1.0),
+  },
+  "spherical": {
+    "cross-entropy": CROSS_ENTROPY,
+    "zscore": of_row(losses.zscore),
+    "taylor_softmax": of_row(losses.taylor_softmax),
+    "spherical_softmax": of_row(losses.spherical_softmax, epsilon=0.1),
+  },
+  "simplex": {
+    "brier": of_row(losses.brier),
+    "distance": of_row(
+      functools.partial(losses.softmax_regression, squared=False)
+    ),
+    "continuous_categorical": of_row(losses.continuous_categorical),
+    "continuous_bernoulli": of_score(losses.continuous_bernoulli),
+  },
+  "overlap": {
+    "dice": of_score(losses.dice),
+    "tversky, beta 0.9": of_score(losses.tversky, alpha=0.1, beta=0.9),
+    "self-adjusting": of_score(losses.self_adjusting_dice),
+  },
+  "anyloss": {
+    "accuracy": in_set(losses.accuracy),
+    "f_beta": in_set(losses.f_beta),
+    "balanced_accuracy": in_set(losses.balanced_accuracy),
+    "geometric_mean": in_set(losses.geometric_mean),
+  },
+  "ensemble": {f"draw {k}": drawn(k) for k in range(3)},
+  "distillation": {
+    "temperature 1": distilled(1.0),
+    "temperature 4": distilled(4.0),
+  },
+}
+
+
+def draw(family: str, path: pathlib.Path) -> None:
+  """One picture: losses on the left, slopes on the right."""
+  figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.7), layout="constrained")
+  for style, (name, loss) in enumerate(FIGURES[family].items()):
+    line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
+    values, slopes = jax.vmap(jax.value_and_grad(loss))(MARGINS)
+    panels[0].plot(MARGINS, values, label=name, **line)
+    panels[1].plot(MARGINS, slopes, **line)
+  panels[0].legend(fontsize=7, frameon=False)
+  for panel, title in zip(panels, ("loss", "slope"), strict=True):
+    panel.set_xlabel("margin")
+    panel.set_title(title, fontsize=9)
+    panel.axvline(0.0, color="0.8", lw=0.8, zorder=0)
+    panel.axhline(0.0, color="0.8", lw=0.8, zorder=0)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+  metadata = {"Date": None} if path.suffix == ".svg" else None
+  figure.savefig(path, dpi=110, facecolor="white", metadata=metadata)
+  plt.close(figure)
+
+
+def main(folder: pathlib.Path = FOLDER, suffix: str = ".svg") -> None:
+  """Every picture, with nothing in it that changes from run to run."""
+  settings = {"svg.hashsalt": "squentropy_jax", "svg.fonttype": "none"}
+  with mpl.rc_context(settings):
+    for family in FIGURES:
+      draw(family, folder / f"{family}{suffix}")
+
+
+if __name__ == "__main__":
+  main(*map(pathlib.Path, sys.argv[1:2]))
