@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear heads against the matrix products that they cannot do without.
+
+``python -m benchmarks fused`` prints, for every way of working, loss and memory
+budget, the time as a ratio to the products alone, measured in the same run, and
+the temporary memory. The products are given a cotangent, and write all logits.
+Peers stand beside where they are installed: optax on full logits, tokamax,
+jax-cce, and on a CPU PyTorch, beside its own products.
+"""
+
+from collections.abc import Callable
+import functools
+import importlib
+import importlib.metadata
+import statistics
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import runner
+from squentropy_jax import fused, losses
+
+REPEATS = 9
+LOSSES = ("cross_entropy", "squentropy", "rescaled_square")
+PRODUCTS = {
+  1: "one product",
+  2: "two products",
+  3: "three products",
+}
+
+
+class Setting(NamedTuple):
+  """A way of working.
+
+  Attributes:
+    way: Its name.
+    budget: MiB, or None for the default.
+    goal: The ratios to reach, for cross-entropy and for squentropy.
+    memory: MiB not to exceed.
+  """
+
+  way: str
+  budget: int | None = None
+  goal: tuple[float, float] | None = None
+  memory: int | None = None
+
+  def __str__(self) -> str:
+    return self.way + (f", {self.budget} MiB" if self.budget else "")
+
+
+class Shape(NamedTuple):
+  """A problem, and the settings to try on it."""
+
+  rows: int
+  width: int
+  classes: int
+  dtype: Any
+  settings: tuple[Setting, ...]
+
+
+CPU_SHAPES = {
+  "A": Shape(
+    2048,
+    512,
+    32768,
+    jnp.float32,
+    (
+      Setting("keep", None, (1.08, 1.08), 100),
+      Setting("keep", 45, (1.15, 1.15), 45),
+      Setting("stream", 16, (1.25, 1.25), 16),
+      Setting("frozen", 36, (0.97, 1.05), 36),
+      Setting("value", None, (1.0, 1.0)),
+    ),
+  ),
+  "B": Shape(
+    512,
+    256,
+    131072,
+    jnp.float32,
+    (
+      Setting("keep", None, (1.20, 1.20), 260),
+      Setting("keep", 140, (1.40, 1.40), 140),
+      Setting("stream", 13, (1.20, 1.20), 13),
+      Setting("frozen", 20, (0.90, 1.05), 20),
+      Setting("value", None, (1.0, 1.0)),
+    ),
+  ),
+}
+OTHER_SHAPES = {
+  "language model": Shape(
+    4096,
+    4096,
+    128256,
+    jnp.bfloat16,
+    (
+      Setting("keep", None, (1.20, 1.20), 1300),
+      Setting("stream", 300, (1.55, 1.55), 300),
+      Setting("frozen"),
+      Setting("value"),
+    ),
+  ),
+}
+
+
+def arrays_of(shape: Shape) -> tuple[jax.Array, ...]:
+  """Features, kernel, the kernel as ``[V, d]``, labels and a cotangent."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  rows, width, classes = shape.rows, shape.width, shape.classes
+  kernel = jax.random.normal(keys[1], (width, classes)) / width**0.5
+  return (
+    jax.random.normal(keys[0], (rows, width), shape.dtype),
+    kernel.astype(shape.dtype),
+    kernel.T.astype(shape.dtype),
+    jax.random.randint(keys[2], (rows,), 0, classes),
+    jax.random.normal(keys[3], (rows, classes), shape.dtype),
+  )
+
+
+def product(count: int) -> Callable[..., Any]:
+  """The logits; then the features' and the kernel's gradient."""
+
+  def run(h: Any, w: Any, _: Any, labels: Any, g: Any) -> Any:
+    dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
+    out = [
+      dot(h, w, (((1,), (0,)), ((), ()))),
+      dot(g, w, (((1,), (1,)), ((), ()))),
+      dot(h, g, (((0,), (0,)), ((), ()))),
+    ]
+    return out[:1] + [x.astype(h.dtype) for x in out[1:count]]
+
+  return run
+
+
+def head(name: str, setting: Setting) -> Callable[..., Any]:
+  """The mean of a loss, with the gradients of the way."""
+  loss = getattr(losses, name)
+  budget = None if setting.budget is None else setting.budget * 2**20
+
+  def mean(h: Any, w: Any, _: Any, labels: Any, g: Any) -> jax.Array:
+    settings: dict[str, Any] = {"way": setting.way, "memory_budget": budget}
+    if setting.way == "keep":
+      total, count = fused.linear_loss_sum(loss, h, w, labels, **settings)
+      return total / count
+    return fused.linear_loss(loss, h, w, labels, **settings).mean()
+
+  if setting.way == "value":
+    return mean
+  return jax.value_and_grad(mean, 0 if setting.way == "frozen" else (0, 1))
+
+
+def on_full_logits(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
+  """Value and both gradients of a loss of logits."""
+
+  def mean(h: Any, w: Any, _: Any, labels: Any, g: Any) -> jax.Array:
+    logits = jnp.matmul(h, w, preferred_element_type=jnp.float32)
+    return loss(logits, labels).mean()
+
+  return jax.value_and_grad(mean, (0, 1))
+
+
+def imported(name: str) -> Any:
+  """A module, or None where it is not installed."""
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError:
+    return None
+
+
+def jax_peers() -> dict[str, Callable[..., Any]]:
+  """Heads of others, by name and version; value and both gradients."""
+  optax_loss = optax.softmax_cross_entropy_with_integer_labels
+  peers = {
+    "optax, full logits": on_full_logits(optax_loss),
+    "ours, full logits": on_full_logits(losses.squentropy),
+  }
+  if (cce := imported("jax_cce")) is not None:
+    version = importlib.metadata.version("jax-cce")
+    peers[f"jax-cce {version}"] = jax.value_and_grad(
+      lambda h, w, t, labels, g: cce.linear_cross_entropy(h, t, labels), (0, 2)
+    )
+  if (tokamax := imported("tokamax")) is not None:
+    version = importlib.metadata.version("tokamax")
+    for implementation in ("xla", "chunked_xla"):
+      peers[f"tokamax {version} {implementation}"] = jax.value_and_grad(
+        lambda h, w, t, labels, g, i=implementation: (
+          tokamax.linear_softmax_cross_entropy_loss(
+            h, labels, w, reduction="mean", implementation=i
+          )
+        ),
+        (0, 1),
+      )
+  return peers
+
+
+def torch_peers(arrays: tuple[jax.Array, ...]) -> dict[str, Any]:
+  """PyTorch's products and its heads, on a CPU, in all its threads."""
+  torch = imported("torch")
+  if torch is None or not hasattr(torch.nn.functional, "linear_cross_entropy"):
+    return {}
+  h, _, t, labels, g = (torch.tensor(np.asarray(x)) for x in arrays)
+  labels = labels.long()
+  linear = torch.nn.functional.linear_cross_entropy
+
+  def products(*_: Any) -> Any:
+    return h @ t.T, g @ t, g.T @ h
+
+  def of(options: Any) -> Callable[..., Any]:
+    def run(*_: Any) -> Any:
+      a, b = (x.detach().requires_grad_() for x in (h, t))
+      loss = linear(a, b, labels, options=options)
+      return torch.autograd.grad(loss, (a, b))
+
+    return run
+
+  name = f"torch {torch.__version__}"
+  chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=256)
+  return {
+    f"{name} {PRODUCTS[3]}": products,
+    f"{name} eager": of(None),
+    f"{name} chunks of 256": of(chunks),
+  }
+
+
+def error_of_bfloat16(shape: Shape) -> float:
+  """Of the mean squentropy of bfloat16 inputs, against float64 on them."""
+  arrays = arrays_of(shape._replace(dtype=jnp.bfloat16))
+  h, w, labels = (np.asarray(arrays[i]) for i in (0, 1, 3))
+  total, count = fused.linear_loss_sum(losses.squentropy, h, w, labels)
+  exact, wide = 0.0, w.astype(np.float64)
+  for rows in range(0, shape.rows, 64):
+    z = h[rows : rows + 64].astype(np.float64) @ wide
+    at = np.arange(len(z)), labels[rows : rows + 64]
+    own = z[at]
+    top = z.max(-1)
+    lse = top + np.log(np.exp(z - top[:, None]).sum(-1))
+    z[at] = 0.0
+    square = np.square(z).sum(-1) / (shape.classes - 1)
+    exact += float((lse - own + square).sum())
+  return abs(float(total) / float(count) / (exact / shape.rows) - 1)
+
+
+def measure(
+  title: str, shape: Shape, repeats: int = REPEATS
+) -> list[dict[str, Any]]:
+  """A row per loss and setting, and per peer."""
+  arrays = arrays_of(shape)
+  ours = {
+    (name, setting): head(name, setting)
+    for setting in shape.settings
+    for name in LOSSES
+  }
+  programs: dict[Any, Callable[..., Any]] = {
+    floor: product(count) for count, floor in PRODUCTS.items()
+  }
+  compiled: dict[Any, Any] = runner.compile_all(
+    programs | ours | jax_peers(), arrays
+  )
+  foreign = torch_peers(arrays) if jax.default_backend() == "cpu" else {}
+  seconds = runner.interleaved(compiled | foreign, arrays, repeats)
+  rows = []
+  for key, values in seconds.items():
+    loss, setting = key if isinstance(key, tuple) else (key, None)
+    count, goal, most = 3, None, None
+    over = ""
+    if setting is not None:
+      # One pass sums up a product for exponentials and one for squares.
+      frozen = 3 if loss == "squentropy" else 2
+      count = {"value": 1, "frozen": frozen}.get(setting.way, 3)
+      goal = setting.goal and setting.goal[loss == "squentropy"]
+      most = setting.memory
+      plain = seconds["cross_entropy", setting]
+      over = f"{runner.ratio(values, plain):.3f}"
+    memory = None
+    if key in compiled:
+      memory = runner.temporary_bytes(compiled[key]) / 2**20
+    rows.append(
+      {
+        "shape": title,
+        "rows": shape.rows,
+        "width": shape.width,
+        "classes": shape.classes,
+        "dtype": jnp.dtype(shape.dtype).name,
+        "loss": loss,
+        "way": "" if setting is None else str(setting),
+        "milliseconds": f"{1e3 * statistics.median(values):.2f}",
+        "floor": PRODUCTS[count],
+        "ratio_to_floor": (
+          f"{runner.ratio(values, seconds[PRODUCTS[count]]):.3f}"
+        ),
+        "goal": "" if goal is None else f"{goal:.2f}",
+        "ratio_to_cross_entropy": over,
+        "temporary_mib": "" if memory is None else f"{memory:.1f}",
+        "goal_mib": "" if most is None else str(most),
+      }
+    )
+  return rows
+
+
+def main() -> None:
+  """Measures every shape, prints a table for each and appends the CSV."""
+  console = Console(width=140)
+  on_cpu = jax.default_backend() == "cpu"
+  every = []
+  columns = {
+    "loss": "loss",
+    "way": "way",
+    "milliseconds": "ms",
+    "floor": "floor",
+    "ratio_to_floor": "ratio",
+    "goal": "goal",
+    "ratio_to_cross_entropy": "to CE",
+    "temporary_mib": "MiB",
+    "goal_mib": "goal",
+  }
+  for title, shape in (CPU_SHAPES if on_cpu else OTHER_SHAPES).items():
+    rows = measure(title, shape)
+    every += rows
+    sizes = f"{shape.rows} x {shape.width} x {shape.classes}"
+    table = Table(title=f"{title}: {sizes}, {rows[0]['dtype']}")
+    for column, short in columns.items():
+      text = column in ("loss", "way", "floor")
+      table.add_column(short, justify="left" if text else "right")
+    for row in rows:
+      table.add_row(*(str(row[column]) for column in columns))
+    console.print(table)
+    if on_cpu:
+      error = error_of_bfloat16(shape)
+      console.print(
+        f"Mean squentropy of bfloat16 inputs: relative error {error:.1e}"
+      )
+  console.print(f"Added to {runner.append('fused', every)}")
