@@ -3,6 +3,7 @@
 
 from typing import NamedTuple
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -36,21 +37,28 @@ class BinStats(NamedTuple):
   @property
   def accuracy(self) -> Array:
     """The share of hits in each bin ``[..., m]``; NaN in an empty bin."""
-    dtype = jnp.result_type(float)
-    return poison(self, self.hits.astype(dtype) / self.counts.astype(dtype))
+    return _means(self)[0]
 
   @property
   def confidence(self) -> Array:
     """The mean confidence in each bin ``[..., m]``; NaN in an empty bin."""
-    dtype = jnp.result_type(float)
-    total = _exact.to_float(_exact.carry(self.confidence_digits), dtype)
-    return poison(self, total / self.counts.astype(dtype))
+    return _means(self)[1]
 
 
 def poison(stats: BinStats, value: Array) -> Array:
   """``value`` ``[..., m]``, NaN where the statistics cannot be trusted."""
   bad = (stats.invalid > 0) | jnp.any(stats.counts < 0, axis=-1)
   return jnp.where(bad[..., None], jnp.nan, value)
+
+
+@jax.jit
+def _means(stats: BinStats) -> tuple[Array, Array]:
+  """Mean hit and mean confidence of each bin."""
+  dtype = jnp.result_type(float)
+  counts = stats.counts.astype(dtype)
+  total = _exact.to_float(_exact.carry(stats.confidence_digits), dtype)
+  hits = stats.hits.astype(dtype)
+  return poison(stats, hits / counts), poison(stats, total / counts)
 
 
 def edges(num_bins: int, dtype: np.dtype) -> np.ndarray:
@@ -170,6 +178,11 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
       f"a and b must have as many bins, got {a.counts.shape[-1]} and "
       f"{b.counts.shape[-1]}; give bin_stats the same num_bins."
     )
+  return _add(a, b)
+
+
+@jax.jit
+def _add(a: BinStats, b: BinStats) -> BinStats:
   return BinStats(
     counts=a.counts + b.counts,
     hits=a.hits + b.hits,

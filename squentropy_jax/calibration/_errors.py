@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration errors read from binned statistics."""
 
+import functools
+
 import jax
 from jax import Array
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ def check_norm(norm: float) -> None:
     )
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def norm_of_gaps(share: Array, gap: Array, norm: float) -> Array:
   """``(sum_b share |gap|^norm)^(1/norm)`` over the last axis."""
   gap = jnp.abs(gap)
@@ -32,6 +35,7 @@ def norm_of_gaps(share: Array, gap: Array, norm: float) -> Array:
   return scale[..., 0] * mean ** (1 / norm)
 
 
+@jax.jit
 def gaps(stats: BinStats) -> tuple[Array, Array]:
   """Returns share and gap, accuracy less confidence, of each bin.
 
@@ -143,6 +147,11 @@ def debiased_calibration_error(stats: BinStats) -> Array:
     Kumar, Liang and Ma, `Verified Uncertainty Calibration
     <https://arxiv.org/abs/1909.10155>`_, 2019.
   """
+  return _debiased(stats)
+
+
+@jax.jit
+def _debiased(stats: BinStats) -> Array:
   share, gap = gaps(stats)
   dtype = share.dtype
   counts, hits = stats.counts.astype(dtype), stats.hits.astype(dtype)
