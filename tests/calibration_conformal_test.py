@@ -82,14 +82,20 @@ def test_scores():
 
 def test_random_scores_make_smaller_sets():
   p, y = _data(2000)
-  sizes = []
-  for key in (None, jax.random.key(2)):
+
+  @jax.jit
+  def coverage_and_size(key=None):
     score = functools.partial(calibration.aps_score, key=key)
     params = calibration.fit_conformal(p, y, alpha=0.2, score=score)
     sets = calibration.prediction_set(params, p, score=score)
-    assert 0.8 <= calibration.set_coverage(sets, y) < 0.83
-    sizes.append(float(calibration.mean_set_size(sets)))
-  assert sizes[1] < sizes[0]
+    return calibration.set_coverage(sets, y), calibration.mean_set_size(sets)
+
+  coverage, size = coverage_and_size()
+  random_coverage, random_size = coverage_and_size(jax.random.key(2))
+  # Ties at the threshold come in all together: near a mass of 1 in float32.
+  assert 0.8 <= coverage < 0.83
+  assert 0.8 <= random_coverage < 0.802
+  assert random_size < size
 
 
 def test_dropped_and_bad_rows():
