@@ -20,7 +20,6 @@ from squentropy_jax.study import (
   _results,
   _store,
   _summary,
-  _table,
 )
 from squentropy_jax.study._summary import Comparison
 
@@ -68,7 +67,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
   for name in _HEAD:
     result.add_column(name, justify="right")
   for (regime, column), chosen in _groups(comparisons).items():
-    if column.name not in _table.SHOWN:
+    if not column.main:
       continue
     result.add_row(f"[bold]{regime}: {column.short}[/bold]")
     for comparison in chosen:

@@ -54,6 +54,7 @@ td { white-space: nowrap; }
 .pairs {
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr));
 }
+summary { margin-top: .8rem; color: var(--accent); cursor: pointer; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; }
 figcaption { margin-bottom: .3rem; }

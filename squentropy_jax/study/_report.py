@@ -76,6 +76,23 @@ def _grouped(
   methods: tuple[_results.Method, ...],
   cell: Callable[[_results.Method, str, _results.Column], str],
 ) -> str:
+  """The main numbers in a table; the others fold away below it."""
+  main = tuple(column for column in columns if column.main)
+  others = tuple(column for column in columns if not column.main)
+  return (
+    _one_table(results, main, methods, cell)
+    + "\n<details><summary>Further measures</summary>\n"
+    + _one_table(results, others, methods, cell)
+    + "\n</details>"
+  )
+
+
+def _one_table(
+  results: Results,
+  columns: tuple[_results.Column, ...],
+  methods: tuple[_results.Method, ...],
+  cell: Callable[[_results.Method, str, _results.Column], str],
+) -> str:
   """A table with a group of rows per number and a column per regime."""
   regimes = results.settings.regimes
   head = "".join(

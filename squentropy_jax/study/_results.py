@@ -54,27 +54,30 @@ _SCALED = _evaluate.METRICS[1:]
 
 
 class Column(NamedTuple):
-  """A number of :class:`Row` as shown to people."""
+  """A number of :class:`Row` as shown to people; the main ones first."""
 
   name: str
   title: str
   short: str
   decimals: int
+  main: bool = False
 
 
 COLUMNS = (
-  Column("accuracy", "Accuracy", "accuracy", 4),
-  Column("nll", "Negative log-likelihood (NLL)", "NLL", 3),
-  Column("brier", "Brier score, summed over classes", "Brier", 3),
-  Column("ece", "Expected calibration error (ECE)", "ECE", 4),
-  Column("ace", "ECE with bins of equal mass", "equal-mass ECE", 4),
-  Column("aurc", "Area under the risk-coverage curve", "AURC", 4),
-  Column("temperature", "Fitted temperature", "temperature", 2),
-  Column("nll_scaled", "NLL after temperature scaling", "NLL, scaled", 3),
+  Column("accuracy", "Accuracy", "accuracy", 4, main=True),
+  Column("nll", "Negative log-likelihood (NLL)", "NLL", 3, main=True),
+  Column("ece", "Expected calibration error (ECE)", "ECE", 4, main=True),
+  Column("temperature", "Fitted temperature", "temperature", 2, main=True),
   Column(
-    "brier_scaled", "Brier score after temperature scaling", "Brier, scaled", 3
+    "nll_scaled", "NLL after temperature scaling", "NLL, scaled", 3, main=True
   ),
-  Column("ece_scaled", "ECE after temperature scaling", "ECE, scaled", 4),
+  Column(
+    "ece_scaled", "ECE after temperature scaling", "ECE, scaled", 4, main=True
+  ),
+  Column("brier", "Brier score, summed over classes", "Brier", 3),
+  Column("ace", "ECE with bins of equal mass", "equal-mass ECE", 4),
+  Column("aurc", "Area under the risk-coverage curve (AURC)", "AURC", 4),
+  Column("brier_scaled", "Brier after temperature scaling", "Brier, scaled", 3),
   Column(
     "ace_scaled",
     "Equal-mass ECE after temperature scaling",

@@ -7,9 +7,6 @@ from rich.table import Table
 from squentropy_jax.study import _results
 from squentropy_jax.study._results import Results
 
-# The others are in the page and in the CSV.
-SHOWN = ("accuracy", "nll", "ece", "temperature", "nll_scaled", "ece_scaled")
-
 
 def table(results: Results) -> Table:
   """Regimes side by side; the losses stand together under each number."""
@@ -24,7 +21,7 @@ def table(results: Results) -> Table:
   for regime, epochs in settings.regimes.items():
     result.add_column(f"{regime}: {epochs} epochs", justify="right")
   for column in _results.COLUMNS:
-    if column.name not in SHOWN:
+    if not column.main:
       continue
     result.add_row(f"[bold]{column.title}[/bold]")
     last = results.methods[-1]
