@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from squentropy_jax import calibration
+from squentropy_jax.calibration import _classwise as _classwise_module
 
 _BINS = 7
 # Programs this small take longer to optimise than to run.
@@ -450,6 +451,30 @@ def test_blocks_of_rows_and_classes_change_nothing():
   for name in names:
     want = METRICS[name][1](p, y)
     np.testing.assert_allclose(got[name], want, rtol=1e-5, err_msg=name)
+
+
+def test_accelerators_sum_classes_as_the_cpu_does():
+  p = _data("grid")[0].copy()
+  p[7] = np.nan
+  keep = np.arange(len(p)) % 3 > 0
+  keep[7] = False
+  sums = [
+    _jit(functools.partial(f, num_bins=_BINS))(p, keep)
+    for f in (
+      _classwise_module._compared_sums,
+      _classwise_module._scattered_sums,
+    )
+  ]
+  for a, b in zip(*sums, strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-5)
+  np.testing.assert_array_equal(sums[0][0], sums[1][0])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_metrics_lower_for_accelerators(platform):
+  p = jax.ShapeDtypeStruct((300, 40), jnp.float32)
+  y = jax.ShapeDtypeStruct((300,), jnp.int32)
+  assert jax.jit(_all).trace(p, y).lower(lowering_platforms=(platform,))
 
 
 def test_brier_decomposition_adds_up():
