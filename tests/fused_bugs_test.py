@@ -151,3 +151,35 @@ def test_dropped_rows_give_exactly_nothing():
     assert not np.any(found[0][~kept])
     by_weight = np.where(kept, truth().loss, 0.0)
     heads.assert_close(found[2], by_weight, truth().loss_error * kept)
+
+
+@pytest.mark.parametrize("way", ["stream", "keep"])
+def test_many_blocks_of_rows_add_up_in_full_precision(way):
+  """In bfloat16 a sum no longer grows after 256 equal terms."""
+  rows = 512 * 128  # The smallest block has 128 rows.
+  features = jnp.ones((rows, 1), jnp.bfloat16)
+  kernel = jnp.zeros((1, 3), jnp.bfloat16)
+  slope = jax.grad(
+    lambda w: fused.linear_loss_sum(
+      losses.cross_entropy,
+      features,
+      w,
+      np.zeros(rows, int),
+      way=way,
+      memory_budget=1,
+    )[0]
+  )(kernel)
+  exact = rows * np.array([[-2, 1, 1]]) / 3
+  np.testing.assert_allclose(np.float64(slope), exact, rtol=2**-8 + 2**-16)
+
+
+def test_largest_class_is_the_lowest_of_equal_ones_of_all_tiles():
+  def largest(w):
+    stats = fused.linear_row_stats(
+      np.ones((2, 1), np.float32), w, np.array([0, 1]), memory_budget=1
+    )
+    return stats.rest_max.sum()
+
+  slope = jax.grad(largest)(np.ones((1, 300), np.float32))
+  np.testing.assert_array_equal(slope[0, :3], [1, 1, 0])
+  assert slope.sum() == 2
