@@ -26,7 +26,7 @@ def test_cotangent_scales_both_gradients(way):
     total, _ = fused.linear_loss_sum(losses.squentropy, h, w, LABELS, way=way)
     return factor * total
 
-  grad = jax.jit(jax.grad(head, (0, 1)))
+  grad = heads.jit(jax.grad(head, (0, 1)))
   one, other = (grad(FEATURES, KERNEL, f) for f in (1.0, 1024.0))
   for a, b in zip(one, other, strict=True):
     np.testing.assert_array_equal(1024.0 * a, b)
@@ -59,10 +59,12 @@ def test_one_is_taken_off_the_probability_before_it_is_rounded(way):
   """With p = 0.9966 in bfloat16, p - 1 would be -0.00390625, not -0.0034."""
   kernel = jnp.eye(2, dtype=jnp.bfloat16)
   features = jnp.array([[5.6875, 0.0]], jnp.bfloat16)
-  found = jax.grad(
-    lambda h: fused.linear_loss_sum(
-      losses.cross_entropy, h, kernel, np.array([0]), way=way
-    )[0]
+  found = heads.jit(
+    jax.grad(
+      lambda h: fused.linear_loss_sum(
+        losses.cross_entropy, h, kernel, np.array([0]), way=way
+      )[0]
+    )
   )(features)
   miss = 1 / (1 + np.exp(5.6875))
   np.testing.assert_allclose(
@@ -142,7 +144,9 @@ def test_dropped_rows_give_exactly_nothing():
   kept = where & (weights != 0)
   exact = heads.gradients(truth(), FEATURES, KERNEL, kept.astype(float))
   for way in ("stream", "keep"):
-    run = jax.value_and_grad(functools.partial(head, way=way), (0, 1, 2), True)
+    run = heads.jit(
+      jax.value_and_grad(functools.partial(head, way=way), (0, 1, 2), True)
+    )
     (total, count), found = run(features, KERNEL, weights)
     assert float(count) == kept.sum()
     np.testing.assert_allclose(total, truth().loss[kept].sum(), rtol=1e-5)
@@ -159,16 +163,21 @@ def test_many_blocks_of_rows_add_up_in_full_precision(way):
   rows = 512 * 128  # The smallest block has 128 rows.
   features = jnp.ones((rows, 1), jnp.bfloat16)
   kernel = jnp.zeros((1, 3), jnp.bfloat16)
-  slope = jax.grad(
-    lambda w: fused.linear_loss_sum(
-      losses.cross_entropy,
-      features,
-      w,
-      np.zeros(rows, int),
-      way=way,
-      memory_budget=1,
-    )[0]
-  )(kernel)
+
+  @heads.jit
+  def slope_of(w):
+    return jax.grad(
+      lambda w: fused.linear_loss_sum(
+        losses.cross_entropy,
+        features,
+        w,
+        np.zeros(rows, int),
+        way=way,
+        memory_budget=1,
+      )[0]
+    )(w)
+
+  slope = slope_of(kernel)
   exact = rows * np.array([[-2, 1, 1]]) / 3
   np.testing.assert_allclose(np.float64(slope), exact, rtol=2**-8 + 2**-16)
 
@@ -180,6 +189,6 @@ def test_largest_class_is_the_lowest_of_equal_ones_of_all_tiles():
     )
     return stats.rest_max.sum()
 
-  slope = jax.grad(largest)(np.ones((1, 300), np.float32))
+  slope = heads.jit(jax.grad(largest))(np.ones((1, 300), np.float32))
   np.testing.assert_array_equal(slope[0, :3], [1, 1, 0])
   assert slope.sum() == 2

@@ -123,14 +123,14 @@ def program(cell: Cell) -> Callable[..., Any]:
     return (each * cotangent).sum()
 
   if cell.way == "value":
-    return jax.jit(lambda *arguments: (of(*arguments), {}))
+    return heads.jit(lambda *arguments: (of(*arguments), {}))
 
   def with_gradients(arrays, *rest):
     names = ["features"] if cell.way == "frozen" else list(arrays)
     wanted = {name: arrays[name] for name in names}
     return jax.value_and_grad(lambda some: of(arrays | some, *rest))(wanted)
 
-  return jax.jit(with_gradients)
+  return heads.jit(with_gradients)
 
 
 def check(cell: Cell) -> None:

@@ -68,9 +68,9 @@ def test_sparse_targets_are_expected_losses():
   mixed = heads.Truth(*(0.5 * (a + b) for a, b in zip(one, other, strict=True)))
   exact = heads.gradients(mixed, FEATURES, KERNEL, COTANGENT)
   for way in ("stream", "keep"):
-    total, found = jax.value_and_grad(head, (0, 1, 2))(
-      FEATURES, KERNEL, probabilities, way
-    )
+    total, found = heads.jit(
+      jax.value_and_grad(functools.partial(head, way=way), (0, 1, 2))
+    )(FEATURES, KERNEL, probabilities)
     error = np.abs(COTANGENT) @ mixed.loss_error
     heads.assert_close(total, COTANGENT @ mixed.loss, error + 1e-6)
     heads.assert_close(found[0], *exact["features"])
@@ -108,7 +108,7 @@ def test_label_smoothing_is_a_mixture_with_all_possible_classes(name):
     )
 
   heads.assert_close(head(FEATURES, KERNEL), mixed.loss, 2 * mixed.loss_error)
-  grad = jax.grad(lambda *a: head(*a).sum(), (0, 1))
+  grad = heads.jit(jax.grad(lambda *a: head(*a).sum(), (0, 1)))
   for found, array in zip(grad(FEATURES, KERNEL), slopes, strict=False):
     heads.assert_close(found, slopes[array][0], 2 * slopes[array][1])
 
@@ -123,7 +123,7 @@ def test_no_row_and_no_kept_row(way):
       losses.squentropy, h, w, labels, where=where, way=way
     )
 
-  run = jax.jit(jax.value_and_grad(head, (0, 1), has_aux=True))
+  run = heads.jit(jax.value_and_grad(head, (0, 1), has_aux=True))
   empty = FEATURES[:0], KERNEL, LABELS[:0], None
   for arguments in (empty, (FEATURES, KERNEL, LABELS, np.zeros(ROWS, bool))):
     (total, count), found = run(*arguments)
@@ -193,7 +193,7 @@ def test_row_stats_and_their_gradients():
   }
   assert np.any((rest == rest.max(-1, keepdims=True)).sum(-1) > 1)
 
-  @jax.jit
+  @heads.jit
   def both(h, w):
     def of(way):
       stats, pull = jax.vjp(
@@ -296,9 +296,12 @@ def test_sums_of_micro_batches_add_up():
       weights=np.abs(COTANGENT)[rows],
     )
 
-  run = jax.value_and_grad(head, has_aux=True)
-  whole = run(KERNEL, slice(None))
-  parts = [run(KERNEL, slice(0, 2)), run(KERNEL, slice(2, None))]
+  @heads.jit
+  def every(w):
+    run = jax.value_and_grad(head, has_aux=True)
+    return [run(w, slice(*ends)) for ends in ((None,), (0, 2), (2, None))]
+
+  whole, *parts = every(KERNEL)
   added = jax.tree.map(jnp.add, *parts)
   for one, other in zip(
     jax.tree.leaves(whole), jax.tree.leaves(added), strict=True

@@ -69,7 +69,7 @@ def test_mesh(shape, classes):
   kernel, labels = problem(classes)
   mesh = mesh_of(shape)
 
-  @jax.jit
+  @heads.jit
   def every(features, kernel):
     return [
       jax.value_and_grad(head, (0, 1))(
@@ -90,7 +90,7 @@ def test_mesh_with_one_axis_named(axis):
     run = functools.partial(
       head, whole=whole, way=way, mesh=mesh_of((2, 4)), **{axis: AXES[axis]}
     )
-    found = jax.jit(jax.value_and_grad(run, (0, 1)))(
+    found = heads.jit(jax.value_and_grad(run, (0, 1)))(
       FEATURES, kernel, labels, WEIGHTS
     )
     assert_right(found, kernel, labels)
@@ -115,7 +115,7 @@ def test_axis_of_several_mesh_axes_and_leading_dimensions():
       vocab_axis="vocab",
     )
 
-  found = jax.value_and_grad(run, (0, 1))(FEATURES, kernel)
+  found = heads.jit(jax.value_and_grad(run, (0, 1)))(FEATURES, kernel)
   assert_right(found, kernel, labels)
 
 
@@ -143,7 +143,7 @@ def test_shard_map_of_the_user(kind, way, whole):
     inner = jax.shard_map(
       inside, in_specs=IN_SPECS, out_specs=(P(), IN_SPECS[:2])
     )
-    both = jax.jit(
+    both = heads.jit(
       lambda *a: (jax.value_and_grad(outer, (0, 1))(*a), inner(*a))
     )(*arguments)
   for found in both:
@@ -184,10 +184,12 @@ def test_smoothing_counts_the_classes_of_all_devices():
   kernel, labels = problem(61)
   settings = {"label_smoothing": 0.1, "scale": 0.7}
   one, other = (
-    jax.value_and_grad(
-      lambda w, mesh=mesh: fused.linear_loss_sum(
-        losses.squentropy, FEATURES, w, labels, **mesh, **settings
-      )[0]
+    heads.jit(
+      jax.value_and_grad(
+        lambda w, mesh=mesh: fused.linear_loss_sum(
+          losses.squentropy, FEATURES, w, labels, **mesh, **settings
+        )[0]
+      )
     )(kernel)
     for mesh in ({}, {"mesh": mesh_of((2, 4)), **AXES})
   )

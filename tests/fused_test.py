@@ -64,7 +64,7 @@ def test_every_row_loss(case):
       case.loss, features, kernel, LABELS, weights=WEIGHTS, **hyper
     )
 
-  @jax.jit
+  @heads.jit
   def every(*arguments):
     return [
       jax.value_and_grad(f, (0, 1, 2), has_aux=True)(*arguments)
@@ -150,7 +150,7 @@ COUNTS = st.integers(1, 9)
 
 
 # Every example compiles; to shrink one would take minutes.
-@hypothesis.settings(max_examples=10, phases=[hypothesis.Phase.generate])
+@hypothesis.settings(max_examples=6, phases=[hypothesis.Phase.generate])
 @hypothesis.given(st.data())
 def test_any_shape_in_any_tiles(data):
   rows, width, classes = (data.draw(COUNTS) for _ in range(3))
@@ -175,7 +175,7 @@ def test_any_shape_in_any_tiles(data):
       memory_budget=100 * tile.rows + tile.classes,
     )[0]
 
-  @jax.jit
+  @heads.jit
   def every(h, w):
     return {
       way: jax.value_and_grad(functools.partial(head, way=way), (0, 1))(h, w)

@@ -6,12 +6,18 @@ so that nothing of the library checks itself.
 """
 
 from collections.abc import Mapping
+import functools
 import types
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Programs this small take longer to optimise than to run.
+jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 TINY = float(np.finfo(np.float32).tiny)
 
 # A small problem, with logits that are multiples of 1/16: exact in float32.
