@@ -152,3 +152,19 @@ def test_a_training_step_learns():
     w, state, value = step(w, state)
   assert value < 0.6
   assert ((x @ w).argmax(-1) == y).mean() > 0.9
+
+
+def test_twin_names_a_label_that_no_int32_holds():
+  logits = jnp.zeros((3, 2))
+  with pytest.raises(ValueError, match=r"labels\[2\]"):
+    squentropy_with_integer_labels(logits, [0, 1, 2**40])
+  with pytest.raises(TypeError, match="integer class ids"):
+    squentropy_with_integer_labels(logits, [0.0, 1.0, 0.0])
+
+
+def test_factors_below_zero_are_refused():
+  logits, labels = jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32)
+  with pytest.raises(ValueError, match=r"scale must be in \[0, inf\)"):
+    squentropy(logits, labels, scale=-1.0)
+  with pytest.raises(ValueError, match=r"target_weight must be in \[0, inf\)"):
+    losses.rescaled_square(logits, labels, target_weight=-1.0)

@@ -33,6 +33,8 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --batch-size 0", "batch size must be at least 1"),
     ("run iris --learning-rate 0", "learning rate must be above 0"),
     ("run iris --learning-rate inf", "learning rate must be above 0"),
+    ("run iris --save-every -1", "needs 0 or more, got -1"),
+    ("run iris --save-every nan", "needs 0 or more, got nan"),
     ("run iris --speed 9", "unrecognized arguments: --speed 9"),
     ("run", "required: data"),
     ("rum iris", "invalid choice"),

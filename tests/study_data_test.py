@@ -148,6 +148,9 @@ def test_loss_gets_its_hyper_parameters():
     ("squentrpy", "did you mean 'squentropy'"),
     ("__import__", "unknown loss"),
     ("names", "unknown loss"),
+    ("squentropy:", "follow the colon"),
+    ("squentropy:scale=1,scale=2", "scale twice"),
+    ("squentropy:scale=-1", r"scale must be in \[0, inf\)"),
     ("squentropy:scal=2", "did you mean 'scale'"),
     ("squentropy:where=1", "unknown hyper-parameter"),
     ("cross_entropy:scale=2", "unknown hyper-parameter of cross_entropy"),
@@ -191,7 +194,8 @@ def test_linear_readout_is_clipped_and_finite():
   np.testing.assert_allclose(
     jax.nn.softmax(scores), [[1e-6, 1, 1e-6]], rtol=1e-5
   )
-  assert list(_losses.readouts(_losses.parse("squentropy"))) == ["softmax"]
+  for spec in ("squentropy", "rescaled_square:target_value=0"):
+    assert list(_losses.readouts(_losses.parse(spec))) == ["softmax"]
 
 
 @pytest.mark.parametrize(

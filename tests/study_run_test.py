@@ -311,3 +311,11 @@ def test_other_code_does_not_go_on_with_a_study(copy, monkeypatch):
   monkeypatch.setattr(_store, "_source", lambda: "0123456789ab")
   with pytest.raises(study.StudyError, match=r"source .*--fresh"):
     study.run(SETTINGS, copy)
+
+
+def test_divergence_is_reported_and_nothing_concluded(tmp_path):
+  settings = dataclasses.replace(SETTINGS, learning_rate=1e30)
+  results = study.run(settings, tmp_path)
+  ((title, _),) = study.verdict(results)
+  assert title == "Diverged"
+  assert {path.name for path in tmp_path.iterdir()} == FILES

@@ -77,6 +77,14 @@ def test_command_writes_the_page(folders, tmp_path, capsys):
   assert "squentropy" in capsys.readouterr().out
   names = {path.name for path in out.iterdir()}
   assert names == {"summary.csv", "summary.html", "summary.png"}
+  # Again into its own folder, but into no other.
+  assert _cli.main(["report", *map(str, paths), "--out", str(out)]) == 0
+  for name in ("notes.txt", "summary.csv"):
+    other = tmp_path / f"other {name}"
+    other.mkdir()
+    (other / name).write_text("precious")
+    assert _cli.main(["report", *map(str, paths), "--out", str(other)]) == 2
+    assert [path.read_text() for path in other.iterdir()] == ["precious"]
   page = (out / "summary.html").read_text()
   assert "better than cross_entropy on 5, equal on 1, worse on 2 of 8" in page
   assert "<script" not in page

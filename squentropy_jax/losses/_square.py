@@ -3,7 +3,7 @@
 
 import jax
 
-from squentropy_jax import _rows
+from squentropy_jax import _checks, _rows
 
 
 def _rescaled_square(
@@ -47,7 +47,7 @@ def rescaled_square(
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
     labels: Either class ids, integers of shape ``[...]``, or target
       distributions, floats of shape ``[..., num_classes]``.
-    target_weight: Weight of the labelled class, ``k`` in the paper.
+    target_weight: Weight of the labelled class, 0 or more, ``k`` in the paper.
     target_value: Target of the labelled logit, ``M`` in the paper.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
@@ -61,7 +61,8 @@ def rescaled_square(
     TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
       one-hot rows or float ``labels`` like class ids.
     ValueError: If the shapes of ``labels`` or ``where`` fit neither form above,
-      or if a concrete class id is out of range (a traced one gives NaN).
+      if a concrete class id is out of range (a traced one gives NaN), or if a
+      concrete ``target_weight`` is negative.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -75,6 +76,7 @@ def rescaled_square(
 
   .. seealso:: :func:`squentropy_jax.squentropy`
   """
+  _checks.check_interval("target_weight", target_weight, "[0, inf)")
   return _rows.evaluate(
     _rescaled_square,
     logits,

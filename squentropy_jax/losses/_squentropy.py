@@ -3,8 +3,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from squentropy_jax import _rows
+from squentropy_jax import _checks, _rows
 
 
 def _squentropy(
@@ -41,7 +42,8 @@ def squentropy(
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
     labels: Either class ids, integers of shape ``[...]``, or target
       distributions, floats of shape ``[..., num_classes]``.
-    scale: Factor of the square term. The paper uses 1; 0 is cross-entropy.
+    scale: Factor of the square term, 0 or more. The paper uses 1; 0 is
+      cross-entropy, as long as the squares of the logits are finite.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
       classes, booleans of ``logits.shape``. Dropped examples have loss and
@@ -54,7 +56,8 @@ def squentropy(
     TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
       one-hot rows or float ``labels`` like class ids.
     ValueError: If the shapes of ``labels`` or ``where`` fit neither form above,
-      or if a concrete class id is out of range (a traced one gives NaN).
+      if a concrete class id is out of range (a traced one gives NaN), or if a
+      concrete ``scale`` is negative.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -67,6 +70,7 @@ def squentropy(
 
   .. seealso:: :func:`squentropy_jax.losses.rescaled_square`
   """
+  _checks.check_interval("scale", scale, "[0, inf)")
   return _rows.evaluate(
     _squentropy, logits, labels, axis=axis, where=where, scale=scale
   )
@@ -115,9 +119,10 @@ def squentropy_with_integer_labels(
 
   .. seealso:: :func:`squentropy_jax.squentropy`
   """
-  if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+  dtype = getattr(labels, "dtype", None) or np.asarray(labels).dtype
+  if not jnp.issubdtype(dtype, jnp.integer):
     raise TypeError(
-      "labels must be integer class ids, got dtype "
-      f"{jnp.asarray(labels).dtype}; squentropy takes target distributions."
+      f"labels must be integer class ids, got dtype {dtype}; squentropy takes "
+      "target distributions."
     )
   return squentropy(logits, labels, axis=axis, where=where)

@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 import shlex
 import sys
@@ -48,6 +49,13 @@ def _epochs(text: str) -> tuple[int, ...]:
     raise argparse.ArgumentTypeError(
       f"needs rising numbers as in 40,300, got {text!r}"
     ) from None
+
+
+def _seconds(text: str) -> float:
+  value = float(text)
+  if not 0 <= value < math.inf:
+    raise argparse.ArgumentTypeError(f"needs 0 or more, got {text}")
+  return value
 
 
 def _parser() -> _Parser:
@@ -142,7 +150,7 @@ def _parser() -> _Parser:
   )
   run.add_argument(
     "--save-every",
-    type=float,
+    type=_seconds,
     default=10.0,
     metavar="SECONDS",
     help="how often to keep a training under way (default: %(default)g)",

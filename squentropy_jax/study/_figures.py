@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+import numpy as np
 
 from squentropy_jax.calibration import plots
 from squentropy_jax.study._results import Method, Results
@@ -92,7 +93,9 @@ def _curve(ax: Axes, results: Results, column: str) -> None:
     )
   for epoch in results.settings.epochs[:-1]:
     ax.axvline(epoch, color="0.5", linewidth=1, linestyle=":")
-  if column != "accuracy":
+  # A training that diverged has nothing to show on a logarithmic axis.
+  drawn = np.concatenate([line.get_ydata() for line in ax.lines])
+  if column != "accuracy" and np.isfinite(drawn).all() and drawn.max() > 0:
     ax.set_yscale("log")
   ax.set(title=CURVES[column], xlabel="epoch")
 

@@ -120,7 +120,9 @@ def parse(spec: str) -> NamedLoss:
   Raises:
     StudyError: The name, a hyper-parameter or a value is not one.
   """
-  name, _, rest = spec.partition(":")
+  name, colon, rest = spec.partition(":")
+  if colon and not rest:
+    raise StudyError(f"loss {spec!r}: hyper-parameters follow the colon")
   if name not in names():
     raise unknown_name("loss", name, names())
   own = _own_parameters(name)
@@ -129,6 +131,8 @@ def parse(spec: str) -> NamedLoss:
   values = {}
   for item in filter(None, rest.split(",")):
     key, _, text = item.partition("=")
+    if key in values:
+      raise StudyError(f"loss {spec!r} has {key} twice")
     if key not in own:
       if not own:
         raise StudyError(f"loss {name!r} has no hyper-parameter, got {item!r}")
@@ -187,7 +191,8 @@ def readouts(loss: NamedLoss) -> dict[str, Callable[[jax.Array], jax.Array]]:
   if loss.name == "rescaled_square":
     own = _own_parameters(loss.name)
     given = dict(loss.hyperparameters)
-    result["linear"] = functools.partial(
-      _linear, **{key: given.get(key, own[key].default) for key in own}
-    )
+    values = {key: given.get(key, own[key].default) for key in own}
+    # Without a weight or a target the minimiser is 0 for all probabilities.
+    if all(value > 0 for value in values.values()):
+      result["linear"] = functools.partial(_linear, **values)
   return result

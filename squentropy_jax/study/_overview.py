@@ -191,11 +191,12 @@ def write(folders: Sequence[Path], out: Path, command: str) -> list[Comparison]:
     The comparisons.
 
   Raises:
-    StudyError: A folder holds no study, or ``out`` cannot be written.
+    StudyError: A folder holds no study, or ``out`` holds something else or
+      cannot be written.
   """
   rows = _summary.read(folders)
   comparisons = _summary.compare(rows)
-  _store.make_folder(out)
+  _store.make_summary_folder(out)
   _store.write(out / "summary.csv", _summary.to_csv(comparisons))
   _store.write(out / "summary.png", picture(rows, "light"))
   _store.write(out / "summary.html", html(rows, comparisons, command))

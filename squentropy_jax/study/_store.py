@@ -29,6 +29,8 @@ from squentropy_jax.study._train import Cell, Reached, State
 CONFIG = "config.json"
 _FORMAT = 1
 _OUTPUTS = ("results.csv", "reliability.png", "training.png", "report.html")
+SUMMARY = "summary.csv"
+_SUMMARY_OUTPUTS = {SUMMARY, "summary.png", "summary.html"}
 _PARTIAL = ".part"
 _UNDER_WAY = ".checkpoint"
 _PARTS = {"command", "settings", "rows", "notes", "versions"}
@@ -67,9 +69,24 @@ def _source() -> str:
   return digest.hexdigest()[:12]
 
 
-def make_folder(out: Path) -> None:
-  """Makes a folder, which may be there."""
+def make_summary_folder(out: Path) -> None:
+  """Makes the folder of a summary, or refuses one that holds anything else."""
   with _mendable("use", out):
+    held = {path.name for path in out.glob("*") if path.suffix != _PARTIAL}
+    # Its own table is the first file of a summary.
+    if held and not (SUMMARY in held and held <= _SUMMARY_OUTPUTS):
+      other = min(held - _SUMMARY_OUTPUTS or held)
+      raise StudyError(
+        f"{out} holds something else ({other}); name a new or empty folder "
+        "with --out"
+      )
+    if held:
+      first, *_ = (out / SUMMARY).read_text().splitlines() or [""]
+      if not first.startswith("loss,readout,regime,metric,sets,"):
+        raise StudyError(
+          f"{out / SUMMARY} is no summary of studies; name another folder "
+          "with --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
 
 
