@@ -202,7 +202,6 @@ def test_traced_soft_cap_is_refused():
       "keyword arguments only",
     ),
   ],
-  ids=str,
 )
 def test_loss_that_does_not_fit(loss, hyper, error, message):
   with pytest.raises(error, match=message):
