@@ -4,8 +4,9 @@
 With u such a unit and K the largest gap between a logit and the target's, the
 bounds are: cross-entropy 4 + K/2 u (1 u more per factor 32 of the class count
 above 1000) and its gradient's entries 8 + K u; sums of squares 4 u and their
-gradient's entries 8 u; squentropy the sum of both, each in its own unit. K/2 is
-what the exponential makes of the rounding of its argument.
+gradient's entries 8 u; squentropy the sum of both, each in its own unit. The
+rows of the table keep K/2 u; any row keeps K u, which is what the exponential
+makes of half a unit in the last place of its argument where u is smallest.
 """
 
 import json
@@ -107,6 +108,23 @@ def test_values(name, dtype):
     wrong = report(entries, errors, bounds + np.where(truth < tiny, tiny, 0))
     assert not wrong
     assert (actual[truth > tiny] > 0).all()
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_any_row_keeps_the_bound_of_its_exponential(classes):
+  rng = np.random.default_rng(1)
+  rows = np.float32(30 * rng.normal(size=(4000, classes)))
+  labels = rows.argmax(-1)
+  rest = np.float64(rows) - np.float64(rows.max(-1, keepdims=True))
+  np.put_along_axis(rest, labels[:, None], -np.inf, axis=1)
+  truth = np.log1p(np.exp(rest).sum(-1))
+  normal = truth > np.finfo(np.float32).tiny
+  actual = np.float64(losses.cross_entropy(rows, labels))
+  # Only the nearest classes contribute; the farthest would be too lax a bound.
+  nearest = -rest.max(-1)
+  bounds = (5 + nearest) * unit(truth, np.float32)
+  assert normal.sum() > 3000
+  assert (np.abs(actual - truth)[normal] <= bounds[normal]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
