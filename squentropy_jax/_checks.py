@@ -18,6 +18,39 @@ def compute_dtype(dtype: Any) -> np.dtype:
   return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
+def explicit_sharding(array: jax.Array) -> Any:
+  """The sharding in the type of an array, None where it names no axis."""
+  sharding = getattr(jax.typeof(array), "sharding", None)
+  spec = getattr(sharding, "spec", None) or ()
+  return sharding if any(axis is not None for axis in spec) else None
+
+
+def shard_alike(
+  name: str, values: Any, logits: jax.Array, axis: int | None = None
+) -> jax.Array:
+  """Gives ``values`` the sharding that the type of the logits names.
+
+  ``values`` have the logits' shape, or it without ``axis``. Unsharded ones are
+  cut up; sharded otherwise they are refused.
+  """
+  sharding = explicit_sharding(logits)
+  if sharding is None:
+    return values
+  array = jnp.asarray(values)
+  spec = sharding.spec
+  if array.ndim < logits.ndim:
+    spec = jax.P(*(s for i, s in enumerate(spec) if i != axis))
+  own = explicit_sharding(array)
+  if own is None:
+    return jax.sharding.reshard(array, sharding.update(spec=spec))
+  if own.spec != spec:
+    raise ValueError(
+      f"{name} must be sharded as the logits are, {spec}, got {own.spec}; "
+      f"pass jax.sharding.reshard({name}, {spec})."
+    )
+  return array
+
+
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
   """Converts to an array of a floating dtype."""
   array = jnp.asarray(values)
@@ -184,7 +217,7 @@ def as_examples(
   check_num_classes(full[axis])
   targets = as_labels(labels, batch, full)
   if where is not None:
-    where = as_where(where, batch, full)
+    where = shard_alike("where", as_where(where, batch, full), array, axis)
   hard = jnp.issubdtype(targets.dtype, jnp.integer)
   if hard and is_concrete(targets, where):
     keep = None if where is None else np.asarray(where)
@@ -196,7 +229,7 @@ def as_examples(
     good = (targets >= 0) & (targets <= full[axis] - 1)
     targets = np.where(good, targets, np.zeros_like(targets)).astype(np.int32)
     targets = np.where(good, targets, np.int32(-1))
-  return array, targets, axis, where
+  return array, shard_alike("labels", targets, array, axis), axis, where
 
 
 def as_binary(
@@ -225,11 +258,12 @@ def as_binary(
       "binary loss takes one score per label."
     )
   if where is not None:
-    where = as_where(where, shape, shape)
+    where = shard_alike("where", as_where(where, shape, shape), scores)
   if is_concrete(targets, where):
     values = np.asarray(targets)
     bad = ~((values >= 0) & (values <= 1))
     _refuse_first(values, bad, where, "[0, 1]")
+  targets = shard_alike("labels", targets, scores)
   return *_widened(scores, jnp.asarray(targets), where), where
 
 

@@ -9,6 +9,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from squentropy_jax import _checks
+
 # Outside this range a lane is too short for a CPU's vectors, or its copy too
 # large; inside it the width nearest to the middle is taken.
 _LANE_MIN, _LANE_MID, _LANE_MAX = 16, 128, 4096
@@ -39,20 +41,13 @@ class Moments(NamedTuple):
   rest_count: jax.Array
 
 
-def explicit_sharding(logits: jax.Array) -> Any:
-  """The sharding in the type of the logits, None where it names no axis."""
-  sharding = getattr(jax.typeof(logits), "sharding", None)
-  spec = getattr(sharding, "spec", None) or ()
-  return sharding if any(axis is not None for axis in spec) else None
-
-
 def class_ids(logits: jax.Array) -> jax.Array:
   """The class id of every entry, an array like ``logits`` of int32."""
   return lax.broadcasted_iota(
     jnp.int32,
     logits.shape,
     logits.ndim - 1,
-    out_sharding=explicit_sharding(logits),
+    out_sharding=_checks.explicit_sharding(logits),
   )
 
 
@@ -214,7 +209,7 @@ def moments(
   trace time when the type of the logits is sharded, else by platform at
   lowering.
   """
-  if explicit_sharding(logits) is not None:
+  if _checks.explicit_sharding(logits) is not None:
     out = iota_moments(logits, labels)
   else:
     out = lax.platform_dependent(

@@ -192,6 +192,25 @@ def test_one_axis_sharded_explicitly(spec):
   np.testing.assert_allclose(slope, sharded_slope, rtol=1e-5, atol=1e-8)
 
 
+def test_unsharded_labels_are_cut_up_and_otherwise_sharded_ones_refused():
+  logits, labels = sharded_batch()
+  keep = np.arange(8) != 3
+  want = squentropy(logits, labels, where=keep)
+  mesh = mesh_of("2x4", AxisType.Explicit)
+  with jax.set_mesh(mesh):
+    z = jax.device_put(logits, NamedSharding(mesh, P("data", "model")))
+    for where in (keep, keep[:, None] & np.ones(logits.shape, bool)):
+      loss = squentropy(z, np.asarray(labels), where=where)
+      assert loss.sharding.spec == P("data")
+      np.testing.assert_allclose(loss, want, rtol=1e-6)
+    y = jax.device_put(labels, NamedSharding(mesh, P("model")))
+    with pytest.raises(ValueError, match="labels must be sharded as"):
+      squentropy(z, y)
+    binary = losses.dice(z, np.ones(logits.shape, np.int32), axis=None)
+    dense = losses.dice(logits, np.ones(logits.shape, np.int32), axis=None)
+    np.testing.assert_allclose(binary, dense, rtol=1e-6)
+
+
 def test_inside_a_shard_map_of_the_user():
   logits, labels = sharded_batch()
   mesh = mesh_of("8x1", AxisType.Auto)

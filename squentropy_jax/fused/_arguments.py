@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from squentropy_jax import _checks, _moments
+from squentropy_jax import _checks
 from squentropy_jax.fused import _plan
 from squentropy_jax.fused._blocks import varying
 from squentropy_jax.fused._sharded import Layout
@@ -154,7 +154,7 @@ def _layout(
       "of a jax.shard_map around the call, or be given with mesh=."
     )
   for name, array in (("features", features), ("kernel", kernel)):
-    if _moments.explicit_sharding(array) is not None:
+    if _checks.explicit_sharding(array) is not None:
       raise ValueError(
         f"{name} is sharded, {jax.typeof(array)}; say how with mesh=, "
         "batch_axis= and vocab_axis=, or each device would gather it."

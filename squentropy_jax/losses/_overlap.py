@@ -40,7 +40,7 @@ def _ratio_of_sums(
 ) -> jax.Array:
   """``sum(miss) / (sum(mass) + smoothing)``; 0 for a set without entries."""
   if keep is None:
-    keep = jnp.ones(miss.shape, bool)
+    keep = jnp.ones_like(miss, bool)
   zero = jnp.zeros_like(miss)
   miss = jnp.where(keep, miss, zero).sum(axes)
   mass = jnp.where(keep, mass, zero).sum(axes) + smoothing
