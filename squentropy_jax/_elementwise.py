@@ -40,6 +40,17 @@ def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
   return weight * jnp.where(missing, jnp.zeros_like(x), x)
 
 
+@jax.custom_jvp
+def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+  """``a / b``, with a slope that does not square a small ``b``."""
+  return a / b
+
+
+quotient.defjvps(
+  lambda da, _, a, b: da / b, lambda db, out, a, b: -out * (db / b)
+)
+
+
 def power(log_base: jax.Array, exponent: jax.Array | float) -> jax.Array:
   """``exp(log_base) ** exponent``, which is 1 at exponent 0 for base 0 too."""
   return jnp.exp(exponent * jnp.maximum(log_base, -HUGE))

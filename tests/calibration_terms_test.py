@@ -20,12 +20,20 @@ TERMS = {
   "avuc": functools.partial(calibration.avuc, threshold=0.9),
 }
 EVERY = pytest.mark.parametrize("name", TERMS)
+# Bins and groups of next to no mass.
+EXTREMES = TERMS | {
+  "soft_binned_ece of 15 bins": calibration.soft_binned_ece,
+  "soft_binned_ece of sharp bins": functools.partial(
+    calibration.soft_binned_ece, temperature=1e-3
+  ),
+  "avuc of threshold 0": functools.partial(calibration.avuc, threshold=0.0),
+}
 _FAST = {"xla_backend_optimization_level": 0}
 
 
 def _with_slope(name):
   def term(z, y, where):
-    return TERMS[name](z, y, where=where)
+    return EXTREMES[name](z, y, where=where)
 
   return jax.value_and_grad(term)
 
@@ -138,12 +146,14 @@ def test_slopes_in_float64(name):
   np.testing.assert_allclose(term(z), DEFINITIONS[name](z, y), rtol=1e-12)
 
 
-@EVERY
+@pytest.mark.parametrize("name", EXTREMES)
 def test_edges_have_finite_values_and_slopes(name):
   z, y = _data()
-  saturated = np.where(np.arange(3) == z.argmax(-1)[:, None], 200, 0)
+  is_top = np.arange(3) == z.argmax(-1)[:, None]
+  # From no mass in most bins, over masses that underflow, to equal ones.
+  confident = [np.where(is_top, margin, 0) for margin in (200, 60, 8, 3, 1)]
   impossible = np.where(np.arange(3) == 0, -np.inf, z)
-  for logits in (saturated, impossible, 0 * z):
+  for logits in (*confident, impossible, 3 * z, 0 * z):
     logits = logits.astype(np.float32)
     right = logits.argmax(-1)
     for labels in (right, (right + 1) % 3, y):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
+from squentropy_jax._elementwise import quotient
 from squentropy_jax.calibration import _inputs
 
 _LEAST_SHARE = 1e-10
@@ -47,7 +48,7 @@ def _finish(rows: _inputs.Rows, term: Array) -> Array:
 
 def _over(a: Array, b: Array) -> Array:
   """``a / b``, and 0 with slope 0 where ``b`` is 0."""
-  return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+  return jnp.where(b == 0, 0, quotient(a, jnp.where(b == 0, 1, b)))
 
 
 @_inputs.compiled()

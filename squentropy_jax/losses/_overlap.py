@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _rows
+from squentropy_jax import _checks, _elementwise, _rows
 
 
 def _not_negative(
@@ -18,17 +18,6 @@ def _not_negative(
   for name, value in values.items():
     _checks.check_interval(name, value, "[0, inf)")
   return scalars
-
-
-@jax.custom_jvp
-def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
-  """``a / b``, with a slope that does not square a small ``b``."""
-  return a / b
-
-
-_quotient.defjvps(
-  lambda da, _, a, b: da / b, lambda db, out, a, b: -out * (db / b)
-)
 
 
 def _ratio_of_sums(
@@ -47,7 +36,9 @@ def _ratio_of_sums(
   # Without smoothing or positives the ratio is 1 for every logit, also for
   # those whose probabilities underflow.
   no_mass = mass == 0
-  ratio = _quotient(miss, jnp.where(no_mass, jnp.ones_like(mass), mass))
+  ratio = _elementwise.quotient(
+    miss, jnp.where(no_mass, jnp.ones_like(mass), mass)
+  )
   return jnp.where(no_mass, keep.any(axes).astype(ratio.dtype), ratio)
 
 
