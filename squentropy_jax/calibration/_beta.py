@@ -54,7 +54,8 @@ def _apply_beta(params: BetaCalibration, logits: Array) -> Array:
   _check_two_classes(logits)
   logp = _log_probabilities(logits)
   odds = _log_odds(params, logp)
-  return jnp.stack([jnp.zeros_like(odds), odds], axis=-1)
+  # Not 0 and the odds: these may be infinite.
+  return jnp.stack([jax.nn.log_sigmoid(-odds), jax.nn.log_sigmoid(odds)], -1)
 
 
 @_inputs.compiled()
