@@ -153,11 +153,13 @@ def scipy_values(z: np.ndarray, y: np.ndarray) -> dict:
   beta = _root(temperature, np.ones(1))
   values = {"temperature": softmax(beta * z)}
 
+  scale = np.sort(np.diff(np.sort(z)[:, -2:]), axis=None)[(n - 1) // 2]
+
   def vector(x: np.ndarray) -> np.ndarray:
     w, b = x.reshape(2, c)
     error = (softmax(w * z + b) - hit) / n
     pull = 2 * PENALTY / c
-    weight = (error * z).sum(0) + pull * (w / beta - 1) / beta
+    weight = (error * z).sum(0) + pull * scale**2 * (w - beta)
     return np.append(weight, error.sum(0) + pull * b)
 
   x = _root(vector, np.append(beta * np.ones(c), np.zeros(c)))

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+import scipy.optimize
 
 from squentropy_jax import calibration
 
@@ -77,8 +78,10 @@ def _slope(name, params, z, y, beta):
     return (residual(params.inverse_temperature * z) * z).sum()
   if name == "vector":
     error = residual(params.weight * z + params.bias)
-    weight = (error * z).sum(0) * beta
-    weight = weight + 2e-3 / c * (params.weight / beta - 1)
+    gap = np.diff(np.sort(z)[:, -2:])
+    scale = np.sort(gap, axis=None)[(n - 1) // 2]
+    weight = (error * z).sum(0) / scale
+    weight = weight + 2e-3 / c * scale * (params.weight - beta)
     return np.append(weight, error.sum(0) + 2e-3 / c * params.bias)
   if name == "matrix":
     error = residual(logp @ params.weight.T + params.bias)
@@ -117,6 +120,30 @@ def test_fits_end_where_the_slope_is_zero_in_float64(name):
   _check_slope(name, np.float64, 1e-13)
 
 
+def _nll(z, y):
+  return -_log_softmax(z)[np.arange(len(y)), y].mean()
+
+
+def test_vector_scaling_of_inverted_logits_is_the_best():
+  # No temperature helps here: the weights must change their signs.
+  rng = np.random.default_rng(0)
+  z = rng.normal(size=(4000, 3)).astype(np.float32) * 2
+  y = (z * [-1.5, 1, -1] + rng.gumbel(size=z.shape)).argmax(-1)
+  for logits in (z, -z):
+    # From another start and by another method.
+    best = scipy.optimize.minimize(
+      lambda x, z: _nll(x[:3] * z + x[3:], y),
+      np.zeros(6),
+      args=(logits.astype(np.float64),),
+      method="BFGS",
+    )
+    for penalty, slack in ((0.0, 1e-6), (1e-3, 1e-2)):
+      params = calibration.fit_vector_scaling(logits, y, penalty=penalty)
+      weight, bias = (np.float64(x) for x in params)
+      loss = _nll(weight * logits + bias, y)
+      assert best.fun - 1e-6 < loss < best.fun + slack
+
+
 def test_under_confident_logits_get_a_temperature_below_one():
   z, y = _rows(4, 4000)
   z = z - np.float32(0.3) * np.arange(4, dtype=np.float32)
@@ -143,10 +170,11 @@ def test_separable_data_have_a_finite_fit():
   z = np.float32([[2, 0], [3, -1], [-1, 2], [0, 1]])
   y = np.array([0, 0, 1, 1])
   params = _fit("temperature", z, y)
-  # The documented bound, with the largest difference 4 of two logits.
-  np.testing.assert_allclose(params.inverse_temperature, 2**20 / 4, rtol=1e-5)
+  # The documented value: exp(-beta) underflows for the least margin, 1.
+  least = np.finfo(np.float32).smallest_subnormal
+  assert 80 < params.inverse_temperature <= -np.log(least)
   worst = _fit("temperature", z, 1 - y)
-  np.testing.assert_allclose(worst.inverse_temperature, 2**-20 / 4, rtol=1e-5)
+  np.testing.assert_allclose(worst.inverse_temperature, 2**-100, rtol=1e-5)
   wide = np.concatenate([z, z - 5], -1)
   for name in ("vector", "matrix", "beta"):
     for labels in (y, 1 - y):
@@ -154,13 +182,49 @@ def test_separable_data_have_a_finite_fit():
       params = _fit(name, logits, labels)
       new = np.asarray(_apply(params, logits))
       assert np.all(np.isfinite(new)), name
-      loss = -_log_softmax(new)[np.arange(4), labels].mean()
-      assert loss < -_log_softmax(logits)[np.arange(4), labels].mean(), name
+      assert _nll(new, labels) < _nll(logits, labels), name
 
 
 def test_equal_logits_leave_the_temperature_as_it_is():
   params = _fit("temperature", np.ones((3, 4), np.float32), np.arange(3))
   assert params.temperature == 1
+
+
+@pytest.mark.parametrize(
+  "low", [-1e4, -1e7, -1e9, np.finfo(np.float32).min, -np.inf]
+)
+def test_masked_classes_do_not_move_the_fit(low):
+  z, y = _data("temperature")
+  masked = np.pad(z, ((0, 0), (0, 1)), constant_values=low)
+  entry = z.copy()
+  entry[0, (y[0] + 1) % 4] = low
+  for logits in (masked, entry):
+    same = np.where(logits == low, -np.inf, logits).astype(np.float32)
+    got = _fit("temperature", logits, y).inverse_temperature
+    want = _fit("temperature", same, y).inverse_temperature
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    if logits is masked:
+      without = _fit("temperature", z, y).inverse_temperature
+      # Sums over other numbers of classes round otherwise.
+      np.testing.assert_allclose(got, without, rtol=2e-6)
+
+    @functools.partial(jax.jit, compiler_options=_FAST)
+    @jax.grad
+    def grad(z, beta=got):
+      return calibration.negative_log_likelihood(
+        calibration.apply(calibration.TemperatureScaling(beta), z), y
+      )
+
+    assert np.all(np.isfinite(grad(logits)))
+    for name in ("vector", "matrix"):
+      losses = [
+        _nll(np.asarray(_apply(_fit(name, x, y), x), np.float64), y)
+        for x in (logits, same)
+      ]
+      # A matrix may make use of the logarithm of a least probability.
+      if name == "vector":
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+      assert losses[0] < (1 + 1e-3) * losses[1], name
 
 
 @EVERY

@@ -7,6 +7,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+import numpy as np
 
 from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._apply import recalibrated
@@ -55,6 +56,8 @@ def _apply_vector(params: VectorScaling, logits: Array) -> Array:
 def _apply_matrix(params: MatrixScaling, logits: Array) -> Array:
   z, impossible = _finite(jax.nn.log_softmax(logits, axis=-1))
   weight, bias = (x.astype(z.dtype) for x in params)
+  # A probability that underflows is as good as the least that does not.
+  z = jnp.maximum(z, float(np.log(jnp.finfo(z.dtype).tiny)))
   product = jnp.matmul(z, weight.T, precision=jax.lax.Precision.HIGHEST)
   product = product + jnp.broadcast_to(bias, z.shape)
   return jnp.where(impossible, -jnp.inf, product)
@@ -63,7 +66,10 @@ def _apply_matrix(params: MatrixScaling, logits: Array) -> Array:
 def _mean_loss(params: Any, rows: _inputs.Rows) -> Array:
   """Mean cross-entropy of recalibrated logits over the kept rows."""
   logits = _inputs.widen(jnp.where(rows.keep[:, None], rows.scores, 0))
-  z = recalibrated(params, logits)
+  # Nothing this far off has a probability, and no product of it overflows.
+  limit = float(jnp.finfo(logits.dtype).max) ** 0.5
+  bounded = jnp.clip(logits, -limit, limit)
+  z = recalibrated(params, jnp.where(logits == -jnp.inf, logits, bounded))
   # The plain form: its second derivatives compile in a fraction of the time.
   is_label = _inputs.class_ids(z) == rows.labels[:, None]
   target = jnp.sum(jnp.where(is_label, z, 0), axis=-1)
@@ -78,13 +84,32 @@ def _finish(params: Any, beta: Array) -> Any:
   return jax.tree.map(lambda x: jnp.where(jnp.isnan(beta), jnp.nan, x), params)
 
 
+def _median_gap(rows: _inputs.Rows) -> Array:
+  """The median gap between the two largest logits; 1 if it tells nothing.
+
+  Neither masked classes nor a few wild rows move it.
+  """
+
+  def of_block(scores: Array, keep: Array) -> Array:
+    z = _inputs.widen(jnp.where(keep[:, None], scores, 0))
+    largest, first = _inputs.largest(z)
+    others = jnp.where(_inputs.class_ids(z) == first[:, None], -jnp.inf, z)
+    return jnp.where(keep, largest - jnp.max(others, axis=-1), jnp.inf)
+
+  gap = _inputs.map_rows(of_block, rows.scores, rows.keep)
+  count = jnp.sum(rows.keep, dtype=jnp.int32)
+  # Dropped rows come last, with one more of them if there are no others.
+  gap = jnp.sort(jnp.append(gap, jnp.inf))[jnp.maximum(count - 1, 0) // 2]
+  return jnp.where((gap > 0) & (gap < jnp.inf), gap, 1)
+
+
 @_inputs.compiled()
 def _fit_vector(rows: _inputs.Rows, *, penalty: Array) -> VectorScaling:
-  beta = best_inverse_temperature(rows)
+  beta, scale = best_inverse_temperature(rows), _median_gap(rows)
   size = rows.scores.shape[-1]
 
   def of_change(change: VectorScaling) -> VectorScaling:
-    return VectorScaling(beta * (1 + change.weight), change.bias)
+    return VectorScaling(beta + change.weight / scale, change.bias)
 
   def objective(change: VectorScaling) -> Array:
     squares = jnp.square(change.weight) + jnp.square(change.bias)
@@ -126,12 +151,13 @@ def fit_vector_scaling(
 
     \min_{w, b} \; -\frac{1}{n} \sum_i
     \log \mathrm{softmax}(w \odot z_i + b)_{y_i} + \frac{\lambda}{C}
-    \sum_k \Bigl(\frac{w_k}{\beta} - 1\Bigr)^2 + b_k^2
+    \sum_k s^2 (w_k - \beta)^2 + b_k^2
 
   with :math:`\beta` of temperature scaling, towards which the penalty
   :math:`\lambda` pulls: without it, data that the map can separate have no
-  finite answer. The problem is convex and solved by Newton's method. The
-  prediction may change.
+  finite answer. The scale :math:`s` of the logits is the median over the rows
+  of the gap between the two largest of them (the lower of two medians). The
+  problem is convex and solved by Newton's method. The prediction may change.
 
   Args:
     logits: Logits of held-out examples, shape ``[..., C]``.
@@ -181,7 +207,8 @@ def fit_matrix_scaling(
     + \frac{\lambda}{C (C - 1)} \sum_{j \ne k} W_{jk}^2
     + \frac{\mu}{C} \sum_k b_k^2
 
-  with :math:`p` the softmax of the logits. It has :math:`C^2 + C` parameters:
+  with :math:`p` the softmax of the logits, and at least the least normal number
+  of the type. It has :math:`C^2 + C` parameters:
   with few held-out rows for each of them choose larger penalties, or
   :func:`fit_vector_scaling`. The problem is convex and solved by Newton's
   method, started from temperature scaling. The prediction may change.

@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._apply import recalibrated
 
-_LOG2_RANGE = 20
+# The inverse temperature is in [1/_LIMIT, _LIMIT], wherever the logits are.
+_LIMIT = 2.0**100
 
 
 class TemperatureScaling(NamedTuple):
@@ -34,45 +35,47 @@ def _apply(params: TemperatureScaling, logits: Array) -> Array:
   return logits * params.inverse_temperature.astype(logits.dtype)
 
 
-def _excess(logits: Array, labels: Array, keep: Array) -> Array:
-  """Logits less that of the label; 0 in dropped rows."""
-  logits = _inputs.widen(jnp.where(keep[:, None], logits, 0))
-  return logits - _inputs.own_score(logits, labels)[:, None]
-
-
 def best_inverse_temperature(rows: _inputs.Rows) -> Array:
   """The factor of least likelihood loss; NaN where there is none."""
+  data = (rows.scores, rows.labels, rows.keep)
+
+  def excess(logits: Array, labels: Array, keep: Array) -> Array:
+    """Logits less that of the label; 0 in dropped rows."""
+    logits = _inputs.widen(jnp.where(keep[:, None], logits, 0))
+    return logits - _inputs.own_score(logits, labels)[:, None]
 
   def spread_of_block(*block: Array) -> Array:
-    excess = _excess(*block)
+    x = excess(*block)
     # Impossible classes have weight 0 at every temperature.
-    return jnp.max(jnp.where(excess == -jnp.inf, 0, jnp.abs(excess)), axis=-1)
+    return jnp.max(jnp.where(x == -jnp.inf, 0, jnp.abs(x)), axis=-1)
 
-  data = (rows.scores, rows.labels, rows.keep)
   spread = jnp.max(_inputs.map_rows(spread_of_block, *data), initial=0)
+  count = jnp.sum(rows.keep, dtype=spread.dtype)
 
   def slope(beta: Array) -> Array:
     def of_block(*block: Array) -> Array:
-      excess = _excess(*block)
-      weight = jax.nn.softmax(beta * excess, axis=-1)
-      excess = jnp.where(excess == -jnp.inf, 0, excess)
-      return jnp.sum(weight * excess, axis=-1)
+      x = excess(*block)
+      # The largest is taken away first: a product may be -inf, but not inf.
+      weight = jax.nn.softmax(beta * (x - x.max(-1, keepdims=True)), axis=-1)
+      return jnp.sum(weight * jnp.where(x == -jnp.inf, 0, x), axis=-1)
 
-    return jnp.sum(_inputs.map_rows(of_block, *data))
+    return jnp.sum(_inputs.map_rows(of_block, *data) / count)
 
   def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = bounds
     middle = jnp.sqrt(low) * jnp.sqrt(high)
-    right = slope(middle) > 0
-    return jnp.where(right, low, middle), jnp.where(right, middle, high)
+    # Where every row is right the slope is negative until it underflows.
+    enough = slope(middle) >= 0
+    return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-  scale = jnp.where(spread > 0, spread, 1)
-  bounds = (2.0**-_LOG2_RANGE / scale, 2.0**_LOG2_RANGE / scale)
-  # Each step halves the logarithm of the bracket: 28 nats down to one unit
+  # Made of the data, so that they vary over the mesh axes of the rows.
+  one = jnp.where(spread > 0, 1, 1).astype(spread.dtype)
+  # Each step halves the logarithm of the bracket: 139 nats down to one unit
   # in the last place.
-  steps = jnp.finfo(spread.dtype).nmant + 7
+  steps = jnp.finfo(spread.dtype).nmant + 9
+  bounds = (one / _LIMIT, one * _LIMIT)
   low, high = jax.lax.fori_loop(0, steps, halve, bounds)
-  bad = jnp.any(rows.bad) | ~jnp.any(rows.keep) | ~jnp.isfinite(spread)
+  bad = jnp.any(rows.bad) | (count == 0) | ~jnp.isfinite(spread)
   beta = jnp.where(spread > 0, jnp.sqrt(low) * jnp.sqrt(high), 1)
   return jnp.where(bad, jnp.nan, beta)
 
@@ -94,12 +97,12 @@ def fit_temperature(
 
   This is convex in :math:`\beta`, so its slope is found zero by bisection:
   there is no learning rate, and models that are not confident enough
-  (:math:`T < 1`) are as easy as others. With :math:`s` the largest
-  :math:`|z_{ik} - z_{iy_i}|`, :math:`\beta s` is held in
-  :math:`[2^{-20}, 2^{20}]`. The upper bound is the answer where every row is
-  right, as the likelihood then rises for ever; the lower one where the logits
-  do not help. Where all logits of each row are equal, any :math:`\beta` is
-  best, and it is 1.
+  (:math:`T < 1`) are as easy as others. Large negative logits that stand for
+  masked classes change nothing. Where every row is right the likelihood rises
+  for ever, and the answer is the least :math:`\beta` whose slope underflows to
+  0: about 90 (in float64, 700) over the least :math:`z_{iy_i} - z_{ik}`. Where
+  the logits do not help it is :math:`2^{-100}`, next to 0. Where all logits of
+  each row are equal, any :math:`\beta` is best, and it is 1.
 
   Args:
     logits: Logits of held-out examples, shape ``[..., C]``.
