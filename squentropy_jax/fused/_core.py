@@ -4,7 +4,7 @@
 The rule lies around the shard_map that is made for a mesh, never inside it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
 import logging
 import math
@@ -148,6 +148,28 @@ def wanted_of(arrays: Arrays, symbolic: bool) -> frozenset[str]:
   )
 
 
+# JAX keeps one tree for the residuals of a rule, whatever is differentiated. So
+# the tree is always the same, and what was decided for a call stands in the
+# shapes of arrays without elements.
+
+
+def note(chosen: frozenset[str], names: Iterable[str]) -> dict[str, jax.Array]:
+  """Which of the names were chosen, as residuals."""
+  return {name: jnp.zeros((int(name in chosen), 0)) for name in names}
+
+
+def noted(notes: dict[str, jax.Array]) -> frozenset[str]:
+  """What `note` was told."""
+  return frozenset(name for name, x in notes.items() if x.shape[0])
+
+
+def filled(
+  found: dict[str, jax.Array], names: Iterable[str]
+) -> dict[str, jax.Array]:
+  """What was found by name, and an array without elements for the others."""
+  return {name: found.get(name, jnp.zeros((0,))) for name in names}
+
+
 def values(tree: Any) -> Any:
   """The arrays in what ``symbolic_zeros`` gives to a rule."""
   return jax.tree.map(
@@ -288,14 +310,15 @@ def _rule(symbolic: bool) -> Callable[..., tuple[Sums, jax.Array]]:
     if way == "frozen":
       wanted = frozenset({"features"}) | (wanted & {"scale"})
     sums, count, by = run_forward(call, way, arrays, ids)
-    # As keys of a dict, names are a part of the type.
-    static = dict.fromkeys(sorted(wanted)) | {way: None}
-    return (sums, count), (arrays, ids, sums, by, static)
+    by = filled(by, _one_pass.fields_with_products(call.head))
+    notes = note(wanted | {way}, (*Arrays._fields, "frozen"))
+    return (sums, count), (arrays, ids, sums, by, notes)
 
   def backward(call, residuals, cotangent):
-    arrays, ids, sums, by, static = residuals
-    wanted = frozenset(static).intersection(Arrays._fields)
-    way = "frozen" if "frozen" in static else "stream"
+    arrays, ids, sums, by, notes = residuals
+    chosen = noted(notes)
+    wanted = chosen - {"frozen"}
+    way, by = ("frozen", by) if "frozen" in chosen else ("stream", {})
     slopes = _slopes(cotangent[0], sums)
     gradient = _run_backward(call, way, wanted, arrays, ids, sums, by, slopes)
     return as_cotangent(gradient), None

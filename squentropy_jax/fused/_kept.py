@@ -53,8 +53,9 @@ def _run_forward(
     first = _sharded.first_class(layout, head, arrays)
     count = _sharded.count_possible(layout, head, arrays)
     axes = varying(arrays, rows, hyper) - frozenset(layout.vocab_axis)
-    # Made local, so that its cotangent crosses devices once, not every block.
+    # Made local, so that cotangents cross devices once, not every block.
     numbers = vary((hyper, arrays.scale), axes)
+    flat = vary(flat, axes)
 
     def finish(sums: Sums, rows: Rows) -> tuple[Sums, Slopes, Any, Any]:
       sums = sums._replace(top_id=sums.top_id + first)
@@ -130,15 +131,28 @@ def _rule(symbolic: bool) -> Callable[..., jax.Array]:
     if symbolic:
       arrays, rows, hyper = _core.values((arrays, rows, hyper))
     total, kept = _run_forward(call, loss, wanted, arrays, rows, hyper)
-    return total, (kept, arrays, hyper)
+    notes = _core.note(wanted, Arrays._fields)
+    gradient = _core.filled(kept.gradient, Arrays._fields)
+    kept = kept._replace(gradient=gradient)
+    of_rows = rows.targets.probabilities, rows.weights
+    return total, (kept, notes, arrays, of_rows, hyper)
 
   def backward(call, loss, residuals, cotangent):
-    kept, arrays, hyper = residuals
-    kept = jax.tree.map(lambda x: x.astype(cotangent.dtype) * cotangent, kept)
+    kept, notes, arrays, of_rows, hyper = residuals
+    gradient = {name: kept.gradient[name] for name in _core.noted(notes)}
+    # A number of Python has no dtype.
+    cotangent = jnp.asarray(cotangent, kept.losses.dtype)
+    kept = jax.tree.map(
+      lambda x: x.astype(cotangent.dtype) * cotangent,
+      kept._replace(gradient=gradient),
+    )
     gradient = _core.like(_core.summed(kept.gradient, arrays), arrays)
-    targets = Targets._make((None, kept.probabilities, None, None))
+    probabilities, losses = _sharded.summed(
+      (kept.probabilities, kept.losses), of_rows
+    )
+    targets = Targets._make((None, probabilities, None, None))
     by_hyper = _sharded.summed(kept.hyper, hyper)
-    return _core.as_cotangent(gradient), Rows(targets, kept.losses), by_hyper
+    return _core.as_cotangent(gradient), Rows(targets, losses), by_hyper
 
   loss_sum.defvjp(forward, backward, symbolic_zeros=symbolic)
   return loss_sum

@@ -80,6 +80,16 @@ def keep_gradient(
   return whole | by_rows, ys, extra
 
 
+def fields_with_products(head: Head) -> tuple[str, ...]:
+  """The fields of `Sums` that `frozen_sums` gives the derivatives of."""
+  read = {
+    "mass": head.mass,
+    "total": "rest_sum" in head.reads,
+    "square": "rest_sq" in head.reads,
+  }
+  return tuple(name for name, is_read in read.items() if is_read)
+
+
 def frozen_sums(
   head: Head, blocks: Blocks, arrays: Arrays, ids: jax.Array
 ) -> tuple[Sums, dict[str, jax.Array]]:
@@ -115,13 +125,8 @@ def frozen_sums(
 
   def step(_, rows):
     features, some_ids = rows
-    read = {
-      "mass": head.mass,
-      "total": "rest_sum" in head.reads,
-      "square": "rest_sq" in head.reads,
-    }
     zero = jnp.zeros(features.shape, dtype)
-    by = {name: zero for name, is_read in read.items() if is_read}
+    by = dict.fromkeys(fields_with_products(head), zero)
     some = arrays._replace(features=features)
     return None, _xla.sums_of_rows(
       head, blocks.classes, some, some_ids, each, by
