@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks: TypeError and ValueError that name the argument."""
 
+from collections.abc import Mapping
 import functools
 import operator
 from typing import Any
@@ -70,14 +71,19 @@ def as_logits(logits: jax.typing.ArrayLike, name: str = "logits") -> jax.Array:
   return array
 
 
+def _as_int(value: Any, message: str) -> int:
+  """An int of any kind, but no bool, which is one to Python."""
+  try:
+    if not isinstance(value, bool):
+      return operator.index(value)
+  except TypeError:
+    pass
+  raise TypeError(f"{message}, got {value!r}.") from None
+
+
 def as_axis(axis: int, array: jax.Array, name: str = "logits") -> int:
   """Normalises ``axis`` to a non-negative axis of ``array``."""
-  try:
-    index = operator.index(axis)
-  except TypeError:
-    raise TypeError(
-      f"axis must be one int, the class axis of {name}, got {axis!r}."
-    ) from None
+  index = _as_int(axis, f"axis must be one int, the class axis of {name}")
   if not -array.ndim <= index < array.ndim:
     raise ValueError(
       f"axis must be in [{-array.ndim}, {array.ndim}) for {name} of shape "
@@ -92,13 +98,15 @@ def as_axes(
   """Normalises axes to sum over; ``None`` is all of them, ``()`` none."""
   if axis is None:
     return tuple(range(array.ndim))
-  axes = axis if isinstance(axis, tuple) else (axis,)
   ndim = array.ndim
-  if not all(isinstance(a, int) and -ndim <= a < ndim for a in axes):
-    raise ValueError(
-      f"axis must be None or ints in [{-ndim}, {ndim}) for logits of shape "
-      f"{array.shape}, got {axis!r}."
-    )
+  message = (
+    f"axis must be None or ints in [{-ndim}, {ndim}) for logits of shape "
+    f"{array.shape}"
+  )
+  given = axis if isinstance(axis, tuple) else (axis,)
+  axes = [_as_int(a, message) for a in given]
+  if not all(-ndim <= a < ndim for a in axes):
+    raise ValueError(f"{message}, got {axis!r}.")
   found = tuple(sorted(a % ndim for a in axes))
   if len(set(found)) < len(found):
     raise ValueError(f"axis names an axis twice: {axis!r}.")
@@ -281,15 +289,30 @@ def _widened(
   return scores, targets
 
 
-def as_scalar(name: str, value: Any, dtype: np.dtype) -> Any:
-  """A hyper-parameter as a scalar of the computation's dtype."""
+def as_scalar(
+  name: str, value: Any, dtype: np.dtype, interval: str = "(-inf, inf)"
+) -> Any:
+  """A hyper-parameter as a scalar of the computation's dtype.
+
+  It must be in the interval after it is rounded to that dtype.
+  """
   if np.ndim(value) != 0:
     raise ValueError(
       f"{name} must be a scalar, got shape {np.shape(value)}; use jax.vmap for "
       "one value per example."
     )
-  check_real(name, value)
+  check_interval(name, value, interval, dtype)
   return jnp.asarray(value).astype(dtype)
+
+
+def as_scalars(
+  hyperparameters: Mapping[str, tuple[Any, str]], dtype: np.dtype
+) -> dict[str, Any]:
+  """Hyper-parameters, given with their intervals, as scalars."""
+  return {
+    name: as_scalar(name, value, dtype, interval)
+    for name, (value, interval) in hyperparameters.items()
+  }
 
 
 def check_real(name: str, value: Any) -> None:
@@ -307,24 +330,45 @@ def check_domain(name: str, value: Any, holds: Any, domain: str) -> None:
     raise ValueError(f"{name} must be {domain}, got {value}.")
 
 
-def check_interval(name: str, value: Any, interval: str) -> None:
-  """`check_domain` for an interval, written such as ``"[0, inf)"``."""
+def check_interval(
+  name: str, value: Any, interval: str, dtype: np.dtype | None = None
+) -> None:
+  """`check_domain` for an interval, written such as ``"[0, inf)"``.
+
+  With ``dtype`` it is the value rounded to it that counts.
+  """
   check_real(name, value)
   if not is_concrete(value):
     return
-  x = np.asarray(value)
   low, high = (float(end) for end in interval[1:-1].split(","))
-  above = x >= low if interval[0] == "[" else x > low
-  below = x <= high if interval[-1] == "]" else x < high
-  check_domain(name, value, above & below, f"in {interval}")
+
+  def holds(x: np.ndarray) -> bool:
+    above = x >= low if interval[0] == "[" else x > low
+    below = x <= high if interval[-1] == "]" else x < high
+    return bool(np.all(above & below))
+
+  x = np.asarray(value)
+  check_domain(name, value, holds(x), f"in {interval}")
+  if dtype is not None:
+    with np.errstate(over="ignore", under="ignore"):
+      rounded = x.astype(dtype)
+    domain = f"in {interval} as a {np.dtype(dtype)}"
+    check_domain(name, value, holds(rounded), domain)
+
+
+def as_flag(name: str, value: Any) -> bool:
+  """A static choice."""
+  if not isinstance(value, bool | np.bool_):
+    raise TypeError(
+      f"{name} must be True or False and is static, got {value!r}; under "
+      "jax.jit bind it with functools.partial or name it in static_argnames."
+    )
+  return bool(value)
 
 
 def as_count(name: str, value: Any) -> int:
   """A static number of steps, 1 or more."""
-  try:
-    count = operator.index(value)
-  except TypeError:
-    raise TypeError(f"{name} must be one int, got {value!r}.") from None
+  count = _as_int(value, f"{name} must be one int")
   check_interval(name, count, "[1, inf)")
   return count
 

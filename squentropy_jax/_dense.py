@@ -59,7 +59,7 @@ def evaluate(
   *,
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
-  **hyperparameters: Any,
+  **hyperparameters: tuple[Any, str],
 ) -> jax.Array:
   """The per-example loss ``formula(logits, targets, **hyperparameters)``.
 
@@ -68,8 +68,5 @@ def evaluate(
   """
   array, targets, axis, where = _checks.as_examples(logits, labels, axis, where)
   dtype = _checks.compute_dtype(array.dtype)
-  scalars = {
-    name: _checks.as_scalar(name, value, dtype)
-    for name, value in hyperparameters.items()
-  }
+  scalars = _checks.as_scalars(hyperparameters, dtype)
   return _evaluate(formula, axis, array, jnp.asarray(targets), where, scalars)

@@ -5,6 +5,8 @@ Arguments are arrays of one shape, or scalars, of one dtype. Derivatives are
 finite wherever the value is, also at a parameter of 0 and at an infinite ``x``.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -34,10 +36,17 @@ def _polynomial(y: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
   return total
 
 
+@jax.custom_jvp
 def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
   """``weight x``, and 0 where the weight is 0 and ``x`` infinite."""
   missing = jnp.isinf(x) & (weight == 0)
   return weight * jnp.where(missing, jnp.zeros_like(x), x)
+
+
+weighted.defjvps(
+  lambda dw, _, w, x: dw * jnp.clip(x, -HUGE, HUGE),
+  lambda dx, _, w, x: w * dx,
+)
 
 
 @jax.custom_jvp
@@ -77,10 +86,14 @@ def _expm1_over_jvp(
   y = a * bounded
   small = jnp.abs(y) < _SMALL
   near = _polynomial(jnp.where(small, y, jnp.zeros_like(y)), _EXPM1_SERIES)
+  # Where the value overflows its slopes stay finite: an infinite one would be
+  # NaN times the slope of 0 of what underflows.
+  top = float(jnp.finfo(x.dtype).max)
+  y = jnp.minimum(y, 0.999 * math.log(top))
   y_far = jnp.where(small, jnp.ones_like(y), y)
   a_far = jnp.where(small, jnp.ones_like(y), a)
   far = (y_far * jnp.exp(y_far) - jnp.expm1(y_far)) / (a_far * a_far)
-  by_a = jnp.where(small, bounded * bounded * near, far)
+  by_a = jnp.where(small, bounded * bounded * near, jnp.minimum(far, top))
   return _expm1_over(x, a), jnp.exp(y) * dx + by_a * da
 
 

@@ -136,6 +136,18 @@ def centre(z: jax.Array, **_: Any) -> jax.Array:
   return z - jax.lax.stop_gradient(total / count.astype(z.dtype))
 
 
+def divided(z: jax.Array, scale: jax.Array) -> jax.Array:
+  """The logits less the largest, over ``scale``, for a loss of differences.
+
+  So no digit of a common shift is lost to the division.
+  """
+  possible = z != -jnp.inf
+  top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  # An infinity would make the slope in the scale NaN.
+  below = jnp.where(possible, z - top, jnp.zeros_like(z))
+  return jnp.where(possible, below / scale, z)
+
+
 def poison(stats: RowStats, bad: jax.Array) -> RowStats:
   """Makes the value and the gradient of bad rows NaN."""
   factor = jnp.where(bad, jnp.nan, 1.0).astype(stats.target.dtype)
@@ -309,18 +321,16 @@ def evaluate(
   where: jax.typing.ArrayLike | None = None,
   prepare: Callable[..., jax.Array] | None = None,
   apply: Callable[..., jax.Array] | None = None,
-  **hyperparameters: Any,
+  **hyperparameters: tuple[Any, str],
 ) -> jax.Array:
   """The per-example loss whose row form is ``row``: every law in one place.
 
-  `_Form` tells what ``prepare`` and ``apply`` are.
+  `_Form` tells what ``prepare`` and ``apply`` are. A hyper-parameter comes with
+  the interval that it must be in.
   """
   array, targets, axis, where = _checks.as_examples(logits, labels, axis, where)
   dtype = _checks.compute_dtype(array.dtype)
-  scalars = {
-    name: _checks.as_scalar(name, value, dtype)
-    for name, value in hyperparameters.items()
-  }
+  scalars = _checks.as_scalars(hyperparameters, dtype)
   form = _Form(row, prepare, apply)
   return _evaluate(form, axis, array, jnp.asarray(targets), where, scalars)
 

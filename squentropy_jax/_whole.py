@@ -91,7 +91,7 @@ def evaluate(
   *,
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
-  **hyperparameters: Any,
+  **hyperparameters: tuple[Any, str],
 ) -> jax.Array:
   """The per-example loss ``formula(whole, **hyperparameters)``."""
   return _rows.evaluate(
@@ -100,6 +100,7 @@ def evaluate(
     labels,
     axis=axis,
     where=where,
+    prepare=None,
     apply=_apply,
     **hyperparameters,
   )

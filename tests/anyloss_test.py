@@ -162,3 +162,15 @@ def test_bad_arguments_are_named():
     losses.anyloss(z, y, metric=losses.f_beta, beta=-1)
   with pytest.raises(TypeError, match="beta"):
     losses.anyloss(z, y, metric=losses.accuracy, beta=2.0)
+  with pytest.raises(TypeError, match="metric must be a function of a Soft"):
+    losses.anyloss(z, y, metric="f_beta")
+  for metric in METRICS:
+    with pytest.raises(TypeError, match="confusion must be a SoftConfusionM"):
+      metric((3.0, 1.0, 2.0, 4.0))
+
+
+def test_whole_numbers_are_counts():
+  for metric in METRICS:
+    floats = metric(losses.SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4])))
+    for counts in ((3, 1, 2, 4), jnp.array([3, 1, 2, 4])):
+      assert metric(losses.SoftConfusionMatrix(*counts)) == floats

@@ -3,6 +3,7 @@
 
 import functools
 
+import cases
 import jax
 import numpy as np
 import pytest
@@ -58,10 +59,35 @@ def test_jensen_shannon_runs_from_cross_entropy_to_the_absolute_error():
     losses.cross_entropy(LOGITS, LABELS),
     rtol=2e-4,
   )
-  # The other end is approached like 1 / log(1 - pi).
-  near = losses.jensen_shannon(LOGITS, LABELS, pi=1 - 1e-7)
-  expected = losses.mean_absolute_error(LOGITS, LABELS)
-  np.testing.assert_allclose(near, expected, atol=0.07)
+  # With d = 1 - pi the other end is (1 - p) - (1 - p + p log p) / log d.
+  d = 2.0**-20
+  missing = np.float64(losses.mean_absolute_error(LOGITS, LABELS))
+  p = 1 - missing
+  np.testing.assert_allclose(
+    losses.jensen_shannon(LOGITS, LABELS, pi=1 - d),
+    missing - (missing + p * np.log(p)) / np.log(d),
+    atol=1e-5,
+  )
+
+
+def test_jensen_shannon_with_next_to_no_weight_on_the_label():
+  """What `pi + (1 - pi) p` is rounded to matters when p is small."""
+  pi = 1e-8
+  z = np.array([[0.0, 20.0], [0.0, 1e4], [1e4, 0.0], [-1e4, 1e4]], F32)
+
+  def loss(z, labels):
+    loss = losses.jensen_shannon(z, labels, pi=pi)
+    return loss.sum(), loss
+
+  slope, actual = jax.jit(jax.grad(loss, has_aux=True))(z, np.zeros(4, int))
+  expected = [
+    cases.jensen_shannon(np.float64(z[0]), 0, pi=pi),
+    1 - np.log(pi),
+    0,
+    1 - np.log(pi),
+  ]
+  np.testing.assert_allclose(actual, expected, rtol=1e-6)
+  assert np.isfinite(slope).all()
 
 
 def test_bounds_and_what_is_lost_at_a_sure_label():

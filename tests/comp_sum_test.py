@@ -197,6 +197,44 @@ def test_hyperparameters_outside_their_domain_are_refused(name, hyper):
   )
 
 
+def test_a_class_impossible_after_the_attack_alone_is_infinitely_far():
+  z = LOGITS[:4]
+  moved = z.copy()
+  moved[1, 2] = moved[2, LABELS[2]] = -np.inf
+  mask = np.ones(z.shape, bool)
+  mask[3, 1], moved[3, 1] = False, -np.inf  # Masked, it does not count.
+
+  @jax.jit
+  def run(z, moved, labels):
+    def total(z, moved):
+      loss = losses.smooth_adversarial_comp_sum(z, moved, labels, where=mask)
+      return loss.sum(), loss
+
+    return jax.grad(total, (0, 1), has_aux=True)(z, moved)
+
+  for labels in (LABELS[:4], np.full((4, 5), 0.25, F32) * mask):
+    labels = labels if labels.ndim == 1 else labels / labels.sum(-1)[:, None]
+    slopes, loss = run(z, moved, labels)
+    np.testing.assert_array_equal(np.isinf(loss), [False, True, True, False])
+    assert np.isfinite(np.asarray(loss)[[0, 3]]).all()
+    assert np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+def test_an_overflow_leaves_finite_slopes(tau):
+  z = np.array([[0.0, 89.0, 1.0], [0.0, 1e4, 1.0]], F32)
+
+  def loss(z, tau):
+    return losses.comp_sum(z, [0, 0], tau=tau).sum()
+
+  slopes, by_tau = jax.grad(loss, (0, 1))(z, tau)
+  assert np.isfinite(slopes).all()
+  assert (slopes[:, 0] < 0).all()
+  assert (slopes[:, 1] > 0).all()
+  assert (slopes[:, 2] >= 0).all()
+  assert not np.isnan(by_tau)
+
+
 def test_arguments_of_the_adversarial_loss():
   smooth = losses.smooth_adversarial_comp_sum
   for key, value in (("tau", -1.0), ("rho", 0.0), ("nu", -0.5)):

@@ -147,11 +147,12 @@ def test_bad_arguments_are_named(loss):
     loss(z, y, smoothing=-1)
   with pytest.raises(ValueError, match=r"smoothing must be a scalar"):
     loss(z, y, smoothing=[1.0])
-  for axis in (2, (0, -3), "last", 0.5):
+  for axis in (2, (0, -3), "last", 0.5, True):
     with pytest.raises(
-      ValueError, match=r"axis must be None or ints in \[-2, 2"
+      (TypeError, ValueError), match=r"axis must be None or ints in \[-2, 2"
     ):
       loss(z, y, axis=axis)
+  assert loss(z, y, axis=np.int64(0)).shape == (3,)
   with pytest.raises(ValueError, match="twice"):
     loss(z, y, axis=(1, -1))
   if loss is not losses.dice:

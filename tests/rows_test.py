@@ -58,6 +58,39 @@ def test_hyperparameters_are_real_numbers(value):
     squentropy(jnp.ones(3), 0, scale=value)
 
 
+@pytest.mark.parametrize(
+  ("name", "hyper"),
+  [
+    ("asymmetric_unhinged", {"a": 1 + 1e-9}),
+    ("jensen_shannon", {"pi": 1 - 1e-9}),
+    ("spherical_softmax", {"epsilon": 1e-50}),
+    ("ldr_kl", {"temperature": 1e-50}),
+    ("focal", {"gamma": 1e39}),
+    ("bi_tempered_logistic", {"t1": 2 - 1e-9, "t2": 1.0}),
+  ],
+)
+def test_a_hyperparameter_counts_as_what_it_is_rounded_to(name, hyper):
+  key = next(iter(hyper))
+  with pytest.raises(ValueError, match=f"{key} must be in .* as a float32"):
+    getattr(losses, name)(jnp.ones(3), 0, **hyper)
+
+
+def test_static_choices_are_bools():
+  z = jnp.ones(3)
+  traced = jax.jit(lambda flag: losses.one_vs_rest_hinge(z, 0, squared=flag))
+  for call in (
+    lambda: traced(True),
+    lambda: losses.softmax_regression(z, 0, squared=1),
+    lambda: losses.dice(z, [0, 1, 1], squared="yes"),
+    lambda: losses.self_adjusting_dice(z, [0, 1, 1], squared=None),
+    lambda: losses.calibrated_loss_derivatives(jax.random.key(0), z, tail=0),
+  ):
+    with pytest.raises(
+      TypeError, match=r"(squared|tail) must be True or False"
+    ):
+      call()
+
+
 def test_sigmoid_and_softplus_keep_their_slopes_at_infinity():
   x = jnp.array([-jnp.inf, -100.0, 0.0, 100.0, jnp.inf])
   slope = jax.vmap(jax.grad(_rows.softplus))(x)

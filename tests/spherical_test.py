@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import RowStats, losses
+from squentropy_jax import RowStats, fused, losses
 
 F32 = np.float32
 EPS = np.finfo(F32).eps
@@ -82,6 +82,19 @@ def test_equal_logits_have_a_z_score_of_0(fill):
   np.testing.assert_allclose(loss, np.log1p(np.exp(0.5)), rtol=4 * EPS)
   assert np.isfinite(slope).all()
   assert slope[1] < 0
+
+
+@pytest.mark.parametrize("classes", [5, 10, 1000])
+def test_equal_logits_of_a_head_have_a_z_score_of_0(classes):
+  """Not centred: the variance is what rounding leaves, and counts as 0."""
+  loss = fused.linear_loss(
+    losses.zscore,
+    jnp.ones((2, 3)),
+    jnp.zeros((3, classes)),
+    jnp.array([1, 2]),
+    bias=jnp.full(classes, 0.1),
+  )
+  np.testing.assert_allclose(loss, np.log(2), rtol=1e-5)
 
 
 def test_a_sharp_z_score_is_a_hinge():

@@ -78,7 +78,16 @@ def test_without_the_reverse_term_it_is_cross_entropy():
 def test_a_common_shift_of_the_logits_costs_no_digits(shift):
   # Sixteenths, so that the shifted logits are exact.
   z = np.round(LOGITS * 16) / 16
-  for loss in (losses.normalized_cross_entropy, losses.unhinged):
+
+  def attacked(z, labels):
+    return losses.smooth_adversarial_comp_sum(z, z, labels, rho=0.3)
+
+  for loss in (
+    losses.normalized_cross_entropy,
+    losses.unhinged,
+    functools.partial(losses.ldr_kl, temperature=0.3),
+    attacked,
+  ):
     np.testing.assert_allclose(
       loss(z + F32(shift), LABELS), loss(z, LABELS), rtol=1e-5, atol=1e-5
     )

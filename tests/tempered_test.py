@@ -103,6 +103,23 @@ def test_a_contradicted_label_costs_at_most_its_bound():
   assert (loss > 1).all()
 
 
+@pytest.mark.parametrize(("t1", "t2"), [(1.0, 0.5), (1.5, 0.5), (1.5, 1.5)])
+def test_an_infinite_loss_has_finite_slopes(t1, t2):
+  """A `t2` below 1 cuts small probabilities off to 0, whose log is -inf."""
+  z = np.array([[0.0, 30.0, 1.0], [30.0, 0.0, 1.0], [-np.inf, 1.0, 0.0]], F32)
+
+  def loss(z, t1, t2):
+    loss = losses.bi_tempered_logistic(z, np.zeros(3, int), t1=t1, t2=t2)
+    return loss.sum(), loss
+
+  slopes, values = jax.grad(loss, (0, 1, 2), has_aux=True)(z, t1, t2)
+  assert not np.isnan(values).any()
+  assert np.isinf(values[0]) == (t2 < 1)
+  assert np.isinf(values[2])
+  assert not any(np.isnan(slope).any() for slope in slopes)
+  assert np.isfinite(slopes[0]).all()
+
+
 def test_hyperparameters_outside_their_domain_are_refused():
   loss = functools.partial(losses.bi_tempered_logistic, LOGITS, LABELS)
   for t1 in (-0.1, 2.0):

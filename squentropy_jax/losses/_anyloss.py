@@ -95,8 +95,9 @@ def soft_confusion_matrix(
   .. seealso:: :func:`squentropy_jax.losses.anyloss`
   """
   z, y, keep = _checks.as_binary(logits, labels, where)
-  steepness = _checks.as_scalar("amplification", amplification, z.dtype)
-  _checks.check_interval("amplification", amplification, "(0, inf)")
+  steepness = _checks.as_scalar(
+    "amplification", amplification, z.dtype, "(0, inf)"
+  )
   return _soft_confusion_matrix(z, y, keep, steepness)
 
 
@@ -107,9 +108,22 @@ def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
   return jnp.where(nothing, one, part / jnp.where(nothing, one, whole))
 
 
+def _floats(confusion: SoftConfusionMatrix) -> SoftConfusionMatrix:
+  """The counts in float32 or wider; whole numbers are counts too."""
+  if not isinstance(confusion, SoftConfusionMatrix):
+    raise TypeError(
+      f"confusion must be a SoftConfusionMatrix, got {confusion!r}; "
+      "soft_confusion_matrix(logits, labels) returns one."
+    )
+  counts = map(jnp.asarray, confusion)
+  return SoftConfusionMatrix(
+    *(x.astype(_checks.compute_dtype(x.dtype)) for x in counts)
+  )
+
+
 def _recalls(confusion: SoftConfusionMatrix) -> tuple[jax.Array, jax.Array]:
   """The shares of positives and of negatives that are predicted right."""
-  tp, fn, fp, tn = confusion
+  tp, fn, fp, tn = _floats(confusion)
   return _ratio(tp, tp + fn), _ratio(tn, tn + fp)
 
 
@@ -127,7 +141,7 @@ def accuracy(confusion: SoftConfusionMatrix) -> jax.Array:
     A scalar in [0, 1]; 1 for an empty set.
 
   Raises:
-    AttributeError: If ``confusion`` is not a confusion matrix.
+    TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
 
   Examples:
     >>> print(losses.accuracy(SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))))
@@ -136,6 +150,7 @@ def accuracy(confusion: SoftConfusionMatrix) -> jax.Array:
   References:
     Han, Moniz and Chawla, `AnyLoss <https://arxiv.org/abs/2405.14745>`_, 2024.
   """
+  confusion = _floats(confusion)
   right = confusion.true_positive + confusion.true_negative
   wrong = confusion.false_positive + confusion.false_negative
   return _ratio(right, right + wrong)
@@ -158,7 +173,7 @@ def f_beta(
     A scalar in [0, 1]; 1 for an empty set, 0 for one without positives.
 
   Raises:
-    AttributeError: If ``confusion`` is not a confusion matrix.
+    TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
     ValueError: If ``beta`` is not above 0.
 
   Examples:
@@ -168,9 +183,9 @@ def f_beta(
   References:
     Han, Moniz and Chawla, `AnyLoss <https://arxiv.org/abs/2405.14745>`_, 2024.
   """
+  confusion = _floats(confusion)
   found = confusion.true_positive
-  scale = _checks.as_scalar("beta", beta, found.dtype)
-  _checks.check_interval("beta", beta, "(0, inf)")
+  scale = _checks.as_scalar("beta", beta, found.dtype, "(0, inf)")
   weight = scale * scale
   missed = weight * confusion.false_negative + confusion.false_positive
   return _ratio((1.0 + weight) * found, (1.0 + weight) * found + missed)
@@ -190,7 +205,7 @@ def balanced_accuracy(confusion: SoftConfusionMatrix) -> jax.Array:
     A scalar in [0, 1]. The recall of a class without examples is 1.
 
   Raises:
-    ValueError: If ``confusion`` is not a confusion matrix.
+    TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
 
   Examples:
     >>> counts = SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
@@ -219,7 +234,7 @@ def geometric_mean(confusion: SoftConfusionMatrix) -> jax.Array:
     examples is 1.
 
   Raises:
-    ValueError: If ``confusion`` is not a confusion matrix.
+    TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
 
   Examples:
     >>> counts = SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
@@ -294,6 +309,11 @@ def anyloss(
 
   .. seealso:: :func:`squentropy_jax.losses.dice`
   """
+  if not callable(metric):
+    raise TypeError(
+      "metric must be a function of a SoftConfusionMatrix, such as "
+      f"losses.f_beta, got {metric!r}."
+    )
   confusion = soft_confusion_matrix(
     logits, labels, amplification=amplification, where=where
   )

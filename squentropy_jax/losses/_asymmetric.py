@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _rows
+from squentropy_jax import _elementwise, _rows
 
 
 def _asymmetric_generalized_cross_entropy(
@@ -34,12 +34,20 @@ def _jensen_shannon(
 ) -> jax.Array:
   pi = jnp.asarray(pi).astype(stats.target.dtype)
   rest, log_rest = 1.0 - pi, jnp.log1p(-pi)
+  one = jnp.ones_like(stats.target)
   missing = _rows.sigmoid(stats.log_odds)  # 1 - p.
   present = _rows.sigmoid(-stats.log_odds)
   # log(m / p), without the rounding of p to 1.
   log_odds = jnp.minimum(stats.log_odds, _elementwise.HUGE)
   log_ratio = _rows.softplus(log_odds + jnp.log(pi))
-  of_label = -pi * jnp.log1p(-rest * missing)
+  # log(m) in the digits of the smaller of m and 1 - m.
+  likely = rest * missing < 0.5
+  log_m = jnp.where(
+    likely,
+    jnp.log1p(-rest * jnp.where(likely, missing, 0.5 * one)),
+    jnp.log(pi + rest * jnp.where(likely, one, present)),
+  )
+  of_label = -pi * log_m
   of_model = -rest * (present * log_ratio + missing * log_rest)
   return (of_label + of_model) / (-rest * log_rest)
 
@@ -102,16 +110,14 @@ def asymmetric_generalized_cross_entropy(
   .. seealso:: :func:`squentropy_jax.losses.asymmetric_unhinged`,
     :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  _checks.check_interval("a", a, "(0, inf)")
-  _checks.check_interval("q", q, "[0, inf)")
   return _rows.evaluate(
     _asymmetric_generalized_cross_entropy,
     logits,
     labels,
     axis=axis,
     where=where,
-    a=a,
-    q=q,
+    a=(a, "(0, inf)"),
+    q=(q, "[0, inf)"),
   )
 
 
@@ -173,10 +179,14 @@ def asymmetric_unhinged(
     :func:`squentropy_jax.losses.asymmetric_generalized_cross_entropy`,
     :func:`squentropy_jax.losses.mean_absolute_error`
   """
-  _checks.check_interval("a", a, "(1, inf)")
-  _checks.check_interval("q", q, "[0, inf)")
   return _rows.evaluate(
-    _asymmetric_unhinged, logits, labels, axis=axis, where=where, a=a, q=q
+    _asymmetric_unhinged,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    a=(a, "(1, inf)"),
+    q=(q, "[0, inf)"),
   )
 
 
@@ -238,7 +248,6 @@ def jensen_shannon(
 
   .. seealso:: :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  _checks.check_interval("pi", pi, "(0, 1)")
   return _rows.evaluate(
-    _jensen_shannon, logits, labels, axis=axis, where=where, pi=pi
+    _jensen_shannon, logits, labels, axis=axis, where=where, pi=(pi, "(0, 1)")
   )

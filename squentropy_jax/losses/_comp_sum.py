@@ -3,6 +3,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from squentropy_jax import _checks, _elementwise, _rows, _whole
 
@@ -138,9 +139,8 @@ def comp_sum(
   .. seealso:: :func:`squentropy_jax.losses.cross_entropy`,
     :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  _checks.check_interval("tau", tau, "[0, inf)")
   return _rows.evaluate(
-    _comp_sum, logits, labels, axis=axis, where=where, tau=tau
+    _comp_sum, logits, labels, axis=axis, where=where, tau=(tau, "[0, inf)")
   )
 
 
@@ -201,9 +201,13 @@ def generalized_cross_entropy(
 
   .. seealso:: :func:`squentropy_jax.losses.comp_sum`
   """
-  _checks.check_interval("q", q, "[0, 1]")
   return _rows.evaluate(
-    _generalized_cross_entropy, logits, labels, axis=axis, where=where, q=q
+    _generalized_cross_entropy,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    q=(q, "[0, 1]"),
   )
 
 
@@ -268,7 +272,7 @@ def mean_absolute_error(
 
 def _over_rho(z: jax.Array, *, tau: jax.Array, rho: jax.Array) -> jax.Array:
   del tau
-  return z / rho
+  return _rows.divided(z, rho)
 
 
 def _scaled_comp_sum(
@@ -278,12 +282,18 @@ def _scaled_comp_sum(
   return _comp_sum(stats, tau=tau)
 
 
+def _lowest(dtype: np.dtype) -> float:
+  """In the place of ``-inf``: its square overflows, but not twice itself."""
+  return float(jnp.finfo(dtype).min) / 8.0
+
+
 def _margin_shift(whole: _whole.Whole, *, nu: jax.Array) -> jax.Array:
   """Norm of the change of the margins, from the change of the logits."""
   count = whole.possible.sum(-1, keepdims=True, dtype=jnp.int32)
   count = jnp.maximum(count, 1).astype(whole.logits.dtype)
   zero = jnp.zeros_like(whole.logits)
-  rest, own = whole.logits, whole.stats.target
+  rest = whole.logits
+  own = jnp.maximum(whole.stats.target, _lowest(rest.dtype))
   # The squares below add up to that of the margins for a mean of 0; what is
   # left of a large mean after one subtraction goes in the second.
   for _ in range(2):
@@ -322,7 +332,8 @@ def smooth_adversarial_comp_sum(
   If :math:`\text{nu} \ge \sqrt{C - 1} / \text{rho}` the loss is an upper bound
   of :math:`\Phi_\tau` of the ramp losses
   :math:`\min(\max(0, 1 - D_k' / \text{rho}), 1)`. A class that is impossible
-  for the clean example is left out of both. Soft labels :math:`p` give the
+  for the clean example is left out of both; one that is so for the perturbed
+  example alone makes the loss infinite. Soft labels :math:`p` give the
   expected loss :math:`\sum_k p_k\, \ell(z, z', k)`.
 
   Args:
@@ -363,9 +374,6 @@ def smooth_adversarial_comp_sum(
 
   .. seealso:: :func:`squentropy_jax.losses.comp_sum`
   """
-  _checks.check_interval("tau", tau, "[0, inf)")
-  _checks.check_interval("rho", rho, "(0, inf)")
-  _checks.check_interval("nu", nu, "[0, inf)")
   clean = _checks.as_logits(logits)
   attacked = _checks.as_logits(adversarial_logits, "adversarial_logits")
   if attacked.shape != clean.shape:
@@ -377,7 +385,9 @@ def smooth_adversarial_comp_sum(
     _checks.compute_dtype(clean.dtype), _checks.compute_dtype(attacked.dtype)
   )
   clean, attacked = clean.astype(dtype), attacked.astype(dtype)
-  moved = jnp.where(clean == -jnp.inf, -jnp.inf, attacked - clean)
+  # A class that the attack makes impossible is infinitely far, not removed.
+  change = jnp.maximum(attacked - clean, _lowest(dtype))
+  moved = jnp.where(clean == -jnp.inf, -jnp.inf, change)
   loss = _rows.evaluate(
     _scaled_comp_sum,
     clean,
@@ -385,9 +395,9 @@ def smooth_adversarial_comp_sum(
     axis=axis,
     where=where,
     prepare=_over_rho,
-    tau=tau,
-    rho=rho,
+    tau=(tau, "[0, inf)"),
+    rho=(rho, "(0, inf)"),
   )
   return loss + _whole.evaluate(
-    _margin_shift, moved, labels, axis=axis, where=where, nu=nu
+    _margin_shift, moved, labels, axis=axis, where=where, nu=(nu, "[0, inf)")
   )

@@ -5,7 +5,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _rows, _whole
+from squentropy_jax import _rows, _whole
 
 
 def _normalize(z: jax.Array, *, temperature: jax.Array) -> jax.Array:
@@ -99,7 +99,6 @@ def logit_norm_cross_entropy(
   .. seealso:: :func:`squentropy_jax.losses.cross_entropy`,
     :func:`squentropy_jax.losses.confidence_penalty`
   """
-  _checks.check_interval("temperature", temperature, "(0, inf)")
   return _rows.evaluate(
     _logit_norm_cross_entropy,
     logits,
@@ -107,7 +106,7 @@ def logit_norm_cross_entropy(
     axis=axis,
     where=where,
     prepare=_normalize,
-    temperature=temperature,
+    temperature=(temperature, "(0, inf)"),
   )
 
 
@@ -137,7 +136,8 @@ def confidence_penalty(
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
     labels: Either class ids, integers of shape ``[...]``, or target
       distributions, floats of shape ``[..., num_classes]``.
-    beta: Weight of the entropy. The paper uses 0.1 to 2.5, by task.
+    beta: Weight of the entropy, not negative. The paper uses 0.1 to 2.5, by
+      task.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
       classes, booleans of ``logits.shape``. Dropped examples have loss and
@@ -150,7 +150,8 @@ def confidence_penalty(
     TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
       one-hot rows or float ``labels`` like class ids.
     ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN).
+      if a concrete class id is out of range (a traced one gives NaN); if a
+      hyper-parameter that can be read is outside its domain.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -170,5 +171,5 @@ def confidence_penalty(
     labels,
     axis=axis,
     where=where,
-    beta=beta,
+    beta=(beta, "[0, inf)"),
   )

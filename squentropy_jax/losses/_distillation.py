@@ -143,20 +143,20 @@ def ensemble_distillation(
   if teacher_weights is None:
     weights = jnp.ones(teachers.shape[:1], dtype)
   else:
-    weights = jnp.asarray(teacher_weights).astype(dtype)
+    weights = jnp.asarray(teacher_weights)
     if weights.shape != teachers.shape[:1]:
       raise ValueError(
         f"teacher_weights must have the shape {teachers.shape[:1]}, one per "
         f"teacher, got {weights.shape}."
       )
-    if _checks.is_concrete(teacher_weights):
-      values = np.asarray(teacher_weights)
-      holds = (values >= 0).all() and values.sum() > 0
-      _checks.check_domain("teacher_weights", values, holds, ">= 0, one > 0")
+    _checks.check_interval("teacher_weights", weights, "[0, inf)", dtype)
+    weights = weights.astype(dtype)
+    if _checks.is_concrete(weights):
+      one = np.asarray(weights).sum() > 0
+      _checks.check_domain("teacher_weights", weights, one, ">= 0, one > 0")
   if where is not None:
     where = _checks.as_where(where, full[:axis] + full[axis + 1 :], full)
-  scale = _checks.as_scalar("temperature", temperature, dtype)
-  _checks.check_interval("temperature", temperature, "(0, inf)")
+  scale = _checks.as_scalar("temperature", temperature, dtype, "(0, inf)")
   return _ensemble_distillation(
     axis, student.astype(dtype), teachers.astype(dtype), weights, where, scale
   )
@@ -368,12 +368,12 @@ def assistive_distillation(
     ("tolerant_slopes", tolerant_slopes, 2),
     ("weights", weights, 3),
   ):
-    array = jnp.asarray(numbers).astype(dtype)
+    array = jnp.asarray(numbers)
     if array.shape != (size,):
       raise ValueError(f"{name} must be {size} numbers, got {numbers!r}.")
-    parameters.append(array)
-  parameters.append(_checks.as_scalar("inner", inner, dtype))
-  _checks.check_interval("inner", inner, "[0, 1]")
+    _checks.check_interval(name, array, "(-inf, inf)", dtype)
+    parameters.append(array.astype(dtype))
+  parameters.append(_checks.as_scalar("inner", inner, dtype, "[0, 1]"))
   if where is not None:
     where = _checks.as_where(where, x.shape, x.shape)
     x, *others = (jnp.where(where, a, jnp.zeros_like(a)) for a in (x, *others))

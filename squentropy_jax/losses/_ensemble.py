@@ -107,9 +107,9 @@ def calibrated_loss_derivatives(
   array = array.astype(_checks.compute_dtype(array.dtype))
   if where is not None:
     where = _checks.as_where(where, array.shape, array.shape)
-  scalar = functools.partial(_checks.as_scalar, dtype=array.dtype)
-  lamda, bound = scalar("box_cox", box_cox), scalar("clip", clip)
-  _checks.check_interval("clip", clip, "(0, inf)")
+  lamda = _checks.as_scalar("box_cox", box_cox, array.dtype)
+  bound = _checks.as_scalar("clip", clip, array.dtype, "(0, inf)")
+  tail = _checks.as_flag("tail", tail)
   array = jax.lax.stop_gradient(array)
   draws = jax.random.normal(key, array.shape, array.dtype)
   return jax.lax.stop_gradient(

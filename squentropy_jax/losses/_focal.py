@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _rows, _whole
+from squentropy_jax import _elementwise, _rows, _whole
 
 
 def _focal(
@@ -12,7 +12,7 @@ def _focal(
 ) -> jax.Array:
   log_missing = -_rows.softplus(-stats.log_odds)  # Of 1 - p.
   weight = _elementwise.power(log_missing, gamma)
-  return weight * _rows.softplus(stats.log_odds)
+  return _elementwise.weighted(weight, _rows.softplus(stats.log_odds))
 
 
 def _dual_focal(whole: _whole.Whole, *, gamma: jax.Array) -> jax.Array:
@@ -30,7 +30,7 @@ def _dual_focal(whole: _whole.Whole, *, gamma: jax.Array) -> jax.Array:
     finite = jnp.where(none, jnp.zeros_like(log_missing), log_missing)
     log_base = jnp.where(none, log_missing, jnp.logaddexp(finite, log_next))
     weight = _elementwise.power(log_base, gamma)
-    return weight * _rows.softplus(stats.log_odds)
+    return _elementwise.weighted(weight, _rows.softplus(stats.log_odds))
 
   return whole.map_targets(of_target)
 
@@ -99,9 +99,8 @@ def focal(
   .. seealso:: :func:`squentropy_jax.losses.dual_focal`,
     :func:`squentropy_jax.losses.poly1`
   """
-  _checks.check_interval("gamma", gamma, "[0, inf)")
   return _rows.evaluate(
-    _focal, logits, labels, axis=axis, where=where, gamma=gamma
+    _focal, logits, labels, axis=axis, where=where, gamma=(gamma, "[0, inf)")
   )
 
 
@@ -161,14 +160,13 @@ def dual_focal(
 
   .. seealso:: :func:`squentropy_jax.losses.focal`
   """
-  _checks.check_interval("gamma", gamma, "[0, inf)")
   return _whole.evaluate(
     _dual_focal,
     logits,
     labels,
     axis=axis,
     where=where,
-    gamma=gamma,
+    gamma=(gamma, "[0, inf)"),
   )
 
 
@@ -211,7 +209,8 @@ def poly1(
     TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
       one-hot rows or float ``labels`` like class ids.
     ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN).
+      if a concrete class id is out of range (a traced one gives NaN); if a
+      hyper-parameter that can be read is outside its domain.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -225,5 +224,10 @@ def poly1(
   .. seealso:: :func:`squentropy_jax.losses.focal`
   """
   return _rows.evaluate(
-    _poly1, logits, labels, axis=axis, where=where, epsilon=epsilon
+    _poly1,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    epsilon=(epsilon, "[-1, inf)"),
   )

@@ -20,8 +20,11 @@ def _scale(
   return 1.0 / temperature
 
 
-def _scaled(z: jax.Array, **hyperparameters: jax.Array) -> jax.Array:
-  return z * _scale(**hyperparameters)
+def _over_temperature(
+  z: jax.Array, *, temperature: jax.Array, margin: jax.Array
+) -> jax.Array:
+  del margin
+  return _rows.divided(z, temperature)
 
 
 def _ldr_kl(
@@ -108,16 +111,22 @@ def _aldr_at(
   zero = jnp.zeros_like(whole.logits)
   top = jnp.where(others, whole.logits, -jnp.inf).max(-1)
   alone = top == -jnp.inf
+  impossible = stats.target == -jnp.inf
+  target = jnp.where(impossible, zero[..., 0], stats.target)
   top = lax.stop_gradient(jnp.where(alone, 0.0, top))
   below = jnp.where(others, whole.logits - top[..., None], zero)
   mass = jnp.where(others, jnp.exp(below / temperature[..., None]), zero)
   log_mass = jnp.log(jnp.where(alone, 1.0, mass.sum(-1)))
-  log_odds = (top + margin - stats.target) / temperature + log_mass
+  log_odds = (top + margin - target) / temperature + log_mass
   log_odds = jnp.where(alone, -jnp.inf, log_odds)
+  soft_max = temperature * _rows.softplus(log_odds)
+  # The limit, whose slopes are those of the temperature times the log-odds.
+  limit = (top + margin - stats.target) + temperature * log_mass
+  soft_max = jnp.where(impossible, limit, soft_max)
   log_classes = jnp.log(stats.num_classes)
   gap = temperature - base_temperature
   penalty = alpha * log_classes * jnp.square(gap) / (2.0 * base_temperature)
-  return temperature * (_rows.softplus(log_odds) - log_classes) - penalty
+  return soft_max - temperature * log_classes - penalty
 
 
 @functools.cache
@@ -166,9 +175,13 @@ def ldr_kl(
   :func:`squentropy_jax.losses.unhinged` plus
   :math:`\text{margin} \, (1 - 1 / C)`: from sharp to robust. The gradient is
   :math:`q - e_y`. A low temperature makes the loss stiff, a high one hardly
-  bounded below. Its error is some roundings of
-  :math:`\text{temperature} \log C`. Soft labels :math:`p` give the expected
-  loss :math:`\sum_k p_k\, \ell(z, k)`.
+  bounded below. Soft labels :math:`p` give the expected loss
+  :math:`\sum_k p_k\, \ell(z, k)`.
+
+  The largest logit is subtracted first, and the error is some roundings of the
+  loss and of :math:`\text{temperature} \log C`. The row form alone, as a fused
+  head uses it, has one that grows with the common part of the logits: some
+  roundings of :math:`\max_k |z_k|`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -206,17 +219,15 @@ def ldr_kl(
     :func:`squentropy_jax.losses.crammer_singer`,
     :func:`squentropy_jax.losses.unhinged`
   """
-  _checks.check_interval("temperature", temperature, "(0, inf)")
-  _checks.check_interval("margin", margin, "[0, inf)")
   return _rows.evaluate(
     _ldr_kl,
     logits,
     labels,
     axis=axis,
     where=where,
-    prepare=_scaled,
-    temperature=temperature,
-    margin=margin,
+    prepare=_over_temperature,
+    temperature=(temperature, "(0, inf)"),
+    margin=(margin, "[0, inf)"),
   )
 
 
@@ -293,18 +304,15 @@ def aldr_kl(
   .. seealso:: :func:`squentropy_jax.losses.ldr_kl`,
     :func:`squentropy_jax.losses.aldr_kl_temperature`
   """
-  _checks.check_interval("base_temperature", base_temperature, "(0, inf)")
-  _checks.check_interval("alpha", alpha, "(1, inf)")
-  _checks.check_interval("margin", margin, "[0, inf)")
   return _whole.evaluate(
     _aldr_kl(_checks.as_count("num_iters", num_iters), False),
     logits,
     labels,
     axis=axis,
     where=where,
-    base_temperature=base_temperature,
-    alpha=alpha,
-    margin=margin,
+    base_temperature=(base_temperature, "(0, inf)"),
+    alpha=(alpha, "(1, inf)"),
+    margin=(margin, "[0, inf)"),
   )
 
 
@@ -375,16 +383,13 @@ def aldr_kl_temperature(
 
   .. seealso:: :func:`squentropy_jax.losses.aldr_kl`
   """
-  _checks.check_interval("base_temperature", base_temperature, "(0, inf)")
-  _checks.check_interval("alpha", alpha, "(1, inf)")
-  _checks.check_interval("margin", margin, "[0, inf)")
   return _whole.evaluate(
     _aldr_kl(_checks.as_count("num_iters", num_iters), True),
     logits,
     labels,
     axis=axis,
     where=where,
-    base_temperature=base_temperature,
-    alpha=alpha,
-    margin=margin,
+    base_temperature=(base_temperature, "(0, inf)"),
+    alpha=(alpha, "(1, inf)"),
+    margin=(margin, "[0, inf)"),
   )

@@ -107,14 +107,13 @@ def one_vs_rest_hinge(
     :func:`squentropy_jax.losses.weston_watkins`,
     :func:`squentropy_jax.losses.rescaled_square`
   """
-  _checks.check_interval("margin", margin, "[0, inf)")
   return _whole.evaluate(
-    _SQUARED if squared else _LINEAR,
+    _SQUARED if _checks.as_flag("squared", squared) else _LINEAR,
     logits,
     labels,
     axis=axis,
     where=where,
-    margin=margin,
+    margin=(margin, "[0, inf)"),
   )
 
 
@@ -174,9 +173,13 @@ def crammer_singer(
   .. seealso:: :func:`squentropy_jax.losses.weston_watkins`,
     :func:`squentropy_jax.losses.ldr_kl`
   """
-  _checks.check_interval("margin", margin, "[0, inf)")
   return _rows.evaluate(
-    _crammer_singer, logits, labels, axis=axis, where=where, margin=margin
+    _crammer_singer,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    margin=(margin, "[0, inf)"),
   )
 
 
@@ -234,7 +237,11 @@ def weston_watkins(
   .. seealso:: :func:`squentropy_jax.losses.crammer_singer`,
     :func:`squentropy_jax.losses.one_vs_rest_hinge`
   """
-  _checks.check_interval("margin", margin, "[0, inf)")
   return _whole.evaluate(
-    _weston_watkins, logits, labels, axis=axis, where=where, margin=margin
+    _weston_watkins,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    margin=(margin, "[0, inf)"),
   )

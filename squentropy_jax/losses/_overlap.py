@@ -14,10 +14,10 @@ def _not_negative(
   dtype: Any, **values: jax.typing.ArrayLike
 ) -> list[jax.Array]:
   """Hyper-parameters as scalars, which must be at least 0."""
-  scalars = [_checks.as_scalar(k, v, dtype) for k, v in values.items()]
-  for name, value in values.items():
-    _checks.check_interval(name, value, "[0, inf)")
-  return scalars
+  return [
+    _checks.as_scalar(name, value, dtype, "[0, inf)")
+    for name, value in values.items()
+  ]
 
 
 def _ratio_of_sums(
@@ -126,7 +126,8 @@ def dice(
   """
   z, y, keep = _checks.as_binary(logits, labels, where)
   scalars = _not_negative(z.dtype, smoothing=smoothing)
-  return _dice(z, y, keep, _checks.as_axes(axis, z), squared, *scalars)
+  axes, squared = _checks.as_axes(axis, z), _checks.as_flag("squared", squared)
+  return _dice(z, y, keep, axes, squared, *scalars)
 
 
 @functools.partial(jax.jit, static_argnums=3, inline=True)
@@ -280,4 +281,5 @@ def self_adjusting_dice(
   z, y, keep = _checks.as_binary(logits, labels, where)
   scalars = _not_negative(z.dtype, alpha=alpha, smoothing=smoothing)
   axes = _checks.as_axes(axis, z)
+  squared = _checks.as_flag("squared", squared)
   return _self_adjusting_dice(z, y, keep, axes, squared, *scalars)

@@ -288,7 +288,7 @@ def softmax_regression(
   .. seealso:: :func:`squentropy_jax.losses.brier`
   """
   return _dense.evaluate(
-    _square_distance if squared else _distance,
+    _square_distance if _checks.as_flag("squared", squared) else _distance,
     logits,
     labels,
     axis=axis,

@@ -4,7 +4,10 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _rows
+from squentropy_jax import _elementwise, _rows
+
+# A variance below so many roundings of the square of the mean counts as 0.
+_ROUNDINGS = 32
 
 
 def _zscore(
@@ -22,7 +25,9 @@ def _zscore(
   lead = jnp.maximum(stats.target - rest_mean, -_elementwise.HUGE)
   # The variance of all is num_wrong / num_classes times this.
   variance = rest_variance + jnp.square(lead) / stats.num_classes
-  is_zero = variance == 0
+  # What is left of equal logits by the rounding of their squares.
+  eps = jnp.finfo(variance.dtype).eps
+  is_zero = variance <= _ROUNDINGS * eps * jnp.square(rest_mean)
   deviation = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(variance), variance))
   z_score = jnp.sqrt(num_wrong / stats.num_classes) * lead / deviation
   return _rows.softplus(sharpness * (location - z_score)) / sharpness
@@ -82,7 +87,8 @@ def zscore(
 
   The logits are centred first. The row form alone, as a fused head uses it, has
   a relative error in the variance of some roundings of
-  :math:`1 + r^2 / \sigma^2`, :math:`r` being the mean of the wrong classes.
+  :math:`1 + r^2 / \sigma^2`, :math:`r` being the mean of the wrong classes, and
+  takes a variance of 32 roundings of :math:`r^2` or less for 0.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -119,8 +125,6 @@ def zscore(
   .. seealso:: :func:`squentropy_jax.losses.spherical_softmax`,
     :func:`squentropy_jax.losses.taylor_softmax`
   """
-  _checks.check_interval("sharpness", sharpness, "(0, inf)")
-  _checks.check_interval("location", location, "(-inf, inf)")
   return _rows.evaluate(
     _zscore,
     logits,
@@ -128,8 +132,8 @@ def zscore(
     axis=axis,
     where=where,
     prepare=_rows.centre,
-    sharpness=sharpness,
-    location=location,
+    sharpness=(sharpness, "(0, inf)"),
+    location=(location, "(-inf, inf)"),
   )
 
 
@@ -246,7 +250,11 @@ def spherical_softmax(
   .. seealso:: :func:`squentropy_jax.losses.taylor_softmax`,
     :func:`squentropy_jax.losses.zscore`
   """
-  _checks.check_interval("epsilon", epsilon, "(0, inf)")
   return _rows.evaluate(
-    _spherical_softmax, logits, labels, axis=axis, where=where, epsilon=epsilon
+    _spherical_softmax,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    epsilon=(epsilon, "(0, inf)"),
   )

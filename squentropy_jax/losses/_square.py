@@ -3,7 +3,7 @@
 
 import jax
 
-from squentropy_jax import _checks, _rows
+from squentropy_jax import _rows
 
 
 def _rescaled_square(
@@ -60,9 +60,9 @@ def rescaled_square(
   Raises:
     TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
       one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above,
-      if a concrete class id is out of range (a traced one gives NaN), or if a
-      concrete ``target_weight`` is negative.
+    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
+      if a concrete class id is out of range (a traced one gives NaN); if a
+      hyper-parameter that can be read is outside its domain.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -76,13 +76,12 @@ def rescaled_square(
 
   .. seealso:: :func:`squentropy_jax.squentropy`
   """
-  _checks.check_interval("target_weight", target_weight, "[0, inf)")
   return _rows.evaluate(
     _rescaled_square,
     logits,
     labels,
     axis=axis,
     where=where,
-    target_weight=target_weight,
-    target_value=target_value,
+    target_weight=(target_weight, "[0, inf)"),
+    target_value=(target_value, "(-inf, inf)"),
   )

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax import _checks, _rows
+from squentropy_jax import _rows
 
 
 def _squentropy(
@@ -70,9 +70,13 @@ def squentropy(
 
   .. seealso:: :func:`squentropy_jax.losses.rescaled_square`
   """
-  _checks.check_interval("scale", scale, "[0, inf)")
   return _rows.evaluate(
-    _squentropy, logits, labels, axis=axis, where=where, scale=scale
+    _squentropy,
+    logits,
+    labels,
+    axis=axis,
+    where=where,
+    scale=(scale, "[0, inf)"),
   )
 
 

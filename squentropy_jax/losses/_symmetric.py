@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _rows
+from squentropy_jax import _elementwise, _rows
 
 
 def _symmetric_cross_entropy(
@@ -97,18 +97,15 @@ def symmetric_cross_entropy(
   .. seealso:: :func:`squentropy_jax.losses.generalized_cross_entropy`,
     :func:`squentropy_jax.losses.mean_absolute_error`
   """
-  _checks.check_interval("alpha", alpha, "[0, inf)")
-  _checks.check_interval("beta", beta, "[0, inf)")
-  _checks.check_interval("log_clip", log_clip, "(-inf, 0]")
   return _rows.evaluate(
     _symmetric_cross_entropy,
     logits,
     labels,
     axis=axis,
     where=where,
-    alpha=alpha,
-    beta=beta,
-    log_clip=log_clip,
+    alpha=(alpha, "[0, inf)"),
+    beta=(beta, "[0, inf)"),
+    log_clip=(log_clip, "(-inf, 0]"),
   )
 
 

@@ -116,7 +116,9 @@ def bi_tempered_logistic(
   It is softmax cross-entropy where both temperatures are 1. A ``t1`` below 1
   bounds the loss of an outlier by :math:`\frac{1}{1 - t_1}`; a ``t2`` above 1
   gives the probabilities heavy tails, for labels that are wrong near the
-  boundary. The loss is a Bregman divergence of the label and proper for these
+  boundary. A ``t2`` below 1 makes small probabilities exactly 0, for which a
+  ``t1`` of 1 or more has an infinite loss at everyday logits: avoid the pair.
+  The loss is a Bregman divergence of the label and proper for these
   probabilities, which are not the softmax. Soft labels :math:`p` give the
   expected loss :math:`\sum_k p_k\, \ell(z, k)`; the paper's divergence from
   :math:`p` is less than that by a constant of the logits.
@@ -158,14 +160,12 @@ def bi_tempered_logistic(
 
   .. seealso:: :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  _checks.check_interval("t1", t1, "[0, 2)")
-  _checks.check_interval("t2", t2, "(0, inf)")
   return _whole.evaluate(
     _bi_tempered_logistic(_checks.as_count("num_iters", num_iters)),
     logits,
     labels,
     axis=axis,
     where=where,
-    t1=t1,
-    t2=t2,
+    t1=(t1, "[0, 2)"),
+    t2=(t2, "(0, inf)"),
   )
