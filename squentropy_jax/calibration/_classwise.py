@@ -14,9 +14,10 @@ from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._bins import bin_of, edges
 from squentropy_jax.calibration._errors import check_norm, norm_of_gaps
 
-# On CPU, classes and elements of a block that stays in a core's cache.
-_CLASSES = 2**10
-_ELEMENTS = 2**18
+# On CPU: sums of a bin that are kept at once, few enough for a core's cache,
+# and rows of a block that are added to one of them.
+_SUMS = 2**10
+_ROWS = 2**8
 
 
 class ClassSums(NamedTuple):
@@ -33,18 +34,27 @@ def _masked(p: Array, keep: Array, other: float) -> Array:
   return jnp.where(keep[:, None], jnp.clip(_inputs.widen(p), 0, 1), other)
 
 
+def _add_pairs(
+  a: tuple[Array, Array], b: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  return a[0] + b[0], a[1] + b[1]
+
+
 def _compared_sums(
   p: Array, keep: Array, num_bins: int
 ) -> tuple[Array, Array, Array]:
   """Counts and sums of ``p`` ``[n, C]`` by bin: a fused pass for each bin."""
-  p = _masked(p, keep, -1)  # In no bin.
-  edge = edges(num_bins, p.dtype)
+  edge = edges(num_bins, _inputs.widen(p[:0]).dtype)
   edge[-1] = 2  # The last bin is closed.
 
   def one_bin(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-    inside = (p >= bounds[0]) & (p < bounds[1])
-    count = jnp.sum(inside, axis=0, dtype=jnp.int32)
-    return count, jnp.sum(jnp.where(inside, p, 0), axis=0)
+    # Held inside the loop, and read by one sum: else it is stored as an array.
+    rows, (low, high) = jax.lax.optimization_barrier(((p, keep), bounds))
+    x = _masked(*rows, -1)  # In no bin.
+    inside = (x >= low) & (x < high)
+    terms = inside.astype(jnp.int32), jnp.where(inside, x, 0)
+    zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
+    return jax.lax.reduce(terms, zeros, _add_pairs, (0,))
 
   bounds = jnp.asarray(edge[:-1]), jnp.asarray(edge[1:])
   counts, sums = jax.lax.map(one_bin, bounds)
@@ -59,6 +69,16 @@ def _two_sum(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
   return new, low + ((high - (new - part)) + (x - part))
 
 
+def _add_groups(
+  counts: Array, high: Array, low: Array
+) -> tuple[Array, Array, Array]:
+  """Adds up counts and sums of two floats over axis 1, a power of 2 long."""
+  while (half := high.shape[1] // 2) > 0:
+    low = low[:, :half] + low[:, half:]
+    high, low = _two_sum((high[:, :half], low), high[:, half:])
+  return counts.sum(1, dtype=jnp.int32), high[:, 0], low[:, 0]
+
+
 def _scattered_sums(
   p: Array, keep: Array, num_bins: int
 ) -> tuple[Array, Array, Array]:
@@ -67,9 +87,14 @@ def _scattered_sums(
   The third result is what rounding lost of the sums.
   """
   n, num_classes = p.shape
-  width = min(num_classes, _CLASSES)
-  length = min(n, max(1, _ELEMENTS // width))
+  width = min(num_classes, _SUMS)
+  # A block of few classes takes more rows, and adds them up in groups: as many
+  # numbers in one sum would round to something else.
+  groups = min(_SUMS // width, -(-n // _ROWS))
+  groups = 1 << (groups.bit_length() - 1)
+  length = min(n, groups * _ROWS)
   rows = jnp.arange(length, dtype=jnp.int32)
+  first_column = (rows % groups * width)[:, None]
 
   def of_classes(first_class: Array) -> tuple[Array, Array, Array]:
     def step(i: Array, total: tuple) -> tuple:
@@ -81,16 +106,17 @@ def _scattered_sums(
       new &= rows + first >= i * length
       block = _masked(block, new, 0)
       bins = jnp.where(new[:, None], bin_of(block, num_bins), num_bins)
-      place = (bins, _inputs.class_ids(block))
+      place = (bins, first_column + _inputs.class_ids(block))
       sums = jnp.zeros_like(zero).at[place].add(block, mode="drop")
       counts = total[0].at[place].add(1, mode="drop")
       return counts, *_two_sum(total[1:], sums)
 
     # Made of the data, so that it varies over the mesh axes of the rows.
     none = jnp.where(p[:1, :1] == p[:1, :1], 0, 0).astype(jnp.int32)
-    none = jnp.broadcast_to(none, (num_bins, width))
+    none = jnp.broadcast_to(none, (num_bins, groups * width))
     zero = none.astype(_inputs.widen(p[:0]).dtype)
-    return jax.lax.fori_loop(0, -(-n // length), step, (none, zero, zero))
+    total = jax.lax.fori_loop(0, -(-n // length), step, (none, zero, zero))
+    return _add_groups(*(x.reshape(num_bins, groups, width) for x in total))
 
   count = -(-num_classes // width)
   starts = np.minimum(np.arange(count) * width, num_classes - width)
