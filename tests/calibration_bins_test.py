@@ -19,7 +19,7 @@ def _data(n=500, c=5, seed=0):
 def _reference_error(p, y, m, norm):
   """Float64, bin by bin, from the definition."""
   c = p.max(-1)
-  # The edge is compared in the type of the data, see `bin_stats`.
+  # The edge is rounded to the type of the computation.
   edges = (np.arange(1, m) / m).astype(c.dtype)
   b = (c[:, None] >= edges).sum(-1)
   c = c.astype(np.float64)
@@ -39,6 +39,14 @@ def test_expected_calibration_error_meets_its_definition(norm):
   got = float(calibration.expected_calibration_error(stats, norm=norm))
   # Sums are exact; the powers and the last sum round a few times in float32.
   assert got == pytest.approx(_reference_error(p, y, 10, norm), rel=2e-6)
+
+
+def test_narrow_confidences_are_widened_before_they_meet_an_edge():
+  # The numbers nearest to 0.7: on, below and above the edge 7/10.
+  for dtype, want in ((np.float32, 7), (jnp.bfloat16, 6), (np.float16, 7)):
+    p = jnp.array([[0.7, 0.3]], dtype)
+    stats = calibration.bin_stats(p, np.array([0]), num_bins=10)
+    assert int(jnp.argmax(stats.counts)) == want, dtype
 
 
 def test_merged_batches_have_the_bits_of_one():

@@ -25,8 +25,9 @@ class BinStats(NamedTuple):
     hits: Rows in each bin whose label is the predicted class, ``[..., m]``.
     confidence_digits: The sum of confidence in each bin, in base 1024 with
       one whole digit and four behind the point, ``[..., 5, m]``.
-    invalid: How many rows were kept but had a label out of range or a
-      probability outside [0, 1], ``[...]``. Above 0, every error is NaN.
+    invalid: How many rows were kept but had a label out of range, or numbers
+      that are no probabilities: outside [0, 1], or with a sum that is not 1
+      within a hundredth, ``[...]``. Above 0, every error is NaN.
   """
 
   counts: Array
@@ -64,8 +65,9 @@ def _means(stats: BinStats) -> tuple[Array, Array]:
 def edges(num_bins: int, dtype: np.dtype) -> np.ndarray:
   """The edges ``b / num_bins`` of the bins, ``[num_bins + 1]``.
 
-  They are rounded to the type of the data, so that the number nearest to an
-  edge lies on it and opens its bin.
+  They are rounded to the type of the computation, float32 or wider, so that
+  its number nearest to an edge lies on it and opens its bin. Narrower data are
+  widened before, and may lie beside it.
   """
   return (np.arange(num_bins + 1) / num_bins).astype(dtype)
 
@@ -111,7 +113,8 @@ def bin_stats(
     a_i = [\arg\max_k p_{ik} = y_i]
 
   where :math:`m` is ``num_bins``, the last bin is closed, and the first of
-  tied classes is the prediction.
+  tied classes is the prediction. Edges are float32 numbers, or float64 for
+  such data; narrower data are widened first.
 
   Args:
     probabilities: Predicted probabilities, shape ``[..., C]``.

@@ -45,7 +45,7 @@ class Top(NamedTuple):
   confidence: Array  # In [0, 1], float32 or wider.
   hit: Array
   use: Array  # Kept and valid.
-  invalid: Array  # Kept, but the label or a probability is out of range.
+  invalid: Array  # Kept, but no label in range or no probabilities.
 
 
 def as_scores(name: str, scores: ArrayLike) -> Array:
@@ -244,15 +244,18 @@ def rank_of_label(scores: Array, labels: Array) -> Array:
 
 
 def are_probabilities(scores: Array) -> Array:
-  """Which rows ``[n]`` of ``[n, C]`` lie in [0, 1].
+  """Which rows ``[...]`` of ``[..., C]`` lie in [0, 1] and add up to 1.
 
-  NaN and logits given by mistake do not; a few units in the last place of
-  the given type are allowed for rounding.
+  NaN and logits given by mistake do not. A few units in the last place of the
+  given type are allowed for rounding, and a hundredth more for the sum of many
+  of them.
   """
   slack = 4 * float(jnp.finfo(scores.dtype).eps)
   low = widen(jnp.min(scores, axis=-1))
   high = widen(jnp.max(scores, axis=-1))
-  return (low >= -slack) & (high <= 1 + slack)
+  total = jnp.sum(widen(scores), axis=-1)
+  adds_up = jnp.abs(total - 1) <= 0.01 + slack
+  return (low >= -slack) & (high <= 1 + slack) & adds_up
 
 
 def top(rows: Rows) -> Top:

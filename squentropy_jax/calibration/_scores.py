@@ -89,7 +89,8 @@ def brier_score(
     where: Which examples count, booleans of shape ``[...]``.
 
   Returns:
-    A scalar. NaN without any row, or with a label out of range under ``jit``.
+    A scalar. NaN without any row, or where a row is invalid (see
+    :class:`BinStats`).
 
   Raises:
     TypeError: If a dtype does not fit.
