@@ -208,6 +208,16 @@ def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
   _refuse_first(values, bad, keep, f"[0, {num_classes})")
 
 
+def narrowed_labels(labels: Any, num_classes: int) -> Any:
+  """Class ids in NumPy as int32, bad ones as -1; those of JAX as they are."""
+  if isinstance(labels, jax.Array):
+    return labels
+  # A conversion to int32 would turn 2**32 into class 0; -1 stays bad.
+  good = (labels >= 0) & (labels <= num_classes - 1)
+  narrow = np.where(good, labels, np.zeros_like(labels)).astype(np.int32)
+  return np.where(good, narrow, np.int32(-1))
+
+
 def as_examples(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -232,11 +242,8 @@ def as_examples(
     if keep is not None and keep.ndim == len(full):
       keep = np.any(keep, axis=axis)
     check_label_range(targets, full[axis], keep)
-  if hard and not isinstance(targets, jax.Array):
-    # A conversion to int32 would turn 2**32 into class 0; -1 stays bad.
-    good = (targets >= 0) & (targets <= full[axis] - 1)
-    targets = np.where(good, targets, np.zeros_like(targets)).astype(np.int32)
-    targets = np.where(good, targets, np.int32(-1))
+  if hard:
+    targets = narrowed_labels(targets, full[axis])
   return array, shard_alike("labels", targets, array, axis), axis, where
 
 

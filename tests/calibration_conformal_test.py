@@ -6,6 +6,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
 import numpy as np
 import pytest
 
@@ -64,7 +66,75 @@ def test_rank_does_not_round():
 def test_too_few_rows_promise_nothing_but_all_classes():
   params = calibration.fit_conformal(P, np.array([0, 2, 1]), alpha=0.1)
   assert params.threshold == np.inf
-  assert np.all(calibration.prediction_set(params, P))
+  for score in (calibration.lac_score, calibration.aps_score):
+    for p in (P, np.where(np.eye(3) > 0, np.nan, P).astype(np.float32)):
+      assert np.all(calibration.prediction_set(params, p, score=score))
+
+
+@pytest.mark.parametrize(
+  "score", [calibration.lac_score, calibration.aps_score]
+)
+def test_logits_are_no_probabilities(score):
+  logits = np.log(P) + 1
+  assert np.all(np.isnan(score(logits)))
+  y = np.array([0, 2, 1])
+  params = calibration.fit_conformal(logits, y, alpha=0.5, score=score)
+  assert np.isnan(params.threshold)
+  # A score of the user's own may take them.
+  params = calibration.fit_conformal(
+    logits, y, alpha=0.5, score=lambda z: score(jax.nn.softmax(z))
+  )
+  np.testing.assert_allclose(
+    params.threshold,
+    calibration.fit_conformal(P, y, alpha=0.5, score=score).threshold,
+    rtol=1e-5,
+  )
+
+
+SCORES = {
+  "lac": calibration.lac_score,
+  "aps": calibration.aps_score,
+  "random": functools.partial(calibration.aps_score, key=jax.random.key(0)),
+}
+
+
+def _conformal(p, y):
+  """Sets, and the three numbers in a row, of every score."""
+  out = {}
+  for name, score in SCORES.items():
+    params = calibration.fit_conformal(p, y, alpha=0.25, score=score)
+    sets = calibration.prediction_set(params, p, score=score)
+    coverage = calibration.set_coverage(sets, y)
+    size = calibration.mean_set_size(sets)
+    out[name] = sets, jnp.stack([params.threshold, coverage, size])[None]
+  return out
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit", "shard_map"])
+def test_sharded_rows_and_classes(kind):
+  jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+  )
+  p, y = _data(40, 4)
+  want = jit(_conformal)(p, y)
+  axis_type = AxisType.Explicit if kind == "Explicit" else AxisType.Auto
+  mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
+  program = _conformal
+  if kind == "shard_map":  # Each device fits the same rows by itself.
+    p, y = np.tile(p, (4, 1)), np.tile(y, 4)
+    program = jax.shard_map(
+      program, mesh=mesh, in_specs=Spec("data"), out_specs=Spec("data")
+    )
+  with jax.set_mesh(mesh):
+    got = jit(program)(
+      jax.device_put(p, NamedSharding(mesh, Spec("data", "model"))),
+      jax.device_put(y, NamedSharding(mesh, Spec("data"))),
+    )
+  for name in SCORES:
+    sets, numbers = got[name]
+    np.testing.assert_array_equal(sets[:40], want[name][0])
+    np.testing.assert_allclose(numbers[:1], want[name][1], rtol=1e-6)
+    np.testing.assert_array_equal(numbers[-1], numbers[0])
 
 
 def test_scores():
@@ -80,22 +150,28 @@ def test_scores():
   assert np.ptp(u[:, 0]) > 0.01
 
 
-def test_random_scores_make_smaller_sets():
-  p, y = _data(2000)
+def test_random_scores_make_smaller_sets_of_new_rows():
+  n = 2000
+  p, y = _data(2 * n)
 
   @jax.jit
-  def coverage_and_size(key=None):
-    score = functools.partial(calibration.aps_score, key=key)
-    params = calibration.fit_conformal(p, y, alpha=0.2, score=score)
-    sets = calibration.prediction_set(params, p, score=score)
-    return calibration.set_coverage(sets, y), calibration.mean_set_size(sets)
+  def coverage_and_size(*keys):
+    fit, new = (functools.partial(calibration.aps_score, key=k) for k in keys)
+    params = calibration.fit_conformal(p[:n], y[:n], alpha=0.2, score=fit)
+    sets = calibration.prediction_set(params, p[n:], score=new)
+    return calibration.set_coverage(sets, y[n:]), calibration.mean_set_size(
+      sets
+    )
 
-  coverage, size = coverage_and_size()
-  random_coverage, random_size = coverage_and_size(jax.random.key(2))
-  # Ties at the threshold come in all together: near a mass of 1 in float32.
-  assert 0.8 <= coverage < 0.83
-  assert 0.8 <= random_coverage < 0.802
-  assert random_size < size
+  coverage, size = coverage_and_size(None, None)
+  random_coverage, random_size = coverage_and_size(
+    *jax.random.split(jax.random.key(2))
+  )
+  # Four deviations of the threshold's rank, and of the share of new rows.
+  slack = 4 * math.sqrt(2 * 0.2 * 0.8 / n)
+  assert coverage > 0.8 - slack
+  assert abs(random_coverage - 0.8) < slack
+  assert random_size < 0.97 * size
 
 
 def test_dropped_and_bad_rows():
@@ -110,7 +186,8 @@ def test_dropped_and_bad_rows():
   for arguments in ((holed, y), (p, labels)):
     bad = fit(*arguments, where=np.ones_like(keep))
     assert np.isnan(bad.threshold)
-    assert not np.any(calibration.prediction_set(bad, p))
+    # Nothing is known to be outside.
+    assert np.all(calibration.prediction_set(bad, p))
   sets = calibration.prediction_set(got, p)
   size = calibration.mean_set_size(sets, where=keep)
   assert size == pytest.approx(np.asarray(sets)[keep].sum(-1).mean())
@@ -129,6 +206,14 @@ def test_arguments_are_checked():
       calibration.fit_conformal(P, y, alpha=alpha)
   with pytest.raises(TypeError, match="alpha must be a Python float"):
     calibration.fit_conformal(P, y, alpha=jnp.float32(0.1))
+  with pytest.raises(TypeError, match="score must be a function"):
+    calibration.fit_conformal(P, y, alpha=0.1, score="lac")
+  with pytest.raises(TypeError, match="key must be one random key"):
+    calibration.aps_score(P, key=3)
+  with pytest.raises(TypeError, match="params must be what fit_conformal"):
+    calibration.prediction_set(calibration.TemperatureScaling(1.0), P)
+  with pytest.raises(ValueError, match=r"params\.threshold must have shape"):
+    calibration.prediction_set(calibration.ConformalThreshold(P[0]), P)
   with pytest.raises(ValueError, match="score must keep the shape"):
     calibration.fit_conformal(P, y, alpha=0.1, score=lambda p: p[:, 0])
   with pytest.raises(TypeError, match="sets must be booleans"):

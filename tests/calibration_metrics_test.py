@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from squentropy_jax import calibration
+from squentropy_jax.calibration import _adaptive as _adaptive_module
+from squentropy_jax.calibration import _bins, _scores
+from squentropy_jax.calibration import _classwise as _classwise_module
 
 _BINS = 7
 # Programs this small take longer to optimise than to run.
@@ -303,6 +306,17 @@ def test_labels_of_every_integer_type():
   for dtype in (np.int8, np.uint8, np.int16, np.uint32):
     labels = np.array([0, 100, 127], dtype)
     assert _jit(calibration.accuracy)(z, labels) == 0
+  # Wider ones are not narrowed before they are checked, whatever is traced.
+  for label in (2**32 + 200, 2**32, -(2**32)):
+    labels = np.array([label, 0, 0], np.int64)
+    for where in (None, np.ones(3, bool)):
+      if where is not None:
+        traced = _jit(
+          lambda w, labels=labels: calibration.accuracy(z, labels, where=w)
+        )
+        assert np.isnan(traced(where))
+      with pytest.raises(ValueError, match=r"labels\[0\]"):
+        calibration.accuracy(z, labels, where=where)
   labels = np.array([200, 0, 200], np.uint8)
   np.testing.assert_allclose(calibration.accuracy(z, labels), 2 / 3)
 
@@ -330,6 +344,24 @@ def test_arguments_are_checked():
     calibration.top_k_accuracy(p, y, k=5)
   with pytest.raises(ValueError, match="as many bins"):
     calibration.merge(bin_stats(p, y), bin_stats(p, y, num_bins=3))
+  stats = bin_stats(p, y)
+  stacked = jax.tree.map(lambda x: jnp.stack([x, x]), stats)
+  with pytest.raises(ValueError, match=r"\(2, 15\) and \(15,\)"):
+    calibration.merge(stacked, stats)
+  for f in (
+    _ECE,
+    calibration.maximum_calibration_error,
+    calibration.debiased_calibration_error,
+    calibration.plots.reliability_diagram,
+  ):
+    with pytest.raises(TypeError, match="stats must be a BinStats"):
+      f(p)
+  with pytest.raises(TypeError, match="a must be a BinStats"):
+    calibration.merge(p, p)
+  with pytest.raises(TypeError, match="b must be a BinStats"):
+    calibration.merge(stats, p)
+  with pytest.raises(TypeError, match="curve must be a RiskCoverage"):
+    calibration.plots.risk_coverage(p)
 
 
 def test_all_right_all_wrong_and_one_class():
@@ -519,15 +551,14 @@ def test_no_intermediate_array_of_the_size_of_the_input(name):
 
 
 def test_a_second_call_does_not_trace_again():
-  p, y = _data("random")
-  count = 0
-
-  @jax.jit
-  def metric(p, y):
-    nonlocal count
-    count += 1
-    return _SCALARS["ece"](p, y)
-
-  metric(p, y)
-  metric(p + 0, y)
-  assert count == 1
+  rows = np.full((19, 4), 0.25, np.float32), np.zeros(19, np.int32)
+  for metric, compiled in (
+    (calibration.bin_stats, _bins._bin_stats),
+    (_ACE, _adaptive_module._adaptive),
+    (_CCE, _classwise_module._classwise),
+    (calibration.brier_score, _scores._brier_score),
+  ):
+    size = compiled._cache_size()
+    metric(*rows)
+    metric(*rows)
+    assert compiled._cache_size() == size + 1, metric

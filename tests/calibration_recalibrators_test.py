@@ -388,6 +388,20 @@ def test_arguments_are_checked():
   z, y = _data("temperature")
   with pytest.raises(TypeError, match=r"calibration\.fit_\* .* got tuple"):
     calibration.apply((1.0,), z)
+  # Nothing broadcasts: not the parameters of four seeds over four classes.
+  for name in FITS:
+    params, logits = _fitted(name), _data(name)[0]
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * 4), params)
+    with pytest.raises(ValueError, match=r"params\.\w+ must .*jax\.vmap"):
+      calibration.apply(stacked, logits)
+  one = calibration.VectorScaling(jnp.ones(1), jnp.ones(1))
+  for params, logits in (
+    (one, z),
+    (_fitted("vector"), z[:, :3]),
+    (_fitted("matrix"), z[:, :1]),
+  ):
+    with pytest.raises(ValueError, match=r"params\.weight must have shape"):
+      calibration.apply(params, logits)
   with pytest.raises(ValueError, match="two classes"):
     calibration.fit_beta_calibration(z, y)
   with pytest.raises(ValueError, match="penalty must be in"):

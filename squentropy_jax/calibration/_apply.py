@@ -6,9 +6,31 @@ from typing import Any
 
 import jax
 from jax import Array
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _inputs
+
+
+def read_params(params: Any, dtype: Any, *shapes: tuple) -> list[Array]:
+  """The fields of ``params`` in a type; each must have its shape.
+
+  An entry of None in a shape stands for any length.
+  """
+  fields = []
+  for name, value, shape in zip(params._fields, params, shapes, strict=True):
+    x = jnp.asarray(value)
+    if x.ndim != len(shape) or any(
+      want not in (None, got) for want, got in zip(shape, x.shape, strict=True)
+    ):
+      lengths = ", ".join("n" if want is None else str(want) for want in shape)
+      raise ValueError(
+        f"params.{name} must have shape ({lengths}) for these logits, got "
+        f"{x.shape}; nothing is broadcast: map stacked parameters with "
+        "jax.vmap."
+      )
+    fields.append(x.astype(dtype))
+  return fields
 
 
 @functools.singledispatch
@@ -42,6 +64,8 @@ def apply(params: Any, logits: ArrayLike) -> Array:
 
   Raises:
     TypeError: If ``params`` is of no such type.
+    ValueError: If its arrays do not have the shape of one fit, for as many
+      classes as the logits have; map stacked ones with ``jax.vmap``.
 
   Examples:
     >>> params = calibration.TemperatureScaling(jnp.float32(0.5))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._apply import recalibrated
+from squentropy_jax.calibration._apply import read_params, recalibrated
 from squentropy_jax.calibration._newton import minimize
 
 
@@ -45,7 +45,7 @@ def _log_odds(params: BetaCalibration, logp: Array) -> Array:
   def times(factor: Array, x: Array) -> Array:
     return jnp.where(factor == 0, 0, factor * x)  # Of -inf too.
 
-  a, b, c = (x.astype(logp.dtype) for x in params)
+  a, b, c = read_params(params, logp.dtype, (), (), ())
   return times(a, logp[..., 1]) - times(b, logp[..., 0]) + c
 
 

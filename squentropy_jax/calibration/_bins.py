@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binned statistics of the top-label confidence; they add exactly."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -44,6 +44,15 @@ class BinStats(NamedTuple):
   def confidence(self) -> Array:
     """The mean confidence in each bin ``[..., m]``; NaN in an empty bin."""
     return _means(self)[1]
+
+
+def check_stats(name: str, stats: Any) -> None:
+  """Raises unless ``stats`` are those of `bin_stats`."""
+  if not isinstance(stats, BinStats):
+    raise TypeError(
+      f"{name} must be a BinStats, got {type(stats).__name__}; pass "
+      "bin_stats(probabilities, labels)."
+    )
 
 
 def poison(stats: BinStats, value: Array) -> Array:
@@ -165,7 +174,8 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     the two batches in one.
 
   Raises:
-    ValueError: If the numbers of bins differ.
+    TypeError: If ``a`` or ``b`` are no such statistics.
+    ValueError: If their shapes differ, as with other numbers of bins.
 
   Examples:
     >>> stats = calibration.bin_stats(jnp.array([[0.9, 0.1]]), jnp.array([0]))
@@ -176,10 +186,13 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     Chan, Golub and LeVeque, `Algorithms for Computing the Sample Variance
     <https://doi.org/10.2307/2683386>`_, 1983.
   """
-  if a.counts.shape[-1] != b.counts.shape[-1]:
+  check_stats("a", a)
+  check_stats("b", b)
+  if a.counts.shape != b.counts.shape:
     raise ValueError(
-      f"a and b must have as many bins, got {a.counts.shape[-1]} and "
-      f"{b.counts.shape[-1]}; give bin_stats the same num_bins."
+      "a and b must have as many bins and the same leading shape, got "
+      f"{a.counts.shape} and {b.counts.shape}; give bin_stats the same "
+      "num_bins, and map over stacked statistics with jax.vmap."
     )
   return _add(a, b)
 

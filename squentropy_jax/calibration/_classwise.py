@@ -49,8 +49,8 @@ def _compared_sums(
 
   def one_bin(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     # Held inside the loop, and read by one sum: else it is stored as an array.
-    rows, (low, high) = jax.lax.optimization_barrier(((p, keep), bounds))
-    x = _masked(*rows, -1)  # In no bin.
+    x, use, (low, high) = jax.lax.optimization_barrier((p, keep, bounds))
+    x = _masked(x, use, -1)  # In no bin.
     inside = (x >= low) & (x < high)
     terms = inside.astype(jnp.int32), jnp.where(inside, x, 0)
     zeros = tuple(jnp.zeros((), term.dtype) for term in terms)

@@ -9,8 +9,11 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+import numpy as np
 
+from squentropy_jax import _checks
 from squentropy_jax.calibration import _inputs
+from squentropy_jax.calibration._apply import read_params
 
 Score = Callable[[Any], Array]
 _MARGIN = 1e-4  # Nearer to 0 and 1 a fraction of small denominator is no more.
@@ -21,10 +24,18 @@ class ConformalThreshold(NamedTuple):
 
   Attributes:
     threshold: The largest score in a set, a scalar; infinite where there were
-      too few rows to promise anything but all classes.
+      too few rows to promise anything but all classes, NaN where a row was
+      bad.
   """
 
   threshold: Array
+
+
+@jax.jit
+def _widened(p: Array) -> Array:
+  """Probabilities ``[..., C]``, float32 or wider; NaN in rows that are none."""
+  valid = _inputs.are_probabilities(p)[..., None]
+  return jnp.where(valid, _inputs.widen(p), jnp.nan)
 
 
 def lac_score(probabilities: ArrayLike) -> Array:
@@ -36,7 +47,8 @@ def lac_score(probabilities: ArrayLike) -> Array:
     probabilities: Predicted probabilities, shape ``[..., C]``.
 
   Returns:
-    The scores, shape ``[..., C]``, float32 or wider.
+    The scores, shape ``[..., C]``, float32 or wider. NaN in a row that is not
+    of probabilities, such as of logits (see :class:`BinStats`).
 
   Examples:
     >>> print(calibration.lac_score(jnp.array([0.7, 0.2, 0.1])))
@@ -46,8 +58,7 @@ def lac_score(probabilities: ArrayLike) -> Array:
     Sadinle, Lei and Wasserman, `Least Ambiguous Set-Valued Classifiers with
     Bounded Error Levels <https://arxiv.org/abs/1609.00451>`_, 2019.
   """
-  p = _inputs.widen(_inputs.as_scores("probabilities", probabilities))
-  return 1 - p
+  return 1 - _widened(_inputs.as_scores("probabilities", probabilities))
 
 
 def aps_score(probabilities: ArrayLike, *, key: Array | None = None) -> Array:
@@ -66,7 +77,11 @@ def aps_score(probabilities: ArrayLike, *, key: Array | None = None) -> Array:
     key: Key of the random numbers, or none for scores without chance.
 
   Returns:
-    The scores, shape ``[..., C]``, float32 or wider.
+    The scores, shape ``[..., C]``, float32 or wider. NaN in a row that is not
+    of probabilities, such as of logits (see :class:`BinStats`).
+
+  Raises:
+    TypeError: If ``probabilities`` or ``key`` is of no such type.
 
   Examples:
     >>> print(calibration.aps_score(jnp.array([0.2, 0.7, 0.1])))
@@ -76,13 +91,14 @@ def aps_score(probabilities: ArrayLike, *, key: Array | None = None) -> Array:
     Romano, Sesia and Candès, `Classification with Valid and Adaptive Coverage
     <https://arxiv.org/abs/2006.02544>`_, 2020.
   """
-  p = _inputs.widen(_inputs.as_scores("probabilities", probabilities))
+  p = _widened(_inputs.as_scores("probabilities", probabilities))
   order = jnp.argsort(p, axis=-1, descending=True)
   mass = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1)
   # An order sorted gives the inverse permutation: back to the classes.
   score = jnp.take_along_axis(mass, jnp.argsort(order, axis=-1), axis=-1)
   if key is None:
     return score
+  _checks.check_key(key)
   u = jax.random.uniform(key, (*p.shape[:-1], 1), p.dtype)
   return score - jnp.broadcast_to(u, p.shape) * p
 
@@ -130,7 +146,7 @@ def fit_conformal(
     out of range under ``jit``, or where the label of a kept row has score NaN.
 
   Raises:
-    TypeError: If a dtype or the type of ``alpha`` does not fit.
+    TypeError: If a dtype or the type of ``alpha`` or ``score`` does not fit.
     ValueError: If a shape or ``alpha`` does not fit, or a label known at call
       time is out of range.
 
@@ -161,7 +177,12 @@ def fit_conformal(
 
 
 def _scores(score: Score, predictions: Array) -> Array:
-  scores = score(predictions)
+  if not callable(score):
+    raise TypeError(
+      f"score must be a function such as calibration.lac_score, got {score!r}."
+    )
+  spec = jax.typeof(predictions).sharding.spec
+  scores = _inputs.without_explicit_axes(score, predictions, spec, predictions)
   if scores.shape != predictions.shape:
     raise ValueError(
       f"score must keep the shape {predictions.shape} of its argument, got "
@@ -199,8 +220,14 @@ def prediction_set(
     score: The score the threshold was fitted with.
 
   Returns:
-    Booleans of shape ``[..., C]``. A set may be empty; with a NaN threshold
-    all are.
+    Booleans of shape ``[..., C]``. A set may be empty. With an infinite
+    threshold every set holds every class, and so it does where it is not known
+    what to leave out: with a NaN threshold, and in a row with NaN scores.
+
+  Raises:
+    TypeError: If ``params`` or ``score`` is of no such type.
+    ValueError: If the threshold is no scalar; map stacked ones with
+      ``jax.vmap``.
 
   Examples:
     >>> params = calibration.ConformalThreshold(jnp.float32(0.75))
@@ -212,9 +239,15 @@ def prediction_set(
     Sadinle, Lei and Wasserman, `Least Ambiguous Set-Valued Classifiers with
     Bounded Error Levels <https://arxiv.org/abs/1609.00451>`_, 2019.
   """
+  if not isinstance(params, ConformalThreshold):
+    raise TypeError(
+      "params must be what fit_conformal returned, got "
+      f"{type(params).__name__}; for recalibrated logits use apply."
+    )
   predictions = _inputs.as_scores("predictions", predictions)
   scores = _scores(score, predictions)
-  return scores <= params.threshold.astype(scores.dtype)
+  (threshold,) = read_params(params, scores.dtype, ())
+  return ~(scores > threshold)
 
 
 def _check_sets(sets: ArrayLike) -> Array:
@@ -287,9 +320,11 @@ def mean_set_size(sets: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     Sadinle, Lei and Wasserman, `Least Ambiguous Set-Valued Classifiers with
     Bounded Error Levels <https://arxiv.org/abs/1609.00451>`_, 2019.
   """
-  sets = _check_sets(sets)
-  size = jnp.sum(sets, axis=-1, dtype=jnp.int32).astype(jnp.result_type(float))
-  keep = jnp.ones(size.shape, bool)
-  if where is not None:
-    keep = _inputs.as_mask(where, size.shape)
-  return _inputs.mean_of_rows(size, keep)
+  scores = _check_sets(sets).astype(jnp.result_type(float))
+  no_labels = np.zeros(scores.shape[:-1], np.int32)
+  return _mean_size(_inputs.read_rows("sets", scores, no_labels, where))
+
+
+@_inputs.compiled()
+def _mean_size(rows: _inputs.Rows) -> Array:
+  return _inputs.mean_of_rows(jnp.sum(rows.scores, axis=-1), rows.keep)

@@ -8,7 +8,7 @@ from jax import Array
 import jax.numpy as jnp
 
 from squentropy_jax.calibration import _exact
-from squentropy_jax.calibration._bins import BinStats, poison
+from squentropy_jax.calibration._bins import BinStats, check_stats, poison
 
 
 def check_norm(norm: float) -> None:
@@ -41,6 +41,7 @@ def gaps(stats: BinStats) -> tuple[Array, Array]:
 
   An empty bin has share and gap 0; without any row both are NaN.
   """
+  check_stats("stats", stats)
   dtype = jnp.result_type(float)
   # Subtracted digit by digit: the whole parts cancel before anything rounds.
   digits = (-stats.confidence_digits).at[..., 0, :].add(stats.hits)
@@ -73,7 +74,7 @@ def expected_calibration_error(stats: BinStats, *, norm: float = 1) -> Array:
     row, or where ``stats.invalid`` is above 0.
 
   Raises:
-    TypeError: If ``norm`` is not a Python number.
+    TypeError: If ``stats`` is no such thing or ``norm`` no Python number.
     ValueError: If ``norm`` is below 1 or infinite.
 
   Examples:

@@ -89,6 +89,7 @@ def read_rows(
   mask = None if where is None else as_mask(where, batch)
   if _checks.is_concrete(values, where):
     _checks.check_label_range(values, num_classes, where)
+  values = _checks.narrowed_labels(values, num_classes)
   return Given(scores, jnp.asarray(values), mask)
 
 

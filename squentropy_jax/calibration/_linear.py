@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._apply import recalibrated
+from squentropy_jax.calibration._apply import read_params, recalibrated
 from squentropy_jax.calibration._newton import minimize
 from squentropy_jax.calibration._temperature import best_inverse_temperature
 
@@ -48,14 +48,17 @@ def _finite(x: Array) -> tuple[Array, Array]:
 @recalibrated.register
 def _apply_vector(params: VectorScaling, logits: Array) -> Array:
   z, impossible = _finite(logits)
-  weight, bias = (jnp.broadcast_to(x.astype(z.dtype), z.shape) for x in params)
+  size = z.shape[-1]
+  fields = read_params(params, z.dtype, (size,), (size,))
+  weight, bias = (jnp.broadcast_to(x, z.shape) for x in fields)
   return jnp.where(impossible, -jnp.inf, weight * z + bias)
 
 
 @recalibrated.register
 def _apply_matrix(params: MatrixScaling, logits: Array) -> Array:
   z, impossible = _finite(jax.nn.log_softmax(logits, axis=-1))
-  weight, bias = (x.astype(z.dtype) for x in params)
+  size = z.shape[-1]
+  weight, bias = read_params(params, z.dtype, (size, size), (size,))
   # A probability that underflows is as good as the least that does not.
   z = jnp.maximum(z, float(np.log(jnp.finfo(z.dtype).tiny)))
   product = jnp.matmul(z, weight.T, precision=jax.lax.Precision.HIGHEST)

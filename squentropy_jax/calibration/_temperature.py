@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._apply import recalibrated
+from squentropy_jax.calibration._apply import read_params, recalibrated
 
 # The inverse temperature is in [1/_LIMIT, _LIMIT], wherever the logits are.
 _LIMIT = 2.0**100
@@ -32,7 +32,8 @@ class TemperatureScaling(NamedTuple):
 
 @recalibrated.register
 def _apply(params: TemperatureScaling, logits: Array) -> Array:
-  return logits * params.inverse_temperature.astype(logits.dtype)
+  (beta,) = read_params(params, logits.dtype, ())
+  return logits * beta
 
 
 def best_inverse_temperature(rows: _inputs.Rows) -> Array:

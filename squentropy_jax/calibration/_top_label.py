@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from squentropy_jax.calibration import _exact, _inputs
-from squentropy_jax.calibration._apply import recalibrated
+from squentropy_jax.calibration._apply import read_params, recalibrated
 from squentropy_jax.calibration._bins import bin_of
 from squentropy_jax.calibration._order import Ordered, order
 
@@ -64,14 +64,14 @@ def _with_confidence(logits: Array, new: Array) -> Array:
 
 @recalibrated.register
 def _apply_histogram(params: HistogramBinning, logits: Array) -> Array:
-  accuracy = params.accuracy.astype(logits.dtype)
+  (accuracy,) = read_params(params, logits.dtype, (None,))
   bins = bin_of(jnp.minimum(_confidence(logits), 1), accuracy.shape[-1])
   return _with_confidence(logits, accuracy[bins])
 
 
 @recalibrated.register
 def _apply_isotonic(params: IsotonicRegression, logits: Array) -> Array:
-  knots, values = (x.astype(logits.dtype) for x in params)
+  knots, values = read_params(params, logits.dtype, (None,), (None,))
   new = jnp.interp(_confidence(logits), knots, values)
   return _with_confidence(logits, new)
 

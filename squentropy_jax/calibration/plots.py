@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from squentropy_jax.calibration._bins import BinStats
+from squentropy_jax.calibration._bins import BinStats, check_stats
 from squentropy_jax.calibration._errors import expected_calibration_error
 from squentropy_jax.calibration._selective import RiskCoverage
 
@@ -32,6 +32,7 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
 
   Raises:
     ImportError: If matplotlib is not installed.
+    TypeError: If ``stats`` is no :class:`BinStats`.
 
   Examples:
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
@@ -46,6 +47,7 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   """
   import matplotlib.pyplot as plt
 
+  check_stats("stats", stats)
   if ax is None:
     _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
   counts = np.asarray(stats.counts)
@@ -104,6 +106,7 @@ def risk_coverage(curve: RiskCoverage, ax: "Axes | None" = None) -> "Axes":
 
   Raises:
     ImportError: If matplotlib is not installed.
+    TypeError: If ``curve`` is no :class:`RiskCoverage`.
 
   Examples:
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
@@ -117,6 +120,11 @@ def risk_coverage(curve: RiskCoverage, ax: "Axes | None" = None) -> "Axes":
   """
   import matplotlib.pyplot as plt
 
+  if not isinstance(curve, RiskCoverage):
+    raise TypeError(
+      f"curve must be a RiskCoverage, got {type(curve).__name__}; pass "
+      "risk_coverage_curve(probabilities, labels)."
+    )
   if ax is None:
     _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
   points = np.stack([np.asarray(x, np.float64) for x in curve])
