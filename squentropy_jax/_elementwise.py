@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 # In the place of an infinity that may meet a 0; its square fits in float32.
 HUGE = 1e18
+# Below it a probability that is read off a clipped score counts as impossible;
+# a 0 would make the log-likelihood of one surprise infinite.
+PROBABILITY_FLOOR = 1e-6
 # Below it a derivative by the parameter is summed as a series: above it the
 # quotient loses less than two digits.
 _SMALL = 0.05

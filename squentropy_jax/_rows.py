@@ -69,6 +69,30 @@ def with_row(
   return attach
 
 
+def with_link(link: Callable[..., jax.Array]) -> Callable[[_F], _F]:
+  """Gives a loss its link, as the attribute ``link``.
+
+  ``link(logits, **hyperparameters)`` maps logits, the class axis last, to
+  scores whose softmax is the forecast; impossible classes stay so. A loss
+  without one has the softmax of the logits themselves.
+  """
+
+  @functools.wraps(link)
+  def widened(
+    logits: jax.typing.ArrayLike, **hyperparameters: Any
+  ) -> jax.Array:
+    array = _checks.as_logits(logits)
+    array = array.astype(_checks.compute_dtype(array.dtype))
+    scores = link(array, **hyperparameters)
+    return jnp.where(array == -jnp.inf, array, scores)
+
+  def attach(loss: _F) -> _F:
+    loss.link = widened  # type: ignore[attr-defined]
+    return loss
+
+  return attach
+
+
 @jax.custom_jvp
 def sigmoid(x: jax.Array) -> jax.Array:
   """The logistic function; its derivative keeps its digits on both sides."""
@@ -136,7 +160,7 @@ def centre(z: jax.Array, **_: Any) -> jax.Array:
   return z - jax.lax.stop_gradient(total / count.astype(z.dtype))
 
 
-def divided(z: jax.Array, scale: jax.Array) -> jax.Array:
+def divided(z: jax.Array, scale: jax.typing.ArrayLike) -> jax.Array:
   """The logits less the largest, over ``scale``, for a loss of differences.
 
   So no digit of a common shift is lost to the division.

@@ -13,6 +13,13 @@ import jax.numpy as jnp
 from squentropy_jax import _moments, _rows
 
 
+def is_top(logits: jax.Array, possible: jax.Array) -> jax.Array:
+  """The first of the largest possible logits."""
+  top = jnp.argmax(jnp.where(possible, logits, -jnp.inf), axis=-1)
+  ids = _moments.class_ids(logits)
+  return ids == top[..., None].astype(ids.dtype)
+
+
 class Whole(NamedTuple):
   """A row, and the classes to be taken as its target.
 
@@ -33,9 +40,7 @@ class Whole(NamedTuple):
 
   def is_top(self) -> jax.Array:
     """The first of the largest possible logits."""
-    top = jnp.argmax(jnp.where(self.possible, self.logits, -jnp.inf), axis=-1)
-    ids = _moments.class_ids(self.logits)
-    return ids == top[..., None].astype(ids.dtype)
+    return is_top(self.logits, self.possible)
 
   def sum_rest(self, terms: jax.Array, is_largest: jax.Array) -> jax.Array:
     """For each target the sum of the other, possible classes' ``terms``."""

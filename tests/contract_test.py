@@ -14,13 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from squentropy_jax import RowStats
+from squentropy_jax.losses import _table
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
 ROW = pytest.mark.parametrize(
   "case", [c for c in CASES if hasattr(c.loss, "row")], ids=repr
 )
+LINKED = pytest.mark.parametrize(
+  "case",
+  [c for c in CASES if hasattr(getattr(c.loss, "func", c.loss), "link")],
+  ids=repr,
+)
+PROPER = {row.name: row.proper for row in _table.TABLE}
 SOFT = pytest.mark.parametrize(
   "case", [c for c in CASES if c.soft_is_expected], ids=repr
 )
@@ -205,6 +213,48 @@ def test_extreme_logits_keep_a_finite_gradient(case, fill):
     labels = np.array([0, 1, 2, 0, 0, 3], np.int32)
     chex.assert_tree_all_finite(compiled(case.loss)(logits, labels))
     chex.assert_tree_all_finite(gradient(case.loss)(logits, labels))
+
+
+# Forecasts.
+
+
+def forecast(case, logits):
+  """Probabilities through the loss's link, a partial's with its arguments."""
+  loss = getattr(case.loss, "func", case.loss)
+  link = getattr(loss, "link", lambda z: z)
+  scores = link(F32(logits), **getattr(case.loss, "keywords", {}))
+  return np.float64(jax.nn.softmax(scores, axis=-1))
+
+
+@EVERY
+def test_proper_is_what_is_least_at_the_distribution_of_labels(case):
+  """At the defaults: what the table says, by minimising the reference."""
+  labels = RNG.dirichlet([2.0] * 3, size=2)
+
+  def expected(logits, p):
+    return sum(p[k] * case.reference(logits, k) for k in range(3))
+
+  least = np.stack(
+    [
+      # Not from the origin, where squares have no slope.
+      optimize.minimize(expected, [0.3, 0.2, 0.1], args=(p,), tol=1e-7).x
+      for p in labels
+    ]
+  )
+  with np.errstate(over="ignore", invalid="ignore"):
+    error = np.abs(forecast(case, least) - labels).max()
+  assert (error < 1e-3) == PROPER[case.name], error
+
+
+@LINKED
+def test_a_link_leaves_out_impossible_classes(case):
+  logits = LOGITS.copy()
+  logits[:, 1] = -np.inf
+  p = forecast(case, logits)
+  np.testing.assert_array_equal(p[:, 1], 0)
+  np.testing.assert_allclose(
+    np.delete(p, 1, 1), forecast(case, np.delete(LOGITS, 1, 1)), rtol=1e-5
+  )
 
 
 # Shapes and dtypes.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets, their split, losses by name, and readouts."""
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,10 +114,34 @@ def test_draw_keeps_the_shares():
 
 
 def test_names_of_losses():
-  names = _losses.names()
-  assert {"cross_entropy", "squentropy", "rescaled_square"} <= set(names)
-  # The drop-in twin is the same loss once more.
-  assert "squentropy_with_integer_labels" not in names
+  # The adversarial one takes two logits.
+  cases_of_one = {case.name for case in cases.CASES} - {
+    "smooth_adversarial_comp_sum"
+  }
+  assert set(_losses.names()) == cases_of_one
+
+
+def test_a_loss_is_read_through_its_link():
+  logits = jnp.array([[0.5, -1.0, 2.0], [0.0, 0.1, -0.2]])
+  for name in _losses.names():
+    link = getattr(getattr(losses, name), "link", None)
+    temperatures = {"t1": 0.5, "t2": 1.5} if "tempered" in name else {}
+    spec = f"{name}:t1=0.5,t2=1.5" if temperatures else name
+    (readout, read), *others = _losses.readouts(_losses.parse(spec)).items()
+    if link is None or name == "rescaled_square":
+      assert readout == "softmax"
+      assert read(logits) is logits
+    else:
+      assert readout == link.__name__
+      np.testing.assert_array_equal(
+        read(logits), link(logits, **temperatures), err_msg=name
+      )
+    assert [key for key, _ in others] == ["linear"] * (
+      name == "rescaled_square"
+    )
+  # The largest logit is not the class of this one.
+  (read,) = _losses.readouts(_losses.parse("spherical_softmax")).values()
+  assert read(logits)[1].argmax() == 2
 
 
 def test_loss_gets_its_hyper_parameters():
@@ -140,6 +165,8 @@ def test_loss_gets_its_hyper_parameters():
   )
   assert _losses.signature("squentropy") == "squentropy:scale=1.0"
   assert _losses.signature("cross_entropy") == "cross_entropy"
+  signature = _losses.signature("bi_tempered_logistic")
+  assert signature == "bi_tempered_logistic:t1=...,t2=...,num_iters=5"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +178,8 @@ def test_loss_gets_its_hyper_parameters():
     ("squentropy:", "follow the colon"),
     ("squentropy:scale=1,scale=2", "scale twice"),
     ("squentropy:scale=-1", r"scale must be in \[0, inf\)"),
+    ("bi_tempered_logistic", "needs t1 and t2: write bi_tempered_logistic:t1="),
+    ("bi_tempered_logistic:t1=0.5", "needs t2: write .*t2="),
     ("squentropy:scal=2", "did you mean 'scale'"),
     ("squentropy:where=1", "unknown hyper-parameter"),
     ("cross_entropy:scale=2", "unknown hyper-parameter of cross_entropy"),

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 from squentropy_jax import _rows, _whole
 
 
-def _normalize(z: jax.Array, *, temperature: jax.Array) -> jax.Array:
+def normalized(
+  logits: jax.Array, *, temperature: jax.typing.ArrayLike = 1.0
+) -> jax.Array:
+  """The logits over their norm and the temperature."""
+  z = logits
   possible = z != -jnp.inf
   size = jnp.where(possible, z, jnp.zeros_like(z))
   # Squares of numbers of at most 1 neither overflow nor all vanish.
@@ -43,6 +47,7 @@ def _confidence_penalty(whole: _whole.Whole, *, beta: jax.Array) -> jax.Array:
   return _rows.softplus(whole.stats.log_odds) - beta * entropy
 
 
+@_rows.with_link(normalized)
 def logit_norm_cross_entropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -62,7 +67,9 @@ def logit_norm_cross_entropy(
   Training cannot lower it by making the logits longer, which keeps the network
   from becoming over-confident and helps to tell inputs of other distributions
   apart. The loss does not see the scale of the logits and has a positive lower
-  bound. The direction of logits that are all 0 is undefined: the loss is
+  bound. The model's probabilities are the softmax of
+  ``logit_norm_cross_entropy.link(logits)``, the normalised logits. The
+  direction of logits that are all 0 is undefined: the loss is
   :math:`\log C` there, its gradient that of a norm of 1. Soft labels :math:`p`
   give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
 
@@ -105,7 +112,7 @@ def logit_norm_cross_entropy(
     labels,
     axis=axis,
     where=where,
-    prepare=_normalize,
+    prepare=normalized,
     temperature=(temperature, "(0, inf)"),
   )
 

@@ -20,11 +20,15 @@ def _scale(
   return 1.0 / temperature
 
 
-def _over_temperature(
-  z: jax.Array, *, temperature: jax.Array, margin: jax.Array
+def over_temperature(
+  logits: jax.Array,
+  *,
+  temperature: jax.typing.ArrayLike = 1.0,
+  margin: jax.typing.ArrayLike = 0.0,
 ) -> jax.Array:
+  """What the statistics are of, and the link where there is no margin."""
   del margin
-  return _rows.divided(z, temperature)
+  return _rows.divided(logits, temperature)
 
 
 def _ldr_kl(
@@ -147,6 +151,7 @@ def _aldr_kl(
   return formula
 
 
+@_rows.with_link(over_temperature)
 @_rows.with_row(_ldr_kl, logit_scale=_scale)
 def ldr_kl(
   logits: jax.typing.ArrayLike,
@@ -174,8 +179,10 @@ def ldr_kl(
   with that margin, as it goes to infinity
   :func:`squentropy_jax.losses.unhinged` plus
   :math:`\text{margin} \, (1 - 1 / C)`: from sharp to robust. The gradient is
-  :math:`q - e_y`. A low temperature makes the loss stiff, a high one hardly
-  bounded below. Soft labels :math:`p` give the expected loss
+  :math:`q - e_y`: without a margin the class probabilities are the softmax of
+  the logits over the temperature, of ``ldr_kl.link(logits)``, and with one
+  these are too confident. A low temperature makes the loss stiff, a high
+  one hardly bounded below. Soft labels :math:`p` give the expected loss
   :math:`\sum_k p_k\, \ell(z, k)`.
 
   The largest logit is subtracted first, and the error is some roundings of the
@@ -225,12 +232,33 @@ def ldr_kl(
     labels,
     axis=axis,
     where=where,
-    prepare=_over_temperature,
+    prepare=over_temperature,
     temperature=(temperature, "(0, inf)"),
     margin=(margin, "[0, inf)"),
   )
 
 
+def over_own_temperature(
+  logits: jax.Array,
+  *,
+  base_temperature: jax.typing.ArrayLike = 1.0,
+  alpha: jax.typing.ArrayLike = 2.0,
+  margin: jax.typing.ArrayLike = 0.0,
+  num_iters: int = 30,
+) -> jax.Array:
+  """The link where there is no margin, whose temperature needs no label."""
+  del margin
+  temperature = aldr_kl_temperature(
+    logits,
+    jnp.argmax(logits, axis=-1),
+    base_temperature=base_temperature,
+    alpha=alpha,
+    num_iters=num_iters,
+  )
+  return _rows.divided(logits, temperature[..., None])
+
+
+@_rows.with_link(over_own_temperature)
 def aldr_kl(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -259,7 +287,9 @@ def aldr_kl(
   the fixed point that :func:`squentropy_jax.losses.aldr_kl_temperature`
   returns. It is computed afresh in every call and to its end: the authors' code
   keeps a temperature per training example and moves it one step per visit. As
-  ``alpha`` goes to infinity it is :func:`squentropy_jax.losses.ldr_kl`. Soft
+  ``alpha`` goes to infinity it is :func:`squentropy_jax.losses.ldr_kl`. Without
+  a margin the class probabilities are the softmax of ``aldr_kl.link(logits)``,
+  the logits over their temperature. Soft
   labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`. They
   cost the iteration once for each class.
 

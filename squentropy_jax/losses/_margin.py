@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _rows, _whole
+from squentropy_jax import _checks, _elementwise, _rows, _whole
 
 
 def _hinge(x: jax.Array) -> jax.Array:
@@ -46,6 +46,23 @@ def _weston_watkins(whole: _whole.Whole, *, margin: jax.Array) -> jax.Array:
   return whole.map_targets(of_target)
 
 
+def one_vs_rest(
+  logits: jax.Array,
+  *,
+  squared: bool = True,
+  margin: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+  """Inverts the minimiser, ``margin (2 p - 1)`` for a probability ``p``.
+
+  Without the square there is none to invert, and logits remain scores.
+  """
+  if not squared:
+    return logits
+  probability = (1.0 + logits / margin) / 2.0
+  return jnp.log(jnp.clip(probability, _elementwise.PROBABILITY_FLOOR, 1.0))
+
+
+@_rows.with_link(one_vs_rest)
 def one_vs_rest_hinge(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -68,8 +85,8 @@ def one_vs_rest_hinge(
   the optimiser. The classes do not compete: raising all logits alike matters,
   and a prediction is the largest logit. Squared, its minimum is
   :math:`z_k = \text{margin} \, (2 \pi_k - 1)` for class probabilities
-  :math:`\pi`, which reads them off without a softmax. The wrong classes' terms
-  dominate where there are many classes. Not to be confused with
+  :math:`\pi`: ``one_vs_rest_hinge.link(logits)`` reads them off. The wrong
+  classes' terms dominate where there are many classes. Not to be confused with
   :func:`squentropy_jax.losses.crammer_singer`. Soft labels :math:`p` give the
   expected loss :math:`\sum_k p_k\, \ell(z, k)`.
 

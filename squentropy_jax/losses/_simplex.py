@@ -23,6 +23,12 @@ def _continuous_categorical(z: jax.Array, x: jax.Array) -> jax.Array:
   return soft + (_partition.log_partition(z) - lse[..., 0])
 
 
+def simplex_mean(logits: jax.Array) -> jax.Array:
+  """The logarithm of the mean."""
+  return jnp.log(_mean(logits, -1))
+
+
+@_rows.with_link(simplex_mean)
 def continuous_categorical(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -48,7 +54,8 @@ def continuous_categorical(
   and it is computed in that form. The integral has full precision for equal,
   close and distant logits and any number of classes. A density may exceed 1, so
   the loss may be negative; for a target on a corner (a class id) it has no
-  lower bound.
+  lower bound. The forecast is the mean, :func:`continuous_categorical_mean`, of
+  logarithm ``continuous_categorical.link(logits)``.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.

@@ -77,13 +77,13 @@ def zscore(
   The Z-loss of 2016, which is not the square of the log-normaliser that
   language models are regularised with under the same name. It does not see the
   shift and the scale of the logits and works on ranks: use it where the k best
-  classes count and no probabilities are needed. A z-score is at most
-  :math:`\sqrt{C - 1}`, so the loss never reaches 0; with two classes it is
-  constant, and with few every example looks wrong for a ``location`` near that
-  bound. As ``sharpness`` goes to infinity it is the hinge of the z-score.
-  Logits that are all equal have the z-score 0, with the slope of a deviation of
-  1. Soft labels :math:`p` give the expected loss
-  :math:`\sum_k p_k\, \ell(z, k)`.
+  classes count and no probabilities are needed: none can be read off it. A
+  z-score is at most :math:`\sqrt{C - 1}`, so the loss never reaches 0; with two
+  classes the z-score is 1 or -1, without slope, and with few every example
+  looks wrong for a ``location`` near that bound. As ``sharpness`` goes to
+  infinity it is the hinge of the z-score. Logits that are all equal have the
+  z-score 0, with the slope of a deviation of 1. Soft labels :math:`p` give the
+  expected loss :math:`\sum_k p_k\, \ell(z, k)`.
 
   The logits are centred first. The row form alone, as a fused head uses it, has
   a relative error in the variance of some roundings of
@@ -137,6 +137,13 @@ def zscore(
   )
 
 
+def taylor(logits: jax.Array) -> jax.Array:
+  """The logarithms of the numerators, exponentials of second order."""
+  # 1 + z + z^2 / 2, without cancelling.
+  return jnp.log(0.5 * (jnp.square(logits + 1.0) + 1.0))
+
+
+@_rows.with_link(taylor)
 @_rows.with_row(_taylor_softmax)
 def taylor_softmax(
   logits: jax.typing.ArrayLike,
@@ -156,9 +163,10 @@ def taylor_softmax(
   Every numerator is at least one half, so that no constant is needed, and the
   loss grows like a logarithm of the logits. The numerator is least at
   :math:`z = -1` and grows again below: a very negative logit makes a class
-  likely, and the largest logit need not be the most probable class. In its
-  authors' experiments it beat the softmax on few classes and lost on many. Soft
-  labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  likely, and the largest logit need not be the most probable class: read the
+  probabilities off ``taylor_softmax.link(logits)``. In its authors' experiments
+  it beat the softmax on few classes and lost on many. Soft labels :math:`p`
+  give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -194,6 +202,14 @@ def taylor_softmax(
   return _rows.evaluate(_taylor_softmax, logits, labels, axis=axis, where=where)
 
 
+def spherical(
+  logits: jax.Array, *, epsilon: jax.typing.ArrayLike = 1e-2
+) -> jax.Array:
+  """The logarithms of the numerators, the squares and ``epsilon``."""
+  return jnp.log(jnp.square(logits) + epsilon)
+
+
+@_rows.with_link(spherical)
 @_rows.with_row(_spherical_softmax)
 def spherical_softmax(
   logits: jax.typing.ArrayLike,
@@ -212,9 +228,10 @@ def spherical_softmax(
                             {\sum_k (z_k^2 + \text{epsilon})} .
 
   The probabilities do not see the signs of the logits, nor, but for
-  ``epsilon``, their scale: read the class off :math:`z_k^2`. A logit of 0
-  bounds the slope by :math:`1 / \sqrt{\text{epsilon}}`. Soft labels :math:`p`
-  give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  ``epsilon``, their scale: read the class off :math:`z_k^2` and the
+  probabilities off ``spherical_softmax.link(logits)``. The slope of the
+  logarithm of a numerator is at most :math:`1 / \sqrt{\text{epsilon}}`. Soft
+  labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.

@@ -2,8 +2,9 @@
 """Square losses on logits."""
 
 import jax
+import jax.numpy as jnp
 
-from squentropy_jax import _rows
+from squentropy_jax import _elementwise, _rows
 
 
 def _rescaled_square(
@@ -18,6 +19,22 @@ def _rescaled_square(
   ) / stats.num_classes
 
 
+def linear(
+  logits: jax.Array,
+  *,
+  target_weight: jax.typing.ArrayLike = 1.0,
+  target_value: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+  """Inverts the minimiser, ``k M p / (k p + 1 - p)`` for a probability ``p``.
+
+  ``k`` is the weight and ``M`` the target value, both above 0.
+  """
+  share = jnp.clip(logits / target_value, 0.0, 1.0)
+  probability = share / (target_weight + (1.0 - target_weight) * share)
+  return jnp.log(jnp.maximum(probability, _elementwise.PROBABILITY_FLOOR))
+
+
+@_rows.with_link(linear)
 @_rows.with_row(_rescaled_square)
 def rescaled_square(
   logits: jax.typing.ArrayLike,
@@ -39,7 +56,8 @@ def rescaled_square(
 
   With both at 1 it is the plain square loss. Its minimiser with weight 1 is
   ``target_value`` times the class probabilities, so ``logits / target_value``
-  is the calibrated readout; a softmax over the logits is not. Soft labels
+  is the calibrated readout; a softmax over the logits is not.
+  ``rescaled_square.link(logits)`` reads it so, for any weight. Soft labels
   :math:`p` give the expected loss, which differs from the square distance to
   :math:`p` by a constant of the logits.
 

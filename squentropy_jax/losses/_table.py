@@ -15,23 +15,28 @@ class Row(NamedTuple):
     row_form: Has a formula over ``RowStats``: fused heads and vocabulary
       parallelism come with it.
     soft_labels: Takes target distributions.
-    bounded: Its values have an upper bound over all logits.
-    proper: Minimised by the class probabilities, read off by its own link.
+    bounded: Its values have an upper bound over all logits, at the defaults; a
+      text says when.
+    proper: At the defaults it is least where its forecast is the distribution
+      of the labels. The forecast is the softmax of ``loss.link(logits)``, of
+      the logits where a loss has no such attribute, or what its page says.
     needs_batch: Compares examples with one another.
     cost: Passes over the logits, or what else it costs.
     paper: Where it is from.
     year: Of the paper.
+    class_ids: Takes logits ``[..., C]`` and class ids, and no more.
   """
 
   name: str
   row_form: bool
   soft_labels: bool
-  bounded: bool
+  bounded: bool | str
   proper: bool
   needs_batch: bool
   cost: str
   paper: str
   year: int
+  class_ids: bool = True
 
 
 TABLE = (
@@ -89,6 +94,7 @@ TABLE = (
     cost="one softmax, and the logits of an attack",
     paper="[Mao, Mohri and Zhong](https://arxiv.org/abs/2304.07288)",
     year=2023,
+    class_ids=False,
   ),
   Row(
     name="focal",
@@ -193,7 +199,7 @@ TABLE = (
     name="bi_tempered_logistic",
     row_form=False,
     soft_labels=True,
-    bounded=False,
+    bounded="for t1 < 1",
     proper=True,
     needs_batch=False,
     cost="one softmax and two powers per step of Newton",
@@ -375,6 +381,7 @@ TABLE = (
     cost="binary, one exponential",
     paper="[Loaiza-Ganem and Cunningham](https://arxiv.org/abs/1907.06845)",
     year=2019,
+    class_ids=False,
   ),
   Row(
     name="dice",
@@ -386,6 +393,7 @@ TABLE = (
     cost="binary, one sigmoid",
     paper="[Li et al.](https://arxiv.org/abs/1911.02855)",
     year=2020,
+    class_ids=False,
   ),
   Row(
     name="tversky",
@@ -397,6 +405,7 @@ TABLE = (
     cost="binary, one sigmoid",
     paper="[Salehi et al.](https://arxiv.org/abs/1706.05721)",
     year=2017,
+    class_ids=False,
   ),
   Row(
     name="self_adjusting_dice",
@@ -408,6 +417,7 @@ TABLE = (
     cost="binary, one sigmoid",
     paper="[Li et al.](https://arxiv.org/abs/1911.02855)",
     year=2020,
+    class_ids=False,
   ),
   Row(
     name="anyloss",
@@ -419,6 +429,7 @@ TABLE = (
     cost="binary, two sigmoids",
     paper="[Han et al.](https://arxiv.org/abs/2405.14745)",
     year=2024,
+    class_ids=False,
   ),
   Row(
     name="ensloss",
@@ -430,6 +441,7 @@ TABLE = (
     cost="binary, two sorts",
     paper="[Dai](https://arxiv.org/abs/2409.00908)",
     year=2025,
+    class_ids=False,
   ),
   Row(
     name="ensemble_distillation",
@@ -441,6 +453,7 @@ TABLE = (
     cost="a softmax per model",
     paper="[Shen and Savvides](https://arxiv.org/abs/2009.08453)",
     year=2020,
+    class_ids=False,
   ),
   Row(
     name="discriminator",
@@ -452,6 +465,7 @@ TABLE = (
     cost="four exponentials",
     paper="[Shen and Savvides](https://arxiv.org/abs/2009.08453)",
     year=2020,
+    class_ids=False,
   ),
   Row(
     name="assistive_distillation",
@@ -463,6 +477,7 @@ TABLE = (
     cost="regression, no exponential",
     paper="[Fard and Mahoor](https://arxiv.org/abs/2111.07047)",
     year=2021,
+    class_ids=False,
   ),
 )
 
@@ -482,7 +497,8 @@ def markdown() -> str:
       row.proper,
       row.needs_batch,
     )
-    cells = " | ".join("yes" if mark else "no" for mark in marks)
+    words: dict[bool | str, str] = {True: "yes", False: "no"}
+    cells = " | ".join(str(words.get(mark, mark)) for mark in marks)
     lines.append(
       f"| `{row.name}` | {cells} | {row.cost} | {row.paper}, {row.year} |"
     )

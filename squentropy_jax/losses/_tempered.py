@@ -9,29 +9,30 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _whole
+from squentropy_jax import _checks, _elementwise, _rows, _whole
 
 
 def _log_tempered(x: jax.Array, t: jax.Array) -> jax.Array:
   return _elementwise.log1p_over(x, 1.0 - t)
 
 
-def _tempered_excess(
-  whole: _whole.Whole, t: jax.Array, num_iters: int
-) -> tuple[jax.Array, jax.Array]:
-  """The largest logit, and by how much the normaliser exceeds it.
+def _log_probabilities(
+  logits: jax.Array, possible: jax.Array, t: jax.Array, num_iters: int
+) -> Callable[[jax.Array], jax.Array]:
+  """The logarithm of the tempered probability, as a function of the logit.
 
-  The tempered exponentials of ``logits - top - excess`` add up to 1. Tempered
+  By ``excess`` the normaliser exceeds the largest logit: the tempered
+  exponentials of ``logits - top - excess`` add up to 1. Tempered
   logarithms of their sum are nearly linear in ``excess``, so that Newton's
   method is there in a few steps.
   """
-  zero = jnp.zeros_like(whole.logits)
-  is_top = whole.is_top()
-  top = jnp.where(is_top, whole.logits, zero).sum(-1, keepdims=True)
+  zero = jnp.zeros_like(logits)
+  is_top = _whole.is_top(logits, possible)
+  top = jnp.where(is_top, logits, zero).sum(-1, keepdims=True)
   top = lax.stop_gradient(top)
-  others = whole.possible & ~is_top
-  below = jnp.where(others, whole.logits - top, zero)
-  top_below = jnp.where(is_top, whole.logits - top, zero)
+  others = possible & ~is_top
+  below = jnp.where(others, logits - top, zero)
+  top_below = jnp.where(is_top, logits - top, zero)
   top_below = top_below.sum(-1, keepdims=True)  # 0, with a slope.
 
   def step(
@@ -53,7 +54,7 @@ def _tempered_excess(
   # A Newton step at a root gives it its first derivatives, two its second.
   for _ in range(2):
     excess = step(excess, below, top_below, t)
-  return top, excess
+  return lambda z: _log_tempered(z - top - excess, t)
 
 
 def _sum(keep: jax.Array, terms: jax.Array) -> jax.Array:
@@ -81,17 +82,31 @@ def _bi_tempered_logistic(num_iters: int) -> Callable[..., jax.Array]:
   def formula(
     whole: _whole.Whole, *, t1: jax.Array, t2: jax.Array
   ) -> jax.Array:
-    top, excess = _tempered_excess(whole, t2, num_iters)
-    own = _log_tempered(whole.stats.target - top - excess, t2)
-    each = _elementwise.power(
-      _log_tempered(whole.logits - top - excess, t2), 2.0 - t1
-    )
+    log_p = _log_probabilities(whole.logits, whole.possible, t2, num_iters)
+    own = log_p(whole.stats.target)
+    each = _elementwise.power(log_p(whole.logits), 2.0 - t1)
     rest = whole.sum_rest(each, whole.is_top())
     return _own_divergence(own, t1) + rest / (2.0 - t1)
 
   return formula
 
 
+def tempered(
+  logits: jax.Array,
+  *,
+  t1: jax.typing.ArrayLike,
+  t2: jax.typing.ArrayLike,
+  num_iters: int = 5,
+) -> jax.Array:
+  """The logarithms of the tempered probabilities."""
+  del t1
+  possible = logits != -jnp.inf
+  z = jnp.where(possible, logits, jnp.zeros_like(logits))
+  t = jnp.asarray(t2).astype(z.dtype)
+  return _log_probabilities(z, possible, t, num_iters)(z)
+
+
+@_rows.with_link(tempered)
 def bi_tempered_logistic(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -119,7 +134,8 @@ def bi_tempered_logistic(
   boundary. A ``t2`` below 1 makes small probabilities exactly 0, for which a
   ``t1`` of 1 or more has an infinite loss at everyday logits: avoid the pair.
   The loss is a Bregman divergence of the label and proper for these
-  probabilities, which are not the softmax. Soft labels :math:`p` give the
+  probabilities, of logarithm ``bi_tempered_logistic.link(logits, t1=t1,
+  t2=t2)``, which are not the softmax. Soft labels :math:`p` give the
   expected loss :math:`\sum_k p_k\, \ell(z, k)`; the paper's divergence from
   :math:`p` is less than that by a constant of the logits.
 

@@ -24,7 +24,6 @@ CURVES = {
 # The first three and the others of the curves; C0 and C3 are also the bars of
 # a reliability diagram. All are readable on both grounds.
 _COLORS = ("#3f7fd9", "#e07a2f", "#2fa37c", "#d1495b", "#b565c9", "#c9a227")
-_LINES = {"softmax": "-", "linear": "--"}
 
 
 def _theme(ground: str, ink: str) -> dict[Any, Any]:
@@ -72,8 +71,9 @@ def _curve(ax: Axes, results: Results, column: str) -> None:
   """A curve per method: mean over seeds, with the band they span."""
   seen = set()
   for method in results.methods:
-    # The loss and the accuracy do not depend on the readout.
-    if column != "ece" and method.loss in seen:
+    # The loss and the accuracy do not depend on a second readout.
+    again = method.loss in seen
+    if column != "ece" and again:
       continue
     seen.add(method.loss)
     epochs = results.cells[method.loss].curve_epochs
@@ -83,7 +83,7 @@ def _curve(ax: Axes, results: Results, column: str) -> None:
     ax.plot(
       epochs,
       values.mean(axis=1),
-      _LINES[method.readout],
+      "--" if again else "-",
       color=color,
       label=results.label(method) if column == "ece" else method.loss,
       linewidth=1.6,

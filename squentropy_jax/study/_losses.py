@@ -8,7 +8,6 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax import losses as library
@@ -23,10 +22,6 @@ _SMOOTHING_PARAMETER = inspect.Parameter(
   SMOOTHING, inspect.Parameter.KEYWORD_ONLY, default=0.0
 )
 _SOFT = frozenset(row.name for row in _table.TABLE if row.soft_labels)
-
-# Below this a linear readout counts as "impossible"; a 0 would make one
-# surprised row's negative log-likelihood, and so the mean, infinite.
-_PROBABILITY_FLOOR = 1e-6
 
 
 class NamedLoss(NamedTuple):
@@ -64,36 +59,20 @@ def _own_parameters(name: str) -> dict[str, inspect.Parameter]:
   }
 
 
-def _is_loss(value: object) -> bool:
-  """Whether it is a function of logits and labels, one loss per example.
-
-  A keyword-only ``axis`` tells a loss from its drop-in twin for callers who
-  pass the axis by position.
-  """
-  if not inspect.isfunction(value):
-    return False
-  parameters = inspect.signature(value).parameters
-  required = [
-    key
-    for key, parameter in parameters.items()
-    if parameter.default is parameter.empty
-  ]
-  axis = parameters.get("axis")
-  keyword_only = axis is not None and axis.kind is axis.KEYWORD_ONLY
-  return required == ["logits", "labels"] and keyword_only
-
-
 def names() -> tuple[str, ...]:
   """The losses of the library which take logits and class ids."""
-  return tuple(
-    sorted(name for name, value in vars(library).items() if _is_loss(value))
-  )
+  return tuple(sorted(row.name for row in _table.TABLE if row.class_ids))
 
 
 def signature(name: str) -> str:
   """The loss with its hyper-parameters and their defaults, as one writes it."""
   own = _own_parameters(name)
-  values = ",".join(f"{key}={own[key].default}" for key in own)
+  # One without a default must be given.
+  defaults = {
+    key: "..." if parameter.default is parameter.empty else parameter.default
+    for key, parameter in own.items()
+  }
+  values = ",".join(f"{key}={value}" for key, value in defaults.items())
   return f"{name}:{values}" if values else name
 
 
@@ -143,6 +122,16 @@ def parse(spec: str) -> NamedLoss:
       kind = "true or false" if isinstance(default, bool) else "a number"
       raise StudyError(f"loss {spec!r}: {key} needs {kind}, got {text!r}")
     values[key] = value
+  missing = [
+    key
+    for key, parameter in own.items()
+    if parameter.default is parameter.empty and key not in values
+  ]
+  if missing:
+    given = ",".join(f"{key}=..." for key in missing)
+    raise StudyError(
+      f"loss {spec!r} needs {' and '.join(missing)}: write {name}:{given}"
+    )
   smoothing = values.pop(SMOOTHING, 0.0)
   if not 0 <= smoothing < 1:
     raise StudyError(f"loss {spec!r}: smoothing must be in [0, 1)")
@@ -156,24 +145,14 @@ def parse(spec: str) -> NamedLoss:
   return loss
 
 
+_Readouts = dict[str, Callable[[jax.Array], jax.Array]]
+
+
 def _softmax(logits: jax.Array) -> jax.Array:
   return logits
 
 
-def _linear(
-  logits: jax.Array, *, target_weight: float, target_value: float
-) -> jax.Array:
-  """Inverts the minimiser of the rescaled square loss.
-
-  At the optimum a logit is ``k M p / (k p + 1 - p)`` for the class
-  probability ``p``, weight ``k`` and target value ``M``.
-  """
-  share = jnp.clip(logits / target_value, 0.0, 1.0)
-  probability = share / (target_weight + (1.0 - target_weight) * share)
-  return jnp.log(jnp.maximum(probability, _PROBABILITY_FLOOR))
-
-
-def readouts(loss: NamedLoss) -> dict[str, Callable[[jax.Array], jax.Array]]:
+def readouts(loss: NamedLoss) -> _Readouts:
   """How to read probabilities from logits trained with a loss.
 
   Each readout maps logits to scores whose softmax is the probability, so
@@ -183,16 +162,17 @@ def readouts(loss: NamedLoss) -> dict[str, Callable[[jax.Array], jax.Array]]:
     loss: The loss the logits were trained with.
 
   Returns:
-    Readouts by name. Every loss has ``softmax``; the square loss also has
-    ``linear``, the logits divided by their target value, clipped and
-    normalised.
+    Readouts by name, the one to speak of first: the loss's own link, or
+    ``softmax`` where it has none. The square loss has both, ``softmax``, as is
+    usual, and ``linear``.
   """
-  result: dict[str, Callable[[jax.Array], jax.Array]] = {"softmax": _softmax}
-  if loss.name == "rescaled_square":
-    own = _own_parameters(loss.name)
-    given = dict(loss.hyperparameters)
-    values = {key: given.get(key, own[key].default) for key in own}
-    # Without a weight or a target the minimiser is 0 for all probabilities.
-    if all(value > 0 for value in values.values()):
-      result["linear"] = functools.partial(_linear, **values)
-  return result
+  link = getattr(getattr(library, loss.name), "link", None)
+  if link is None:
+    return {"softmax": _softmax}
+  given = dict(loss.hyperparameters)
+  own: _Readouts = {link.__name__: functools.partial(link, **given)}
+  if loss.name != "rescaled_square":
+    return own
+  # Without a weight or a target the minimiser is 0 for all probabilities.
+  has_link = all(value > 0 for value in given.values())
+  return {"softmax": _softmax} | (own if has_link else {})

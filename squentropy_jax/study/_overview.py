@@ -2,7 +2,7 @@
 """What several studies say together, as table, picture and page."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 import math
 from pathlib import Path
@@ -27,8 +27,15 @@ _PICTURED = ("accuracy", "nll", "ece")
 _HEAD = ("wins", "ties", "losses", "mean difference", "p (Wilcoxon)")
 
 
-def _label(loss: str, readout: str) -> str:
-  return loss if readout == "softmax" else f"{loss} ({readout})"
+def _labels(
+  methods: Iterable[Comparison | _summary.Method],
+) -> dict[tuple[str, str], str]:
+  """Names of losses and readouts; the first readout of a loss goes unsaid."""
+  labels: dict[tuple[str, str], str] = {}
+  for loss, readout, *_ in methods:
+    again = loss in labels.values()
+    labels.setdefault((loss, readout), f"{loss} ({readout})" if again else loss)
+  return labels
 
 
 def _cells(comparison: Comparison) -> tuple[str, ...]:
@@ -66,12 +73,13 @@ def table(comparisons: Sequence[Comparison]) -> Table:
   result.add_column("", overflow="fold")
   for name in _HEAD:
     result.add_column(name, justify="right")
+  labels = _labels(comparisons)
   for (regime, column), chosen in _groups(comparisons).items():
     if not column.main:
       continue
     result.add_row(f"[bold]{regime}: {column.short}[/bold]")
     for comparison in chosen:
-      name = _label(comparison.loss, comparison.readout)
+      name = labels[comparison.loss, comparison.readout]
       result.add_row(name, *_cells(comparison))
   return result
 
@@ -95,11 +103,9 @@ def picture(rows: pd.DataFrame, theme: str) -> bytes:
       if name == "nll":
         ax.set_xscale("symlog", linthresh=0.1)
       ax.set(title=f"{columns[name]},\ndifference to {_summary.BASELINE}")
-    labels = [
-      f"{_label(method.loss, method.readout)}, {method.regime}"
-      for method in methods
-    ]
-    axes[0].set_yticks(range(len(methods)), labels)
+    labels = _labels(methods)
+    names = [f"{labels[m.loss, m.readout]}, {m.regime}" for m in methods]
+    axes[0].set_yticks(range(len(methods)), names)
     axes[0].invert_yaxis()
     return _figures.png(figure)
 
@@ -107,8 +113,10 @@ def picture(rows: pd.DataFrame, theme: str) -> bytes:
 def sentences(comparisons: Sequence[Comparison]) -> list[str]:
   """What may be said, with length, counts and interval in one breath."""
   said = []
+  labels = _labels(comparisons)
   for comparison in comparisons:
-    if comparison.metric not in _PICTURED or comparison.readout != "softmax":
+    label = labels[comparison.loss, comparison.readout]
+    if comparison.metric not in _PICTURED or label != comparison.loss:
       continue
     title = {c.name: c.short for c in _results.COLUMNS}[comparison.metric]
     mean = _cells(comparison)[3]
@@ -132,6 +140,7 @@ def html(
   light, dark = sources
   head = "".join(f'<th scope="col">{name}</th>' for name in _HEAD)
   lines = [f'<tr><th scope="col"><span hidden>Loss</span></th>{head}</tr>']
+  labels = _labels(comparisons)
   for (regime, column), chosen in _groups(comparisons).items():
     lines.append(
       f'<tr><th scope="rowgroup" colspan="{len(_HEAD) + 1}">'
@@ -139,7 +148,7 @@ def html(
     )
     for c in chosen:
       cells = "".join(f"<td>{escape(text)}</td>" for text in _cells(c))
-      name = escape(_label(c.loss, c.readout))
+      name = escape(labels[c.loss, c.readout])
       lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
   said = "\n".join(
     f"<li>{escape(text)}</li>" for text in sentences(comparisons)

@@ -179,6 +179,13 @@ def _reading(results: Results) -> str:
       "makes squentropy under-confident; once long training has made "
       "cross-entropy over-confident it helps."
     )
+  own = {m.loss for m in results.methods if m.readout != "softmax"}
+  own -= {m.loss for m in results.methods if m.readout == "softmax"}
+  if own:
+    items.append(
+      "Not read through a softmax of the logits but through the loss's own "
+      f"link, as its documentation defines it: {', '.join(sorted(own))}."
+    )
   if any(method.readout == "linear" for method in results.methods):
     items.append(
       "The square loss is read in two ways: through a softmax, as is usual, "
