@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from squentropy_jax.calibration._bins import BinStats, check_stats
+from squentropy_jax.calibration import _bins
+from squentropy_jax.calibration._bins import BinStats
 from squentropy_jax.calibration._errors import expected_calibration_error
 from squentropy_jax.calibration._selective import RiskCoverage
 
@@ -47,7 +48,7 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   """
   import matplotlib.pyplot as plt
 
-  check_stats("stats", stats)
+  _bins.check_stats("stats", stats)
   if ax is None:
     _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
   counts = np.asarray(stats.counts)
