@@ -2,10 +2,9 @@
 """What other libraries make of shared inputs; writes the table of it.
 
 ``python tests/calibration_peers.py`` writes tests/data/calibration_peers.npz,
-with which `calibration_agreement_test` compares. It needs an environment of its
-own: torch, torchmetrics, netcal, torch-uncertainty, relplot, scikit-learn and
-scipy. Inputs are float32 numbers; all but the libraries on torch
-compute in float64.
+with which `calibration_agreement_test` compares. It needs an environment with
+the extra ``peers`` of setup.cfg. Inputs are float32 numbers; all but the
+libraries on torch compute in float64.
 """
 
 from collections.abc import Callable
