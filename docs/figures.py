@@ -45,7 +45,10 @@ def in_set(metric: Callable[..., jax.Array]) -> Callable:
 
   def of_margin(score: jax.Array) -> jax.Array:
     scores = jnp.append(score, fixed)
-    return losses.anyloss(scores, jnp.array(labels), metric=metric)
+    # The default is so steep that all its slopes are one peak.
+    return losses.anyloss(
+      scores, jnp.array(labels), metric=metric, amplification=10.0
+    )
 
   return of_margin
 
@@ -182,14 +185,26 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
 }
 
 
+def broken_at_jumps(
+  values: jax.Array, slopes: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Both lines without the point before each jump of the values."""
+  steepest = jnp.maximum(jnp.abs(slopes[1:]), jnp.abs(slopes[:-1]))
+  step = jnp.abs(jnp.diff(values))
+  jumps = jnp.append(step > 0.02 + 2.0 * steepest * jnp.diff(MARGINS), False)
+  gaps = jnp.where(jumps, jnp.nan, 0.0)
+  return values + gaps, slopes + gaps
+
+
 def draw(family: str, path: pathlib.Path) -> None:
   """One picture: losses on the left, slopes on the right."""
   figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.7), layout="constrained")
   for style, (name, loss) in enumerate(FIGURES[family].items()):
     line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
     values, slopes = jax.vmap(jax.value_and_grad(loss))(MARGINS)
-    panels[0].plot(MARGINS, values, label=name, **line)
-    panels[1].plot(MARGINS, slopes, **line)
+    lines = broken_at_jumps(values, slopes)
+    panels[0].plot(MARGINS, lines[0], label=name, **line)
+    panels[1].plot(MARGINS, lines[1], **line)
   panels[0].legend(fontsize=7, frameon=False)
   for panel, title in zip(panels, ("loss", "slope"), strict=True):
     panel.set_xlabel("margin")
