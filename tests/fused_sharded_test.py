@@ -6,6 +6,7 @@ import re
 
 import heads
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -148,6 +149,78 @@ def test_shard_map_of_the_user(kind, way, whole):
     )(*arguments)
   for found in both:
     assert_right(found, kernel, labels, frozen=way == "frozen")
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4)], ids=str)
+def test_shard_map_of_the_user_with_what_is_the_same_everywhere(shape):
+  """Weights, probabilities and a scale that the devices do not share out."""
+  kernel, labels = problem(64)
+  here = ROWS // shape[0]
+  weights = WEIGHTS[:here]
+  everywhere = np.tile(weights, shape[0])
+  where = np.arange(here) % 3 != 0
+
+  def local(features, kernel, labels, weights, scale, **more):
+    settings = AXES if shape[1] > 1 else {}
+    total, _ = fused.linear_loss_sum(
+      losses.squentropy,
+      features,
+      kernel,
+      labels,
+      weights=weights,
+      scale=scale,
+      **more,
+      **settings,
+    )
+    return jax.lax.psum(total, "data")
+
+  def plain(features, kernel, labels, weights, scale):
+    return local(features, kernel, labels, None, scale)
+
+  def dropped(features, kernel, labels, weights, scale):
+    return local(features, kernel, labels, None, scale, where=where)
+
+  def soft(features, kernel, labels, weights, scale):
+    sure = jnp.ones((here, 1), jnp.float32)
+    return local(features, kernel, (labels[:, None], sure), weights, scale)
+
+  variants = {
+    local: everywhere,
+    plain: np.ones(ROWS),
+    dropped: np.tile(where, shape[0]),
+    soft: everywhere,
+  }
+
+  @heads.jit
+  def every(*arguments):
+    def run(variant):
+      vocab = P(None, "vocab" if shape[1] > 1 else None)
+      specs = (P("data"), vocab, P("data"), P(), P())
+      mapped = jax.shard_map(
+        variant, mesh=mesh_of(shape), in_specs=specs, out_specs=P()
+      )
+      return jax.value_and_grad(mapped, (0, 1, 3, 4))(*arguments)
+
+    return [run(variant) for variant in variants]
+
+  arguments = FEATURES, kernel, labels, weights, np.float32(0.7)
+  exact = heads.truth(
+    "squentropy", FEATURES, kernel, labels, hyper={"scale": 0.7}
+  )
+  plainly = heads.truth("cross_entropy", FEATURES, kernel, labels)
+  for (variant, each), found in zip(
+    variants.items(), every(*arguments), strict=True
+  ):
+    total, (*by_arrays, by_weights, by_scale) = found
+    expected = heads.gradients(exact, FEATURES, kernel, each)
+    np.testing.assert_allclose(total, each @ exact.loss, rtol=1e-5)
+    heads.assert_close(by_arrays[0], *expected["features"])
+    heads.assert_close(by_arrays[1], *expected["kernel"])
+    square = each @ (exact.loss - plainly.loss) / 0.7
+    np.testing.assert_allclose(by_scale, square, rtol=1e-5)
+    by_weight = exact.loss.reshape(shape[0], here).sum(0)
+    by_weight *= variant in (local, soft)
+    np.testing.assert_allclose(by_weights, by_weight, rtol=1e-5)
 
 
 def test_sum_is_local_inside_a_shard_map_and_global_around_one():
