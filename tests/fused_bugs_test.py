@@ -192,3 +192,69 @@ def test_largest_class_is_the_lowest_of_equal_ones_of_all_tiles():
   slope = heads.jit(jax.grad(largest))(np.ones((1, 300), np.float32))
   np.testing.assert_array_equal(slope[0, :3], [1, 1, 0])
   assert slope.sum() == 2
+
+
+# Logits that are not finite, and finite ones that are huge, as a dense loss
+# takes them.
+
+WIDE = np.resize(KERNEL, (KERNEL.shape[0], 300))
+
+
+def assert_as_dense(loss, kernel=WIDE, bias=0.0, ways=("stream", "keep")):
+  """Value and gradient by the features, in three tiles of classes."""
+  bias = np.broadcast_to(np.float32(bias), (300,))
+
+  def dense(h):
+    return loss(h @ kernel + bias[None], LABELS).sum()
+
+  def head(h, way):
+    return fused.linear_loss_sum(
+      loss, h, kernel, LABELS, bias=bias, way=way, memory_budget=1
+    )[0]
+
+  @heads.jit
+  def every(h):
+    return jax.value_and_grad(dense)(h), [
+      jax.value_and_grad(functools.partial(head, way=way))(h) for way in ways
+    ]
+
+  (total, slope), others = every(FEATURES)
+  for found in others:
+    np.testing.assert_allclose(found[0], total, rtol=1e-5)
+    if not np.isnan(total):
+      np.testing.assert_allclose(found[1], slope, rtol=1e-4, atol=1e-5)
+  return others[0]
+
+
+@pytest.mark.parametrize("at", [20, 290])
+def test_nan_of_any_tile_stays(at):
+  kernel = WIDE.copy()
+  kernel[:, at] = np.nan
+  total, slope = assert_as_dense(losses.crammer_singer, kernel)
+  assert np.isnan(total)
+  assert np.isnan(slope).all()
+
+
+@pytest.mark.parametrize("size", [-1e9, -1e30, np.finfo(np.float32).min])
+def test_huge_finite_bias_is_no_mask(size):
+  bias = np.where(np.arange(300) == 150, np.float32(size), 0)
+  for loss in (losses.squentropy, losses.rescaled_square):
+    assert_as_dense(loss, bias=bias, ways=("stream", "frozen"))
+
+
+@pytest.mark.parametrize(
+  "loss",
+  [
+    losses.rescaled_square,
+    losses.unhinged,
+    losses.taylor_softmax,
+    losses.spherical_softmax,
+    losses.cross_entropy,
+  ],
+  ids=lambda loss: loss.__name__,
+)
+def test_infinite_logit_has_no_loss(loss):
+  bias = np.where(np.arange(300) == 150, np.inf, 0)
+  total, slope = assert_as_dense(loss, bias=bias)
+  assert np.isnan(total)
+  assert np.isnan(slope).all()

@@ -118,7 +118,9 @@ def row_stats(
   moments = _moments.Moments(
     *(jnp.where(used, field, jnp.ones_like(field)) for field in moments)
   )
-  return _rows.poison(_rows.stats_of(moments), targets.bad)
+  # An infinite logit, which only a largest one or an exponential would tell.
+  lost = jnp.isnan(sums.total) | jnp.isnan(sums.square)
+  return _rows.poison(_rows.stats_of(moments), targets.bad | lost[..., None])
 
 
 class RowLoss(NamedTuple):

@@ -119,7 +119,8 @@ def frozen_sums(
       more = times_kernel(_tiles.possible(z), z, part)
       new["total"] = by["total"] + more
     if "rest_sq" in head.reads:
-      more = times_kernel(2.0 * _tiles.finite(z), z, part)
+      # Half the derivative, which is finite where the tile is.
+      more = times_kernel(_tiles.finite(z), z, part)
       new["square"] = by["square"] + more
     return new, None
 
@@ -158,8 +159,9 @@ def frozen_gradient(
     return (weights[..., None] * found.astype(weights.dtype)).sum(-2)
 
   by_features = rows_of_kernel(ids, slopes.own)
+  doubled = slopes._replace(square=2.0 * slopes.square)
   for name, derivative in by.items():
-    by_features += getattr(slopes, name)[:, None] * derivative
+    by_features += getattr(doubled, name)[:, None] * derivative
   if "rest_max" in head.reads:
     slope = slopes.top * _tiles.slope(head, arrays.scale, sums.top)
     by_features += rows_of_kernel(sums.top_id[:, None], slope[:, None])

@@ -180,20 +180,25 @@ def mark(tile: jax.Array, cols: jax.Array, values: jax.Array) -> jax.Array:
   )
 
 
+def _largest(tile: jax.Array) -> jax.Array:
+  return jnp.asarray(jnp.finfo(tile.dtype).max, tile.dtype)
+
+
+# Arithmetic, because a CPU does not fuse a select into a sum.
+
+
 def possible(tile: jax.Array) -> jax.Array:
-  """1 for a finite entry, 0 for ``-inf``; NaN and inf stay loud."""
-  # Arithmetic, because a CPU does not fuse a select into a sum.
-  limit = jnp.asarray(jnp.finfo(tile.dtype).max, tile.dtype)
-  return jnp.minimum(jnp.maximum(tile, -limit) + limit, 1.0)
+  """1 for a finite entry, 0 for an infinite one; NaN stays."""
+  room = 0.75 * _largest(tile) - 0.5 * jnp.abs(tile)
+  return jnp.minimum(jnp.maximum(room, 0.0), 1.0)
 
 
 def finite(tile: jax.Array) -> jax.Array:
-  """The tile with 0 for ``-inf``."""
-  # Its square is finite: of a constant, XLA squares each factor apart.
-  limit = jnp.asarray(
-    2.0 ** (jnp.finfo(tile.dtype).maxexp // 2 - 1), tile.dtype
-  )
-  return jnp.maximum(tile, -limit) * possible(tile)
+  """The tile with 0 for ``-inf``, and NaN for inf."""
+  limit = -_largest(tile)
+  # As the outermost step a maximum, which changes nothing: of the square of a
+  # product with a constant, XLA squares each factor apart, to 0 times inf.
+  return jnp.maximum(jnp.maximum(tile, limit) * possible(tile), limit)
 
 
 def logits(head: Head, arrays: Arrays) -> jax.Array:
@@ -249,7 +254,7 @@ def add_tile(
   out = sums._replace(own=own)
   if head.mass or "rest_max" in head.reads:
     top = z.max(-1)
-    later = ~(top <= sums.top)  # True for NaN.
+    later = ~(top <= sums.top) & ~jnp.isnan(sums.top)  # The first NaN stays.
     out = out._replace(top=jnp.where(later, top, sums.top))
   if head.mass:
     shift = shift_of(out.top)
