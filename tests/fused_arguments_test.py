@@ -107,7 +107,22 @@ BAD = {
   "budget 0": (
     {"memory_budget": 0},
     ValueError,
-    "memory_budget must be a number of bytes",
+    r"memory_budget must be in \[1, inf\)",
+  ),
+  "budget in words": (
+    {"memory_budget": "1"},
+    TypeError,
+    "memory_budget must be one int",
+  ),
+  "mesh in words": (
+    {"mesh": "x", "vocab_axis": "v"},
+    TypeError,
+    r"mesh must be a jax\.sharding\.Mesh",
+  ),
+  "soft_cap in words": (
+    {"soft_cap": "a"},
+    TypeError,
+    "soft_cap must be a real number",
   ),
   "another implementation": (
     {"implementation": "pallas"},
@@ -134,6 +149,7 @@ def test_argument_that_does_not_fit(name, case):
     ((IDS, IDS), TypeError, "probabilities of labels must be floating"),
     ((IDS, HALVES[:, :1]), ValueError, "must both have the shape"),
     ((LABELS, HALVES[:, 0]), ValueError, "must both have the shape"),
+    ((IDS[:, :0], HALVES[:, :0]), ValueError, "labels must hold one class id"),
     ((IDS + 7, HALVES), ValueError, r"labels\[2, 0\] = 9 is outside"),
   ],
 )
@@ -173,6 +189,8 @@ def test_weights_that_do_not_fit():
     head(weights=np.ones(2, np.float32))
   with pytest.raises(TypeError, match="weights must be numbers"):
     head(weights=np.ones(ROWS, bool))
+  with pytest.raises(TypeError, match="weights must be a real number"):
+    head(weights=np.ones(ROWS, np.complex64))
 
 
 def test_traced_soft_cap_is_refused():

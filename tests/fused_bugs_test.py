@@ -194,6 +194,50 @@ def test_largest_class_is_the_lowest_of_equal_ones_of_all_tiles():
   assert slope.sum() == 2
 
 
+def test_smoothed_loss_of_an_impossible_target_is_infinite():
+  bias = np.where(np.arange(CLASSES) == LABELS[0], -np.inf, 0)
+
+  def head(name, h, smoothing):
+    loss = getattr(losses, name)
+    return fused.linear_loss(
+      loss,
+      h,
+      KERNEL,
+      LABELS,
+      bias=bias.astype(np.float32),
+      label_smoothing=smoothing,
+    )
+
+  for name in ("cross_entropy", "squentropy", "rescaled_square"):
+    plain, smoothed = (head(name, FEATURES, s) for s in (0.0, 0.1))
+    assert plain[0] == smoothed[0] == np.inf
+    assert np.isfinite(smoothed[1:]).all()
+    _, pull = jax.vjp(functools.partial(head, name), FEATURES, 0.1)
+    by_features, by_smoothing = pull(jnp.ones(ROWS).at[0].set(0.0))
+    assert np.isfinite(by_features[1:]).all()
+    assert np.isfinite(by_smoothing)
+
+
+def test_kernel_of_eight_bits_is_kept_in_full_precision():
+  """Slopes of a mean over many rows are below what eight bits can hold."""
+  rows = 100 * ROWS
+  features, labels = np.tile(FEATURES, (100, 1)), np.tile(LABELS, 100)
+  kernel = jnp.asarray(KERNEL, jnp.float8_e4m3fn)
+
+  def mean(w, way):
+    total, count = fused.linear_loss_sum(
+      losses.squentropy, features, w, labels, way=way
+    )
+    return total / count
+
+  found = heads.jit(jax.grad(functools.partial(mean, way="keep")))(kernel)
+  weights = np.full(rows, 1 / rows)
+  exact = heads.truth("squentropy", features, np.float64(kernel), labels)
+  value, error = heads.gradients(exact, features, kernel, weights)["kernel"]
+  error += float(jnp.finfo(kernel.dtype).smallest_subnormal)
+  heads.assert_close(found, value, error)
+
+
 # Logits that are not finite, and finite ones that are huge, as a dense loss
 # takes them.
 

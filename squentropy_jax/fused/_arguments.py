@@ -72,6 +72,10 @@ def _ids_and_probabilities(
       "the ids and probabilities of labels must both have the shape "
       f"(*{batch}, K), got {ids.shape} and {probabilities.shape}."
     )
+  if not ids.shape[-1]:
+    raise ValueError(
+      f"labels must hold one class id per row or more, got {ids.shape}."
+    )
   return ids, probabilities
 
 
@@ -121,6 +125,8 @@ def _layout(
   features: Any,
   kernel: Any,
 ) -> Layout:
+  if not isinstance(mesh, Mesh | None):
+    raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}.")
   layout = Layout(
     mesh,
     _axis_names("batch_axis", batch_axis),
@@ -255,6 +261,7 @@ def checked(
     weights = _of_rows("weights", weights, batch)
     if weights.dtype == jnp.bool_:
       raise TypeError("weights must be numbers, got booleans; pass where=.")
+    _checks.check_real("weights", weights)
   if isinstance(labels, tuple):
     labels = _ids_and_probabilities(labels, batch)
   else:
@@ -271,15 +278,14 @@ def checked(
   if soft_cap is not None:
     if isinstance(soft_cap, jax.core.Tracer):
       raise TypeError("soft_cap must be a number, not a traced array.")
+    _checks.check_real("soft_cap", soft_cap)
     soft_cap = float(soft_cap)
     if not 0 < soft_cap < math.inf:
       raise ValueError(f"soft_cap must be above 0, got {soft_cap}.")
   if way is not None and way not in _plan.WAYS:
     raise ValueError(f"way must be one of {_plan.WAYS} or None, got {way!r}.")
-  if memory_budget is not None and memory_budget <= 0:
-    raise ValueError(
-      f"memory_budget must be a number of bytes, got {memory_budget}."
-    )
+  if memory_budget is not None:
+    memory_budget = _checks.as_count("memory_budget", memory_budget)
   if implementation not in (None, "xla"):
     raise ValueError(
       f"implementation must be 'xla' or None, got {implementation!r}."

@@ -94,9 +94,10 @@ def shaped(tree: Any, batch: tuple[int, ...]) -> Any:
 def kernel_dtype(arrays: Arrays) -> jnp.dtype:
   """The dtype to collect the gradient of the kernel in."""
   # Parts of several devices are added in full precision; and a cotangent that
-  # comes later may scale up what float16 has lost.
+  # comes later may scale up what a type of few exponents has lost.
   several = varying(arrays.features) - varying(arrays.kernel)
-  if several or arrays.kernel.dtype == jnp.float16:
+  exponents = jnp.finfo(arrays.kernel.dtype).maxexp
+  if several or exponents < jnp.finfo(jnp.float32).maxexp:
     return arrays.sum_dtype
   return arrays.kernel.dtype
 

@@ -39,7 +39,9 @@ def _arrays(
   if missing:
     widths = [(0, 0), (0, 0)]
     widths[settings.class_axis] = (0, missing)
-    bias = jnp.zeros(classes, kernel.dtype) if bias is None else bias
+    # Not every narrow type has an infinity.
+    wide = Arrays(features, kernel).sum_dtype
+    bias = jnp.zeros(classes, wide) if bias is None else bias.astype(wide)
     kernel = jnp.pad(kernel, widths)
     bias = jnp.pad(bias, (0, missing), constant_values=-jnp.inf)
   return Arrays(features, kernel, bias, scale)

@@ -150,8 +150,13 @@ def _each(loss: RowLoss, hyper: Hyper, stats: _rows.RowStats) -> jax.Array:
   value = loss.row(stats, **hyper.row)
   if loss.uniform is None or hyper.smoothing is None:
     return value
-  mean = loss.uniform(stats, **hyper.row)
-  return value + hyper.smoothing * (mean - value)
+  # A target that is impossible has the limit of the loss, not inf - inf.
+  possible = stats.target != -jnp.inf
+  zero = jnp.zeros_like(value)
+  target = jnp.where(possible, stats.target, zero)
+  mean = loss.uniform(stats._replace(target=target), **hyper.row)
+  more = jnp.where(possible, mean, zero) - jnp.where(possible, value, zero)
+  return value + hyper.smoothing * more
 
 
 def row_losses(

@@ -180,25 +180,15 @@ def mark(tile: jax.Array, cols: jax.Array, values: jax.Array) -> jax.Array:
   )
 
 
-def _largest(tile: jax.Array) -> jax.Array:
-  return jnp.asarray(jnp.finfo(tile.dtype).max, tile.dtype)
-
-
-# Arithmetic, because a CPU does not fuse a select into a sum.
-
-
 def possible(tile: jax.Array) -> jax.Array:
-  """1 for a finite entry, 0 for an infinite one; NaN stays."""
-  room = 0.75 * _largest(tile) - 0.5 * jnp.abs(tile)
-  return jnp.minimum(jnp.maximum(room, 0.0), 1.0)
+  """1 for an entry, 0 for ``-inf``; NaN and inf are NaN."""
+  return finite(tile) * 0.0 + jnp.where(tile == -jnp.inf, 0.0, 1.0)
 
 
 def finite(tile: jax.Array) -> jax.Array:
-  """The tile with 0 for ``-inf``, and NaN for inf."""
-  limit = -_largest(tile)
-  # As the outermost step a maximum, which changes nothing: of the square of a
-  # product with a constant, XLA squares each factor apart, to 0 times inf.
-  return jnp.maximum(jnp.maximum(tile, limit) * possible(tile), limit)
+  """The tile with 0 for ``-inf``; NaN and inf are NaN."""
+  loud = tile + 0.0 * tile
+  return jnp.where(tile == -jnp.inf, jnp.zeros_like(tile), loud)
 
 
 def logits(head: Head, arrays: Arrays) -> jax.Array:
