@@ -11,7 +11,7 @@ from jax.extend import core
 import jax.numpy as jnp
 
 from squentropy_jax import _moments, _rows, losses
-from squentropy_jax.fused._tiles import Sums, shift_of
+from squentropy_jax.fused._tiles import Sums, shift_of, shrink_of
 
 
 class Targets(NamedTuple):
@@ -37,13 +37,6 @@ def _clipped(ids: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
   return jnp.clip(ids, 0, last).astype(jnp.int32), bad
 
 
-def _pairs(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-  """Both places of every pair within the last axis, ``[*shape, K]``."""
-  full, rank = (*shape, shape[-1]), len(shape)
-  one = jax.lax.broadcasted_iota(jnp.int32, full, rank - 1)
-  return one, jax.lax.broadcasted_iota(jnp.int32, full, rank)
-
-
 def hard_targets(
   labels: jax.Array, num_classes: int, keep: jax.Array | None
 ) -> Targets:
@@ -66,17 +59,73 @@ def sparse_targets(
   used = probabilities != 0
   if keep is not None:
     used &= keep[..., None]
-  same = (ids[..., :, None] == ids[..., None, :]) & used[..., None, :]
-  one, other = _pairs(ids.shape)
-  first = used & ~jnp.any(same & (other < one), axis=-1)
-  zero = jnp.zeros_like(probabilities)
-  merged = jnp.where(same, probabilities[..., None, :], zero[..., None, :])
+  spoilt = bad & used
+  probabilities = jnp.where(used, probabilities, jnp.zeros_like(probabilities))
+  # Sorted, equal ids stand together and give what they have to their first.
+  ids = jnp.where(used, ids, -1)
+  order = jnp.argsort(ids, axis=-1)
+  ids, probabilities = (
+    jnp.take_along_axis(x, order, axis=-1) for x in (ids, probabilities)
+  )
+  before = jnp.concatenate([ids[..., :1] - 1, ids[..., :-1]], axis=-1)
+  first = ids != before
+  starts = jax.lax.cummax(
+    jnp.where(
+      first, jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1), 0
+    ),
+    axis=ids.ndim - 1,
+  )
+
+  @functools.partial(jnp.vectorize, signature="(k),(k)->(k)")
+  def merged(starts: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.zeros_like(values).at[starts].add(values)
+
   return Targets(
     ids=jnp.where(first, ids, -1),
-    probabilities=jnp.where(first, merged.sum(-1), zero),
-    bad=bad & used,
+    probabilities=merged(starts, probabilities),
+    # A bad id spoils its row, whichever it was put together with.
+    bad=jnp.any(spoilt, axis=-1, keepdims=True),
     keep=keep,
   )
+
+
+class _Part(NamedTuple):
+  """Sums as in `Sums`, over some of the targets of a row."""
+
+  top: jax.Array
+  mass: jax.Array
+  total: jax.Array
+  square: jax.Array
+
+
+def _joined(a: _Part, b: _Part) -> _Part:
+  """The sums over both."""
+  top = jnp.maximum(a.top, b.top)
+  shift = shift_of(top)
+  mass = a.mass * shrink_of(a.top, shift) + b.mass * shrink_of(b.top, shift)
+  return _Part(top, mass, a.total + b.total, a.square + b.square)
+
+
+def _of_others(each: _Part) -> _Part:
+  """For every target ``[..., K]`` the sums over the others of its row."""
+  axis = each.top.ndim - 1
+  none = _Part(-jnp.inf, 0.0, 0.0, 0.0)
+
+  def shifted(x: jax.Array, empty: float, reverse: bool) -> jax.Array:
+    end = jnp.full_like(x[..., :1], empty)
+    parts = [x[..., 1:], end] if reverse else [end, x[..., :-1]]
+    return jnp.concatenate(parts, axis=-1)
+
+  before, after = (
+    jax.lax.associative_scan(
+      _joined,
+      _Part(*(shifted(x, e, r) for x, e in zip(each, none, strict=True))),
+      reverse=r,
+      axis=axis,
+    )
+    for r in (False, True)
+  )
+  return _joined(before, after)
 
 
 def row_stats(
@@ -88,31 +137,22 @@ def row_stats(
   the rest of each.
   """
   own = sums.own
-  zero = jnp.zeros_like(own)
   used = targets.ids >= 0
   possible = used & (own != -jnp.inf)
-  one, other = _pairs(own.shape)
-  others = possible[..., None, :] & (one != other)
-  z = jnp.where(possible, own, zero)[..., None, :]
-
-  def with_others(rest: jax.Array, values: jax.Array) -> jax.Array:
-    chosen = jnp.where(others, values, zero[..., None, :])
-    return rest[..., None] + chosen.sum(-1)
-
-  top = sums.top[..., None]
-  top = jnp.maximum(top, jnp.where(others, z, -jnp.inf).max(-1))
-  shift = shift_of(top)
-  exps = jnp.exp(jnp.where(others, z - shift[..., None], -jnp.inf))
-  shrink = jnp.exp(jax.lax.stop_gradient(sums.top)[..., None] - shift)
-  own_count = possible.sum(-1, keepdims=True, dtype=jnp.int32)
-  rest_count = num_classes - own_count + others.sum(-1, dtype=jnp.int32)
+  z = jnp.where(possible, own, jnp.zeros_like(own))
+  top = jnp.where(possible, own, -jnp.inf)
+  each = _Part(top, jnp.exp(top - shift_of(top)), z, jnp.square(z))
+  rest = _Part(sums.top, sums.mass, sums.total, sums.square)
+  rest = jax.tree.map(lambda x: x[..., None], rest)
+  rest = _joined(rest, _of_others(each))
+  rest_count = num_classes - possible.astype(jnp.int32)
   moments = _moments.Moments(
     target=own,
-    shift=shift,
-    mass=sums.mass[..., None] * shrink + exps.sum(-1),
-    rest_sum=with_others(sums.total, z),
-    rest_sq=with_others(sums.square, jnp.square(z)),
-    rest_max=top,
+    shift=shift_of(rest.top),
+    mass=rest.mass,
+    rest_sum=rest.total,
+    rest_sq=rest.square,
+    rest_max=rest.top,
     rest_count=rest_count.astype(own.dtype),
   )
   moments = _moments.Moments(

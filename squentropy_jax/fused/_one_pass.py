@@ -156,13 +156,26 @@ def frozen_gradient(
     )
     found = jnp.moveaxis(found, 0, -1) if head.class_axis else found
     weights = jnp.where(here, weights, jnp.zeros_like(weights))
-    return (weights[..., None] * found.astype(weights.dtype)).sum(-2)
+    return weights[:, None] * found.astype(weights.dtype)
 
-  by_features = rows_of_kernel(ids, slopes.own)
+  def add_target(by_features, k, _width, _x):
+    some, weights = (
+      jax.lax.dynamic_index_in_dim(x, k, 1, keepdims=False)
+      for x in (ids, slopes.own)
+    )
+    return by_features + rows_of_kernel(some, weights), None
+
+  # One target of each row after the other: all of them would be K times as
+  # large as the features.
+  by_features = _blocks.vary(
+    jnp.zeros(arrays.features.shape, slopes.own.dtype),
+    _blocks.varying(arrays, ids, slopes),
+  )
+  by_features, _ = _blocks.over_blocks(add_target, by_features, ids.shape[1], 1)
   doubled = slopes._replace(square=2.0 * slopes.square)
   for name, derivative in by.items():
     by_features += getattr(doubled, name)[:, None] * derivative
   if "rest_max" in head.reads:
     slope = slopes.top * _tiles.slope(head, arrays.scale, sums.top)
-    by_features += rows_of_kernel(sums.top_id[:, None], slope[:, None])
+    by_features += rows_of_kernel(sums.top_id, slope)
   return by_features
