@@ -83,6 +83,42 @@ def test_mesh(shape, classes):
     assert_right(found, kernel, labels, frozen=way == "frozen")
 
 
+def test_mesh_of_explicit_axes_takes_what_is_not_spread_yet():
+  """Rows are dropped, weighed by default, and aimed at sparse targets."""
+  kernel, labels = problem(64)
+  mesh = mesh_of((2, 4), AxisType.Explicit)
+  where = np.arange(ROWS) % 3 != 0
+  sparse = labels[:, None], np.ones((ROWS, 1), np.float32)
+  variants = (
+    (labels, {"where": where}),
+    (sparse, {"weights": where.astype(np.float32)}),
+  )
+
+  @heads.jit
+  def every(features, kernel):
+    def run(labels, settings):
+      return jax.value_and_grad(
+        lambda *a: fused.linear_loss_sum(
+          losses.squentropy, *a, labels, mesh=mesh, **AXES, **settings
+        )[0],
+        (0, 1),
+      )(features, kernel)
+
+    return [run(*variant) for variant in variants]
+
+  exact = heads.truth("squentropy", FEATURES, kernel, labels)
+  expected = heads.gradients(exact, FEATURES, kernel, where * 1.0)
+  with jax.set_mesh(mesh):
+    arguments = [
+      jax.device_put(x, NamedSharding(mesh, spec))
+      for x, spec in zip((FEATURES, kernel), IN_SPECS, strict=False)
+    ]
+    for total, gradients in every(*arguments):
+      np.testing.assert_allclose(total, where @ exact.loss, rtol=1e-5)
+      heads.assert_close(gradients[0], *expected["features"])
+      heads.assert_close(gradients[1], *expected["kernel"])
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_mesh_with_one_axis_named(axis):
   """The other axis of the mesh holds copies, which must not count twice."""

@@ -126,7 +126,7 @@ def as_cotangent(gradient: Gradient) -> Arrays:
 
 def specs(call: Call, arrays: Arrays) -> Arrays:
   """How the arrays are spread."""
-  by_name = call.layout.by_name(call.head)
+  by_name = call.layout.by_name(call.head.class_axis)
   return Arrays._make(
     None if x is None else by_name[name] for name, x in arrays._asdict().items()
   )
@@ -136,7 +136,7 @@ def gradient_specs(
   call: Call, wanted: frozenset[str]
 ) -> dict[str, PartitionSpec]:
   """How the gradients of what is wanted are spread."""
-  by_name = call.layout.by_name(call.head)
+  by_name = call.layout.by_name(call.head.class_axis)
   return {name: by_name[name] for name in sorted(wanted)}
 
 

@@ -44,7 +44,20 @@ def _arrays(
     bias = jnp.zeros(classes, wide) if bias is None else bias.astype(wide)
     kernel = jnp.pad(kernel, widths)
     bias = jnp.pad(bias, (0, missing), constant_values=-jnp.inf)
-  return Arrays(features, kernel, bias, scale)
+  arrays = Arrays(features, kernel, bias, scale)
+  by_name = settings.layout.by_name(settings.class_axis)
+  return Arrays._make(
+    None if x is None else settings.layout.place(x, by_name[name])
+    for name, x in arrays._asdict().items()
+  )
+
+
+def _placed(settings: Settings, inputs: Inputs) -> Inputs:
+  """What has rows, spread as the rows are."""
+  layout = settings.layout
+  rows = inputs._replace(kernel=None, bias=None)
+  rows = jax.tree.map(lambda x: layout.place(x, layout.rows), rows)
+  return rows._replace(kernel=inputs.kernel, bias=inputs.bias)
 
 
 def _prepared(
@@ -54,6 +67,7 @@ def _prepared(
   scale: jax.Array | None = None,
 ) -> tuple[_core.Call, Arrays, Targets]:
   """What `_core` needs."""
+  inputs = _placed(settings, inputs)
   keep, weights = inputs.where, inputs.weights
   if weights is not None:
     used = weights != 0
@@ -120,6 +134,7 @@ def loss_sum(
   weights = inputs.weights
   if weights is None:
     weights = jnp.ones(inputs.features.shape[:-1])
+  weights = settings.layout.place(weights, settings.layout.rows)
   weights = weights.astype(arrays.sum_dtype)
   if targets.keep is not None:
     weights = jnp.where(targets.keep, weights, jnp.zeros_like(weights))

@@ -190,7 +190,7 @@ def linear_loss(
       computes the logits again for the gradient.
     memory_budget: Bytes of temporary memory on each device, which the size of
       the tiles is to stay within, down to a smallest tile. By default one and a
-      half times what the two gradients take in float32.
+      half times what the two gradients take in float32, 16 MiB at least.
     implementation: ``"xla"`` or ``None``, at present the same.
     label_smoothing: Share of the target that is spread over all possible
       classes. Exact for ``cross_entropy``, ``squentropy`` and

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 from squentropy_jax.fused import _tiles
 from squentropy_jax.fused._blocks import vary, varying
@@ -47,9 +47,9 @@ class Layout(NamedTuple):
     """What every device has a part of, ``[1, rows, ...]``, of a sum over it."""
     return PartitionSpec(self.vocab_axis, self.batch_axis)
 
-  def by_name(self, head: Head) -> dict[str, PartitionSpec]:
+  def by_name(self, class_axis: int) -> dict[str, PartitionSpec]:
     """The arrays of a head, or their gradients."""
-    before = (None,) * head.class_axis
+    before = (None,) * class_axis
     return {
       "features": self.rows,
       "kernel": PartitionSpec(*before, self.vocab_axis),
@@ -61,6 +61,13 @@ class Layout(NamedTuple):
     """Over how many devices the mesh spreads what goes along some axes."""
     sizes = [self.mesh.shape[a] for a in axes] if self.mesh is not None else []
     return math.prod(sizes)
+
+  def place(self, array: Any, spec: PartitionSpec) -> Any:
+    """The array as the mesh spreads it, where types of arrays say how."""
+    if self.mesh is None or AxisType.Explicit not in self.mesh.axis_types:
+      return array
+    spec = PartitionSpec(*spec, *(None,) * (array.ndim - len(spec)))
+    return reshard(array, NamedSharding(self.mesh, spec))
 
   def map(
     self, function: Callable[..., Any], in_specs: Any, out_specs: Any
