@@ -55,9 +55,13 @@ def _arrays(
 def _placed(settings: Settings, inputs: Inputs) -> Inputs:
   """What has rows, spread as the rows are."""
   layout = settings.layout
-  rows = inputs._replace(kernel=None, bias=None)
-  rows = jax.tree.map(lambda x: layout.place(x, layout.rows), rows)
-  return rows._replace(kernel=inputs.kernel, bias=inputs.bias)
+  rows = (inputs.features, inputs.labels, inputs.where, inputs.weights)
+  features, labels, where, weights = jax.tree.map(
+    lambda x: layout.place(x, layout.rows), rows
+  )
+  return inputs._replace(
+    features=features, labels=labels, where=where, weights=weights
+  )
 
 
 def _prepared(

@@ -109,7 +109,7 @@ def _joined(a: _Part, b: _Part) -> _Part:
 def _of_others(each: _Part) -> _Part:
   """For every target ``[..., K]`` the sums over the others of its row."""
   axis = each.top.ndim - 1
-  none = _Part(-jnp.inf, 0.0, 0.0, 0.0)
+  none = (-jnp.inf, 0.0, 0.0, 0.0)
 
   def shifted(x: jax.Array, empty: float, reverse: bool) -> jax.Array:
     end = jnp.full_like(x[..., :1], empty)
