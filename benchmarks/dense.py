@@ -31,6 +31,8 @@ SHAPES = {
 }
 REPEATS = 21
 PEER = "optax cross-entropy"
+# Of losses that have no defaults.
+REQUIRED = {"bi_tempered_logistic": {"t1": 0.8, "t2": 1.2}}
 
 
 def mean_of(loss: Callable[..., jax.Array], **arguments: Any) -> Any:
@@ -48,13 +50,19 @@ def with_class_mask(z: jax.Array, y: jax.Array) -> jax.Array:
 def variants(shape: tuple[int, int]) -> dict[str, Callable[..., jax.Array]]:
   """Means over the batch, of ``(logits, labels)``."""
   squentropy = squentropy_jax.squentropy
-  # Every row loss of the table has a row here, at one shape.
   names = ["squentropy", "cross_entropy", "rescaled_square"]
-  if shape == SHAPES["32k vocabulary"]:
+  # Every loss of class ids has a row, at the smallest shape; every row loss
+  # one at a large shape as well.
+  if shape == SHAPES["ImageNet head"]:
+    names = [row.name for row in _table.TABLE if row.class_ids]
+  elif shape == SHAPES["32k vocabulary"]:
     names = [row.name for row in _table.TABLE if row.row_form]
   return (
     {PEER: mean_of(optax.softmax_cross_entropy_with_integer_labels)}
-    | {name: mean_of(getattr(losses, name)) for name in names}
+    | {
+      name: mean_of(getattr(losses, name), **REQUIRED.get(name, {}))
+      for name in names
+    }
     | {
       "squentropy, batch mask": mean_of(
         squentropy, where=jnp.arange(shape[0]) < shape[0] - 1
