@@ -2,17 +2,20 @@
 """``make replicate``: runs what is missing of the plan, then writes the page.
 
 A data set whose rows stand in ``docs/replication/results.csv`` is skipped; one
-that was interrupted goes on where it was.
+that was interrupted goes on where it was, or starts afresh if the code or its
+data have changed since.
 """
 
 import argparse
 from concurrent import futures
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -44,27 +47,65 @@ def _curves(
 
 
 def _append(path: pathlib.Path, rows: pd.DataFrame) -> None:
-  """Adds rows, so that the file holds all of them or is left as it was."""
+  """Puts rows in the place of those of their data sets.
+
+  The file holds all of them afterwards, or is left as it was.
+  """
   if path.exists():
-    rows = pd.concat([pd.read_csv(path), rows], ignore_index=True)
-  text = rows.to_csv(index=False, float_format="%.6g")
+    before = pd.read_csv(path)
+    others = before[~before["data"].isin(rows["data"])]
+    rows = pd.concat([others, rows], ignore_index=True)
+  # Nine digits give a float32 back exactly.
+  text = rows.to_csv(index=False, float_format="%.9g")
   _store.write(path, text.encode())
 
 
 def _study(path: pathlib.Path, out: pathlib.Path) -> None:
   """Runs the study of one data set in a process of its own."""
-  words = plan.settings(path.stem).command(str(out.absolute())).split()
-  module = [sys.executable, "-m", "squentropy_jax.study"]
+  words = shlex.split(plan.settings(path.stem).command(str(out.absolute())))
+  command = [sys.executable, "-m", "squentropy_jax.study", *words[1:]]
   # Two processes share two cores better than two threads of each would.
   flags = os.environ.get("XLA_FLAGS", "")
   flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
   environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-  subprocess.run(
-    [*module, *words[1:], "--quiet"],
-    cwd=path.parent,
-    env=environment,
-    check=True,
+
+  def run(*options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+      [*command, "--quiet", *options],
+      cwd=path.parent,
+      env=environment,
+      check=False,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  done = run()
+  # Refused: what is there is of other code or other data.
+  if done.returncode == 2 and _store.read_config(out) is not None:
+    done = run("--fresh")
+  if done.returncode:
+    lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+    raise RuntimeError(lines[-1])
+
+
+def _rows(out: pathlib.Path, name: str) -> pd.DataFrame:
+  """The results of a study, and what code and which data they are of."""
+  config = _store.read_config(out) or {}
+  return pd.read_csv(out / "results.csv").assign(
+    data=name,
+    source=config["versions"]["source"],
+    data_sha256=config.get("data_sha256", ""),
   )
+
+
+def _longest_first(paths: list[pathlib.Path]) -> list[pathlib.Path]:
+  """So that two processes end at about the same time; images take longest."""
+
+  def length(path: pathlib.Path) -> tuple[bool, int]:
+    with np.load(path) as arrays:
+      return path.stem in plan.IMAGES, arrays["y"].size
+
+  return sorted(paths, key=length, reverse=True)
 
 
 def main() -> None:
@@ -74,36 +115,47 @@ def main() -> None:
   parser.add_argument("--sets", nargs="+", help="only these; default: all")
   parser.add_argument("--processes", type=int, default=2)
   arguments = parser.parse_args()
-  console = Console()
+  console = Console(markup=False)
   paths = sources.fetch(arguments.folder)
   if arguments.sets:
     paths = [path for path in paths if path.stem in arguments.sets]
   done = set(pd.read_csv(RESULTS)["data"]) if RESULTS.exists() else set()
-  left = [path for path in paths if path.stem not in done]
+  left = _longest_first([path for path in paths if path.stem not in done])
   console.print(f"{len(left)} of {len(paths)} data sets are left")
   appending = threading.Lock()
 
-  def run(path: pathlib.Path) -> str:
+  def run(path: pathlib.Path) -> None:
     out = arguments.folder / "studies" / path.stem
     _study(path, out)
     settings = plan.settings(path.stem)
-    rows = pd.read_csv(out / "results.csv").assign(data=path.stem)
-    curves = _curves(out, path.stem, settings.losses)
+    rows, curves = (
+      _rows(out, path.stem),
+      _curves(out, path.stem, settings.losses),
+    )
     with appending:
       _append(CURVES, curves)
       # Last: a set counts as finished once its results are here.
       _append(RESULTS, rows)
-    return path.stem
 
+  failed = []
   with futures.ThreadPoolExecutor(arguments.processes) as pool:
+    under_way = {pool.submit(run, path): path.stem for path in left}
     try:
-      for number, name in enumerate(pool.map(run, left), 1):
-        console.print(f"{number}/{len(left)} {name}")
-    except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
+      for number, future in enumerate(futures.as_completed(under_way), 1):
+        name, error = under_way[future], future.exception()
+        said = f"{number}/{len(left)} {name}"
+        if error is not None:
+          failed.append(name)
+          said += f" failed: {error}"
+        console.print(said, soft_wrap=True)
+    except KeyboardInterrupt:
       pool.shutdown(cancel_futures=True)
-      sys.exit(f"stopped ({error or 'interrupted'}); make replicate goes on")
-  page.write(DOCS, pd.read_csv(RESULTS), pd.read_csv(CURVES))
-  console.print(f"Results: {DOCS / 'README.md'}")
+      sys.exit("stopped; make replicate goes on")
+  if RESULTS.exists():
+    page.write(DOCS, pd.read_csv(RESULTS), pd.read_csv(CURVES))
+    console.print(f"Results: {DOCS / 'tables.md'}")
+  if failed:
+    sys.exit(f"failed: {', '.join(failed)}; make replicate tries them again")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
+from replication import plan
 from squentropy_jax.study import _figures, _overview, _store, _summary
 from squentropy_jax.study._summary import Comparison, Method
 
@@ -27,35 +28,90 @@ _METRICS = {
 }
 
 
+# A set is fitted from this mean accuracy on the training rows on.
+FITTED = 0.99
+_BASELINE = (_summary.BASELINE, "softmax")
+_SQUENTROPY = "squentropy"
+
+
 def _spreads(rows: pd.DataFrame) -> dict[Method, pd.DataFrame]:
   """Standard deviation of the accuracy over seeds, the mean of the folds."""
   keys = list(Method._fields)
+  diverged = _summary.means(rows)
   spread = rows.groupby([*keys, "data", "fold"], sort=False)["accuracy"].std()
   table = spread.groupby([*keys, "data"], sort=False).mean().reset_index()
-  return {
-    Method(*method): chosen.set_index("data")[["accuracy"]]
-    for method, chosen in table.groupby(keys, sort=False)
-  }
+  result = {}
+  for names, chosen in table.groupby(keys, sort=False):
+    method = Method(*names)
+    values = chosen.set_index("data")[["accuracy"]]
+    # Where a run diverged there is no spread either.
+    values[diverged[method]["accuracy"].isna()] = np.nan
+    result[method] = values
+  return result
 
 
-def compare(rows: pd.DataFrame) -> list[Comparison]:
-  """Every comparison of the plan."""
-  comparisons = _summary.compare(rows)
+def compare(
+  rows: pd.DataFrame, against: tuple[str, str] = _BASELINE
+) -> list[Comparison]:
+  """Every other loss against one, in every measure of the plan."""
+  comparisons = _summary.compare(rows, against)
   spreads = _spreads(rows)
   for method in spreads:
-    if method.loss != _summary.BASELINE:
-      values = _summary.differences(spreads, method)["accuracy"].to_numpy()
-      comparisons.append(_summary.comparison(method, "spread", values))
+    if method.loss != against[0]:
+      pairs = _summary.pairs(spreads, method, against)
+      ours, theirs = (table["accuracy"].to_numpy() for table in pairs)
+      comparisons.append(
+        _summary.comparison(method, "spread", ours, theirs, against)
+      )
   return comparisons
 
 
+def against_square(rows: pd.DataFrame, readout: str) -> list[Comparison]:
+  """Squentropy against the rescaled square loss, on the sets that have both."""
+  chosen = rows[rows["loss"].isin([_SQUENTROPY, plan.SQUARE])]
+  having = chosen["data"][chosen["loss"] == plan.SQUARE].unique()
+  if not having.size:
+    return []
+  chosen = chosen[chosen["data"].isin(having)]
+  return compare(chosen, (plan.SQUARE, readout))
+
+
+def fitted(rows: pd.DataFrame) -> dict[tuple[str, str], set[str]]:
+  """Data sets whose training rows are fitted, by loss and length."""
+  means = rows.groupby(["loss", "regime", "data"], sort=False)[
+    "train_accuracy"
+  ].mean()
+  return {
+    (loss, regime): set(each.index.get_level_values("data")[each >= FITTED])
+    for (loss, regime), each in means.groupby(["loss", "regime"], sort=False)
+  }
+
+
 def judgement(comparison: Comparison) -> str:
-  """Of "better than the baseline", by the rule of the plan."""
-  sign = 1 if comparison.metric == "accuracy" else -1
-  low, high = sorted((sign * comparison.low, sign * comparison.high))
-  if math.isnan(low) or comparison.p_value >= 0.05 or low <= 0 <= high:
+  """Of "better than the other loss", by the rule of the plan."""
+  c = comparison
+  sign = 1 if c.metric == "accuracy" else -1
+  low, high = sorted((sign * c.low, sign * c.high))
+  if math.isnan(low) or c.p_value >= 0.05 or low <= 0 <= high:
+    return "not told apart"
+  # Of a loss that diverged no claim holds, whatever the other sets say.
+  if (c.diverged if low > 0 else c.other_diverged) > 0:
     return "not told apart"
   return "holds" if low > 0 else "fails"
+
+
+def _line(c: Comparison, name: str) -> str:
+  mean = f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
+  counts = (c.sets, c.wins, c.ties, c.losses, c.diverged, c.other_diverged)
+  said = (f"`{name}`", c.regime, *counts, mean, f"{c.median:+.4f}")
+  return f"| {' | '.join(map(str, said))} | {c.p_value:.1g} | {judgement(c)} |"
+
+
+_COLUMNS = (
+  "| loss | training | sets | wins | ties | losses | diverged | other diverged "
+  '| mean difference | median | p | "better" |\n'
+  f"|{'---|' * 12}"
+)
 
 
 def tables(comparisons: Sequence[Comparison]) -> str:
@@ -63,22 +119,40 @@ def tables(comparisons: Sequence[Comparison]) -> str:
   lines = []
   for metric, title in _METRICS.items():
     chosen = [c for c in comparisons if c.metric == metric]
-    lines += [
-      f"### {title[0].upper()}{title[1:]}",
-      "",
-      "| loss | training | sets | wins | ties | losses | mean difference | p | "
-      '"better than cross-entropy" |',
-      "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines += [f"### {title[0].upper()}{title[1:]}", "", _COLUMNS]
     for c in sorted(chosen, key=lambda c: c.regime == "long"):
       name = c.loss if c.readout == "softmax" else f"{c.loss} ({c.readout})"
-      mean = f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
-      lines.append(
-        f"| `{name}` | {c.regime} | {c.sets} | {c.wins} | {c.ties} | "
-        f"{c.losses} | {mean} | {c.p_value:.1g} | {judgement(c)} |"
-      )
+      lines.append(_line(c, name))
     lines.append("")
   return "\n".join(lines)
+
+
+def by_fit(rows: pd.DataFrame) -> str:
+  """Markdown: how many sets are fitted, and the claims on both kinds apart."""
+  sets = fitted(rows)
+  lines = [
+    "| loss | training | sets | fitted |",
+    "|---|---|---|---|",
+  ]
+  for (loss, regime), names in sets.items():
+    chosen = rows[(rows["loss"] == loss) & (rows["regime"] == regime)]
+    total = chosen["data"].nunique()
+    lines.append(f"| `{loss}` | {regime} | {total} | {len(names)} |")
+  lines += ["", _COLUMNS]
+  both = rows[rows["loss"].isin([_SQUENTROPY, _summary.BASELINE])]
+  for regime in dict.fromkeys(rows["regime"]):
+    chosen = both[both["regime"] == regime]
+    done = sets[_SQUENTROPY, regime] & sets[_summary.BASELINE, regime]
+    for kind, part in (
+      ("fitted", chosen[chosen["data"].isin(done)]),
+      ("not fitted", chosen[~chosen["data"].isin(done)]),
+    ):
+      if part.empty:
+        continue
+      for c in _summary.compare(part):
+        if c.metric in ("accuracy", "ece"):
+          lines.append(_line(c, f"{c.loss}, {c.metric}, {kind}"))
+  return "\n".join(lines) + "\n"
 
 
 def _by_epoch(curves: pd.DataFrame) -> bytes:
@@ -110,23 +184,44 @@ def _by_epoch(curves: pd.DataFrame) -> bytes:
     return _figures.png(figure)
 
 
+def _head(results: pd.DataFrame) -> str:
+  said = (
+    "# Every comparison of the replication\n\n"
+    "Made by `make replicate` from results.csv, the rows of "
+    f"{results['data'].nunique()} data sets. "
+    "The difference is the loss minus the other one, each the mean over folds "
+    "and seeds: above 0 is better for accuracy and worse for all others. "
+    "Brackets: 95 % interval of the mean, a bootstrap over data sets; p: "
+    "Wilcoxon's signed-rank test. The last column is the rule of "
+    "[the plan](plan.md).\n"
+  )
+  if "source" in results:
+    states = ", ".join(f"`{x}`" for x in sorted(results["source"].unique()))
+    said += f"\nDigest of the code that made the rows: {states}.\n"
+  return said
+
+
 def write(
   docs: pathlib.Path, results: pd.DataFrame, curves: pd.DataFrame
 ) -> None:
   """Writes ``summary.csv``, ``tables.md`` and two figures."""
   comparisons = compare(results)
-  sets = results["data"].nunique()
-  head = (
-    "# Every comparison of the replication\n\n"
-    f"Made by `make replicate` from results.csv, the rows of {sets} data sets. "
-    "The difference is the loss minus cross-entropy, each the mean over folds "
-    "and seeds: above 0 is better for accuracy and worse for all others. "
-    "Brackets: 95 % interval of the mean, a bootstrap over data sets; p: "
-    "Wilcoxon's signed-rank test. The last column is the rule of "
-    "[the plan](plan.md).\n\n"
-  )
+  sections = [_head(results), "## Against cross-entropy\n", tables(comparisons)]
+  for readout in ("softmax", "linear"):
+    chosen = against_square(results, readout)
+    comparisons += chosen
+    if chosen:
+      heading = f"## Squentropy against `{plan.SQUARE}`, read as {readout}\n"
+      sections += [heading, tables(chosen)]
+  if "train_accuracy" in results:
+    sections += [
+      "## Fitted training rows\n\nFitted: a mean accuracy of "
+      f"{FITTED:g} or more on the training rows; below, of squentropy and of "
+      "cross-entropy.\n",
+      by_fit(results),
+    ]
   _store.write(docs / "summary.csv", _summary.to_csv(comparisons))
-  _store.write(docs / "tables.md", (head + tables(comparisons)).encode())
+  _store.write(docs / "tables.md", "\n".join(sections).encode())
   picture = _overview.picture(results, "light")
   _store.write(docs / "differences.png", picture)
   _store.write(docs / "by_epoch.png", _by_epoch(curves))

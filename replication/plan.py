@@ -3,12 +3,15 @@
 
 from squentropy_jax.study import Settings
 
+# What squentropy is compared with beside cross-entropy.
+SQUARE = "rescaled_square:target_value=10"
 LOSSES = (
   "cross_entropy",
   "squentropy",
-  "rescaled_square:target_value=10",
+  SQUARE,
   "cross_entropy:smoothing=0.1",
 )
+IMAGES = ("fashion_mnist",)
 # From 42 classes on the square loss is rescaled, so a grid of both constants.
 MANY_CLASSES = tuple(
   f"rescaled_square:target_weight={weight},target_value={value}"
@@ -22,7 +25,7 @@ def settings(name: str) -> Settings:
   losses = LOSSES
   if name == "wordnet":
     losses = tuple(x for x in LOSSES if "target_value" not in x) + MANY_CLASSES
-  images = name == "fashion_mnist"
+  images = name in IMAGES
   return Settings(
     f"{name}.npz",
     losses=losses,

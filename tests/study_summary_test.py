@@ -2,23 +2,25 @@
 """Several studies together, and the pages as a browser shows them."""
 
 import itertools
+import json
 import math
 import shutil
 import subprocess
 
 from matplotlib import image
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from squentropy_jax import study
-from squentropy_jax.study import _cli, _results, _summary
+from squentropy_jax.study import _cli, _results, _store, _summary
 from squentropy_jax.study._results import Row
 
 SETS = 8
 
 
-def _folder(path, name, gain, readout="softmax"):
+def _folder(path, name, gain, readout="softmax", **settings):
   """A study in which squentropy gains so much on every metric."""
   rows = []
   for loss, seed in itertools.product(("cross_entropy", "squentropy"), (0, 1)):
@@ -32,6 +34,10 @@ def _folder(path, name, gain, readout="softmax"):
   results.__dict__["rows"] = rows
   path.mkdir()
   (path / "results.csv").write_bytes(_results.to_csv(results))
+  parts = {key: {} for key in _store._PARTS}
+  chosen = {"data": name, "label": None, "epochs": [300], **settings}
+  config = parts | {"squentropy_study": 1, "settings": chosen}
+  (path / "config.json").write_text(json.dumps(config))
   return path
 
 
@@ -102,6 +108,90 @@ def test_folders_that_cannot_be_compared(folders, tmp_path):
   alone = _folder(tmp_path / "alone", "alone", 0.1, readout="linear")
   with pytest.raises(study.StudyError, match="no study has cross_entropy"):
     _summary.compare(_summary.read([alone]))
+
+
+def _edit(path, change):
+  """Rewrites the rows of squentropy in a table of results."""
+  rows = pd.read_csv(path / "results.csv")
+  rows = change(rows, rows["loss"] == "squentropy")
+  rows.to_csv(path / "results.csv", index=False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_diverged_set_is_a_loss_and_stays_out_of_the_mean(folders, value):
+  paths, gains = folders
+
+  def diverge(rows, ours):
+    # One run of one loss, and of one metric, on its best set.
+    rows.loc[ours & (rows["seed"] == 1), "nll"] = value
+    return rows
+
+  _edit(paths[-1], diverge)
+  by_metric = {c.metric: c for c in _summary.compare(_summary.read(paths))}
+  accuracy = by_metric["accuracy"]
+  assert (accuracy.wins, accuracy.ties, accuracy.losses) == (4, 1, 3)
+  assert (accuracy.diverged, accuracy.other_diverged) == (1, 0)
+  assert (accuracy.sets, accuracy.finite) == (SETS, SETS - 1)
+  assert accuracy.mean == pytest.approx(gains[:-1].mean(), abs=1e-8)
+  assert accuracy.median == pytest.approx(np.median(gains[:-1]), abs=1e-8)
+  assert by_metric["nll"].losses == 5
+
+
+def test_divergence_of_the_baseline_is_a_win(folders):
+  paths, _ = folders
+
+  def diverge(rows, ours):
+    rows.loc[~ours, list(Row._fields[7:])] = np.nan
+    return rows
+
+  _edit(paths[0], diverge)
+  for comparison in _summary.compare(_summary.read(paths)):
+    assert (comparison.diverged, comparison.other_diverged) == (0, 1)
+    assert comparison.wins + comparison.losses + comparison.ties == SETS
+    assert comparison.wins == (6 if comparison.metric == "accuracy" else 2)
+
+
+def test_rounding_is_no_difference(tmp_path):
+  paths = [_folder(tmp_path / str(k), f"set{k}", 3e-7) for k in range(4)]
+  for comparison in _summary.compare(_summary.read(paths)):
+    assert comparison.ties == 4
+    assert comparison.p_value == 1
+
+
+def test_runs_without_a_partner_are_refused(folders):
+  paths, _ = folders
+
+  def drop(rows, ours):
+    return rows[~ours | (rows["seed"] == 0)]
+
+  _edit(paths[0], drop)
+  with pytest.raises(study.StudyError, match=r"set0 .* cannot be paired"):
+    _summary.compare(_summary.read(paths))
+
+  def drop_baseline(rows, ours):
+    return rows[ours]
+
+  _edit(paths[0], drop_baseline)
+  with pytest.raises(study.StudyError, match="set0 has squentropy but not"):
+    _summary.compare(_summary.read(paths))
+
+
+def test_studies_that_do_not_belong_together(folders, tmp_path):
+  paths, _ = folders
+  other = _folder(tmp_path / "other", "other", 0.1, epochs=[40])
+  with pytest.raises(study.StudyError, match=r"in epochs \(\[40\], there"):
+    _summary.read([paths[0], other])
+  config = json.loads((paths[1] / "config.json").read_text())
+  for path in paths[:2]:
+    config["settings"]["data"] = path.name
+    text = json.dumps(config | {"data_sha256": "12ab"})
+    (path / "config.json").write_text(text)
+  with pytest.raises(study.StudyError, match="the data 1 a second time"):
+    _summary.read(paths[:2])
+  for text in ("", '"'):
+    (paths[3] / "results.csv").write_text(text)
+    with pytest.raises(study.StudyError, match="no table of results"):
+      _summary.read(paths[3:5])
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -24,7 +24,15 @@ from squentropy_jax.study import (
 from squentropy_jax.study._summary import Comparison
 
 _PICTURED = ("accuracy", "nll", "ece")
-_HEAD = ("wins", "ties", "losses", "mean difference", "p (Wilcoxon)")
+_HEAD = (
+  "wins",
+  "ties",
+  "losses",
+  "diverged",
+  "mean difference",
+  "median",
+  "p (Wilcoxon)",
+)
 
 
 def _labels(
@@ -42,8 +50,14 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
   mean = f"{comparison.mean:+.4f}"
   if not math.isnan(comparison.low):
     mean += f" [{comparison.low:+.4f}, {comparison.high:+.4f}]"
-  counts = (comparison.wins, comparison.ties, comparison.losses)
-  return (*map(str, counts), mean, f"{comparison.p_value:.2g}")
+  counts = (
+    comparison.wins,
+    comparison.ties,
+    comparison.losses,
+    comparison.diverged,
+  )
+  median = f"{comparison.median:+.4f}"
+  return (*map(str, counts), mean, median, f"{comparison.p_value:.2g}")
 
 
 def _groups(
@@ -95,7 +109,10 @@ def picture(rows: pd.DataFrame, theme: str) -> bytes:
     for ax, name in zip(axes, _PICTURED, strict=True):
       ax.axvline(0, color=matplotlib.rcParams["text.color"], linewidth=1)
       for place, method in enumerate(methods):
-        values = _summary.differences(means, method)[name].to_numpy()
+        pairs = _summary.pairs(means, method)
+        values = pairs.differences[name].to_numpy()
+        if not values.size:
+          continue
         # Spread over the height of the row, so that all can be seen.
         height = place + np.linspace(-0.3, 0.3, len(values))
         ax.plot(values, height, "o", markersize=3.5, alpha=0.6)
@@ -119,12 +136,17 @@ def sentences(comparisons: Sequence[Comparison]) -> list[str]:
     if comparison.metric not in _PICTURED or label != comparison.loss:
       continue
     title = {c.name: c.short for c in _results.COLUMNS}[comparison.metric]
-    mean = _cells(comparison)[3]
+    mean = _cells(comparison)[4]
+    diverged = (
+      f", having diverged on {comparison.diverged}"
+      if comparison.diverged
+      else ""
+    )
     said.append(
       f"{comparison.loss}, {comparison.regime} training, {title}: better than "
       f"{_summary.BASELINE} on {comparison.wins}, equal on {comparison.ties}, "
-      f"worse on {comparison.losses} of {comparison.sets} data sets; mean "
-      f"difference {mean}, Wilcoxon p {comparison.p_value:.2g}."
+      f"worse on {comparison.losses} of {comparison.sets} data sets{diverged}; "
+      f"mean difference {mean}, Wilcoxon p {comparison.p_value:.2g}."
     )
   return said
 
@@ -172,8 +194,9 @@ def html(
 </table></div>
 <p class="quiet">The difference is this loss minus {_summary.BASELINE}: above 0
 is better for accuracy and worse for all others. Brackets: 95 % interval of the
-mean, a bootstrap over data sets. Many numbers are tested here: a single small p
-says little.</p>
+mean, a bootstrap over data sets. A set on which a loss gave numbers that are
+not finite is counted as its loss and takes no part in mean, median and test.
+Many numbers are tested here: a single small p says little.</p>
 <h2>Each data set</h2>
 <figure><picture>
 <source media="(prefers-color-scheme: dark)" srcset="{dark}">
