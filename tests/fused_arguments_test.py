@@ -213,6 +213,13 @@ def test_traced_soft_cap_is_refused():
     (losses.squentropy, {"scale": True}, TypeError, "must be a real number"),
     (losses.comp_sum, {"label_smoothing": 0.1}, ValueError, "is known for"),
     (losses.squentropy, {"label_smoothing": 2.0}, ValueError, r"in \[0, 1\]"),
+    (losses.comp_sum, {"label_smoothing": False}, TypeError, "a real number"),
+    (
+      losses.squentropy,
+      {"label_smoothing": np.zeros(2)},
+      ValueError,
+      "label_smoothing must be a scalar",
+    ),
     (
       functools.partial(losses.squentropy, FEATURES),
       {},
@@ -224,6 +231,17 @@ def test_traced_soft_cap_is_refused():
 def test_loss_that_does_not_fit(loss, hyper, error, message):
   with pytest.raises(error, match=message):
     fused.linear_loss(loss, FEATURES, KERNEL, LABELS, **hyper)
+
+
+@pytest.mark.parametrize(
+  "zero", [0, 0.0, np.float32(0), np.zeros(()), jnp.float32(0)], ids=repr
+)
+def test_smoothing_by_any_zero_is_none(zero):
+  """So it is no error for a loss that is not known to be smoothed."""
+  head = functools.partial(
+    fused.linear_loss, losses.comp_sum, FEATURES, KERNEL, LABELS
+  )
+  np.testing.assert_array_equal(head(label_smoothing=zero), head())
 
 
 def test_partial_carries_hyperparameters():

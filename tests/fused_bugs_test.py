@@ -32,6 +32,19 @@ def test_cotangent_scales_both_gradients(way):
     np.testing.assert_array_equal(1024.0 * a, b)
 
 
+@pytest.mark.parametrize("way", ["stream", "keep"])
+def test_cotangent_may_be_a_number_of_python(way):
+  _, pull = jax.vjp(
+    lambda h: fused.linear_loss_sum(
+      losses.squentropy, h, KERNEL, LABELS, way=way
+    )[0],
+    FEATURES,
+  )
+  np.testing.assert_array_equal(pull(-2.0)[0], pull(jnp.float32(-2))[0])
+  exact = heads.gradients(truth(), FEATURES, KERNEL, np.full(ROWS, -2.0))
+  heads.assert_close(pull(-2.0)[0], *exact["features"])
+
+
 def test_cotangent_of_each_row_comes_before_rows_are_summed():
   _, pull = jax.vjp(
     lambda w: fused.linear_loss(losses.squentropy, FEATURES, w, LABELS), KERNEL
@@ -129,12 +142,13 @@ def test_mean_of_narrow_inputs_has_the_digits_of_float32():
 
 
 def test_dropped_rows_give_exactly_nothing():
-  """Whatever they hold: NaN features, no label, an infinite weight's 0."""
+  """Whatever they hold: NaN features, no label, an infinite weight."""
   features, labels = FEATURES.copy(), LABELS.copy()
   features[1], labels[1] = np.nan, -100
   features[3], labels[3] = np.inf, CLASSES
   where = np.arange(ROWS) != 1
   weights = np.where(np.arange(ROWS) == 3, 0, 1).astype(np.float32)
+  weights[1] = np.inf
 
   def head(h, w, weights, way):
     return fused.linear_loss_sum(

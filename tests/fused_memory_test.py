@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Temporary memory by the compiler's account: nothing is run or timed."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -14,17 +16,30 @@ SHAPES = {"A": (2048, 512, 32768), "B": (512, 256, 131072)}
 LOSSES = [losses.cross_entropy, losses.squentropy]
 
 
-def temporary(loss, way, shape, budget=None):
-  """Bytes of value and gradients, as `linear_loss_sum` or `linear_loss`."""
+@functools.cache
+def temporary(loss, way, shape, budget=None, *, targets=None, class_axis=1):
+  """Bytes of value and gradients, as `linear_loss_sum` or `linear_loss`.
+
+  For class ids, or for so many sparse targets of each row.
+  """
   rows, width, classes = shape
+  of_kernel = (width, classes) if class_axis else (classes, width)
+  labels = jax.ShapeDtypeStruct((rows,), np.int32)
+  if targets is not None:
+    pair = ((rows, targets), np.int32), ((rows, targets), np.float32)
+    labels = tuple(jax.ShapeDtypeStruct(*x) for x in pair)
   arguments = (
     jax.ShapeDtypeStruct((rows, width), np.float32),
-    jax.ShapeDtypeStruct((width, classes), np.float32),
-    jax.ShapeDtypeStruct((rows,), np.int32),
+    jax.ShapeDtypeStruct(of_kernel, np.float32),
+    labels,
   )
 
   def head(features, kernel, labels):
-    settings = {"way": way, "memory_budget": budget}
+    settings = {
+      "way": way,
+      "memory_budget": budget,
+      "class_axis": class_axis,
+    }
     if way == "keep":
       return fused.linear_loss_sum(loss, features, kernel, labels, **settings)[
         0
@@ -55,6 +70,30 @@ def test_figures_that_are_promised(loss, name, way, budget, most):
   if budget is not None:
     budget *= MIB
   assert temporary(loss, way, SHAPES[name], budget) <= most * MIB
+
+
+BUDGETS = {"keep": 45 * MIB, "stream": 16 * MIB, "frozen": 36 * MIB}
+
+
+@pytest.mark.parametrize("way", ["stream", "frozen"])
+def test_sparse_targets_take_some_numbers_each(way):
+  """Not the features of each, nor pairs of them: 256 and 32 MiB here."""
+  targets, (rows, *_) = 64, SHAPES["A"]
+  used = temporary(
+    losses.squentropy, way, SHAPES["A"], BUDGETS[way], targets=targets
+  )
+  # Sorted ids and probabilities, logits, slopes, and sums over the others.
+  assert used <= BUDGETS[way] + 8 * 4 * rows * targets
+
+
+@pytest.mark.parametrize("way", BUDGETS)
+def test_kernel_of_either_layout_is_read_as_it_lies(way):
+  """A transposed copy of it would take 64 MiB."""
+  one, other = (
+    temporary(losses.squentropy, way, SHAPES["A"], BUDGETS[way], **layout)
+    for layout in ({}, {"class_axis": 0})
+  )
+  assert abs(one - other) <= MIB
 
 
 @pytest.mark.parametrize("way", _plan.WAYS)

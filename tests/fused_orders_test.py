@@ -33,6 +33,7 @@ HEADS = {
   "linear_loss, stream": each(way="stream"),
   "linear_loss, frozen": each(way="frozen"),
   "linear_loss_sum, keep": whole(),
+  "linear_loss_sum, stream": whole(way="stream"),
   "linear_row_stats": by_stats,
 }
 

@@ -18,12 +18,21 @@ def truth(name="squentropy", **arguments):
   return heads.truth(name, FEATURES, KERNEL, LABELS, **arguments)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "int64"])
+@pytest.mark.parametrize(
+  "dtype", ["int8", "uint8", "uint16", "int64", "int4", "uint4"]
+)
 def test_labels_of_any_integer_dtype(dtype):
-  loss = fused.linear_loss(
-    losses.squentropy, FEATURES, KERNEL, LABELS.astype(dtype)
+  """Also of four bits, which cannot count as many classes as there are."""
+  bias = np.where(np.arange(300) < CLASSES, 0, -np.inf).astype(np.float32)
+  kernel = np.resize(KERNEL, (WIDTH, 300))
+  kernel[:, :CLASSES] = KERNEL
+  head = functools.partial(
+    fused.linear_loss, losses.squentropy, FEATURES, kernel, bias=bias
   )
-  heads.assert_close(loss, truth().loss, truth().loss_error)
+  narrow = LABELS.astype(jnp.dtype(dtype))
+  pair = narrow[:, None], np.ones((ROWS, 1), np.float32)
+  for labels in (narrow, jnp.asarray(narrow), pair):
+    heads.assert_close(head(labels), truth().loss, truth().loss_error)
 
 
 def test_bad_label_is_nan_where_it_cannot_be_read():
@@ -46,6 +55,36 @@ def test_bad_label_is_nan_where_it_cannot_be_read():
   )(where)
   bad = np.isnan(bad)
   np.testing.assert_array_equal(bad, np.arange(ROWS) == 2)
+
+
+@pytest.mark.parametrize("bad", [-1, CLASSES])
+def test_bad_id_of_a_pair_is_nan_where_it_cannot_be_read(bad):
+  """Also beside a good id that it is clipped to, and with little weight."""
+  ids = np.stack([LABELS, (LABELS + 3) % CLASSES, LABELS], -1)
+  ids[2] = bad, int(np.clip(bad, 0, CLASSES - 1)), 4
+  ids[3] = 1, bad, 1
+  ids[4, 1] = bad
+  probabilities = np.float32([[0.25, 0.5, 0.25]] * ROWS)
+  probabilities[2, 0] = 1e-30
+  probabilities[4] = 0.5, 0, 0.5
+
+  @heads.jit
+  def traced(h, ids, probabilities):
+    def head(h, way):
+      loss, _ = fused.linear_loss_sum(
+        losses.squentropy, h, KERNEL, (ids, probabilities), way=way
+      )
+      return loss
+
+    each = fused.linear_loss(losses.squentropy, h, KERNEL, (ids, probabilities))
+    return each, [jax.grad(head)(h, way) for way in ("stream", "keep")]
+
+  each, slopes = traced(FEATURES, ids, probabilities)
+  expected = np.isin(np.arange(ROWS), (2, 3))
+  np.testing.assert_array_equal(np.isnan(each), expected)
+  for slope in slopes:
+    np.testing.assert_array_equal(np.isnan(slope).all(-1), expected)
+    np.testing.assert_array_equal(np.isnan(slope).any(-1), expected)
 
 
 def test_sparse_targets_are_expected_losses():

@@ -119,6 +119,54 @@ def test_mesh_of_explicit_axes_takes_what_is_not_spread_yet():
       heads.assert_close(gradients[1], *expected["kernel"])
 
 
+def test_mesh_of_explicit_axes_takes_a_kernel_that_is_the_same_everywhere():
+  """Its gradient is the same everywhere too, features' as they are."""
+  kernel, labels = problem(64)
+  mesh = mesh_of((2, 4), AxisType.Explicit)
+  specs = (P("data", None), P(None, None))
+
+  @heads.jit
+  def every(features, kernel):
+    return [
+      jax.value_and_grad(head, (0, 1))(
+        features, kernel, labels, WEIGHTS, whole=w, way=way, mesh=mesh, **AXES
+      )
+      for way, w in WAYS[:3]
+    ]
+
+  with jax.set_mesh(mesh):
+    arguments = [
+      jax.device_put(x, NamedSharding(mesh, spec))
+      for x, spec in zip((FEATURES, kernel), specs, strict=True)
+    ]
+    for found in every(*arguments):
+      assert [jax.typeof(g).sharding.spec for g in found[1]] == list(specs)
+      assert_right(found, kernel, labels)
+
+
+def test_narrow_bias_of_classes_that_do_not_divide():
+  """Eight bits have no infinity that the padding could have."""
+  kernel, labels = problem(61)
+  bias = jnp.asarray(RNG.normal(size=61), jnp.float8_e4m3fn)
+
+  def run(bias, **settings):
+    return fused.linear_loss_sum(
+      losses.squentropy, FEATURES, kernel, labels, bias=bias, **settings
+    )[0]
+
+  @heads.jit
+  def every(bias):
+    on_a_mesh = functools.partial(run, mesh=mesh_of((1, 8)), vocab_axis="vocab")
+    return jax.value_and_grad(on_a_mesh)(bias)
+
+  total, slope = every(bias)
+  exact = heads.truth("squentropy", FEATURES, kernel, labels, bias=bias)
+  expected = heads.gradients(exact, FEATURES, kernel, np.ones(ROWS))["bias"]
+  assert slope.dtype == bias.dtype
+  np.testing.assert_allclose(total, exact.loss.sum(), rtol=1e-5)
+  heads.assert_close(slope, *expected)
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_mesh_with_one_axis_named(axis):
   """The other axis of the mesh holds copies, which must not count twice."""
@@ -331,41 +379,76 @@ def test_stats_take_the_lowest_of_equal_classes_of_all_devices():
 
 def collectives(text):
   """Kinds and sizes, in numbers, of what the compiled program sends."""
-  kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+  # The types of a long tuple have comments such as /*index=5*/ in them.
+  kinds = (
+    "(?:all|ragged-all)-(?:gather|reduce|to-all)|reduce-scatter|"
+    "collective-(?:permute|broadcast)"
+  )
   found = []
-  for shapes, kind in re.findall(rf" = ([^=]*?) ({kinds})(?:-start)?\(", text):
+  for shapes, kind in re.findall(rf" = (.*?) ({kinds})(?:-start)?\(", text):
     sizes = re.findall(r"\w+\[([\d,]*)\]", shapes)
     numbers = [np.prod([int(n) for n in s.split(",") if n]) for s in sizes]
     found.append((kind, int(sum(numbers))))
   return found
 
 
+def test_what_is_sent_is_read_off():
+  text = """
+  %a = (f32[2,7]{1,0}, f32[], s32[3]{0}, f32[], f32[], /*index=5*/f32[4]{0}) \
+all-reduce(%p, %q), channel_id=1
+  ROOT %b = (f32[8]{0}, f32[32]{0:T(128)}) all-gather-start(%a), dimensions={0}
+  %c = f32[32]{0:T(128)} all-gather-done(%b)
+  %d = f32[8,2]{1,0} reduce-scatter(%e), to_apply=%add
+  %f = f32[6]{0} all-to-all(%e)
+  %g = f32[32]{0} fusion(%all-gather.2), calls=%all-gather.3
+  """
+  assert collectives(text) == [
+    ("all-reduce", 24),
+    ("all-gather", 40),
+    ("reduce-scatter", 16),
+    ("all-to-all", 6),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("shape", "classes"),
+  [((2, 4), 1000), ((8, 1), 1000), ((1, 8), 1000), ((2, 4), 1001)],
+  ids=str,
+)
 @pytest.mark.parametrize(("way", "whole"), WAYS)
-def test_no_device_gathers_kernel_or_features(way, whole):
+def test_no_device_gathers_kernel_or_features(way, whole, shape, classes):
   """Forward go the sums of rows, backward the gradients; nothing else."""
-  rows, width, classes = 64, 32, 1000
-  mesh = mesh_of((2, 4))
+  rows, width = 64, 32
+  mesh = mesh_of(shape)
   shapes = ((rows, width), (width, classes), (rows,), (rows,))
   dtypes = (np.float32, np.float32, np.int32, np.float32)
+  # Classes that do not divide cannot be spread before the call.
+  uneven = classes % shape[1] > 0
+  specs = (IN_SPECS[0], P() if uneven else IN_SPECS[1], *IN_SPECS[2:])
   arguments = [
     jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, spec))
-    for s, d, spec in zip(shapes, dtypes, IN_SPECS, strict=True)
+    for s, d, spec in zip(shapes, dtypes, specs, strict=True)
   ]
   run = functools.partial(head, whole=whole, way=way, mesh=mesh, **AXES)
 
   def sent(f):
-    return collectives(jax.jit(f).lower(*arguments).compile().as_text())
+    return collectives(heads.jit(f).lower(*arguments).compile().as_text())
 
   # The largest logit, and in one message at most five sums a row.
   forward = sent(run)
   assert {kind for kind, _ in forward} == {"all-reduce"}
-  assert sum(size for _, size in forward) <= 6 * rows // 2
+  assert sum(size for _, size in forward) <= 6 * rows // shape[0]
   wanted = 0 if way == "frozen" else (0, 1)
   every = sent(jax.value_and_grad(run, wanted))
-  assert {kind for kind, _ in every} == {"all-reduce"}
-  of_features = rows // 2 * width
-  of_kernel = 0 if way == "frozen" else width * classes // 4
-  assert sum(size for _, size in every) <= (6 * rows + of_features + of_kernel)
+  reduced = [size for kind, size in every if kind == "all-reduce"]
+  others = [sent for sent in every if sent[0] != "all-reduce"]
+  here = -(-classes // shape[1])
+  of_features = rows // shape[0] * width
+  of_kernel = 0 if way == "frozen" else width * here
+  assert sum(reduced) <= 6 * rows + of_features + of_kernel
+  # The gradient of a kernel that is not spread is not spread either.
+  whole_kernel = [("all-gather", of_kernel * shape[1])]
+  assert others == (whole_kernel if uneven and of_kernel else [])
 
 
 # Errors.

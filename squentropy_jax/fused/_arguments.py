@@ -46,6 +46,12 @@ class Settings(NamedTuple):
   budget: int | None
 
 
+def _of_bytes(ids: Any) -> Any:
+  """Ids of less than a byte as int8, which they fit in."""
+  # They do not compare with a count of classes that is none of theirs.
+  return ids.astype(np.int8) if jnp.iinfo(ids.dtype).bits < 8 else ids
+
+
 def _ids_and_probabilities(
   labels: Any, batch: tuple[int, ...]
 ) -> tuple[Any, Any]:
@@ -76,7 +82,7 @@ def _ids_and_probabilities(
     raise ValueError(
       f"labels must hold one class id per row or more, got {ids.shape}."
     )
-  return ids, probabilities
+  return _of_bytes(ids), probabilities
 
 
 def _class_ids(labels: Any, batch: tuple[int, ...]) -> Any:
@@ -96,7 +102,7 @@ def _class_ids(labels: Any, batch: tuple[int, ...]) -> Any:
       f"labels must have the batch shape {batch} of features, got "
       f"{labels.shape}."
     )
-  return labels
+  return _of_bytes(labels)
 
 
 def _of_rows(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+import numpy as np
 
 from squentropy_jax import _checks, _rows
 from squentropy_jax.fused import _arguments, _evaluate, _formula, _tiles
@@ -24,7 +25,12 @@ def _loss_and_hyper(
   inputs: Inputs,
 ) -> tuple[_formula.RowLoss, _formula.Hyper]:
   """The loss and its numbers, in the dtype of sums."""
-  off = isinstance(label_smoothing, int | float) and label_smoothing == 0
+  _checks.check_real("label_smoothing", label_smoothing)
+  off = (
+    np.ndim(label_smoothing) == 0
+    and _checks.is_concrete(label_smoothing)
+    and float(label_smoothing) == 0
+  )
   dtype = _tiles.Arrays(inputs.features, inputs.kernel).sum_dtype
   row_loss, given = _formula.as_row_loss(loss, hyperparameters, not off, dtype)
   scalars = {
