@@ -29,7 +29,7 @@ def _loss_and_hyper(
   off = (
     np.ndim(label_smoothing) == 0
     and _checks.is_concrete(label_smoothing)
-    and float(label_smoothing) == 0
+    and not np.any(label_smoothing)
   )
   dtype = _tiles.Arrays(inputs.features, inputs.kernel).sum_dtype
   row_loss, given = _formula.as_row_loss(loss, hyperparameters, not off, dtype)
