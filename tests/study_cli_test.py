@@ -33,8 +33,11 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --batch-size 0", "batch size must be at least 1"),
     ("run iris --learning-rate 0", "learning rate must be above 0"),
     ("run iris --learning-rate inf", "learning rate must be above 0"),
-    ("run iris --save-every -1", "needs 0 or more, got -1"),
-    ("run iris --save-every nan", "needs 0 or more, got nan"),
+    ("run iris --save-every -1", "needs 0 or more seconds, got -1"),
+    ("run iris --save-every nan", "needs 0 or more seconds, got nan"),
+    ("run iris --save-every abc", "needs 0 or more seconds, got abc"),
+    ("run iris --rows 149", "at most 147, or 150 for all; got 149"),
+    ("run iris --out /proc/x", "name another folder with --out"),
     ("run iris --speed 9", "unrecognized arguments: --speed 9"),
     ("run", "required: data"),
     ("rum iris", "invalid choice"),
@@ -133,6 +136,21 @@ def test_table_verdict_and_place_are_printed(tmp_path, capsys):
   assert "squentropy: 2 epochs, 2 seeds, training loss" in captured.err
   assert _cli.main([*words, "--quiet"]) == 0
   assert capsys.readouterr() == ("", "")
+
+
+def test_what_was_done_to_the_data_is_said_first(tmp_path, capsys, monkeypatch):
+  data = tmp_path / "[red]mine.csv"
+  rows = [f"{k},{'ab'[k % 2]}" for k in range(20)]
+  data.write_text("\n".join(["x,y", "0,", *rows]))
+  words = ["run", str(data), "--label", "y", "--losses", "cross_entropy"]
+  words += ["--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "[/b]o")]
+  monkeypatch.setattr(_cli._table, "table", lambda results: "")
+  monkeypatch.setattr(_cli._verdict, "verdict", lambda results: ())
+  assert _cli.main(words) == 0
+  captured = capsys.readouterr()
+  first = captured.err.splitlines()[0]
+  assert first == "Data: rows dropped for want of a label: 1"
+  assert captured.out.endswith(f"Report: {tmp_path}/[/b]o/report.html\n")
 
 
 def _wait_for(path, process):

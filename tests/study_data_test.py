@@ -69,11 +69,38 @@ def test_features_are_standardised_by_the_training_rows_alone():
     train, _, test = (x[rows] for rows in _rows(folds, number))
     varies = np.ptp(train, axis=0) > 0
     assert 0 < varies.sum() < 64  # Some pixels of digits are always 0.
-    np.testing.assert_array_equal(folds.scale[number][~varies], 1)
+    np.testing.assert_array_equal(folds.scale[number][~varies], 0)
     # Up to the rows dropped to make the folds equally long, 2 of 600.
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=0.03)
     np.testing.assert_allclose(train.std(axis=0)[varies], 1, atol=0.1)
     assert np.abs(test.mean(axis=0)).max() > 1e-3
+
+
+def test_rows_cut_to_make_folds_equally_long_have_no_say():
+  # 1 row of 10 is cut: a column that varies by that row alone is constant.
+  data = _data.load("iris")
+  data = _data.draw(data, 130, 0)
+  for row in range(130):
+    x = np.zeros((130, 1))
+    x[row] = 1
+    folds = _data.fold(data._replace(features=x), 3, 0)
+    trained = (folds.train == row).any(axis=1)
+    np.testing.assert_array_equal(folds.scale[:, 0] > 0, trained)
+
+
+def test_digest_is_of_rows_and_classes():
+  data = _data.load("iris")
+  other = [
+    data._replace(features=data.features + 1e-9),
+    data._replace(features=data.features.reshape(-1, 2, 2, 1)),
+    data._replace(labels=2 - data.labels),
+    data._replace(classes=("a", "b", "c")),
+  ]
+  digests = {_data.digest(each) for each in [data, *other]}
+  assert len(digests) == 5
+  assert _data.digest(_data.load("iris")) == _data.digest(data)
+  # Where the rows come from is told by the settings.
+  assert _data.digest(data._replace(name="x", notes=("y",))) in digests
 
 
 def test_large_offsets_keep_their_digits():
@@ -111,6 +138,8 @@ def test_draw_keeps_the_shares():
   share = np.bincount(data.labels) * 300 / 1797
   np.testing.assert_allclose(np.bincount(drawn.labels), share, rtol=0, atol=1)
   assert _data.draw(data, 1797, 0) is data
+  with pytest.raises(StudyError, match="at most 147, or 150 for all; got 149"):
+    _data.draw(_data.load("iris"), 149, 0)
 
 
 def test_names_of_losses():

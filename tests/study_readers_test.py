@@ -139,9 +139,57 @@ def test_idx_folder(tmp_path):
     _data.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("ending", [".csv", ".CSV", ".dat"])
+def test_classes_may_have_the_names_of_gaps(tmp_path, ending):
+  path = tmp_path / f"mine{ending}"
+  names = ["None", "NA", " null", "nan", "None ", "", "?"]
+  head = "" if ending == ".dat" else "x,kind\n"
+  rows = [f"{k},{name}" for k, name in enumerate(names)]
+  path.write_text(head + "\n".join(rows) + "\n")
+  data = _data.load(str(path), None if ending == ".dat" else "kind")
+  assert data.classes == ("NA", "None", "nan", "null")
+  np.testing.assert_array_equal(data.labels, [1, 0, 3, 2, 1])
+  np.testing.assert_array_equal(data.features[:, 0], range(5))
+  assert data.notes == ("rows dropped for want of a label: 2",)
+
+
+def test_numbers_of_a_csv_are_classes_in_their_order(tmp_path):
+  path = tmp_path / "mine.csv"
+  path.write_text("x,y\n1,10\n2,9\n3,\n4,1e1\n")
+  assert _data.load(str(path), "y").classes == ("9", "10")
+  path.write_text("x,y\n1,9007199254740992\n2,9007199254740993\n3,?\n")
+  assert _data.load(str(path), "y").classes == (str(2**53), str(2**53 + 1))
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
+  path = tmp_path / "mine.csv"
+  path.write_text('\ufeff\ny,"a ""b"""\n\nc,"1"\n  \nd,2\n')
+  data = _data.load(str(path), "y")
+  np.testing.assert_array_equal(data.features, [[1], [2]])
+
+
 @pytest.mark.parametrize(
   ("name", "content", "label", "message"),
   [
+    ("a.csv", "y,a,b,y\n0,1,2,0\n1,2,3,1\n", "y", "two columns 'y'; rename"),
+    ("a.csv", "y,a,y \n0,1,0\n1,2,1\n", "y", "two columns 'y'; rename"),
+    ("a.csv", "x,y\n1,a\n2,b,3\n", "y", "line 3 has 3 values for 2 columns"),
+    ("a.csv", "x,y\n1,a,5\n2,b,3\n", "y", "line 2 has 3 values for 2"),
+    ("a.csv", "x,y\n1,a\n2\n", "y", "line 3 has 1 values for 2 columns"),
+    ("a.csv", "x;y\n1;a\n2;b\n", "y", "separated by ';', not by ','"),
+    ("a.tsv", "x,y\n1,a\n2,b\n", "y", "separated by ',', not by"),
+    (
+      "a.arff",
+      "@attribute '' real\n@data\n1\n",
+      None,
+      "attribute 1 has no name",
+    ),
+    (
+      "a.arff",
+      "@attribute x real\n@attribute x real\n@data\n1,2\n",
+      None,
+      "two columns 'x'",
+    ),
     ("a.csv", "x,y\n1,a\n2,b\n", None, "--label; it has x, y"),
     ("a.csv", "x,y\n1,a\n2,b\n", "z", "unknown column of .*'z'"),
     ("a.csv", "x,yes\n1,a\n2,b\n", "yess", "did you mean 'yes'"),
@@ -185,6 +233,7 @@ def test_bad_file_is_one_line(tmp_path, name, content, label, message):
     ({"x": np.full((2, 1), np.nan), "y": np.arange(2)}, "holds no number"),
     ({"x": np.zeros((2, 1)), "y": np.zeros(2)}, "one value"),
     ({"x": np.array([[{}], [{}]]), "y": np.arange(2)}, "cannot be read"),
+    ({"x": np.zeros((2, 1)), "y": np.array([1j, 2j])}, "complex numbers"),
   ],
 )
 def test_bad_npz_is_one_line(tmp_path, arrays, message):
@@ -192,6 +241,31 @@ def test_bad_npz_is_one_line(tmp_path, arrays, message):
   np.savez(path, **arrays)
   with pytest.raises(StudyError, match=message):
     _data.load(str(path))
+
+
+def test_npz_says_what_it_lacks(tmp_path):
+  path = tmp_path / "mine.npz"
+  x = np.arange(8.0).reshape(4, 2)
+  x[0, 0], x[1, 1], x[3] = np.nan, np.inf, np.nan
+  np.savez(path, x=x, y=np.array([1, 0, 1, np.nan]))
+  data = _data.load(str(path))
+  assert data.notes == (
+    "rows dropped for want of a label: 1",
+    "missing or infinite numbers, replaced by the mean of the training rows: 2",
+  )
+  with path.open("wb") as file:
+    np.save(file, x)
+  with pytest.raises(StudyError, match="one array without a name"):
+    _data.load(str(path))
+
+
+def test_huge_labels_stay_apart(tmp_path):
+  path = tmp_path / "mine.npz"
+  y = np.array([1e300, 1e299, 3.0, -1.0])
+  np.savez(path, x=np.zeros((4, 1)), y=y)
+  data = _data.load(str(path))
+  np.testing.assert_array_equal(data.labels, [3, 2, 1, 0])
+  assert data.classes == ("-1", "3", "1e+299", "1e+300")
 
 
 def test_missing_reader_says_what_to_install(tmp_path, monkeypatch):

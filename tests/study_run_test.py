@@ -2,18 +2,22 @@
 """A whole study: files, determinism, what is kept, and the page."""
 
 import base64
+import contextlib
 import csv
 import dataclasses
 import html.parser
 import json
+import pathlib
 import re
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
+import squentropy_jax
 from squentropy_jax import study
-from squentropy_jax.study import _figures, _report, _store, _train
+from squentropy_jax.study import _data, _figures, _report, _store, _train
 
 SETTINGS = study.Settings(
   "iris",
@@ -83,6 +87,7 @@ def test_csv_has_a_row_per_loss_readout_regime_and_seed(made):
     "ece",
     "ace",
     "aurc",
+    "train_accuracy",
     "temperature",
     "nll_scaled",
     "brier_scaled",
@@ -130,6 +135,7 @@ def test_config_says_what_was_run(made):
   )
   assert config["command"] == SETTINGS.command(str(out))
   assert config["versions"]["jax"] == jax.__version__
+  assert config["data_sha256"] == _data.digest(_data.load("iris"))
   assert config["rows"] == {"train": 74, "calibration": 38, "test": 38}
 
 
@@ -188,6 +194,40 @@ def test_study_of_other_versions_is_not_mixed_with_this_one(copy, monkeypatch):
   (copy / "config.json").write_text(json.dumps(config))
   with pytest.raises(study.StudyError, match=r"jax 0\.0\.1, now"):
     study.run(SETTINGS, copy)
+
+
+def test_other_data_of_the_same_name_are_not_mixed_with_these(
+  copy, monkeypatch
+):
+  _forbid_training(monkeypatch)
+  load = _data.load
+
+  def changed(*names):
+    data = load(*names)
+    return data._replace(features=data.features + 1)
+
+  monkeypatch.setattr(_data, "load", changed)
+  with pytest.raises(study.StudyError, match=r"data have changed.*--out.*--fr"):
+    study.run(SETTINGS, copy)
+
+
+def test_study_grows_and_shrinks_with_the_losses(copy, made, monkeypatch):
+  _skip_figures(monkeypatch)
+  for name in (".report.html.123.part", "cells/.x.npz.9.part"):
+    (copy / name).write_text("half")
+  (copy / "mine.part").write_text("mine")
+  fewer = dataclasses.replace(SETTINGS, losses=SETTINGS.losses[::-2])
+  with monkeypatch.context() as patch:
+    _forbid_training(patch)
+    results = study.run(fewer, copy)
+  assert {row.loss for row in results.rows} == set(fewer.losses)
+  assert _store.read_settings(copy, _store.read_config(copy)) == fewer
+  assert len([*(copy / "cells").iterdir()]) == 3
+  assert [path.name for path in copy.rglob("*.part")] == ["mine.part"]
+  (copy / "cells" / "squentropy.npz").unlink()
+  study.run(SETTINGS, copy)
+  expected = (made[0] / "results.csv").read_bytes()
+  assert (copy / "results.csv").read_bytes() == expected
 
 
 def test_fresh_replaces_a_study_and_nothing_else(copy, monkeypatch):
@@ -297,6 +337,15 @@ def test_damaged_files_are_named(copy):
     cell.write_bytes(damaged)
     with pytest.raises(study.StudyError, match=f"{cell.name} is damaged"):
       study.report(copy)
+  # One byte changed on the disk.
+  order = np.random.default_rng(0).permutation(len(whole))[:100]
+  for place in [*range(60), *order]:
+    flipped = bytearray(whole)
+    flipped[place] ^= 0xFF
+    cell.write_bytes(flipped)
+    # Some bytes say nothing that is read, such as times.
+    with contextlib.suppress(study.StudyError):
+      _store.read_cell(copy, cell.stem)
   cell.write_bytes(whole)
   config = json.loads((copy / "config.json").read_text())
   for settings in ([], {"data": "iris", "colour": 1}, {"seeds": 2}):
@@ -304,6 +353,9 @@ def test_damaged_files_are_named(copy):
     (copy / "config.json").write_text(text)
     with pytest.raises(study.StudyError, match=r"config\.json is damaged"):
       study.report(copy)
+  (copy / "config.json").write_text(json.dumps(config | {"settings": []}))
+  with pytest.raises(study.StudyError, match=r"config\.json is damaged"):
+    study.run(SETTINGS, copy)
 
 
 def test_other_code_does_not_go_on_with_a_study(copy, monkeypatch):
@@ -311,6 +363,26 @@ def test_other_code_does_not_go_on_with_a_study(copy, monkeypatch):
   monkeypatch.setattr(_store, "_source", lambda: "0123456789ab")
   with pytest.raises(study.StudyError, match=r"source .*--fresh"):
     study.run(SETTINGS, copy)
+
+
+def test_code_that_decides_no_number_may_change(tmp_path, monkeypatch):
+  package = tmp_path / "squentropy_jax"
+  root = pathlib.Path(squentropy_jax.__file__).parent
+  shutil.copytree(root, package)
+  monkeypatch.setattr(squentropy_jax, "__file__", str(package / "__init__.py"))
+  before = _store._source()
+  for name, matters in [
+    ("study/_report.py", False),
+    ("study/_cli.py", False),
+    ("study/_train.py", True),
+    ("losses/_square.py", True),
+    ("calibration/_bins.py", True),
+    ("_rows.py", True),
+  ]:
+    with (package / name).open("a") as file:
+      file.write("# Other.\n")
+    assert (_store._source() != before) == matters, name
+    before = _store._source()
 
 
 def test_divergence_is_reported_and_nothing_concluded(tmp_path):

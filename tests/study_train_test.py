@@ -92,6 +92,50 @@ def test_every_model_and_optimizer_learns(folds, model):
     assert np.isfinite(cell.test_logits).all()
 
 
+@pytest.mark.parametrize("model", ["mlp", "bn-mlp"])
+def test_column_that_training_rows_do_not_vary_in_moves_no_forecast(model):
+  data = _data.load("iris")
+  dealt = _data.fold(data, 1, 0)
+  # Another value in two rows tested on and nowhere else.
+  odd = dealt.test.rows[0, :2]
+  column = np.zeros((len(data.labels), 1))
+  with_column = []
+  for value in (0.0, 7.0):
+    column[odd] = value
+    x = np.concatenate([data.features, column], axis=1)
+    folds = _data.fold(data._replace(features=x), 1, 0)
+    with_column.append(_train_with(folds, model=model, seeds=1))
+  plain, cell = with_column
+  np.testing.assert_array_equal(cell.test_logits, plain.test_logits)
+
+
+def test_forecasts_are_held_where_a_column_hardly_varies(folds):
+  held = folds.test.rows[0, 0]
+  logits = []
+  for value in (10.0, 1e4):
+    features = folds.features.copy()
+    features[held, 0] = folds.shift[0, 0] + value / folds.scale[0, 0]
+    near = folds._replace(features=features)
+    logits.append(_train_with(near, seeds=1, epochs=(1,)).test_logits[0, 0, 0])
+  # 10 deviations are as far as a network is asked.
+  np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_accuracy_on_training_rows_is_that_of_the_reported_epochs(folds):
+  # Forecasts of the training rows, had they been held out.
+  same = folds._replace(
+    test=_data.Part(folds.train, np.ones_like(folds.train, bool))
+  )
+  loss = "rescaled_square:target_value=10"
+  cell = _train_with(same, loss, epochs=(4, 8))
+  assert cell.train_accuracy.shape == (2, 2, 2)
+  right = cell.test_logits.argmax(-1) == cell.test_labels
+  np.testing.assert_allclose(
+    cell.train_accuracy[:, 0], right.mean(-1), rtol=1e-6
+  )
+  assert cell.train_accuracy[1, 0].min() > 0.6
+
+
 def test_images_go_through_convolutions():
   data = _data.load("digits")
   images = data._replace(features=data.features.reshape(-1, 8, 8, 1))

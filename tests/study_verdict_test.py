@@ -19,7 +19,8 @@ def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
   settings = Settings(
     "digits", losses=losses or tuple(ece), seeds=seeds, epochs=epochs
   )
-  cell = Cell(*[np.zeros(7, np.int32)] * len(Cell._fields))
+  nothing = np.zeros((len(epochs), 1, seeds), np.int32)
+  cell = Cell(*[nothing] * len(Cell._fields))
   evaluations = {}
   for loss, means in ece.items():
     for index, regime in enumerate(settings.regimes):

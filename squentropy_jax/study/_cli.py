@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 import shlex
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -52,9 +52,12 @@ def _epochs(text: str) -> tuple[int, ...]:
 
 
 def _seconds(text: str) -> float:
-  value = float(text)
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
   if not 0 <= value < math.inf:
-    raise argparse.ArgumentTypeError(f"needs 0 or more, got {text}")
+    raise argparse.ArgumentTypeError(f"needs 0 or more seconds, got {text}")
   return value
 
 
@@ -175,11 +178,16 @@ def _parser() -> _Parser:
   return parser
 
 
+def _say(text: str, console: Console) -> None:
+  """Prints a line as it is: a path may hold what looks like markup."""
+  console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _show(results: Results, out: Path, console: Console) -> None:
   console.print(_table.table(results))
   for title, text in _verdict.verdict(results):
     console.print(Text.assemble((f"{title}.", "bold"), " ", text), end="\n\n")
-  console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+  _say(f"Report: {out / 'report.html'}", console)
 
 
 def _interrupted(settings: Settings, out: Path) -> str:
@@ -199,11 +207,11 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
   out = arguments.out or Path("reports") / Path(settings.data).stem
   errors = Console(stderr=True)
   with contextlib.ExitStack() as stack:
-    on_progress = (
-      (lambda progress: None)
-      if arguments.quiet
-      else stack.enter_context(_progress.ProgressBar(settings, errors))
-    )
+    hooks: dict[str, Any] = {}
+    if not arguments.quiet:
+      bar = _progress.ProgressBar(settings, errors)
+      hooks["on_progress"] = stack.enter_context(bar)
+      hooks["on_note"] = lambda note: _say(f"Data: {note}", errors)
     try:
       results = _run.run(
         settings,
@@ -211,7 +219,7 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
         command=command,
         fresh=arguments.fresh,
         save_every=arguments.save_every,
-        on_progress=on_progress,
+        **hooks,
       )
     except KeyboardInterrupt:
       raise KeyboardInterrupt(_interrupted(settings, out)) from None
@@ -227,8 +235,7 @@ def _report(arguments: argparse.Namespace, command: str) -> None:
     return
   comparisons = _overview.write(folders, arguments.out, command)
   console.print(_overview.table(comparisons))
-  page = arguments.out / "summary.html"
-  console.print(f"Report: {page}", soft_wrap=True)
+  _say(f"Report: {arguments.out / 'summary.html'}", console)
 
 
 def _dispatch(words: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 """Data sets, and the folds every loss and seed shares."""
 
 from collections.abc import Callable
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 import warnings
@@ -57,7 +58,8 @@ class Folds(NamedTuple):
     num_classes: How many classes there are.
     shift: What a fold subtracts from the features, ``[folds, columns]`` (of an
       image, one number per channel): their mean over its training rows.
-    scale: What it multiplies them with then: the inverse of their deviation.
+    scale: What it multiplies them with then: the inverse of their deviation; 0
+      for a column that is constant in its training rows, which says nothing.
     train: ``[folds, rows]``, rows to train on; equally many in each fold.
     calibration: Rows to fit the temperature on.
     test: Rows to report on.
@@ -131,6 +133,16 @@ def describe(name: str) -> str:
   return f"{name}: {size}"
 
 
+def digest(dataset: Dataset) -> str:
+  """A SHA-256 of everything in a data set that decides numbers."""
+  result = hashlib.sha256()
+  for array in (dataset.features, dataset.labels):
+    result.update(f"{array.dtype.str} {array.shape} ".encode())
+    result.update(np.ascontiguousarray(array).data)
+  result.update(repr(dataset.classes).encode())
+  return result.hexdigest()
+
+
 def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
   """At most so many rows of a data set, each class by its share."""
   if rows >= dataset.labels.size:
@@ -141,13 +153,19 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
       f"rows must be at least the {len(dataset.classes)} classes of "
       f"{dataset.name}, got {rows}"
     )
+  size = dataset.labels.size
+  if rows > size - len(dataset.classes):
+    raise StudyError(
+      f"rows must leave out a row of each class of {dataset.name}: at most "
+      f"{size - len(dataset.classes)}, or {size} for all; got {rows}"
+    )
   index, _ = train_test_split(
-    np.arange(dataset.labels.size),
+    np.arange(size),
     train_size=rows,
     stratify=dataset.labels,
     random_state=seed,
   )
-  note = f"{rows} of {dataset.labels.size} rows drawn, each class by its share"
+  note = f"{rows} of {size} rows drawn, each class by its share"
   return dataset._replace(
     features=dataset.features[index],
     labels=dataset.labels[index],
@@ -175,10 +193,11 @@ def _stack(parts: list[np.ndarray]) -> Part:
   )
 
 
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and deviation over all axes but the last, without gaps.
+def _standard(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Shift and scale over all axes but the last, without gaps.
 
-  What cannot be told (a column empty in these rows, or constant) is 0 and 1.
+  A column that is empty or constant in these rows has the scale 0: nothing can
+  be learned from it, and rows with another value in it must not be driven away.
   """
   axes = tuple(range(features.ndim - 1))
   with warnings.catch_warnings():
@@ -187,7 +206,7 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     deviation = np.nanstd(features, axis=axes)
     # The deviation of a constant need not come out as 0.
     varies = np.nanmax(features, axis=axes) > np.nanmin(features, axis=axes)
-  return mean, np.where(varies, deviation, 1)
+  return mean, np.where(varies, 1 / np.where(varies, deviation, 1), 0)
 
 
 def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
@@ -214,27 +233,28 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
   dealt = [index for _, index in deal.split(rows, dataset.labels)]
   # In float64 before they are rounded: a year has few digits after its mean.
   features = dataset.features.astype(np.float64)
-  mean, deviation = _moments(features)
-  features = (features - mean) / deviation
+  mean, inverse = _standard(features)
+  features = ((features - mean) * inverse).astype(np.float32)
   order = np.random.default_rng(seed)
-  train, calibration, test, shift, scale = [], [], [], [], []
+  train, calibration, test = [], [], []
   for number in range(folds):
     after = (number + 1) % parts
     others = [p for k, p in enumerate(dealt) if k not in (number, after)]
     train.append(order.permutation(np.concatenate(others)))
     calibration.append(dealt[after])
     test.append(dealt[number])
-    mean, deviation = _moments(features[train[-1]])
-    shift.append(mean)
-    scale.append(1 / deviation)
+  # Folds differ by a few rows; compiled together they train on as many.
+  size = min(map(len, train))
+  train = [rows[:size] for rows in train]
+  standards = [_standard(features[rows].astype(np.float64)) for rows in train]
+  shift, scale = zip(*standards, strict=True)
   return Folds(
-    features.astype(np.float32),
+    features,
     dataset.labels,
     len(dataset.classes),
     np.stack(shift).astype(np.float32),
     np.stack(scale).astype(np.float32),
-    # Folds differ by a few rows; compiled together they train on as many.
-    np.stack([t[: min(map(len, train))] for t in train]),
+    np.stack(train),
     _stack(calibration),
     _stack(test),
   )

@@ -2,7 +2,27 @@
 """The one error a user of the study can cause."""
 
 from collections.abc import Iterable
+import csv
 import difflib
+import tokenize
+import zipfile
+import zlib
+
+# What readers raise on bytes that are not what the file's name says, or that
+# have changed on the disk.
+UNREADABLE = (
+  OSError,
+  EOFError,
+  NotImplementedError,
+  RuntimeError,
+  SyntaxError,
+  ValueError,
+  LookupError,
+  csv.Error,
+  tokenize.TokenError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 class StudyError(ValueError):

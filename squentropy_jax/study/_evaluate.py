@@ -70,6 +70,13 @@ class Evaluation(NamedTuple):
 
 @jax.jit
 @jax.vmap
+def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+  """Share of rows whose likeliest class is the label, of every run."""
+  return calibration.accuracy(scores, labels)
+
+
+@jax.jit
+@jax.vmap
 def measure(rows: HeldOut) -> tuple[Metrics, calibration.BinStats]:
   """Metrics and reliability bins of every run."""
   scores, labels, keep = rows

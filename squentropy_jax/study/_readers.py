@@ -6,17 +6,15 @@ import csv
 import gzip
 from pathlib import Path
 import re
-from typing import NamedTuple
-import zipfile
-import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from squentropy_jax.study import _tables
-from squentropy_jax.study._errors import StudyError
+from squentropy_jax.study._errors import UNREADABLE, StudyError
 
-# What stands for a gap, beside pandas' own list.
+# What stands for a gap in a column of features, beside pandas' own list.
 _GAPS = ["?", "<null>"]
 
 
@@ -36,18 +34,64 @@ class Read(NamedTuple):
   notes: tuple[str, ...] = ()
 
 
-def _csv(path: Path) -> pd.DataFrame:
-  separator = "\t" if path.suffix == ".tsv" else ","
-  return pd.read_csv(
-    path, sep=separator, na_values=_GAPS, skipinitialspace=True
+def _first_row(path: Path, separator: str) -> list[str]:
+  """The first row of a file whose rows are all as long, which is checked."""
+  with path.open(encoding="utf-8-sig", newline="") as file:
+    rows = csv.reader(file, delimiter=separator, skipinitialspace=True)
+    first: list[str] = []
+    for row in rows:
+      if len(row) < 2 and not "".join(row).strip():
+        continue  # A blank line.
+      first = first or row
+      if len(row) != len(first):
+        # pandas would shift the columns of a row that is too long.
+        raise ValueError(
+          f"line {rows.line_num} has {len(row)} values for {len(first)} columns"
+        )
+  others = [s for s in ",;\t|" if len(first) == 1 and s in first[0]]
+  if others:
+    raise ValueError(
+      f"its values are separated by {others[0]!r}, not by {separator!r}"
+    )
+  return first
+
+
+def _labels(texts: pd.Series) -> pd.Series:
+  """Numbers if all texts but the gaps are numbers."""
+  held = texts[~texts.str.strip().isin(_tables.LABEL_GAPS)]
+  numbers = pd.to_numeric(held, errors="coerce")
+  whole = np.isfinite(numbers).all()
+  return numbers.astype(object).reindex(texts.index) if whole else texts
+
+
+def _delimited(path: Path, label: str | None, **layout: Any) -> pd.DataFrame:
+  """Reads rows of text; a class may be called "None", which else is a gap."""
+  frame = pd.read_csv(path, na_values=_GAPS, skipinitialspace=True, **layout)
+  if label is None or label not in frame.columns:
+    return frame
+  texts = pd.read_csv(
+    path,
+    usecols=[label],
+    dtype=str,
+    keep_default_na=False,
+    skipinitialspace=True,
+    **layout,
   )
+  return frame.assign(**{label: _labels(texts[label])})
 
 
-def _parquet(path: Path) -> pd.DataFrame:
+def _csv(path: Path, label: str | None) -> pd.DataFrame:
+  separator = "\t" if path.suffix.lower() == ".tsv" else ","
+  header = _first_row(path, separator)
+  _tables.check_names(str(path), [name.strip() for name in header])
+  return _delimited(path, label, sep=separator)
+
+
+def _parquet(path: Path, label: str | None) -> pd.DataFrame:
   return pd.read_parquet(path)
 
 
-def _rda(path: Path) -> pd.DataFrame:
+def _rda(path: Path, label: str | None) -> pd.DataFrame:
   import pyreadr  # Optional.
 
   try:
@@ -65,7 +109,7 @@ _ATTRIBUTE = re.compile(
 )
 
 
-def _header_table(path: Path) -> pd.DataFrame:
+def _header_table(path: Path, label: str | None) -> pd.DataFrame:
   """An ARFF or KEEL table: ``@attribute`` lines, then rows after ``@data``."""
   names, kinds = [], []
   lines = iter(path.read_text().splitlines())
@@ -74,12 +118,15 @@ def _header_table(path: Path) -> pd.DataFrame:
     if word.startswith("@data"):
       break
     if match := _ATTRIBUTE.match(line.strip()):
-      names.append(next(name for name in match.groups()[:3] if name))
+      names.append("".join(name for name in match.groups()[:3] if name))
+      if not names[-1]:
+        raise ValueError(f"its attribute {len(names)} has no name")
       kinds.append(match[4].strip().lower())
   else:
     raise ValueError("it has no @data line")
+  _tables.check_names(str(path), names)
   wanted = (line for line in lines if line.strip() and line[0] != "%")
-  quote = "'" if path.suffix == ".arff" else '"'
+  quote = "'" if path.suffix.lower() == ".arff" else '"'
   rows = list(csv.reader(wanted, quotechar=quote, skipinitialspace=True))
   uneven = [row for row in rows if len(row) != len(names)]
   if uneven:
@@ -95,15 +142,17 @@ def _header_table(path: Path) -> pd.DataFrame:
   return frame
 
 
-def _dat(path: Path) -> pd.DataFrame:
+def _dat(path: Path, label: str | None) -> pd.DataFrame:
   """A KEEL table; without a header the columns are numbered from 0."""
   if path.read_text()[:1] == "@":
-    return _header_table(path)
-  frame = pd.read_csv(path, header=None, na_values=_GAPS, skipinitialspace=True)
-  return frame.set_axis([str(k) for k in frame.columns], axis=1)
+    return _header_table(path, label)
+  width = len(_first_row(path, ","))
+  names = [str(k) for k in range(width)]
+  return _delimited(path, label or names[-1], names=names)
 
 
-_TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {
+# Readers get the column of classes as well, which may hold no number.
+_TABLES: dict[str, Callable[[Path, str | None], pd.DataFrame]] = {
   ".csv": _csv,
   ".tsv": _csv,
   ".parquet": _parquet,
@@ -116,7 +165,10 @@ _LABEL_LAST = (".arff", ".dat")
 
 
 def _npz(path: Path) -> Read:
-  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+  with path.open("rb") as file:
+    arrays = np.load(file, allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+      raise ValueError("it holds one array without a name, not x and y")
     missing = {"x", "y"} - set(arrays)
     if missing:
       raise ValueError(f"it has no array {min(missing)!r}")
@@ -130,7 +182,14 @@ def _npz(path: Path) -> Read:
   if np.isnan(x).all():
     raise ValueError("x holds no number")
   ids, classes, kept = _tables.class_ids(f"y of {path}", y)
-  return Read(x[kept], ids, classes)
+  x = x[kept]
+  notes = _tables.without_label((~kept).sum())
+  if gaps := np.isnan(x).sum():
+    notes.append(
+      "missing or infinite numbers, replaced by the mean of the training rows: "
+      f"{gaps}"
+    )
+  return Read(x, ids, classes, tuple(notes))
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -169,30 +228,21 @@ def _images(folder: Path) -> Read:
   return Read(x, ids, classes, notes)
 
 
-_NOT_WHAT_IT_SAYS = (
-  OSError,
-  ValueError,
-  EOFError,
-  csv.Error,
-  zipfile.BadZipFile,
-  zlib.error,
-)
-
-
 def _read(path: Path, label: str | None) -> Read:
-  if path.is_dir() or path.suffix == ".npz":
+  ending = path.suffix.lower()
+  if path.is_dir() or ending == ".npz":
     if label is not None:
       raise StudyError(f"{path} has its labels apart; leave out --label")
     return _images(path) if path.is_dir() else _npz(path)
-  if path.suffix not in _TABLES:
+  if ending not in _TABLES:
     known = ", ".join([*_TABLES, ".npz"])
     raise StudyError(
       f"{path}: no reader for {path.suffix or 'a name without ending'!r}; "
       f"a data file ends in one of {known}, or is a folder of IDX files"
     )
-  frame = _TABLES[path.suffix](path)
+  frame = _TABLES[ending](path, label)
   if label is None:
-    if path.suffix not in _LABEL_LAST:
+    if ending not in _LABEL_LAST:
       names = ", ".join(map(str, frame.columns[:8]))
       raise StudyError(
         f"{path}: name the column of classes with --label; it has {names}"
@@ -226,7 +276,7 @@ def read(path: Path, label: str | None) -> Read:
     ) from None
   except StudyError:
     raise
-  except _NOT_WHAT_IT_SAYS as error:
+  except UNREADABLE as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     kind = "folder of IDX files" if path.is_dir() else f"{path.suffix} file"
     raise StudyError(

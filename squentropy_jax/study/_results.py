@@ -26,7 +26,11 @@ class Method(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A row of ``results.csv``; ``_scaled``: after temperature scaling."""
+  """A row of ``results.csv``; ``_scaled``: after temperature scaling.
+
+  All are of the test rows but ``train_accuracy``, which says how far the
+  training rows were fitted.
+  """
 
   data: str
   loss: str
@@ -41,6 +45,7 @@ class Row(NamedTuple):
   ece: float
   ace: float
   aurc: float
+  train_accuracy: float
   temperature: float
   nll_scaled: float
   brier_scaled: float
@@ -138,7 +143,9 @@ class Results:
     for (method, regime), evaluation in self.evaluations.items():
       before, after = evaluation.before, evaluation.after
       scaled = (getattr(after, name) for name in _SCALED)
-      columns = (*before, evaluation.temperature, *scaled)
+      fitted = self._at(method, self.cells[method.loss].train_accuracy)
+      fitted = fitted[list(self.settings.regimes).index(regime)]
+      columns = (*before, fitted, evaluation.temperature, *scaled)
       numbers = zip(*map(np.asarray, columns), strict=True)
       epochs = self.settings.regimes[regime]
       for run, values in enumerate(numbers):
@@ -177,9 +184,13 @@ class Results:
     cell = self.cells[method.loss]
     if column == "train_loss":
       return cell.train_loss
+    curves = self._at(method, cell.curves)
+    return curves[:, _evaluate.METRICS.index(column)]
+
+  def _at(self, method: Method, values: np.ndarray) -> np.ndarray:
+    """Of a cell's ``[points, readouts, ...]``, those of a method."""
     names = list(_losses.readouts(_losses.parse(method.loss)))
-    readout = names.index(method.readout)
-    return cell.curves[:, readout, _evaluate.METRICS.index(column)]
+    return values[:, names.index(method.readout)]
 
   def difference(
     self, method: Method, baseline: Method, regime: str, column: str

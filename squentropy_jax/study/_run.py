@@ -49,12 +49,13 @@ def run(
   fresh: bool = False,
   save_every: float = 10.0,
   on_progress: Callable[[Progress], None] = lambda progress: None,
+  on_note: Callable[[str], None] = lambda note: None,
 ) -> Results:
   """Trains every loss from every seed and writes the report.
 
   What is finished is kept in the folder, and so is a training under way, every
   few seconds. The same settings go on from there after an interruption, even
-  a kill, and end with the same numbers.
+  a kill, and end with the same numbers; with other losses the study grows.
 
   Args:
     settings: What to run.
@@ -63,6 +64,8 @@ def run(
     fresh: Replace what an earlier study left in the folder.
     save_every: Seconds between two savings of a training under way.
     on_progress: Called about sixty times per loss.
+    on_note: Called before the training with each sentence on what was done to
+      the data, such as rows that were dropped.
 
   Returns:
     The numbers.
@@ -92,8 +95,11 @@ def run(
     command or settings.command(str(out)),
     folds.rows,
     dataset.notes,
+    _data.digest(dataset),
     fresh=fresh,
   )
+  for note in dataset.notes:
+    on_note(note)
   for loss in losses:
     if _store.has_cell(out, loss.spec):
       on_progress(Progress(loss.spec, settings.epochs[-1], None))

@@ -14,7 +14,6 @@ import platform
 import shutil
 import time
 from typing import Any
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as orbax
 
 import squentropy_jax
-from squentropy_jax.study._errors import StudyError
+from squentropy_jax.study._errors import UNREADABLE, StudyError
 from squentropy_jax.study._settings import Settings
 from squentropy_jax.study._train import Cell, Reached, State
 
@@ -34,6 +33,26 @@ _SUMMARY_OUTPUTS = {SUMMARY, "summary.png", "summary.html"}
 _PARTIAL = ".part"
 _UNDER_WAY = ".checkpoint"
 _PARTS = {"command", "settings", "rows", "notes", "versions"}
+# The code that decides the numbers in the cells; reports, figures and the
+# command line may change without a training anew.
+_SOURCE = (
+  "*.py",
+  "losses/*.py",
+  "calibration/_*.py",
+  *(
+    f"study/_{name}.py"
+    for name in (
+      "data",
+      "evaluate",
+      "losses",
+      "models",
+      "readers",
+      "settings",
+      "tables",
+      "train",
+    )
+  ),
+)
 
 
 @contextlib.contextmanager
@@ -42,7 +61,10 @@ def _mendable(action: str, path: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise StudyError(f"cannot {action} {path}: {error.strerror}") from None
+    raise StudyError(
+      f"cannot {action} {path}: {error.strerror}; mend that, or name another "
+      "folder with --out"
+    ) from None
 
 
 def write(path: Path, data: bytes) -> None:
@@ -60,10 +82,10 @@ def write(path: Path, data: bytes) -> None:
 
 
 def _source() -> str:
-  """A digest of the package's code: a version number stands for many states."""
+  """A digest of ``_SOURCE``: a version number stands for many states."""
   root = Path(squentropy_jax.__file__).parent
   digest = hashlib.sha256()
-  for path in sorted(root.rglob("*.py")):
+  for path in sorted(path for part in _SOURCE for path in root.glob(part)):
     digest.update(path.relative_to(root).as_posix().encode() + b"\0")
     digest.update(path.read_bytes() + b"\0")
   return digest.hexdigest()[:12]
@@ -122,9 +144,7 @@ def read_settings(out: Path, config: dict) -> Settings:
     }
     return Settings(**fields)
   except (AttributeError, TypeError) as error:
-    raise StudyError(
-      f"{out / CONFIG} is damaged ({error}); run the study again with --fresh"
-    ) from None
+    raise _damaged(out, error) from None
 
 
 def prepare(
@@ -133,6 +153,7 @@ def prepare(
   command: str,
   rows: dict[str, int],
   notes: tuple[str, ...],
+  data_sha256: str,
   *,
   fresh: bool,
 ) -> None:
@@ -144,11 +165,13 @@ def prepare(
     command: The command line to record.
     rows: How many rows each part of a fold has, to record.
     notes: What was done to the data, to record.
+    data_sha256: Digest of the data.
     fresh: Drop what an earlier study left there instead of going on with it.
 
   Raises:
     StudyError: The folder holds something else, or a study which differs in
-      its settings or versions, or cannot be written.
+      its settings (other losses are welcome), its data or its versions, or
+      cannot be written.
   """
   config = {
     "squentropy_study": _FORMAT,
@@ -157,6 +180,7 @@ def prepare(
     "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
     "rows": rows,
     "notes": list(notes),
+    "data_sha256": data_sha256,
     "versions": versions(),
   }
   with _mendable("use", out):
@@ -166,6 +190,10 @@ def prepare(
   write(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
   with _mendable("use", out):
     (out / "cells").mkdir(exist_ok=True)
+    # What killed processes have left half written.
+    for folder in (out, out / "cells"):
+      for path in folder.glob(f".*.[0-9]*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def _check(out: Path, config: dict, *, fresh: bool) -> None:
@@ -186,14 +214,34 @@ def _check(out: Path, config: dict, *, fresh: bool) -> None:
     for path in (out / "cells").glob(f"*{_UNDER_WAY}"):
       shutil.rmtree(path)
   else:
-    for part in ("settings", "versions"):
-      for key, value in config[part].items():
-        was = earlier[part].get(key)
-        if was != value:
-          raise StudyError(
-            f"{out} holds another study ({key} {was}, now {value}); name "
-            f"another folder with --out, or replace it with --fresh"
-          )
+    for key, value in _identity(out, config).items():
+      was = _identity(out, earlier).get(key)
+      if was != value:
+        what = f"{key} {was}, now {value}"
+        if key == "data_sha256":
+          what = "its data have changed since"
+        raise StudyError(
+          f"{out} holds another study ({what}); name another folder with "
+          "--out, or replace it with --fresh"
+        )
+
+
+def _identity(out: Path, config: dict) -> dict[str, Any]:
+  """What must be alike for the cells of a study to stand side by side."""
+  data = {"data_sha256": config.get("data_sha256")}
+  try:
+    parts = {**config["settings"], **data, **config["versions"]}
+  except TypeError as error:
+    raise _damaged(out, error) from None
+  # Each loss has a cell of its own: a study may grow.
+  parts.pop("losses", None)
+  return parts
+
+
+def _damaged(out: Path, error: Exception) -> StudyError:
+  return StudyError(
+    f"{out / CONFIG} is damaged ({error}); run the study again with --fresh"
+  )
 
 
 def _cell_path(out: Path, spec: str, ending: str = ".npz") -> Path:
@@ -278,7 +326,8 @@ def read_cell(out: Path, spec: str) -> Cell:
   try:
     with np.load(data, allow_pickle=False) as arrays:
       return Cell(**{name: arrays[name] for name in Cell._fields})
-  except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+  except UNREADABLE as error:
+    reason = str(error).partition("\n")[0] or type(error).__name__
     raise StudyError(
-      f"{path} is damaged ({error}); delete it and run the study again"
+      f"{path} is damaged ({reason}); delete it and run the study again"
     ) from None

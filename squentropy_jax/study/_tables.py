@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a table with names and gaps to numbers with class ids."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,30 @@ import pandas as pd
 
 from squentropy_jax.study._errors import StudyError, unknown_name
 
+# What stands for a row without a label; "None" or "NA" may be a class.
+LABEL_GAPS = ("", "?")
 # A category with more values than this is a name or a key, not a property.
 _MOST_CATEGORIES = 100
+
+
+def _class_name(value: Any) -> str:
+  """A whole number without its point, where that loses nothing."""
+  if isinstance(value, float | np.floating):
+    value = float(value)
+    return str(int(value)) if abs(value) < 2**53 else str(value)
+  return str(value)
+
+
+def check_names(source: str, names: Sequence[str]) -> None:
+  """Refuses two columns of one name: which of them is the label?"""
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise StudyError(f"{source} has two columns {twice!r}; rename one")
+
+
+def without_label(rows: int) -> list[str]:
+  """The sentence on rows that were dropped, if any were."""
+  return [f"rows dropped for want of a label: {rows}"] if rows else []
 
 
 def class_ids(
@@ -19,7 +42,7 @@ def class_ids(
 
   Args:
     name: What the column is called in errors.
-    labels: Values of any kind, one per row.
+    labels: Values of any kind, one per row; spaces around texts go.
 
   Returns:
     Ids ``[kept]`` int32, names of the classes, and ``[rows]`` whether a row
@@ -29,22 +52,26 @@ def class_ids(
     StudyError: The column has no value, one value, or is a quantity.
   """
   series = pd.Series(labels)
+  if series.dtype.kind == "O":
+    stripped = [v.strip() if isinstance(v, str) else v for v in series]
+    series = pd.Series(stripped, dtype=object)
+    series = series.mask(series.isin(LABEL_GAPS))
   kept = series.notna().to_numpy()
-  values = series[kept]
-  if values.dtype.kind == "f":
-    if not np.equal(np.mod(values, 1), 0).all():
-      raise StudyError(
-        f"{name} holds fractions, so it is a quantity and not a class; name "
-        f"another column, or cut it into classes first"
-      )
-    values = values.astype(np.int64)
+  values = series[kept].infer_objects()
+  if values.dtype.kind == "c":
+    raise StudyError(f"{name} holds complex numbers; turn them into ids")
+  if values.dtype.kind == "f" and not np.equal(np.mod(values, 1), 0).all():
+    raise StudyError(
+      f"{name} holds fractions, so it is a quantity and not a class; name "
+      f"another column, or cut it into classes first"
+    )
   if values.dtype.kind == "O":
     values = values.astype(str)
   ids, classes = pd.factorize(values, sort=True)
   if len(classes) < 2:
     held = f"one value ({classes[0]})" if len(classes) else "no value"
     raise StudyError(f"{name} has {held}; a study needs two classes or more")
-  return ids.astype(np.int32), tuple(map(str, classes)), kept
+  return ids.astype(np.int32), tuple(map(_class_name, classes)), kept
 
 
 def _numbers(column: pd.Series) -> np.ndarray | None:
@@ -123,16 +150,12 @@ def numbers(
       column of features is left.
   """
   names = [str(name) for name in frame.columns]
-  if len(set(names)) < len(names):
-    twice = next(name for name in names if names.count(name) > 1)
-    raise StudyError(f"{source} has two columns {twice!r}; rename one")
+  check_names(source, names)
   if label not in names:
     raise unknown_name(f"column of {source}", label, names)
   frame = frame.set_axis(names, axis=1)
   ids, classes, kept = class_ids(f"column {label!r} of {source}", frame[label])
-  notes = []
-  if not kept.all():
-    notes.append(f"rows dropped for want of a label: {(~kept).sum()}")
+  notes = without_label((~kept).sum())
   columns, more = _columns(frame.loc[kept].drop(columns=label))
   if not columns:
     raise StudyError(

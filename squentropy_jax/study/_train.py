@@ -18,6 +18,9 @@ from squentropy_jax.study._settings import Settings
 
 # About how many points the training curves have.
 _CURVE_POINTS = 60
+# A value that one training row in thousands has lies hundreds of deviations
+# out; so far a network extrapolates without sense.
+_MOST_DEVIATIONS = 10
 
 
 class Cell(NamedTuple):
@@ -31,6 +34,7 @@ class Cell(NamedTuple):
     train_loss: ``[points, runs]``, mean training loss in that epoch.
     curves: ``[points, readouts, metrics, runs]`` on the test rows, in the
       order of the loss's readouts and of ``_evaluate.METRICS``.
+    train_accuracy: ``[lengths, readouts, runs]`` on the training rows.
     calibration_logits: ``[lengths, runs, rows, classes]``.
     calibration_labels: ``[runs, rows]``.
     calibration_keep: ``[runs, rows]``, False where a place holds no row.
@@ -42,6 +46,7 @@ class Cell(NamedTuple):
   curve_epochs: np.ndarray
   train_loss: np.ndarray
   curves: np.ndarray
+  train_accuracy: np.ndarray
   calibration_logits: np.ndarray
   calibration_labels: np.ndarray
   calibration_keep: np.ndarray
@@ -77,12 +82,14 @@ class Reached(NamedTuple):
     state: After the last segment.
     train_loss: One ``[runs]`` per segment so far.
     curves: One ``[readouts, metrics, runs]`` per segment so far.
+    train_accuracy: One ``[readouts, runs]`` per length reported so far.
     logits: One ``[runs, held-out rows, classes]`` per length reported so far.
   """
 
   state: State
   train_loss: list[np.ndarray]
   curves: list[np.ndarray]
+  train_accuracy: list[np.ndarray]
   logits: list[np.ndarray]
 
 
@@ -148,6 +155,28 @@ def _graphs(plan: _Plan) -> tuple[nnx.GraphDef, nnx.GraphDef]:
   return training, nnx.graphdef(network)
 
 
+def _read(own: Inputs, index: jax.Array) -> jax.Array:
+  """The features of some rows, as a run standardises them."""
+  x = own.features[index]
+  columns = (1,) * (x.ndim - 1) + (-1,)
+  x = (x - own.shift.reshape(columns)) * own.scale.reshape(columns)
+  # A gap is the mean of the training rows.
+  x = jnp.where(jnp.isnan(x), 0, x)
+  return jnp.clip(x, -_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _fitted(plan: _Plan, state: State, inputs: Inputs) -> jax.Array:
+  """Logits of the training rows, ``[runs, rows, classes]``."""
+  _, forecasting = _graphs(plan)
+
+  def one_run(state: State, own: Inputs) -> jax.Array:
+    network = nnx.merge(forecasting, state.parameters, state.statistics)
+    return network(_read(own, own.train))
+
+  return jax.vmap(one_run, in_axes=(0, _PER_RUN))(state, inputs)
+
+
 @functools.partial(
   jax.jit, static_argnames=("plan", "loss"), donate_argnames="state"
 )
@@ -164,19 +193,12 @@ def _segment(
   optimizer = _optimizer(plan)
   training, forecasting = _graphs(plan)
 
-  def read(own: Inputs, index: jax.Array) -> jax.Array:
-    x = own.features[index]
-    columns = (1,) * (x.ndim - 1) + (-1,)
-    x = (x - own.shift.reshape(columns)) * own.scale.reshape(columns)
-    # A gap is the mean of the training rows.
-    return jnp.where(jnp.isnan(x), 0, x)
-
   def mean_loss(
     parameters: Any, statistics: Any, own: Inputs, batch: jax.Array
   ) -> tuple[jax.Array, Any]:
     # A copy, whose statistics may change in here.
     network = nnx.merge(training, parameters, statistics, copy=True)
-    logits = network(read(own, batch))
+    logits = network(_read(own, batch))
     value = loss(logits, own.labels[batch]).mean()
     return value, nnx.state(network, nnx.BatchStat)
 
@@ -206,7 +228,7 @@ def _segment(
     numbers = first_epoch + jnp.arange(plan.epochs)
     state, losses = jax.lax.scan(epoch, state, numbers)
     network = nnx.merge(forecasting, state.parameters, state.statistics)
-    return state, losses[-1], network(read(own, own.held_out))
+    return state, losses[-1], network(_read(own, own.held_out))
 
   return jax.vmap(one_run, in_axes=(0, _PER_RUN))(state, inputs)
 
@@ -269,13 +291,15 @@ def train(
   )
   weights, inputs = _inputs(settings, folds)
   fresh = _initialise(plan, weights)
-  reached = restore(fresh) or Reached(fresh, [], [], [])
+  reached = restore(fresh) or Reached(fresh, [], [], [], [])
 
   def held_out(part: _data.Part) -> tuple[np.ndarray, np.ndarray]:
     rows, keep = (np.repeat(x, settings.seeds, axis=0) for x in part)
     return folds.labels[rows], keep
 
   calibration, test = held_out(folds.calibration), held_out(folds.test)
+  train_labels = jnp.asarray(folds.labels)[inputs.train]
+  readouts = _losses.readouts(loss).values()
   first_test_row = folds.calibration.rows.shape[1]
   starts = range(0, settings.epochs[-1], plan.epochs)
   for start in starts[len(reached.train_loss) :]:
@@ -289,10 +313,13 @@ def train(
     test_logits = logits[:, first_test_row:]
     per_readout = [
       _evaluate.measure(HeldOut(read(test_logits), *test))[0]
-      for read in _losses.readouts(loss).values()
+      for read in readouts
     ]
     reached.curves.append(np.asarray([list(each) for each in per_readout]))
     if epoch in settings.epochs:
+      fitted = _fitted(plan, state, inputs)
+      accuracy = [_evaluate.accuracy(r(fitted), train_labels) for r in readouts]
+      reached.train_accuracy.append(np.asarray(accuracy))
       reached.logits.append(np.asarray(logits))
     save(epoch, reached)
   at_lengths = np.stack(reached.logits)
@@ -300,6 +327,7 @@ def train(
     np.asarray([start + plan.epochs for start in starts]),
     np.stack(reached.train_loss),
     np.stack(reached.curves),
+    np.stack(reached.train_accuracy),
     at_lengths[:, :, :first_test_row],
     *calibration,
     at_lengths[:, :, first_test_row:],
