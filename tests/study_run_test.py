@@ -17,7 +17,14 @@ import pytest
 
 import squentropy_jax
 from squentropy_jax import study
-from squentropy_jax.study import _data, _figures, _report, _store, _train
+from squentropy_jax.study import (
+  _data,
+  _figures,
+  _report,
+  _store,
+  _train,
+  _versions,
+)
 
 SETTINGS = study.Settings(
   "iris",
@@ -360,7 +367,7 @@ def test_damaged_files_are_named(copy):
 
 def test_other_code_does_not_go_on_with_a_study(copy, monkeypatch):
   _forbid_training(monkeypatch)
-  monkeypatch.setattr(_store, "_source", lambda: "0123456789ab")
+  monkeypatch.setattr(_versions, "_source", lambda: "0123456789ab")
   with pytest.raises(study.StudyError, match=r"source .*--fresh"):
     study.run(SETTINGS, copy)
 
@@ -370,7 +377,7 @@ def test_code_that_decides_no_number_may_change(tmp_path, monkeypatch):
   root = pathlib.Path(squentropy_jax.__file__).parent
   shutil.copytree(root, package)
   monkeypatch.setattr(squentropy_jax, "__file__", str(package / "__init__.py"))
-  before = _store._source()
+  before = _versions._source()
   for name, matters in [
     ("study/_report.py", False),
     ("study/_cli.py", False),
@@ -381,8 +388,8 @@ def test_code_that_decides_no_number_may_change(tmp_path, monkeypatch):
   ]:
     with (package / name).open("a") as file:
       file.write("# Other.\n")
-    assert (_store._source() != before) == matters, name
-    before = _store._source()
+    assert (_versions._source() != before) == matters, name
+    before = _versions._source()
 
 
 def test_divergence_is_reported_and_nothing_concluded(tmp_path):

@@ -48,6 +48,8 @@ def _first_row(path: Path, separator: str) -> list[str]:
         raise ValueError(
           f"line {rows.line_num} has {len(row)} values for {len(first)} columns"
         )
+  if not first:
+    raise ValueError("it has no rows")
   others = [s for s in ",;\t|" if len(first) == 1 and s in first[0]]
   if others:
     raise ValueError(

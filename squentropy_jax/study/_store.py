@@ -4,13 +4,10 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import hashlib
-from importlib import metadata
 import io
 import json
 import os
 from pathlib import Path
-import platform
 import shutil
 import time
 from typing import Any
@@ -20,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 
-import squentropy_jax
+from squentropy_jax.study import _versions
 from squentropy_jax.study._errors import UNREADABLE, StudyError
 from squentropy_jax.study._settings import Settings
 from squentropy_jax.study._train import Cell, Reached, State
@@ -33,26 +30,6 @@ _SUMMARY_OUTPUTS = {SUMMARY, "summary.png", "summary.html"}
 _PARTIAL = ".part"
 _UNDER_WAY = ".checkpoint"
 _PARTS = {"command", "settings", "rows", "notes", "versions"}
-# The code that decides the numbers in the cells; reports, figures and the
-# command line may change without a training anew.
-_SOURCE = (
-  "*.py",
-  "losses/*.py",
-  "calibration/_*.py",
-  *(
-    f"study/_{name}.py"
-    for name in (
-      "data",
-      "evaluate",
-      "losses",
-      "models",
-      "readers",
-      "settings",
-      "tables",
-      "train",
-    )
-  ),
-)
 
 
 @contextlib.contextmanager
@@ -81,16 +58,6 @@ def write(path: Path, data: bytes) -> None:
       partial.unlink(missing_ok=True)
 
 
-def _source() -> str:
-  """A digest of ``_SOURCE``: a version number stands for many states."""
-  root = Path(squentropy_jax.__file__).parent
-  digest = hashlib.sha256()
-  for path in sorted(path for part in _SOURCE for path in root.glob(part)):
-    digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-    digest.update(path.read_bytes() + b"\0")
-  return digest.hexdigest()[:12]
-
-
 def make_summary_folder(out: Path) -> None:
   """Makes the folder of a summary, or refuses one that holds anything else."""
   with _mendable("use", out):
@@ -110,18 +77,6 @@ def make_summary_folder(out: Path) -> None:
           "with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-
-
-def versions() -> dict[str, str]:
-  """Versions of everything that has a part in the numbers."""
-  packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
-  return {
-    "squentropy_jax": squentropy_jax.__version__,
-    "source": _source(),
-    "python": platform.python_version(),
-    **{name: metadata.version(name) for name in packages},
-    "device": jax.devices()[0].device_kind,
-  }
 
 
 def read_config(out: Path) -> dict | None:
@@ -181,7 +136,7 @@ def prepare(
     "rows": rows,
     "notes": list(notes),
     "data_sha256": data_sha256,
-    "versions": versions(),
+    "versions": _versions.versions(),
   }
   with _mendable("use", out):
     _check(out, config, fresh=fresh)
@@ -230,7 +185,7 @@ def _identity(out: Path, config: dict) -> dict[str, Any]:
   """What must be alike for the cells of a study to stand side by side."""
   data = {"data_sha256": config.get("data_sha256")}
   try:
-    parts = {**config["settings"], **data, **config["versions"]}
+    parts = {**config["settings"], **config["versions"], **data}
   except TypeError as error:
     raise _damaged(out, error) from None
   # Each loss has a cell of its own: a study may grow.
