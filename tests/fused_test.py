@@ -172,7 +172,7 @@ COUNTS = st.integers(1, 9)
     ("rescaled_square", jnp.bfloat16),
   ],
 )
-@hypothesis.settings(max_examples=2, phases=[hypothesis.Phase.generate])
+@hypothesis.settings(max_examples=3, phases=[hypothesis.Phase.generate])
 @hypothesis.given(st.data())
 def test_any_shape_in_any_tiles(name, dtype, data):
   rows, width, classes = (data.draw(COUNTS) for _ in range(3))

@@ -48,7 +48,7 @@ class Settings(NamedTuple):
 
 def _of_bytes(ids: Any) -> Any:
   """Ids of less than a byte as int8, which they fit in."""
-  # They do not compare with a count of classes that is none of theirs.
+  # NumPy compares them with no number beyond their range.
   return ids.astype(np.int8) if jnp.iinfo(ids.dtype).bits < 8 else ids
 
 
