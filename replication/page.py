@@ -101,7 +101,9 @@ def judgement(comparison: Comparison) -> str:
 
 
 def _line(c: Comparison, name: str) -> str:
-  mean = f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
+  mean = f"{c.mean:+.4f}"
+  if not math.isnan(c.low):
+    mean += f" [{c.low:+.4f}, {c.high:+.4f}]"
   counts = (c.sets, c.wins, c.ties, c.losses, c.diverged, c.other_diverged)
   said = (f"`{name}`", c.regime, *counts, mean, f"{c.median:+.4f}")
   return f"| {' | '.join(map(str, said))} | {c.p_value:.1g} | {judgement(c)} |"

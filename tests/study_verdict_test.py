@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verdict follows from the numbers and names the regime."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -36,32 +37,40 @@ def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
 
 
 def _say(results):
-  return dict(_verdict.verdict(results))
+  """Three sentences: what they are about, and what they say."""
+  statements = _verdict.verdict(results)
+  for _, text in statements:
+    assert re.fullmatch(r"(?:[^.]|\.\d)*\.", text), f"not one sentence: {text}"
+  titles = ["Accuracy", "Calibration (ECE)", "What it depends on"]
+  assert [title for title, _ in statements] == titles
+  return dict(statements)
 
 
 def test_verdict_that_turns_with_the_length_says_so():
   said = _say(
     _results_with({"cross_entropy": (0.01, 0.05), "squentropy": (0.04, 0.02)})
-  )["Calibration"]
-  assert "depends on how long one trains" in said
-  assert "worse calibrated after 40 epochs (0.040 against 0.010, +0.030" in said
-  assert "better calibrated after 300 epochs (0.020 against 0.050, -0.0" in said
+  )
+  assert "depends on how long one trains" in said["What it depends on"]
+  said = said["Calibration (ECE)"]
+  place = "calibrated on these test rows after"
+  assert f"worse {place} 40 epochs (0.040 against 0.010, +0.030" in said
+  assert f"better {place} 300 epochs (0.020 against 0.050, -0.0" in said
 
 
 def test_difference_at_one_length_only_does_not_turn():
   said = _say(
     _results_with({"cross_entropy": (0.02, 0.05), "squentropy": (0.0201, 0.02)})
-  )["Calibration"]
-  assert "at some of the training lengths only" in said
+  )["What it depends on"]
+  assert "at some of the lengths only" in said
   assert "depends" not in said
 
 
 def test_verdict_that_does_not_turn_says_so():
   said = _say(
     _results_with({"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)})
-  )["Calibration"]
-  assert "same at each training length" in said
-  assert said.count("better calibrated") == 2
+  )
+  assert "same at each length" in said["What it depends on"]
+  assert said["Calibration (ECE)"].count("better calibrated") == 2
 
 
 def test_difference_within_chance_is_no_difference():
@@ -70,16 +79,16 @@ def test_difference_within_chance_is_no_difference():
       {"cross_entropy": (0.0200, 0.02), "squentropy": (0.0201, 0.02)}
     )
   )
-  assert said["Calibration"].count("no clear difference") == 2
-  assert "Nothing is told apart" in said["Calibration"]
+  assert said["Calibration (ECE)"].count("no clear difference") == 2
+  assert "Nothing is told apart" in said["What it depends on"]
   assert "better" not in " ".join(said.values())
 
 
 def test_order_of_the_losses_does_not_turn_the_verdict():
   numbers = {"squentropy": (0.04, 0.02), "cross_entropy": (0.01, 0.05)}
-  said = _say(_results_with(numbers))["Calibration"]
+  said = _say(_results_with(numbers))["Calibration (ECE)"]
   assert "squentropy against cross_entropy" in said
-  assert "worse calibrated after 40 epochs" in said
+  assert "worse calibrated on these test rows after 40 epochs" in said
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
@@ -91,19 +100,21 @@ def test_no_claim_without_its_regime(seeds, epochs):
     "squentropy:scale=2": (0.09,) * 3,
   }
   results = _results_with(ece, seeds=seeds, epochs=epochs)
-  for title, text in _verdict.verdict(results):
+  statements = _verdict.verdict(results) + _verdict.notes(results)
+  for title, text in statements:
     for clause in re.split(r"(?<=\))[;.] ", text):
-      if "calibrated" in clause and title != "The others":
+      if "calibrated" in clause and title not in ("The others", "Intervals"):
         assert re.search(r"after \d+ epoch", clause), clause
     if title == "The others":
       for sentence in text.split(". ")[1:]:
         assert re.match(r"After \d+ epochs?, ", sentence), sentence
-  text = " ".join(text for _, text in _verdict.verdict(results))
-  if seeds == 1:
-    assert "better" not in text
+  text = " ".join(text for _, text in statements)
+  if seeds < 3:
+    assert "better calibrated" not in text
     assert "undecided" in text
+    assert "Nothing is decided" in text
   else:
-    assert "better calibrated after" in text
+    assert "better calibrated on these test rows after" in text
   assert "after 1 epochs" not in text
 
 
@@ -112,8 +123,39 @@ def test_one_length_warns_that_it_is_one():
     _results_with(
       {"cross_entropy": (0.05,), "squentropy": (0.02,)}, epochs=(300,)
     )
-  )["Calibration"]
+  )["What it depends on"]
   assert "another may turn the answer" in said
+
+
+def test_same_gain_from_every_seed_is_no_proof():
+  results = _results_with(
+    {"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)}
+  )
+  new, old = Method("squentropy", "softmax"), Method("cross_entropy", "softmax")
+  for method, accuracy in ((new, 37 / 38), (old, 36 / 38)):
+    key = (method, "long")
+    evaluation = results.evaluations[key]
+    before = evaluation.before._replace(
+      accuracy=np.full(5, accuracy, np.float32)
+    )
+    results.evaluations[key] = evaluation._replace(before=before)
+  difference = results.difference(new, old, "long", "accuracy")
+  assert np.isnan(difference.low)
+  said = _say(results)["Accuracy"]
+  assert "undecided after 300 epochs (0.974 against 0.947, +0.026)" in said
+
+
+def test_folds_say_more_than_these_test_rows():
+  results = _results_with(
+    {"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)}, seeds=5
+  )
+  # Five folds of one seed have the same numbers in another shape.
+  settings = dataclasses.replace(results.settings, seeds=1, folds=5)
+  results = dataclasses.replace(results, settings=settings)
+  said = _say(results)
+  assert "better calibrated after 300 epochs" in said["Calibration (ECE)"]
+  assert "split" not in said["What it depends on"]
+  assert "5 folds" in dict(_verdict.notes(results))["Intervals"]
 
 
 def test_divergence_concludes_nothing():
@@ -123,12 +165,15 @@ def test_divergence_concludes_nothing():
   )
   ((title, text),) = _verdict.verdict(results)
   assert title == "Diverged"
+  assert _verdict.notes(results) == []
   assert "squentropy" in text
   assert "cross_entropy" not in text
 
 
 def test_one_loss_has_no_rival():
-  ((title, _),) = _verdict.verdict(_results_with({"squentropy": (0.1, 0.2)}))
+  results = _results_with({"squentropy": (0.1, 0.2)})
+  ((title, _),) = _verdict.verdict(results)
+  assert _verdict.notes(results) == []
   assert title == "Nothing to compare"
 
 

@@ -18,6 +18,7 @@ from squentropy_jax.study._results import Method, Results
 CURVES = {
   "train_loss": "Training loss, each its own",
   "accuracy": "Test accuracy",
+  "nll": "Test NLL",
   "ece": "Test ECE",
 }
 
@@ -68,12 +69,13 @@ def png(figure: Figure) -> bytes:
 
 
 def _curve(ax: Axes, results: Results, column: str) -> None:
-  """A curve per method: mean over seeds, with the band they span."""
+  """A curve per method: mean over runs, with the band they span."""
+  once = column in ("train_loss", "accuracy")
   seen = set()
   for method in results.methods:
     # The loss and the accuracy do not depend on a second readout.
     again = method.loss in seen
-    if column != "ece" and again:
+    if once and again:
       continue
     seen.add(method.loss)
     epochs = results.cells[method.loss].curve_epochs
@@ -85,7 +87,7 @@ def _curve(ax: Axes, results: Results, column: str) -> None:
       values.mean(axis=1),
       "--" if again else "-",
       color=color,
-      label=results.label(method) if column == "ece" else method.loss,
+      label=method.loss if once else results.label(method),
       linewidth=1.6,
     )
     ax.fill_between(
@@ -101,7 +103,7 @@ def _curve(ax: Axes, results: Results, column: str) -> None:
 
 
 def training(results: Results, theme: str, column: str | None = None) -> bytes:
-  """Draws training loss, test accuracy and test ECE against epochs.
+  """Draws training loss and test accuracy, NLL and ECE against epochs.
 
   Args:
     results: The numbers.

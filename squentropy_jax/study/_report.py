@@ -20,6 +20,7 @@ from squentropy_jax.study._results import Results
 _BODY = Template("""<section class="verdict" aria-label="Verdict">
 $verdict
 </section>
+$notes
 <h2>Test rows, by training length</h2>
 $table
 <p class="quiet">$table_note</p>
@@ -31,7 +32,7 @@ $reliability
 </div>
 <h2>Training</h2>
 <p class="quiet">$training_note</p>
-<div class="grid">
+<div class="grid pairs">
 $training
 </div>
 <h2>How to read this</h2>
@@ -223,6 +224,13 @@ def _made(results: Results, config: dict) -> str:
   return f"<dl>\n{items}\n</dl>"
 
 
+def _statements(statements: list[_verdict.Statement]) -> str:
+  return "\n".join(
+    f"<p><strong>{escape(title)}.</strong> {escape(text)}</p>"
+    for title, text in statements
+  )
+
+
 def _reliability(results: Results) -> str:
   pictures = []
   for method in results.methods:
@@ -255,26 +263,27 @@ def html(results: Results, config: dict) -> bytes:
   chance = [results.chance_ece(*key) for key in results.evaluations]
   lengths = " and ".join(map(str, settings.epochs))
   shorter = "Dotted: where the shorter training is read."
+  runs = "folds and seeds" if settings.folds > 1 else "seeds"
   body = _BODY.substitute(
-    verdict="\n".join(
-      f"<p><strong>{escape(title)}.</strong> {escape(text)}</p>"
-      for title, text in _verdict.verdict(results)
-    ),
+    verdict=_statements(_verdict.verdict(results)),
+    notes=_statements(_verdict.notes(results)),
     table=_numbers(results),
     table_note=escape(
-      "Mean ± standard deviation over seeds. By chance alone, perfectly "
+      "Mean ± standard deviation over seeds"
+      + (", each the mean of its folds" if settings.folds > 1 else "")
+      + ". By chance alone, perfectly "
       "calibrated forecasts of the same confidence would show an ECE of about "
       f"{min(chance):.3f} to {max(chance):.3f} on this many rows."
     ),
     differences=_differences(results),
     reliability_note=escape(
       "Before temperature scaling. Bars: accuracy in each bin of confidence, "
-      "all seeds together; hatched: the gap to the mean confidence; grey: the "
-      "share of the rows. The ECE in the title is the mean over seeds."
+      f"all {runs} together; hatched: the gap to the mean confidence; grey: "
+      f"the share of the rows. The ECE in the title is the mean over {runs}."
     ),
     reliability=_reliability(results),
     training_note=escape(
-      "Lines: mean over seeds; bands: lowest to highest seed. "
+      f"Lines: mean over {runs}; bands: lowest to highest of them. "
       + (shorter if len(settings.epochs) > 1 else "")
     ),
     training=_training(results),

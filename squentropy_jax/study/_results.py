@@ -98,8 +98,8 @@ class Difference(NamedTuple):
 
   Attributes:
     mean: Mean over seeds of "this minus the baseline".
-    low: Lower end; NaN with one seed.
-    high: Upper end; NaN with one seed.
+    low: Lower end; NaN where the runs cannot say how far chance reaches.
+    high: Upper end.
   """
 
   mean: float
@@ -180,7 +180,7 @@ class Results:
     return self.per_run(method, regime, column).mean(axis=0)
 
   def curve(self, method: Method, column: str) -> np.ndarray:
-    """``train_loss`` or a metric of the test rows, ``[points, seeds]``."""
+    """``train_loss`` or a metric of the test rows, ``[points, runs]``."""
     cell = self.cells[method.loss]
     if column == "train_loss":
       return cell.train_loss
@@ -198,12 +198,15 @@ class Results:
     """Compares two methods (Student's t, paired).
 
     The pairs are the seeds; in cross-validation the folds, each the mean of its
-    seeds, as seeds of one fold share their test rows.
+    seeds, as seeds of one fold share their test rows. With fewer than three of
+    them, or differences that are all the same, there is no interval: two seeds
+    that gain one row each would have one of no width.
     """
     values = self.per_run(method, regime, column)
     paired = values - self.per_run(baseline, regime, column)
     paired = paired.mean(axis=1 if self.settings.folds > 1 else 0)
-    if paired.size < 2:
+    # A float32 has about seven digits; what differs less is the same.
+    if paired.size < 3 or np.ptp(paired) < 1e-6:
       return Difference(float(paired.mean()), math.nan, math.nan)
     error = paired.std(ddof=1) / math.sqrt(paired.size)
     reach = special.stdtrit(paired.size - 1, 0.975) * error

@@ -2,6 +2,7 @@
 """The table in the terminal."""
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from squentropy_jax.study import _results
@@ -12,7 +13,7 @@ def table(results: Results) -> Table:
   """Regimes side by side; the losses stand together under each number."""
   settings = results.settings
   result = Table(
-    title=f"{settings.data}, {settings.repeats}",
+    title=escape(f"{settings.data}, {settings.repeats}"),
     box=box.SIMPLE_HEAD,
     show_edge=False,
     pad_edge=False,

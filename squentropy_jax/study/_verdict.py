@@ -12,7 +12,7 @@ _CALIBRATION = {
   1: "worse calibrated",
 }
 _SIZE = {-1: "lower", 0: "no clear difference", 1: "higher"}
-_ONE_SEED = "undecided, as one seed has no interval"
+_UNDECIDED = "undecided"
 
 
 class Statement(NamedTuple):
@@ -53,8 +53,15 @@ def _after(results: Results, regime: str) -> str:
   return f"after {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
-def _word(difference: Difference, words: dict[int, str]) -> str:
-  return _ONE_SEED if math.isnan(difference.low) else words[difference.sign]
+def _word(
+  results: Results, difference: Difference, words: dict[int, str]
+) -> str:
+  """What may be said; without folds it is said of these test rows alone."""
+  if math.isnan(difference.low):
+    return _UNDECIDED
+  word = words[difference.sign]
+  one_split = difference.sign and results.settings.folds == 1
+  return f"{word} on these test rows" if one_split else word
 
 
 def _compare(
@@ -68,43 +75,51 @@ def _compare(
     theirs = results.per_seed(old, regime, column).mean()
     difference = results.difference(new, old, regime, column)
     clauses.append(
-      f"{_word(difference, words)} {_after(results, regime)} "
+      f"{_word(results, difference, words)} {_after(results, regime)} "
       f"({ours:.3f} against {theirs:.3f}, {interval(difference, 3)})"
     )
   return "; ".join(clauses)
 
 
-def _calibration(results: Results, new: Method) -> Statement:
+def _depends(results: Results, new: Method) -> Statement:
+  """Whether the length matters, and what the numbers are of."""
   old = baseline(results)
-  signs = {
-    results.difference(new, old, regime, "ece").sign
-    for regime in results.settings.regimes
-  }
-  if len(results.settings.regimes) == 1:
+  settings = results.settings
+  differences = [
+    results.difference(new, old, regime, "ece") for regime in settings.regimes
+  ]
+  signs = {difference.sign for difference in differences}
+  if all(math.isnan(difference.low) for difference in differences):
+    opening = "Nothing is decided: that needs three seeds or more that differ"
+  elif len(settings.regimes) == 1:
     opening = "One training length was measured; another may turn the answer"
-  elif results.settings.runs == 1:
-    opening = "One seed says nothing about chance"
   elif signs == {0}:
-    opening = "Nothing is told apart at the training lengths measured"
+    opening = "Nothing is told apart in calibration at the lengths measured"
   elif signs >= {-1, 1}:
-    opening = "The answer depends on how long one trains"
+    opening = "The answer on calibration depends on how long one trains"
   elif 0 in signs:
-    opening = "A difference shows at some of the training lengths only"
+    opening = "A difference in calibration shows at some of the lengths only"
   else:
-    opening = "The answer is the same at each training length measured"
+    opening = "The answer on calibration is the same at each length measured"
+  split = "" if settings.folds > 1 else ", and this one split"
   return Statement(
-    "Calibration",
-    f"{opening}. {new.loss} against {old.loss}, by ECE: "
-    f"{_compare(results, new, 'ece', _CALIBRATION)}.",
+    "What it depends on",
+    f"{opening}; all of it is of {settings.data}, this network and optimiser"
+    f"{split}.",
   )
 
 
-def _fit(results: Results, new: Method) -> Statement:
+def _against(
+  results: Results,
+  new: Method,
+  column: str,
+  title: str,
+  words: dict[int, str],
+) -> Statement:
+  """One sentence on a number."""
+  said = _compare(results, new, column, words)
   return Statement(
-    "Accuracy and likelihood",
-    f"{new.loss} against {baseline(results).loss}. Accuracy: "
-    f"{_compare(results, new, 'accuracy', _SIZE)}. NLL: "
-    f"{_compare(results, new, 'nll', _SIZE)}.",
+    title, f"{new.loss} against {baseline(results).loss}: {said}."
   )
 
 
@@ -136,7 +151,9 @@ def _others(results: Results, others: list[Method]) -> Statement:
     for method in others:
       difference = results.difference(method, old, regime, "ece")
       text = f"{results.label(method)} ({interval(difference, 3)})"
-      groups.setdefault(_word(difference, _CALIBRATION), []).append(text)
+      groups.setdefault(_word(results, difference, _CALIBRATION), []).append(
+        text
+      )
     said = "; ".join(f"{k}: {', '.join(v)}" for k, v in groups.items())
     clauses.append(f"A{_after(results, regime)[1:]}, {said}")
   return Statement(
@@ -144,58 +161,89 @@ def _others(results: Results, others: list[Method]) -> Statement:
   )
 
 
-def verdict(results: Results) -> list[Statement]:
-  """A few sentences generated from the numbers, and how far they reach.
+def _brackets(results: Results, new: Method) -> Statement:
+  """What the intervals are, and what they leave out."""
+  settings = results.settings
+  if settings.folds > 1:
+    said = (
+      f"{settings.folds} folds; they share rows to train on, so it is somewhat "
+      "too narrow"
+    )
+  else:
+    rows = results.cells[new.loss].test_keep[0].sum()
+    said = (
+      f"{settings.seeds} seeds; it covers chance in training and not the "
+      f"choice of the {rows} test rows, which takes --folds"
+    )
+  return Statement(
+    "Intervals",
+    f"Brackets: 95 % interval of the difference (Student), paired over {said}. "
+    "Fewer than three runs, or runs that all differ alike, have none. Many "
+    "numbers are compared and nothing is corrected for that: of twenty without "
+    "a difference, about one seems to have one.",
+  )
 
-  A loss is called better or worse calibrated only together with the training
-  length, and only where the 95 % interval over seeds leaves out 0.
+
+def verdict(results: Results) -> list[Statement]:
+  """Three sentences generated from the numbers.
+
+  A loss is called better or worse only together with the training length, and
+  only where the 95 % interval leaves out 0.
 
   Args:
     results: The numbers.
 
   Returns:
-    The statements.
+    What is said of accuracy, of calibration, and of what both depend on; one
+    statement where nothing can be compared.
   """
-  settings = results.settings
   new, old = challenger(results), baseline(results)
   if new is None:
     text = f"Only {old.loss} was trained; name two losses to compare them."
     return [Statement("Nothing to compare", text)]
-  diverged = sorted(
+  diverged = _diverged(results)
+  if diverged:
+    text = (
+      f"Training with {', '.join(diverged)} gave numbers that are not finite "
+      "for at least one run (see the table), so nothing is concluded; try a "
+      "lower learning rate."
+    )
+    return [Statement("Diverged", text)]
+  return [
+    _against(results, new, "accuracy", "Accuracy", _SIZE),
+    _against(results, new, "ece", "Calibration (ECE)", _CALIBRATION),
+    _depends(results, new),
+  ]
+
+
+def _diverged(results: Results) -> list[str]:
+  """Losses with a number that is not finite."""
+  return sorted(
     {
       row.loss
       for row in results.rows
       if not (math.isfinite(row.nll) and math.isfinite(row.ece))
     }
   )
-  if diverged:
-    text = (
-      f"Training with {', '.join(diverged)} gave numbers that are not finite "
-      "for at least one seed (see the table), so nothing is concluded; try a "
-      "lower learning rate."
-    )
-    return [Statement("Diverged", text)]
+
+
+def notes(results: Results) -> list[Statement]:
+  """What stands below the verdict: likelihood, temperature, the other losses.
+
+  Args:
+    results: The numbers.
+
+  Returns:
+    The statements; none where the verdict concludes nothing.
+  """
+  new, old = challenger(results), baseline(results)
+  if new is None or _diverged(results):
+    return []
   statements = [
-    _calibration(results, new),
-    _fit(results, new),
+    _against(results, new, "nll", "Likelihood (NLL)", _SIZE),
     _recalibrated(results, new),
   ]
   others = [method for method in results.methods if method not in (new, old)]
   if others:
     statements.append(_others(results, others))
-  reach = f"This holds for {settings.data}, this network and optimiser"
-  brackets = " Brackets: 95 % interval of the difference, paired over "
-  if settings.folds > 1:
-    reach += (
-      f".{brackets}{settings.folds} folds; they share rows to train on, so it "
-      "is somewhat too narrow."
-    )
-  elif settings.seeds > 1:
-    test_rows = results.cells[new.loss].test_keep[0].sum()
-    reach += (
-      f", and one split.{brackets}{settings.seeds} seeds; it covers chance in "
-      f"training, not another choice of the {test_rows} test rows."
-    )
-  else:
-    reach += ", and one split."
-  return [*statements, Statement("Reach", reach)]
+  return [*statements, _brackets(results, new)]
