@@ -104,6 +104,8 @@ def _line(c: Comparison, name: str) -> str:
   mean = f"{c.mean:+.4f}"
   if not math.isnan(c.low):
     mean += f" [{c.low:+.4f}, {c.high:+.4f}]"
+  if c.finite < c.sets:
+    mean += f" over {c.finite}"
   counts = (c.sets, c.wins, c.ties, c.losses, c.diverged, c.other_diverged)
   said = (f"`{name}`", c.regime, *counts, mean, f"{c.median:+.4f}")
   return f"| {' | '.join(map(str, said))} | {c.p_value:.1g} | {judgement(c)} |"

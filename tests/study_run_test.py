@@ -307,8 +307,8 @@ def test_page_is_one_file_without_scripts(page):
   assert "@import" not in page
   assert "url(" not in page
   assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
-  # Two themes of four diagrams and three curves.
-  assert len(parser.loads) == 14
+  # Two themes of four diagrams and four curves.
+  assert len(parser.loads) == 16
   for load in parser.loads:
     kind, _, data = load.partition(",")
     assert kind == "data:image/png;base64"
@@ -332,8 +332,14 @@ def test_page_escapes_what_it_is_given(made, monkeypatch):
   _skip_figures(monkeypatch)
   config = _store.read_config(made[0])
   config["command"] = "<script>alert(1)</script> & $table"
-  page = _report.html(made[1], config).decode()
+  # A note names columns of the user's table.
+  config["notes"] = ["one column per category of: <script>alert(2)</script>"]
+  settings = dataclasses.replace(SETTINGS, data="<script>3")
+  results = dataclasses.replace(made[1], settings=settings)
+  page = _report.html(results, config).decode()
   assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $table" in page
+  assert "&lt;script&gt;alert(2)&lt;/script&gt;" in page
+  assert "&lt;script&gt;3" in page
   assert "<script" not in page
 
 

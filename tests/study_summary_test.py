@@ -176,10 +176,17 @@ def test_runs_without_a_partner_are_refused(folders):
     _summary.compare(_summary.read(paths))
 
 
+def test_a_loss_alone_is_not_compared(folders):
+  paths, _ = folders
+  _edit(paths[0], lambda rows, ours: rows[~ours])
+  with pytest.raises(study.StudyError, match="only cross_entropy was run"):
+    _summary.compare(_summary.read(paths[:1]))
+
+
 def test_studies_that_do_not_belong_together(folders, tmp_path):
   paths, _ = folders
   other = _folder(tmp_path / "other", "other", 0.1, epochs=[40])
-  with pytest.raises(study.StudyError, match=r"in epochs \(\[40\], there"):
+  with pytest.raises(study.StudyError, match=r"in epochs \(\(40,\), there"):
     _summary.read([paths[0], other])
   config = json.loads((paths[1] / "config.json").read_text())
   for path in paths[:2]:
@@ -197,19 +204,15 @@ def test_studies_that_do_not_belong_together(folders, tmp_path):
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.mark.skipif(not BROWSER, reason="needs a headless browser: chromium")
-@pytest.mark.parametrize("width", [390, 1100])
-def test_pages_in_a_browser(folders, tmp_path, width):
-  paths, _ = folders
-  made = tmp_path / "made"
-  if width == 390:
-    _cli.main(["report", *map(str, paths), "--out", str(made)])
-    page = made / "summary.html"
-  else:
-    settings = study.Settings("iris", seeds=1, epochs=(1,))
-    study.run(settings, made)
-    page = made / "report.html"
-  picture = tmp_path / "page.png"
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+  made = tmp_path_factory.mktemp("report") / "made"
+  study.run(study.Settings("iris", seeds=1, epochs=(1,)), made)
+  return made / "report.html"
+
+
+def _shown(page, width, picture, *options):
+  """The pixels of a page in a window of this width."""
   subprocess.run(
     [
       BROWSER,
@@ -218,16 +221,38 @@ def test_pages_in_a_browser(folders, tmp_path, width):
       "--disable-gpu",
       "--hide-scrollbars",
       f"--window-size={width},3000",
-      f"--user-data-dir={tmp_path / 'profile'}",
+      f"--user-data-dir={picture.parent / 'profile'}",
       f"--screenshot={picture}",
+      *options,
       page.as_uri(),
     ],
     check=True,
     capture_output=True,
     timeout=120,
   )
-  pixels = image.imread(picture)[..., :3]
+  return image.imread(picture)[..., :3]
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs a headless browser: chromium")
+@pytest.mark.parametrize(
+  ("name", "width", "theme"),
+  [
+    ("summary", 390, "light"),
+    ("report", 1100, "light"),
+    ("report", 390, "dark"),
+  ],
+)
+def test_pages_in_a_browser(folders, report, tmp_path, name, width, theme):
+  page = report
+  if name == "summary":
+    made = tmp_path / "made"
+    _cli.main(["report", *map(str, folders[0]), "--out", str(made)])
+    page = made / "summary.html"
+  options = ["--force-dark-mode"] if theme == "dark" else []
+  pixels = _shown(page, width, tmp_path / "page.png", *options)
   assert pixels.shape[1] >= width
+  ground = pixels[0, 0].mean()
+  assert ground < 0.2 if theme == "dark" else ground > 0.9
   # Something is drawn from top to bottom, and the margins are left free: a
   # page too wide for its window would run into the right edge.
   ink = (pixels != pixels[0, 0]).any(axis=2)

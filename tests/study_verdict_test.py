@@ -2,12 +2,14 @@
 """The verdict follows from the numbers and names the regime."""
 
 import dataclasses
+import io
 import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from squentropy_jax.study import Settings, _results, _verdict
+from squentropy_jax.study import Settings, _results, _table, _verdict
 from squentropy_jax.study._evaluate import Evaluation, Metrics
 from squentropy_jax.study._results import Method, Results
 from squentropy_jax.study._train import Cell
@@ -41,7 +43,7 @@ def _say(results):
   statements = _verdict.verdict(results)
   for _, text in statements:
     assert re.fullmatch(r"(?:[^.]|\.\d)*\.", text), f"not one sentence: {text}"
-  titles = ["Accuracy", "Calibration (ECE)", "What it depends on"]
+  titles = ["Accuracy", "Calibration", "What it depends on"]
   assert [title for title, _ in statements] == titles
   return dict(statements)
 
@@ -51,7 +53,7 @@ def test_verdict_that_turns_with_the_length_says_so():
     _results_with({"cross_entropy": (0.01, 0.05), "squentropy": (0.04, 0.02)})
   )
   assert "depends on how long one trains" in said["What it depends on"]
-  said = said["Calibration (ECE)"]
+  said = said["Calibration"]
   place = "calibrated on these test rows after"
   assert f"worse {place} 40 epochs (0.040 against 0.010, +0.030" in said
   assert f"better {place} 300 epochs (0.020 against 0.050, -0.0" in said
@@ -70,7 +72,7 @@ def test_verdict_that_does_not_turn_says_so():
     _results_with({"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)})
   )
   assert "same at each length" in said["What it depends on"]
-  assert said["Calibration (ECE)"].count("better calibrated") == 2
+  assert said["Calibration"].count("better calibrated") == 2
 
 
 def test_difference_within_chance_is_no_difference():
@@ -79,14 +81,14 @@ def test_difference_within_chance_is_no_difference():
       {"cross_entropy": (0.0200, 0.02), "squentropy": (0.0201, 0.02)}
     )
   )
-  assert said["Calibration (ECE)"].count("no clear difference") == 2
+  assert said["Calibration"].count("no clear difference") == 2
   assert "Nothing is told apart" in said["What it depends on"]
   assert "better" not in " ".join(said.values())
 
 
 def test_order_of_the_losses_does_not_turn_the_verdict():
   numbers = {"squentropy": (0.04, 0.02), "cross_entropy": (0.01, 0.05)}
-  said = _say(_results_with(numbers))["Calibration (ECE)"]
+  said = _say(_results_with(numbers))["Calibration"]
   assert "squentropy against cross_entropy" in said
   assert "worse calibrated on these test rows after 40 epochs" in said
 
@@ -153,7 +155,7 @@ def test_folds_say_more_than_these_test_rows():
   settings = dataclasses.replace(results.settings, seeds=1, folds=5)
   results = dataclasses.replace(results, settings=settings)
   said = _say(results)
-  assert "better calibrated after 300 epochs" in said["Calibration (ECE)"]
+  assert "better calibrated after 300 epochs" in said["Calibration"]
   assert "split" not in said["What it depends on"]
   assert "5 folds" in dict(_verdict.notes(results))["Intervals"]
 
@@ -198,3 +200,11 @@ def test_interval_is_that_of_students_t():
 def test_sign_needs_an_interval_without_zero(low, high, sign):
   assert _results.Difference((low + high) / 2, low, high).sign == sign
   assert _results.Difference(1.0, np.nan, np.nan).sign == 0
+
+
+def test_table_prints_the_name_of_the_data_as_it_is():
+  results = _results_with({"cross_entropy": (0.0, 0.0)})
+  settings = dataclasses.replace(results.settings, data="[bold]mine[/red].csv")
+  console = Console(width=200, file=io.StringIO())
+  console.print(_table.table(dataclasses.replace(results, settings=settings)))
+  assert "[bold]mine[/red].csv, 5 seeds" in console.file.getvalue()

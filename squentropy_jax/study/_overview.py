@@ -146,7 +146,8 @@ def sentences(comparisons: Sequence[Comparison]) -> list[str]:
       f"{comparison.loss}, {comparison.regime} training, {title}: better than "
       f"{_summary.BASELINE} on {comparison.wins}, equal on {comparison.ties}, "
       f"worse on {comparison.losses} of {comparison.sets} data sets{diverged}; "
-      f"mean difference {mean}, Wilcoxon p {comparison.p_value:.2g}."
+      f"over {comparison.finite} of them, mean difference {mean}, Wilcoxon p "
+      f"{comparison.p_value:.2g}."
     )
   return said
 

@@ -142,11 +142,16 @@ def _differences(results: Results) -> str:
 
   columns = tuple(c for c in _results.COLUMNS if c.name != "temperature")
   name = escape(results.label(old))
+  reach = (
+    ""
+    if results.settings.folds > 1
+    else "; without --folds it does not cover the choice of the test rows"
+  )
   return (
     f"<h2>Difference from {name}, {results.unit} by {results.unit}</h2>\n"
     + _grouped(results, columns, others, cell)
     + '\n<p class="quiet">Mean and 95 % interval over '
-    f"{results.unit}s (paired, Student). "
+    f"{results.unit}s (paired, Student){reach}. "
     "Bold where the interval leaves out 0. For accuracy more is better, for "
     "the others less.</p>"
   )

@@ -2,6 +2,7 @@
 """Several studies together: wins, ties and losses over data sets."""
 
 from collections.abc import Sequence
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,27 +105,28 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
       differ in a setting other than the data.
   """
   tables: dict[str, pd.DataFrame] = {}
-  digests: dict[str, Path] = {}
+  digests: set[str] = set()
   first: dict[str, Any] = {}
   for folder in folders:
     table, config = _table(folder), _store.read_config(folder)
     if config is None:
       raise StudyError(f"{folder} holds no study: its config.json is missing")
-    settings = dict(config["settings"])
-    settings.pop("label", None)
-    data = settings.pop("data", None)
-    digest = config.get("data_sha256") or str(data)
+    settings = dataclasses.asdict(_store.read_settings(folder, config))
+    settings.pop("label")
+    data = settings.pop("data")
+    digest = config.get("data_sha256") or data
     if data in tables or digest in digests:
       raise StudyError(f"{folder} has the data {data} a second time")
-    for key in sorted((first or settings).keys() | settings.keys()):
-      ours, theirs = settings.get(key), (first or settings).get(key)
+    first = first or settings
+    for key, theirs in first.items():
+      ours = settings[key]
       if ours != theirs:
         raise StudyError(
           f"{folder} differs from {folders[0]} in {key} ({ours}, there "
           f"{theirs}); compare studies that differ in their data alone"
         )
-    first = settings
-    tables[str(data)], digests[digest] = table, folder
+    tables[data] = table
+    digests.add(digest)
   return pd.concat(tables.values(), ignore_index=True)
 
 
@@ -260,8 +262,8 @@ def compare(
     The comparisons.
 
   Raises:
-    StudyError: That loss is missing, everywhere or on a data set, or the runs
-      of two losses cannot be paired.
+    StudyError: That loss is missing, everywhere or on a data set, or is alone,
+      or the runs of two losses cannot be paired.
   """
   table = means(rows)
   metrics = [c.name for c in _results.COLUMNS if c.name != "temperature"]
@@ -275,6 +277,10 @@ def compare(
         )
         for name in metrics
       ]
+  if not comparisons:
+    raise StudyError(
+      f"only {against[0]} was run, which leaves nothing to compare it with"
+    )
   return comparisons
 
 

@@ -4,7 +4,7 @@
 import math
 from typing import NamedTuple
 
-from squentropy_jax.study._results import Difference, Method, Results
+from squentropy_jax.study._results import COLUMNS, Difference, Method, Results
 
 _CALIBRATION = {
   -1: "better calibrated",
@@ -117,10 +117,10 @@ def _against(
   words: dict[int, str],
 ) -> Statement:
   """One sentence on a number."""
+  name = {c.name: c.short for c in COLUMNS}[column]
   said = _compare(results, new, column, words)
-  return Statement(
-    title, f"{new.loss} against {baseline(results).loss}: {said}."
-  )
+  old = baseline(results).loss
+  return Statement(title, f"{new.loss} against {old}, by {name}: {said}.")
 
 
 def _recalibrated(results: Results, new: Method) -> Statement:
@@ -211,7 +211,7 @@ def verdict(results: Results) -> list[Statement]:
     return [Statement("Diverged", text)]
   return [
     _against(results, new, "accuracy", "Accuracy", _SIZE),
-    _against(results, new, "ece", "Calibration (ECE)", _CALIBRATION),
+    _against(results, new, "ece", "Calibration", _CALIBRATION),
     _depends(results, new),
   ]
 
@@ -240,7 +240,7 @@ def notes(results: Results) -> list[Statement]:
   if new is None or _diverged(results):
     return []
   statements = [
-    _against(results, new, "nll", "Likelihood (NLL)", _SIZE),
+    _against(results, new, "nll", "Likelihood", _SIZE),
     _recalibrated(results, new),
   ]
   others = [method for method in results.methods if method not in (new, old)]
