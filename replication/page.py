@@ -45,7 +45,8 @@ def _spreads(rows: pd.DataFrame) -> dict[Method, pd.DataFrame]:
     method = Method(*names)
     values = chosen.set_index("data")[["accuracy"]]
     # Where a run diverged there is no spread either.
-    values[diverged[method]["accuracy"].isna()] = np.nan
+    gone = diverged[method]["accuracy"].isna()
+    values[gone.reindex(values.index)] = np.nan
     result[method] = values
   return result
 
