@@ -213,7 +213,7 @@ def _made(results: Results, config: dict) -> str:
     f"the temperature, {rows['test']} to test on; stratified, "
     f"data seed {settings.data_seed}",
     "Network": _models.MODELS[settings.model].description
-    + "; features standardised",
+    + "; features standardised and held to 10 deviations",
     "Optimiser": f"{_models.OPTIMIZER_NOTES[settings.optimizer]}, constant "
     f"learning rate {settings.learning_rate:g}, batches of "
     f"{min(settings.batch_size, rows['train'])} rows",
