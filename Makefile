@@ -125,7 +125,7 @@ test-newest:
 	if ! $(NEWEST)/bin/python -c '' 2>/dev/null; then \
 	  $(call create,$(NEWEST),$$python); \
 	fi
-	$(call install,$(NEWEST)) --upgrade --editable '.[study,test]'
+	$(call install,$(NEWEST)) --upgrade --editable '.[study,tables,test]'
 	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2
 	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2
 
