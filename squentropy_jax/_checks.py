@@ -78,7 +78,7 @@ def _as_int(value: Any, message: str) -> int:
       return operator.index(value)
   except TypeError:
     pass
-  raise TypeError(f"{message}, got {value!r}.") from None
+  raise TypeError(f"{message}, got {value!r}.")
 
 
 def as_axis(axis: int, array: jax.Array, name: str = "logits") -> int:
@@ -132,6 +132,12 @@ def is_concrete(*arrays: Any) -> bool:
   )
 
 
+def of_bytes(ids: Any) -> Any:
+  """Ids of less than a byte as int8, which they fit in."""
+  # NumPy compares them with no number beyond their range.
+  return ids.astype(np.int8) if jnp.iinfo(ids.dtype).bits < 8 else ids
+
+
 def as_labels(
   labels: jax.typing.ArrayLike, batch: tuple[int, ...], full: tuple[int, ...]
 ) -> Any:
@@ -149,7 +155,7 @@ def as_labels(
   )
   if jnp.issubdtype(dtype, jnp.integer):
     if shape == batch:
-      return array
+      return of_bytes(array)
     if shape == full:
       raise TypeError(
         f"labels of the logits' shape {full} must be floats, got {dtype}; "

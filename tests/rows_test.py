@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import _rows, losses, squentropy
+from squentropy_jax import _rows, calibration, losses, squentropy
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,15 @@ def test_sigmoid_and_softplus_keep_their_slopes_at_infinity():
   np.testing.assert_allclose(
     jax.grad(_rows.sigmoid)(jnp.float32(20.0)), np.exp(-20.0), rtol=1e-5
   )
+
+
+@pytest.mark.parametrize("convert", [jnp.asarray, np.asarray])
+def test_ids_of_four_bits_are_read_among_many_classes(convert):
+  logits = jnp.zeros((3, 300)).at[0, 1].set(1.0)
+  labels = np.array([1, 0, 7])
+  narrow = convert(labels.astype(jnp.int4))
+  np.testing.assert_array_equal(
+    squentropy(logits, narrow), squentropy(logits, labels)
+  )
+  nll = calibration.negative_log_likelihood
+  np.testing.assert_array_equal(nll(logits, narrow), nll(logits, labels))

@@ -86,6 +86,7 @@ def read_rows(
     raise ValueError(
       f"labels must have the batch shape {batch}, got {values.shape}."
     )
+  values = _checks.of_bytes(values)
   mask = None if where is None else as_mask(where, batch)
   if _checks.is_concrete(values, where):
     _checks.check_label_range(values, num_classes, where)

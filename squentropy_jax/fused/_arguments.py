@@ -46,12 +46,6 @@ class Settings(NamedTuple):
   budget: int | None
 
 
-def _of_bytes(ids: Any) -> Any:
-  """Ids of less than a byte as int8, which they fit in."""
-  # NumPy compares them with no number beyond their range.
-  return ids.astype(np.int8) if jnp.iinfo(ids.dtype).bits < 8 else ids
-
-
 def _ids_and_probabilities(
   labels: Any, batch: tuple[int, ...]
 ) -> tuple[Any, Any]:
@@ -82,7 +76,7 @@ def _ids_and_probabilities(
     raise ValueError(
       f"labels must hold one class id per row or more, got {ids.shape}."
     )
-  return _of_bytes(ids), probabilities
+  return _checks.of_bytes(ids), probabilities
 
 
 def _class_ids(labels: Any, batch: tuple[int, ...]) -> Any:
@@ -102,7 +96,7 @@ def _class_ids(labels: Any, batch: tuple[int, ...]) -> Any:
       f"labels must have the batch shape {batch} of features, got "
       f"{labels.shape}."
     )
-  return _of_bytes(labels)
+  return _checks.of_bytes(labels)
 
 
 def _of_rows(
