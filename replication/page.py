@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import math
 import pathlib
 
-import matplotlib
-from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from replication import plan
-from squentropy_jax.study import _figures, _overview, _store, _summary
+from replication import figures, plan
+from squentropy_jax.study import _overview, _store, _summary
 from squentropy_jax.study._summary import Comparison, Method
 
 # What the plan names, in the order of its claims; then what stands beside.
@@ -31,7 +29,6 @@ _METRICS = {
 # A set is fitted from this mean accuracy on the training rows on.
 FITTED = 0.99
 _BASELINE = (_summary.BASELINE, "softmax")
-_SQUENTROPY = "squentropy"
 
 
 def _spreads(rows: pd.DataFrame) -> dict[Method, pd.DataFrame]:
@@ -69,7 +66,7 @@ def compare(
 
 def against_square(rows: pd.DataFrame, readout: str) -> list[Comparison]:
   """Squentropy against the rescaled square loss, on the sets that have both."""
-  chosen = rows[rows["loss"].isin([_SQUENTROPY, plan.SQUARE])]
+  chosen = rows[rows["loss"].isin([plan.SQUENTROPY, plan.SQUARE])]
   having = chosen["data"][chosen["loss"] == plan.SQUARE].unique()
   if not having.size:
     return []
@@ -101,6 +98,12 @@ def judgement(comparison: Comparison) -> str:
   return "holds" if low > 0 else "fails"
 
 
+def _name(method: Comparison | Method) -> str:
+  if method.readout == "softmax":
+    return method.loss
+  return f"{method.loss} ({method.readout})"
+
+
 def _line(c: Comparison, name: str) -> str:
   mean = f"{c.mean:+.4f}"
   if not math.isnan(c.low):
@@ -126,10 +129,43 @@ def tables(comparisons: Sequence[Comparison]) -> str:
     chosen = [c for c in comparisons if c.metric == metric]
     lines += [f"### {title[0].upper()}{title[1:]}", "", _COLUMNS]
     for c in sorted(chosen, key=lambda c: c.regime == "long"):
-      name = c.loss if c.readout == "softmax" else f"{c.loss} ({c.readout})"
-      lines.append(_line(c, name))
+      lines.append(_line(c, _name(c)))
     lines.append("")
   return "\n".join(lines)
+
+
+def over_confident(rows: pd.DataFrame) -> dict[str, set[str]]:
+  """Data sets on which the baseline is over-confident, by length.
+
+  The median over its runs of the temperature fitted for it is above 1.
+  """
+  chosen = rows[rows["loss"] == _summary.BASELINE]
+  medians = chosen.groupby(["regime", "data"], sort=False)[
+    "temperature"
+  ].median()
+  return {
+    regime: set(each.index.get_level_values("data")[each > 1.0])
+    for regime, each in medians.groupby("regime", sort=False)
+  }
+
+
+def _apart(
+  rows: pd.DataFrame, chosen: dict[str, set[str]], kinds: tuple[str, str]
+) -> str:
+  """Markdown: claims 1 and 2 on the chosen sets of a length and the others."""
+  lines = [_COLUMNS]
+  both = rows[rows["loss"].isin([plan.SQUENTROPY, _summary.BASELINE])]
+  for regime, names in chosen.items():
+    of_length = both[both["regime"] == regime]
+    inside = of_length["data"].isin(names)
+    for kind, keep in zip(kinds, (inside, ~inside), strict=True):
+      part = of_length[keep]
+      if part.empty:
+        continue
+      for c in _summary.compare(part):
+        if c.metric in ("accuracy", "ece"):
+          lines.append(_line(c, f"{c.loss}, {c.metric}, {kind}"))
+  return "\n".join(lines) + "\n"
 
 
 def by_fit(rows: pd.DataFrame) -> str:
@@ -143,50 +179,32 @@ def by_fit(rows: pd.DataFrame) -> str:
     chosen = rows[(rows["loss"] == loss) & (rows["regime"] == regime)]
     total = chosen["data"].nunique()
     lines.append(f"| `{loss}` | {regime} | {total} | {len(names)} |")
-  lines += ["", _COLUMNS]
-  both = rows[rows["loss"].isin([_SQUENTROPY, _summary.BASELINE])]
-  for regime in dict.fromkeys(rows["regime"]):
-    chosen = both[both["regime"] == regime]
-    done = sets[_SQUENTROPY, regime] & sets[_summary.BASELINE, regime]
-    for kind, part in (
-      ("fitted", chosen[chosen["data"].isin(done)]),
-      ("not fitted", chosen[~chosen["data"].isin(done)]),
-    ):
-      if part.empty:
-        continue
-      for c in _summary.compare(part):
-        if c.metric in ("accuracy", "ece"):
-          lines.append(_line(c, f"{c.loss}, {c.metric}, {kind}"))
-  return "\n".join(lines) + "\n"
+  by_both = {
+    regime: sets[plan.SQUENTROPY, regime] & sets[_summary.BASELINE, regime]
+    for regime in dict.fromkeys(rows["regime"])
+  }
+  lines += ["", _apart(rows, by_both, ("fitted", "not fitted"))]
+  return "\n".join(lines)
 
 
-def _by_epoch(curves: pd.DataFrame) -> bytes:
-  """Medians over data sets against the share of the training done."""
-  curves = curves[curves["readout"] == "softmax"].copy()
-  last = curves.groupby("data")["epoch"].transform("max")
-  # Twenty points for each set, whatever its length.
-  curves["share"] = np.ceil(20 * curves["epoch"] / last) / 20
-  common = [
-    loss
-    for loss, chosen in curves.groupby("loss", sort=False)
-    if chosen["data"].nunique() > 1
+def by_confidence(rows: pd.DataFrame) -> str:
+  """Markdown: temperatures, and the claims by the baseline's confidence."""
+  lines = [
+    "| loss | training | fitted temperature, quartiles over sets |",
+    "|---|---|---|",
   ]
-  titles = {"accuracy": "Accuracy", "nll": "NLL", "ece": "ECE"}
-  with matplotlib.rc_context(_figures.THEMES["light"]):
-    figure = Figure(figsize=(12, 3.8))
-    for ax, name in zip(figure.subplots(1, 3), titles, strict=True):
-      for loss in common:
-        chosen = curves[curves["loss"] == loss].groupby("share")[name]
-        middle = chosen.median()
-        (line,) = ax.plot(middle.index, middle, label=loss)
-        low, high = chosen.quantile(0.25), chosen.quantile(0.75)
-        color = line.get_color()
-        ax.fill_between(middle.index, low, high, color=color, alpha=0.1)
-      ax.set(title=f"Test {titles[name]}", xlabel="share of the long training")
-    figure.legend(
-      *ax.get_legend_handles_labels(), loc="outside lower center", ncols=4
-    )
-    return _figures.png(figure)
+  medians = rows.groupby([*Method._fields, "data"], sort=False)[
+    "temperature"
+  ].median()
+  for names, each in medians.groupby(list(Method._fields), sort=False):
+    method = Method(*names)
+    low, middle, high = each.quantile([0.25, 0.5, 0.75])
+    name = _name(method)
+    said = f"{low:.2f}, {middle:.2f}, {high:.2f}"
+    lines.append(f"| `{name}` | {method.regime} | {said} |")
+  kinds = ("over-confident", "not over-confident")
+  lines += ["", _apart(rows, over_confident(rows), kinds)]
+  return "\n".join(lines)
 
 
 def _head(results: pd.DataFrame) -> str:
@@ -209,7 +227,7 @@ def _head(results: pd.DataFrame) -> str:
 def write(
   docs: pathlib.Path, results: pd.DataFrame, curves: pd.DataFrame
 ) -> None:
-  """Writes ``summary.csv``, ``tables.md`` and two figures."""
+  """Writes ``summary.csv``, ``tables.md`` and three figures."""
   comparisons = compare(results)
   sections = [_head(results), "## Against cross-entropy\n", tables(comparisons)]
   for readout in ("softmax", "linear"):
@@ -225,8 +243,14 @@ def write(
       "cross-entropy.\n",
       by_fit(results),
     ]
+  sections += [
+    "## Over-confidence\n\nCross-entropy is over-confident on a set if the "
+    "median over its runs of the temperature fitted for it is above 1.\n",
+    by_confidence(results),
+  ]
   _store.write(docs / "summary.csv", _summary.to_csv(comparisons))
   _store.write(docs / "tables.md", "\n".join(sections).encode())
   picture = _overview.picture(results, "light")
   _store.write(docs / "differences.png", picture)
-  _store.write(docs / "by_epoch.png", _by_epoch(curves))
+  _store.write(docs / "by_epoch.png", figures.by_epoch(curves))
+  _store.write(docs / "over_confidence.png", figures.by_temperature(results))

@@ -3,11 +3,12 @@
 
 from squentropy_jax.study import Settings
 
-# What squentropy is compared with beside cross-entropy.
+SQUENTROPY = "squentropy"
+# What it is compared with beside cross-entropy.
 SQUARE = "rescaled_square:target_value=10"
-LOSSES = (
+LOSSES: tuple[str, ...] = (
   "cross_entropy",
-  "squentropy",
+  SQUENTROPY,
   SQUARE,
   "cross_entropy:smoothing=0.1",
 )

@@ -251,7 +251,8 @@ def _moments_jvp(
     shift=jnp.zeros_like(out.shift),
     mass=(jnp.exp(rest - shift) * drest).sum(-1),
     rest_sum=drest.sum(-1),
-    rest_sq=(2.0 * rest * drest).sum(-1),
+    # In this order the slope of a huge finite logit does not overflow.
+    rest_sq=(2.0 * (rest * drest)).sum(-1),
     rest_max=jnp.where(is_largest, drest, zero).sum(-1),
     rest_count=jnp.zeros_like(out.rest_count),
   )

@@ -89,6 +89,11 @@ def test_page_is_written_from_rows_alone(tmp_path):
   results["train_accuracy"] = np.where(
     low & (results["loss"] == "squentropy"), 0.9, 1.0
   )
+  # Cross-entropy is over-confident on the last four.
+  high = results["data"].isin([f"set{k}" for k in range(SETS - 4, SETS)])
+  results["temperature"] = np.where(
+    high & (results["loss"] == "cross_entropy"), 1.5, 0.8
+  )
   # A set of the plan without the square loss of the others.
   drop = (results["data"] == "set0") & (results["loss"] == plan.SQUARE)
   results = results[~drop].assign(source="abc")
@@ -96,7 +101,7 @@ def test_page_is_written_from_rows_alone(tmp_path):
   curves = curves.assign(epoch=results["seed"] + 1)
   page.write(tmp_path, results, curves)
   names = {path.name for path in tmp_path.iterdir()}
-  pictures = {"differences.png", "by_epoch.png"}
+  pictures = {"differences.png", "by_epoch.png", "over_confidence.png"}
   assert names == {"summary.csv", "tables.md"} | pictures
   text = (tmp_path / "tables.md").read_text()
   summary = pd.read_csv(tmp_path / "summary.csv")
@@ -108,6 +113,9 @@ def test_page_is_written_from_rows_alone(tmp_path):
   assert "| `squentropy` | long | 12 | 6 |" in text
   assert "| `squentropy, ece, fitted` | long | 6 | 0 | 0 | 6 |" in text
   assert "| `squentropy, ece, not fitted` | long | 6 |" in text
+  assert "| `squentropy, ece, over-confident` | long | 4 |" in text
+  assert "| `squentropy, ece, not over-confident` | long | 8 |" in text
+  assert "| `cross_entropy` | long | 0.80, 0.80, 1.50 |" in text
   assert "`abc`" in text
 
 
