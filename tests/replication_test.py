@@ -89,6 +89,9 @@ def test_page_is_written_from_rows_alone(tmp_path):
   results["train_accuracy"] = np.where(
     low & (results["loss"] == "squentropy"), 0.9, 1.0
   )
+  # The second readout of the same logits has no say.
+  linear = results["readout"] == "linear"
+  results.loc[linear, "train_accuracy"] = 0.5
   # Cross-entropy is over-confident on the last four.
   high = results["data"].isin([f"set{k}" for k in range(SETS - 4, SETS)])
   results["temperature"] = np.where(
@@ -111,6 +114,7 @@ def test_page_is_written_from_rows_alone(tmp_path):
   assert set(rivals["sets"]) == {SETS - 1}
   assert "read as linear" in text
   assert "| `squentropy` | long | 12 | 6 |" in text
+  assert f"| `{plan.SQUARE}` | long | {SETS - 1} | {SETS - 1} |" in text
   assert "| `squentropy, ece, fitted` | long | 6 | 0 | 0 | 6 |" in text
   assert "| `squentropy, ece, not fitted` | long | 6 |" in text
   assert "| `squentropy, ece, over-confident` | long | 4 |" in text
