@@ -91,6 +91,13 @@ def test_lists(capsys):
   assert "digits: 1797 rows, 64 features, 10 classes" in data
 
 
+def test_help_shows_the_losses_as_they_are_typed(capsys):
+  with pytest.raises(SystemExit):
+    _cli.main(["run", "--help"])
+  text = " ".join(capsys.readouterr().out.split())
+  assert "(default: cross_entropy squentropy rescaled_square:target" in text
+
+
 def test_what_is_asked_is_what_is_run(monkeypatch, tmp_path):
   seen = {}
 

@@ -90,8 +90,9 @@ def _parser() -> _Parser:
     default=_DEFAULTS["losses"],
     metavar="LOSS",
     help="losses with hyper-parameters, as in squentropy:scale=0.5 "
-    "(default: %(default)s; squentropy-study losses lists them; those of "
-    "target distributions also take smoothing=, for label smoothing)",
+    f"(default: {' '.join(_losses.DEFAULT)}; squentropy-study losses "
+    "lists them; those of target distributions also take smoothing=, for label "
+    "smoothing)",
   )
   run.add_argument(
     "--seeds",
@@ -124,7 +125,11 @@ def _parser() -> _Parser:
     help=f"{', '.join(_models.OPTIMIZERS)} (default: %(default)s)",
   )
   run.add_argument(
-    "--batch-size", type=int, default=_DEFAULTS["batch_size"], metavar="ROWS"
+    "--batch-size",
+    type=int,
+    default=_DEFAULTS["batch_size"],
+    metavar="ROWS",
+    help="rows per step (default: %(default)s)",
   )
   run.add_argument(
     "--learning-rate",
