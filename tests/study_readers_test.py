@@ -150,7 +150,35 @@ def test_classes_may_have_the_names_of_gaps(tmp_path, ending):
   assert data.classes == ("NA", "None", "nan", "null")
   np.testing.assert_array_equal(data.labels, [1, 0, 3, 2, 1])
   np.testing.assert_array_equal(data.features[:, 0], range(5))
-  assert data.notes == ("rows dropped for want of a label: 2",)
+  assert data.notes == (
+    "rows dropped for want of a label: 2",
+    "counted as a class, though its name may stand for a gap (empty the label "
+    "where it does): NA, None, nan, null",
+  )
+
+
+def test_index_without_a_name_tells_no_class(tmp_path):
+  path = tmp_path / "mine.csv"
+  # Sorted by class and shuffled after: the index still tells it.
+  frame = pd.DataFrame({"x": [7, 8, 7, 8], "y": ["a", "a", "b", "b"]})
+  for rows in ([0, 1, 2, 3], [2, 0, 3, 1]):
+    frame.loc[rows].to_csv(path)
+    data = _data.load(str(path), "y")
+    np.testing.assert_array_equal(data.features[:, 0], frame["x"][rows])
+    assert data.features.shape == (4, 1)
+    assert "number the rows" in data.notes[0]
+    assert data.notes[0].endswith(": Unnamed: 0")
+  # What repeats is no number of a row, nor is a fraction.
+  for column in ("3,3,4,5", "0.5,1,2,3"):
+    lines = [f"{v},{y}" for v, y in zip(column.split(","), "aabb", strict=True)]
+    path.write_text("\n".join([",y", *lines]) + "\n")
+    assert _data.load(str(path), "y").features.shape == (4, 1)
+
+
+def test_label_column_may_have_any_name(tmp_path):
+  path = tmp_path / "mine.csv"
+  path.write_text("x,self\n1,a\n2,b\n")
+  assert _data.load(str(path), "self").classes == ("a", "b")
 
 
 def test_numbers_of_a_csv_are_classes_in_their_order(tmp_path):
@@ -159,6 +187,9 @@ def test_numbers_of_a_csv_are_classes_in_their_order(tmp_path):
   assert _data.load(str(path), "y").classes == ("9", "10")
   path.write_text("x,y\n1,9007199254740992\n2,9007199254740993\n3,?\n")
   assert _data.load(str(path), "y").classes == (str(2**53), str(2**53 + 1))
+  # Beyond 64 bits they would all be one float.
+  path.write_text(f"x,y\n1,{2**64}\n2,{2**64 + 1}\n3,?\n")
+  assert _data.load(str(path), "y").classes == (str(2**64), str(2**64 + 1))
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
@@ -177,6 +208,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
     ("a.csv", "x,y\n1,a,5\n2,b,3\n", "y", "line 2 has 3 values for 2"),
     ("a.csv", "x,y\n1,a\n2\n", "y", "line 3 has 1 values for 2 columns"),
     ("a.csv", "x;y\n1;a\n2;b\n", "y", "separated by ';', not by ','"),
+    ("a.csv", "x;y\n1,5;a\n2,5;b\n", "y", "separated by ';', not by ','"),
     ("a.tsv", "x,y\n1,a\n2,b\n", "y", "separated by ',', not by"),
     (
       "a.arff",
@@ -234,6 +266,7 @@ def test_bad_file_is_one_line(tmp_path, name, content, label, message):
     ({"x": np.zeros((2, 1)), "y": np.zeros(2)}, "one value"),
     ({"x": np.array([[{}], [{}]]), "y": np.arange(2)}, "cannot be read"),
     ({"x": np.zeros((2, 1)), "y": np.array([1j, 2j])}, "complex numbers"),
+    ({"x": np.zeros((2, 1)), "y": np.zeros(2, "V3")}, "cannot be read"),
   ],
 )
 def test_bad_npz_is_one_line(tmp_path, arrays, message):
@@ -266,6 +299,20 @@ def test_huge_labels_stay_apart(tmp_path):
   data = _data.load(str(path))
   np.testing.assert_array_equal(data.labels, [3, 2, 1, 0])
   assert data.classes == ("-1", "3", "1e+299", "1e+300")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_other_encodings_are_told_to_change(tmp_path, encoding):
+  path = tmp_path / "mine.csv"
+  path.write_bytes("x,y\n1,a\n2,\xe9\n".encode(encoding))
+  with pytest.raises(StudyError, match="save it as UTF-8"):
+    _data.load(str(path), "y")
+
+
+@pytest.mark.parametrize("label", ["y", None])
+def test_folder_without_images_is_called_that(tmp_path, label):
+  with pytest.raises(StudyError, match="is a folder without IDX images"):
+    _data.load(str(tmp_path), label)
 
 
 def test_missing_reader_says_what_to_install(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ UNREADABLE = (
   NotImplementedError,
   RuntimeError,
   SyntaxError,
+  TypeError,
   ValueError,
   LookupError,
   csv.Error,

@@ -42,7 +42,14 @@ def _first_row(path: Path, separator: str) -> list[str]:
     for row in rows:
       if len(row) < 2 and not "".join(row).strip():
         continue  # A blank line.
-      first = first or row
+      if not first:
+        first = row
+        # A decimal comma would make the other rows longer.
+        others = [s for s in ",;\t|" if len(row) == 1 and s in row[0]]
+        if others:
+          raise ValueError(
+            f"its values are separated by {others[0]!r}, not by {separator!r}"
+          )
       if len(row) != len(first):
         # pandas would shift the columns of a row that is too long.
         raise ValueError(
@@ -50,19 +57,16 @@ def _first_row(path: Path, separator: str) -> list[str]:
         )
   if not first:
     raise ValueError("it has no rows")
-  others = [s for s in ",;\t|" if len(first) == 1 and s in first[0]]
-  if others:
-    raise ValueError(
-      f"its values are separated by {others[0]!r}, not by {separator!r}"
-    )
   return first
 
 
 def _labels(texts: pd.Series) -> pd.Series:
-  """Numbers if all texts but the gaps are numbers."""
+  """Numbers if all texts but the gaps are, and stay apart as numbers."""
   held = texts[~texts.str.strip().isin(_tables.LABEL_GAPS)]
   numbers = pd.to_numeric(held, errors="coerce")
   whole = np.isfinite(numbers).all()
+  if numbers.dtype.kind == "f":
+    whole &= (numbers.abs() < 2**53).all()
   return numbers.astype(object).reindex(texts.index) if whole else texts
 
 
@@ -79,7 +83,8 @@ def _delimited(path: Path, label: str | None, **layout: Any) -> pd.DataFrame:
     skipinitialspace=True,
     **layout,
   )
-  return frame.assign(**{label: _labels(texts[label])})
+  frame[label] = _labels(texts[label])
+  return frame
 
 
 def _csv(path: Path, label: str | None) -> pd.DataFrame:
@@ -232,6 +237,11 @@ def _images(folder: Path) -> Read:
 
 def _read(path: Path, label: str | None) -> Read:
   ending = path.suffix.lower()
+  if path.is_dir() and not any(path.glob("train-images-idx?-ubyte*")):
+    raise StudyError(
+      f"{path} is a folder without IDX images (train-images-idx3-ubyte); name "
+      "such a folder, or a data file"
+    )
   if path.is_dir() or ending == ".npz":
     if label is not None:
       raise StudyError(f"{path} has its labels apart; leave out --label")
@@ -278,6 +288,11 @@ def read(path: Path, label: str | None) -> Read:
     ) from None
   except StudyError:
     raise
+  except UnicodeDecodeError as error:
+    raise StudyError(
+      f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8, or "
+      "mend its name if it is of another kind"
+    ) from None
   except UNREADABLE as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     kind = "folder of IDX files" if path.is_dir() else f"{path.suffix} file"

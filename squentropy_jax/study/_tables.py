@@ -2,6 +2,7 @@
 """From a table with names and gaps to numbers with class ids."""
 
 from collections.abc import Sequence
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from squentropy_jax.study._errors import StudyError, unknown_name
 
 # What stands for a row without a label; "None" or "NA" may be a class.
 LABEL_GAPS = ("", "?")
+# A class of such a name may have been meant as a gap, as R writes it.
+_GAP_NAMES = frozenset(("na", "n/a", "nan", "none", "null"))
 # A category with more values than this is a name or a key, not a property.
 _MOST_CATEGORIES = 100
 
@@ -83,10 +86,20 @@ def _numbers(column: pd.Series) -> np.ndarray | None:
   return None
 
 
+def _is_key(name: str, numbers: np.ndarray) -> bool:
+  """Whether a column is the index that pandas and R write before the others."""
+  # pandas' name of a column without one.
+  if not re.fullmatch(r"Unnamed: \d+(\.\d+)*", name):
+    return False
+  return bool((np.mod(numbers, 1) == 0).all()) and (
+    np.unique(numbers).size == numbers.size
+  )
+
+
 def _columns(frame: pd.DataFrame) -> tuple[list[np.ndarray], list[str]]:
   """The columns of features, and a sentence on each thing done."""
   columns, notes = [], []
-  one_hot, gapped, dropped = [], [], []
+  one_hot, gapped, dropped, keys = [], [], [], []
   for name in frame.columns:
     column = frame[name]
     numbers = _numbers(column)
@@ -109,6 +122,9 @@ def _columns(frame: pd.DataFrame) -> tuple[list[np.ndarray], list[str]]:
     if gaps.all():
       dropped.append(str(name))
       continue
+    if _is_key(str(name), numbers):
+      keys.append(str(name))
+      continue
     columns.append(numbers)
     if gaps.any():
       columns.append(gaps.astype(np.float64))
@@ -119,6 +135,11 @@ def _columns(frame: pd.DataFrame) -> tuple[list[np.ndarray], list[str]]:
     notes.append(
       "missing or infinite numbers, replaced by the mean of the training rows "
       f"and marked in a column of their own: {', '.join(gapped)}"
+    )
+  if keys:
+    notes.append(
+      "dropped, as they have no name and number the rows, which tells the "
+      f"class where rows are sorted by it: {', '.join(keys)}"
     )
   if dropped:
     notes.append(
@@ -156,10 +177,16 @@ def numbers(
   frame = frame.set_axis(names, axis=1)
   ids, classes, kept = class_ids(f"column {label!r} of {source}", frame[label])
   notes = without_label((~kept).sum())
+  if gaps := [name for name in classes if name.lower() in _GAP_NAMES]:
+    notes.append(
+      "counted as a class, though its name may stand for a gap (empty the "
+      f"label where it does): {', '.join(gaps)}"
+    )
   columns, more = _columns(frame.loc[kept].drop(columns=label))
   if not columns:
     raise StudyError(
       f"{source} has no column to learn from beside {label!r}: all are empty, "
-      f"or categories with more than {_MOST_CATEGORIES} values"
+      "number the rows, or are categories with more than "
+      f"{_MOST_CATEGORIES} values"
     )
   return np.stack(columns, axis=1), ids, classes, (*notes, *more)
