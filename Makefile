@@ -96,7 +96,7 @@ types: $(VENV)/.test
 
 # Fetches its data; what has results is skipped, what was stopped goes on.
 replicate: $(VENV)/.test
-	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(call install,$(VENV)) pip
 	$(PY) -m replication
 
 benchmark: $(VENV)/.test

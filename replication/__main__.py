@@ -118,6 +118,10 @@ def main() -> None:
   console = Console(markup=False)
   paths = sources.fetch(arguments.folder)
   if arguments.sets:
+    unknown = set(arguments.sets) - {path.stem for path in paths}
+    if unknown:
+      names = " ".join(sorted(path.stem for path in paths))
+      parser.error(f"--sets: no {min(unknown)} in the plan; it has {names}")
     paths = [path for path in paths if path.stem in arguments.sets]
   done = set(pd.read_csv(RESULTS)["data"]) if RESULTS.exists() else set()
   left = _longest_first([path for path in paths if path.stem not in done])

@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -186,6 +187,15 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
   assert "large failed: no memory" in capsys.readouterr().out
   kept = set(pd.read_csv(tmp_path / "results.csv")["data"])
   assert kept == {"fashion_mnist", "small"}
+
+
+def test_a_set_that_is_not_in_the_plan_is_named(monkeypatch, capsys):
+  known = [pathlib.Path("iris.npz"), pathlib.Path("wine.npz")]
+  monkeypatch.setattr(sources, "fetch", lambda _: known)
+  monkeypatch.setattr(sys, "argv", ["replication", "--sets", "wine", "irsi"])
+  with pytest.raises(SystemExit):
+    replication_main.main()
+  assert "no irsi in the plan; it has iris wine" in capsys.readouterr().err
 
 
 def test_a_download_that_was_killed_is_not_whole(tmp_path, monkeypatch):
