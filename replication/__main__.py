@@ -108,6 +108,18 @@ def _longest_first(paths: list[pathlib.Path]) -> list[pathlib.Path]:
   return sorted(paths, key=length, reverse=True)
 
 
+def _sizes(paths: list[pathlib.Path]) -> pd.DataFrame:
+  """Rows, features and classes of each data set, by its name."""
+  sizes = {}
+  for path in paths:
+    with np.load(path) as arrays:
+      y = arrays["y"]
+      features = arrays["x"].size // y.size
+      sizes[path.stem] = (y.size, features, np.unique(y).size)
+  columns = ["rows", "features", "classes"]
+  return pd.DataFrame.from_dict(sizes, orient="index", columns=columns)
+
+
 def main() -> None:
   """Runs every set of the plan that has no results yet."""
   parser = argparse.ArgumentParser(prog="python -m replication")
@@ -117,6 +129,7 @@ def main() -> None:
   arguments = parser.parse_args()
   console = Console(markup=False)
   paths = sources.fetch(arguments.folder)
+  sizes = _sizes(paths)
   if arguments.sets:
     unknown = set(arguments.sets) - {path.stem for path in paths}
     if unknown:
@@ -156,7 +169,8 @@ def main() -> None:
       pool.shutdown(cancel_futures=True)
       sys.exit("stopped; make replicate goes on")
   if RESULTS.exists():
-    page.write(DOCS, pd.read_csv(RESULTS), pd.read_csv(CURVES))
+    rows, curves = pd.read_csv(RESULTS), pd.read_csv(CURVES)
+    page.write(DOCS, rows, curves, sizes)
     console.print(f"Results: {DOCS / 'tables.md'}")
   if failed:
     sys.exit(f"failed: {', '.join(failed)}; make replicate tries them again")

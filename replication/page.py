@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables and figures of the replication, made from its rows alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import math
 import pathlib
 
-import numpy as np
 import pandas as pd
 
-from replication import figures, plan
+from replication import claims, figures, plan
 from squentropy_jax.study import _overview, _store, _summary
 from squentropy_jax.study._summary import Comparison, Method
 
@@ -24,138 +23,68 @@ _METRICS = {
   "nll_scaled": "NLL after temperature scaling",
   "ece_scaled": "ECE after temperature scaling",
 }
+# Of these there is a number for each data set.
+_SHOWN = ("accuracy", "ece", "nll", "ece_scaled", "nll_scaled")
+# Three batches of 64 rows in a training half.
+_SMALL = 384
+# Of the long training, in percent.
+_SHARES = (5, 10, 20, 50, 100)
+_COMPARED = (
+  "loss",
+  "training",
+  "sets",
+  "wins",
+  "ties",
+  "losses",
+  "diverged",
+  "other diverged",
+  "mean difference",
+  "median",
+  "p",
+  '"better"',
+)
 
 
-# A set is fitted from this mean accuracy on the training rows on.
-FITTED = 0.99
-_BASELINE = (_summary.BASELINE, "softmax")
-
-
-def _spreads(rows: pd.DataFrame) -> dict[Method, pd.DataFrame]:
-  """Standard deviation of the accuracy over seeds, the mean of the folds."""
-  keys = list(Method._fields)
-  diverged = _summary.means(rows)
-  spread = rows.groupby([*keys, "data", "fold"], sort=False)["accuracy"].std()
-  table = spread.groupby([*keys, "data"], sort=False).mean().reset_index()
-  result = {}
-  for names, chosen in table.groupby(keys, sort=False):
-    method = Method(*names)
-    values = chosen.set_index("data")[["accuracy"]]
-    # Where a run diverged there is no spread either.
-    gone = diverged[method]["accuracy"].isna()
-    values[gone.reindex(values.index)] = np.nan
-    result[method] = values
-  return result
-
-
-def compare(
-  rows: pd.DataFrame, against: tuple[str, str] = _BASELINE
-) -> list[Comparison]:
-  """Every other loss against one, in every measure of the plan."""
-  comparisons = _summary.compare(rows, against)
-  spreads = _spreads(rows)
-  for method in spreads:
-    if method.loss != against[0]:
-      pairs = _summary.pairs(spreads, method, against)
-      ours, theirs = (table["accuracy"].to_numpy() for table in pairs)
-      comparisons.append(
-        _summary.comparison(method, "spread", ours, theirs, against)
-      )
-  return comparisons
-
-
-def against_square(rows: pd.DataFrame, readout: str) -> list[Comparison]:
-  """Squentropy against the rescaled square loss, on the sets that have both."""
-  chosen = rows[rows["loss"].isin([plan.SQUENTROPY, plan.SQUARE])]
-  having = chosen["data"][chosen["loss"] == plan.SQUARE].unique()
-  if not having.size:
-    return []
-  chosen = chosen[chosen["data"].isin(having)]
-  return compare(chosen, (plan.SQUARE, readout))
-
-
-def fitted(rows: pd.DataFrame) -> dict[tuple[str, str], set[str]]:
-  """Data sets whose training rows are fitted, by loss and length."""
-  # One readout: a second one of the same logits is no second training.
-  rows = rows[rows["readout"] == "softmax"]
-  means = rows.groupby(["loss", "regime", "data"], sort=False)[
-    "train_accuracy"
-  ].mean()
-  return {
-    (loss, regime): set(each.index.get_level_values("data")[each >= FITTED])
-    for (loss, regime), each in means.groupby(["loss", "regime"], sort=False)
-  }
-
-
-def judgement(comparison: Comparison) -> str:
-  """Of "better than the other loss", by the rule of the plan."""
-  c = comparison
-  sign = 1 if c.metric == "accuracy" else -1
-  low, high = sorted((sign * c.low, sign * c.high))
-  if math.isnan(low) or c.p_value >= 0.05 or low <= 0 <= high:
-    return "not told apart"
-  # Of a loss that diverged no claim holds, whatever the other sets say.
-  if (c.diverged if low > 0 else c.other_diverged) > 0:
-    return "not told apart"
-  return "holds" if low > 0 else "fails"
+def _table(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
+  """Markdown."""
+  head = tuple(head)
+  cells = [head, ("---",) * len(head), *lines]
+  return "".join(f"| {' | '.join(map(str, line))} |\n" for line in cells)
 
 
 def _name(method: Comparison | Method) -> str:
   if method.readout == "softmax":
-    return method.loss
-  return f"{method.loss} ({method.readout})"
+    return f"`{method.loss}`"
+  return f"`{method.loss}` ({method.readout})"
 
 
-def _line(c: Comparison, name: str) -> str:
+def _line(c: Comparison, name: str) -> tuple[object, ...]:
   mean = f"{c.mean:+.4f}"
   if not math.isnan(c.low):
     mean += f" [{c.low:+.4f}, {c.high:+.4f}]"
   if c.finite < c.sets:
     mean += f" over {c.finite}"
   counts = (c.sets, c.wins, c.ties, c.losses, c.diverged, c.other_diverged)
-  said = (f"`{name}`", c.regime, *counts, mean, f"{c.median:+.4f}")
-  return f"| {' | '.join(map(str, said))} | {c.p_value:.1g} | {judgement(c)} |"
+  said = (mean, f"{c.median:+.4f}", f"{c.p_value:.2g}", claims.judgement(c))
+  return (name, c.regime, *counts, *said)
 
 
-_COLUMNS = (
-  "| loss | training | sets | wins | ties | losses | diverged | other diverged "
-  '| mean difference | median | p | "better" |\n'
-  f"|{'---|' * 12}"
-)
-
-
-def tables(comparisons: Sequence[Comparison]) -> str:
-  """Markdown: a table for each metric."""
-  lines = []
+def comparisons(compared: Sequence[Comparison]) -> str:
+  """A table for each metric."""
+  parts = []
   for metric, title in _METRICS.items():
-    chosen = [c for c in comparisons if c.metric == metric]
-    lines += [f"### {title[0].upper()}{title[1:]}", "", _COLUMNS]
-    for c in sorted(chosen, key=lambda c: c.regime == "long"):
-      lines.append(_line(c, _name(c)))
-    lines.append("")
-  return "\n".join(lines)
-
-
-def over_confident(rows: pd.DataFrame) -> dict[str, set[str]]:
-  """Data sets on which the baseline is over-confident, by length.
-
-  The median over its runs of the temperature fitted for it is above 1.
-  """
-  chosen = rows[rows["loss"] == _summary.BASELINE]
-  medians = chosen.groupby(["regime", "data"], sort=False)[
-    "temperature"
-  ].median()
-  return {
-    regime: set(each.index.get_level_values("data")[each > 1.0])
-    for regime, each in medians.groupby("regime", sort=False)
-  }
+    chosen = [c for c in compared if c.metric == metric]
+    chosen.sort(key=lambda c: c.regime == "long")
+    lines = (_line(c, _name(c)) for c in chosen)
+    parts += [f"### {title[0].upper()}{title[1:]}\n", _table(_COMPARED, lines)]
+  return "\n".join(parts)
 
 
 def _apart(
   rows: pd.DataFrame, chosen: dict[str, set[str]], kinds: tuple[str, str]
 ) -> str:
-  """Markdown: claims 1 and 2 on the chosen sets of a length and the others."""
-  lines = [_COLUMNS]
+  """Claims 1 and 2 on the chosen sets of a length and on the others."""
+  lines = []
   both = rows[rows["loss"].isin([plan.SQUENTROPY, _summary.BASELINE])]
   for regime, names in chosen.items():
     of_length = both[both["regime"] == regime]
@@ -166,93 +95,181 @@ def _apart(
         continue
       for c in _summary.compare(part):
         if c.metric in ("accuracy", "ece"):
-          lines.append(_line(c, f"{c.loss}, {c.metric}, {kind}"))
-  return "\n".join(lines) + "\n"
+          lines.append(_line(c, f"`{c.loss}`, {_METRICS[c.metric]}, {kind}"))
+  return _table(_COMPARED, lines)
 
 
 def by_fit(rows: pd.DataFrame) -> str:
-  """Markdown: how many sets are fitted, and the claims on both kinds apart."""
-  sets = fitted(rows)
-  lines = [
-    "| loss | training | sets | fitted |",
-    "|---|---|---|---|",
-  ]
+  """How many sets are fitted, and the claims on both kinds apart."""
+  sets = claims.fitted(rows)
+  lines = []
   for (loss, regime), names in sets.items():
     chosen = rows[(rows["loss"] == loss) & (rows["regime"] == regime)]
-    total = chosen["data"].nunique()
-    lines.append(f"| `{loss}` | {regime} | {total} | {len(names)} |")
+    lines.append((f"`{loss}`", regime, chosen["data"].nunique(), len(names)))
   by_both = {
     regime: sets[plan.SQUENTROPY, regime] & sets[_summary.BASELINE, regime]
     for regime in dict.fromkeys(rows["regime"])
   }
-  lines += ["", _apart(rows, by_both, ("fitted", "not fitted"))]
-  return "\n".join(lines)
+  counted = _table(("loss", "training", "sets", "fitted"), lines)
+  return f"{counted}\n{_apart(rows, by_both, ('fitted', 'not fitted'))}"
 
 
 def by_confidence(rows: pd.DataFrame) -> str:
-  """Markdown: temperatures, and the claims by the baseline's confidence."""
-  lines = [
-    "| loss | training | fitted temperature, quartiles over sets |",
-    "|---|---|---|",
-  ]
+  """Temperatures, and the claims by the baseline's confidence."""
   medians = rows.groupby([*Method._fields, "data"], sort=False)[
     "temperature"
   ].median()
+  lines = []
   for names, each in medians.groupby(list(Method._fields), sort=False):
     method = Method(*names)
-    low, middle, high = each.quantile([0.25, 0.5, 0.75])
-    name = _name(method)
-    said = f"{low:.2f}, {middle:.2f}, {high:.2f}"
-    lines.append(f"| `{name}` | {method.regime} | {said} |")
+    quartiles = (f"{x:.2f}" for x in each.quantile([0.25, 0.5, 0.75]))
+    lines.append((_name(method), method.regime, *quartiles))
+  head = ("loss", "training", "lower quartile", "median", "upper quartile")
+  correlated = []
+  for regime, change in claims.by_temperature(rows).items():
+    ranks = change.corr("spearman")["temperature"]
+    for metric in ("accuracy", "ece", "nll"):
+      correlated.append((regime, _METRICS[metric], f"{ranks[metric]:+.2f}"))
   kinds = ("over-confident", "not over-confident")
-  lines += ["", _apart(rows, over_confident(rows), kinds)]
-  return "\n".join(lines)
+  return "\n".join(
+    (
+      "The temperatures, over data sets:\n",
+      _table(head, lines),
+      _apart(rows, claims.over_confident(rows), kinds),
+      "Spearman's rank correlation, over data sets, of squentropy minus "
+      "cross-entropy with the temperature fitted for cross-entropy:\n",
+      _table(("training", "difference of", "correlation"), correlated),
+    )
+  )
 
 
-def _head(results: pd.DataFrame) -> str:
-  said = (
+def by_size(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
+  """The claims on small sets, which see few updates, and on the others."""
+  small = set(sets.index[sets["rows"] < _SMALL])
+  chosen = dict.fromkeys(dict.fromkeys(rows["regime"]), small)
+  return _apart(rows, chosen, (f"under {_SMALL} rows", f"{_SMALL} or more"))
+
+
+def along(curves: pd.DataFrame) -> str:
+  """Squentropy against cross-entropy at some points of the training."""
+  curves = figures.shares(curves)
+  lines = []
+  for metric in ("accuracy", "ece", "nll"):
+    table = curves.pivot(index=["share", "data"], columns="loss", values=metric)
+    for share in _SHARES:
+      ours = table.loc[share][plan.SQUENTROPY].to_numpy()
+      theirs = table.loc[share][_summary.BASELINE].to_numpy()
+      method = Method(plan.SQUENTROPY, "softmax", f"{share} %")
+      c = _summary.comparison(method, metric, ours, theirs)
+      lines.append(_line(c, f"`{c.loss}`, {_METRICS[metric]}"))
+  return _table(_COMPARED, lines)
+
+
+def alone(rows: pd.DataFrame) -> str:
+  """The losses of data sets that have some which no other has."""
+  common = set(claims.on_several(rows)["loss"])
+  names = rows["data"][~rows["loss"].isin(common)].unique()
+  keys = ["data", "regime", "loss", "readout"]
+  means = (
+    rows[rows["data"].isin(names)]
+    .groupby(keys, sort=False)[list(_SHOWN)]
+    .mean()
+  )
+  lines = [
+    (data, regime, _name(Method(loss, readout, regime)), *_digits(values))
+    for (data, regime, loss, readout), values in means.iterrows()
+  ]
+  lines.sort(key=lambda line: line[1] == "long")
+  head = ("set", "training", "loss", *(_METRICS[name] for name in _SHOWN))
+  return _table(head, lines)
+
+
+def _digits(values: Iterable[float]) -> list[str]:
+  return [f"{value:.4f}" for value in values]
+
+
+def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
+  """Both losses side by side; first where squentropy lowers the ECE most."""
+  parts = []
+  means = _summary.means(rows)
+  for regime in dict.fromkeys(rows["regime"]):
+    ours = means[Method(plan.SQUENTROPY, "softmax", regime)]
+    theirs = means[Method(*claims.BASELINE, regime)].loc[ours.index]
+    order = (ours["ece"] - theirs["ece"]).sort_values().index
+    lines = []
+    for name in order:
+      numbers = [
+        f"{theirs[metric][name]:.4f}, {ours[metric][name]:.4f}"
+        for metric in _SHOWN
+      ]
+      lines.append((name, *sets.loc[name], *numbers))
+    head = ("set", *sets.columns, *(_METRICS[name] for name in _SHOWN))
+    parts += [f"### {regime.capitalize()} training\n", _table(head, lines)]
+  return "\n".join(parts)
+
+
+def _head(rows: pd.DataFrame) -> str:
+  states = ", ".join(f"`{x}`" for x in sorted(rows["source"].unique()))
+  return (
     "# Every comparison of the replication\n\n"
     "Made by `make replicate` from results.csv, the rows of "
-    f"{results['data'].nunique()} data sets. "
+    f"{rows['data'].nunique()} data sets. "
     "The difference is the loss minus the other one, each the mean over folds "
     "and seeds: above 0 is better for accuracy and worse for all others. "
     "Brackets: 95 % interval of the mean, a bootstrap over data sets; p: "
     "Wilcoxon's signed-rank test. The last column is the rule of "
-    "[the plan](plan.md).\n"
+    "[the plan](plan.md). What it all comes to: [README.md](README.md).\n\n"
+    f"Digest of the code that made the rows: {states}.\n"
   )
-  if "source" in results:
-    states = ", ".join(f"`{x}`" for x in sorted(results["source"].unique()))
-    said += f"\nDigest of the code that made the rows: {states}.\n"
-  return said
 
 
 def write(
-  docs: pathlib.Path, results: pd.DataFrame, curves: pd.DataFrame
+  docs: pathlib.Path,
+  rows: pd.DataFrame,
+  curves: pd.DataFrame,
+  sets: pd.DataFrame,
 ) -> None:
-  """Writes ``summary.csv``, ``tables.md`` and three figures."""
-  comparisons = compare(results)
-  sections = [_head(results), "## Against cross-entropy\n", tables(comparisons)]
+  """Writes ``summary.csv``, ``tables.md`` and three figures.
+
+  Args:
+    docs: The folder to write to.
+    rows: A row per run, as in ``results.csv``.
+    curves: As in ``curves.csv``.
+    sets: The size of each data set, by its name.
+  """
+  several = claims.on_several(rows)
+  compared = claims.compare(several)
+  parts = [_head(rows), "## Against cross-entropy\n", comparisons(compared)]
   for readout in ("softmax", "linear"):
-    chosen = against_square(results, readout)
-    comparisons += chosen
-    if chosen:
-      heading = f"## Squentropy against `{plan.SQUARE}`, read as {readout}\n"
-      sections += [heading, tables(chosen)]
-  if "train_accuracy" in results:
-    sections += [
-      "## Fitted training rows\n\nFitted: a mean accuracy of "
-      f"{FITTED:g} or more on the training rows; below, of squentropy and of "
-      "cross-entropy.\n",
-      by_fit(results),
+    chosen = claims.against_square(rows, readout)
+    compared += chosen
+    parts += [
+      f"## Squentropy against `{plan.SQUARE}`, read as {readout}\n",
+      comparisons(chosen),
     ]
-  sections += [
+  parts += [
+    "## Fitted training rows\n\nFitted: a mean accuracy of "
+    f"{claims.FITTED:g} or more on the training rows; below, of squentropy and "
+    "of cross-entropy.\n",
+    by_fit(several),
     "## Over-confidence\n\nCross-entropy is over-confident on a set if the "
     "median over its runs of the temperature fitted for it is above 1.\n",
-    by_confidence(results),
+    by_confidence(several),
+    "## Along the training (not in the plan)\n\nOf one and the same run; the "
+    "short training ends at 10 %.\n",
+    along(curves),
+    "## Small sets (not in the plan)\n\nSets under "
+    f"{_SMALL} rows train on fewer than three batches of 64 in an epoch, so "
+    "that the short training is 60 updates or fewer.\n",
+    by_size(several, sets),
+    "## With the grid of the rescaled square loss\n",
+    alone(rows),
+    "## Each data set\n\nCross-entropy first, squentropy second. Features are "
+    "counted after categories have become columns.\n",
+    each_set(rows, sets),
   ]
-  _store.write(docs / "summary.csv", _summary.to_csv(comparisons))
-  _store.write(docs / "tables.md", "\n".join(sections).encode())
-  picture = _overview.picture(results, "light")
-  _store.write(docs / "differences.png", picture)
+  _store.write(docs / "summary.csv", _summary.to_csv(compared))
+  _store.write(docs / "tables.md", "\n".join(parts).encode())
+  _store.write(docs / "differences.png", _overview.picture(several, "light"))
   _store.write(docs / "by_epoch.png", figures.by_epoch(curves))
-  _store.write(docs / "over_confidence.png", figures.by_temperature(results))
+  _store.write(docs / "over_confidence.png", figures.by_temperature(rows))

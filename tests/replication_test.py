@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from replication import __main__ as replication_main
-from replication import page, plan, sources
+from replication import claims, page, plan, sources
 from squentropy_jax.study import _results
 from squentropy_jax.study._summary import Comparison
 
@@ -42,17 +42,17 @@ def _rows(gain, spread):
 
 
 def test_tables_say_what_the_rows_say():
-  said = page.compare(_rows(-0.02, spread=0.03))
+  said = claims.compare(_rows(-0.02, spread=0.03))
   by_metric = {c.metric: c for c in said if c.loss == "squentropy"}
   assert by_metric["ece"].wins == SETS
-  assert page.judgement(by_metric["ece"]) == "holds"
-  assert page.judgement(by_metric["spread"]) == "fails"
+  assert claims.judgement(by_metric["ece"]) == "holds"
+  assert claims.judgement(by_metric["spread"]) == "fails"
   noise = np.random.default_rng(0).normal(size=(SETS, 4, 3))
   # Three times the spread of the baseline, so twice it more.
   expected = 0.02 * noise.std(axis=2, ddof=1).mean()
   # Differences are rounded to six decimals.
   assert by_metric["spread"].mean == pytest.approx(expected, abs=1e-6)
-  text = page.tables(said)
+  text = page.comparisons(said)
   assert "### Spread of the accuracy over seeds" in text
   assert "| `squentropy` | long | 12 | 12 | 0 | 0 | 0 | 0 | -0.0310" in text
   assert "holds |" in text
@@ -80,7 +80,7 @@ def test_judgement_is_the_rule_of_the_plan(
   counts = (10, 5, 0, 5, *diverged, 9)
   method = ("squentropy", "softmax", "long")
   comparison = Comparison(*method, metric, *counts, 0.0, 0.0, low, high, p)
-  assert page.judgement(comparison) == expected
+  assert claims.judgement(comparison) == expected
 
 
 def test_page_is_written_from_rows_alone(tmp_path):
@@ -90,38 +90,52 @@ def test_page_is_written_from_rows_alone(tmp_path):
   results["train_accuracy"] = np.where(
     low & (results["loss"] == "squentropy"), 0.9, 1.0
   )
-  # The second readout of the same logits has no say.
-  linear = results["readout"] == "linear"
-  results.loc[linear, "train_accuracy"] = 0.5
   # Cross-entropy is over-confident on the last four.
-  high = results["data"].isin([f"set{k}" for k in range(SETS - 4, SETS)])
-  results["temperature"] = np.where(
-    high & (results["loss"] == "cross_entropy"), 1.5, 0.8
+  place = results["data"].str.removeprefix("set").astype(int)
+  above = (place >= SETS - 4) & (results["loss"] == "cross_entropy")
+  results["temperature"] = np.where(above, 1.5 + place, 0.8 + 0.016 * place)
+  # A set of the plan with a loss that no other has, in the others' place.
+  own = (results["data"] == "set0") & (results["loss"] == plan.SQUARE)
+  results.loc[own, "loss"] = "rescaled_square:target_value=15"
+  results = results.assign(source="abc")
+  keys, values = ["data", "loss", "readout"], ["accuracy", "nll", "ece"]
+  points = pd.DataFrame({"epoch": range(1, 21)})
+  means = results.groupby(keys, sort=False)[values].mean().reset_index()
+  curves = means.merge(points, how="cross")
+  sets = pd.DataFrame(
+    {"rows": 90, "features": 5, "classes": 3}, index=results["data"].unique()
   )
-  # A set of the plan without the square loss of the others.
-  drop = (results["data"] == "set0") & (results["loss"] == plan.SQUARE)
-  results = results[~drop].assign(source="abc")
-  curves = results[["data", "loss", "readout", "accuracy", "nll", "ece"]]
-  curves = curves.assign(epoch=results["seed"] + 1)
-  page.write(tmp_path, results, curves)
+  page.write(tmp_path, results, curves, sets)
   names = {path.name for path in tmp_path.iterdir()}
   pictures = {"differences.png", "by_epoch.png", "over_confidence.png"}
   assert names == {"summary.csv", "tables.md"} | pictures
   text = (tmp_path / "tables.md").read_text()
   summary = pd.read_csv(tmp_path / "summary.csv")
+  assert "rescaled_square:target_value=15" not in set(summary["loss"])
   rivals = summary[summary["against"] == plan.SQUARE]
   assert set(rivals["loss"]) == {"squentropy"}
   assert set(rivals["against_readout"]) == {"softmax", "linear"}
   assert set(rivals["sets"]) == {SETS - 1}
-  assert "read as linear" in text
-  assert "| `squentropy` | long | 12 | 6 |" in text
-  assert f"| `{plan.SQUARE}` | long | {SETS - 1} | {SETS - 1} |" in text
-  assert "| `squentropy, ece, fitted` | long | 6 | 0 | 0 | 6 |" in text
-  assert "| `squentropy, ece, not fitted` | long | 6 |" in text
-  assert "| `squentropy, ece, over-confident` | long | 4 |" in text
-  assert "| `squentropy, ece, not over-confident` | long | 8 |" in text
-  assert "| `cross_entropy` | long | 0.80, 0.80, 1.50 |" in text
-  assert "`abc`" in text
+  for said in (
+    "read as linear",
+    "| `squentropy` | long | 12 | 6 |",
+    "| `squentropy`, ECE, fitted | long | 6 | 0 | 0 | 6 |",
+    "| `squentropy`, ECE, not fitted | long | 6 |",
+    "| `squentropy`, ECE, over-confident | long | 4 |",
+    "| `squentropy`, ECE, not over-confident | long | 8 |",
+    "| `squentropy` | long | 0.84 | 0.89 | 0.93 |",
+    # The gain grows with the place of the set, as the temperature does.
+    "| long | ECE | +1.00 |",
+    "| `squentropy`, ECE | 5 % | 12 | 0 | 0 | 12 |",
+    "| `squentropy`, ECE, under 384 rows | long | 12 | 0 | 0 | 12 |",
+    "| set0 | long | `rescaled_square:target_value=15` | ",
+    "| set2 | 90 | 5 | 3 |",
+    "`abc`",
+  ):
+    assert said in text
+  # First where the ECE grows least.
+  order = [line.split(" | ")[0] for line in text.splitlines()[-SETS:]]
+  assert order == [f"| set{k}" for k in range(SETS)]
 
 
 def test_rows_of_a_set_are_replaced_not_doubled(tmp_path):
@@ -176,6 +190,7 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     "CURVES": tmp_path / "curves.csv",
     "_rows": lambda _, name: pd.DataFrame({"data": [name]}),
     "_curves": lambda _, name, __: pd.DataFrame({"data": [name]}),
+    "_sizes": lambda _: pd.DataFrame(),
   }.items():
     monkeypatch.setattr(replication_main, name, value)
   monkeypatch.setattr(sources, "fetch", lambda _: paths)
@@ -189,9 +204,17 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
   assert kept == {"fashion_mnist", "small"}
 
 
+def test_sizes_are_those_of_the_files(tmp_path):
+  path = tmp_path / "images.npz"
+  np.savez(path, x=np.zeros((6, 4, 5)), y=np.array([0, 1, 1, 3, 3, 0]))
+  sizes = replication_main._sizes([path])
+  assert dict(sizes.loc["images"]) == {"rows": 6, "features": 20, "classes": 3}
+
+
 def test_a_set_that_is_not_in_the_plan_is_named(monkeypatch, capsys):
   known = [pathlib.Path("iris.npz"), pathlib.Path("wine.npz")]
   monkeypatch.setattr(sources, "fetch", lambda _: known)
+  monkeypatch.setattr(replication_main, "_sizes", lambda _: pd.DataFrame())
   monkeypatch.setattr(sys, "argv", ["replication", "--sets", "wine", "irsi"])
   with pytest.raises(SystemExit):
     replication_main.main()

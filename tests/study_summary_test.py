@@ -158,6 +158,16 @@ def test_rounding_is_no_difference(tmp_path):
     assert comparison.p_value == 1
 
 
+def test_order_of_the_data_sets_plays_no_part():
+  ours, theirs = np.random.default_rng(0).normal(size=(2, 9))
+  method = _summary.Method("squentropy", "softmax", "long")
+  there = _summary.comparison(method, "ece", ours, theirs)
+  back = _summary.comparison(method, "ece", ours[::-1], theirs[::-1])
+  np.testing.assert_allclose(
+    (back.low, back.high), (there.low, there.high), rtol=1e-12
+  )
+
+
 def test_runs_without_a_partner_are_refused(folders):
   paths, _ = folders
 

@@ -165,8 +165,9 @@ def _interval(differences: np.ndarray) -> tuple[float, float]:
   """Of the mean; NaN where there is nothing to resample."""
   if differences.size < 3 or np.ptp(differences) == 0:
     return (math.nan, math.nan)
+  # Sorted, so that the order of the data sets plays no part.
   ends = stats.bootstrap(
-    (differences,),
+    (np.sort(differences),),
     np.mean,
     n_resamples=_RESAMPLES,
     method="BCa",
