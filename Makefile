@@ -53,7 +53,7 @@ help:
 	@echo "make lint         check style and formatting"
 	@echo "make types        check types"
 	@echo "make benchmark    measure speed and memory against a peer"
-	@echo "make replicate    test the paper's claim on 47 data sets (1.5 hours)"
+	@echo "make replicate    test the paper's claim on 47 data sets (1.5 hours if anew)"
 	@echo "make pins         renew requirements/*.txt (needs uv)"
 	@echo "PYTHON=... names the Python that makes the environment."
 

