@@ -3,14 +3,17 @@
 
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from squentropy_jax import study
-from squentropy_jax.study import _cli, _figures, _train
+from squentropy_jax.study import _cli, _figures, _store, _train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = study.Settings(
@@ -115,3 +118,28 @@ def test_killed_and_started_again(tmp_path):
     assert _cli.main([*words, str(out)]) == 0
   ours, theirs = (out / "results.csv" for out in (parts, whole))
   assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+  def reached(number):
+    noise = np.random.default_rng(number).normal(size=(2, 30_000))
+    return _train.Reached(jnp.asarray(noise), [noise[:, 0]], [], [], [])
+
+  (tmp_path / "cells").mkdir()
+  checkpoint = _store.Checkpoint(tmp_path, "squentropy", every=0)
+  checkpoint.save(5, reached(0))
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # No file may grow beyond this, as on a disk that is full.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+  try:
+    with pytest.raises(study.StudyError, match=r"cannot write .*; mend that"):
+      checkpoint.save(9, reached(1))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  again = _store.Checkpoint(tmp_path, "squentropy", every=0)
+  kept = again.restore(reached(2).state)
+  np.testing.assert_array_equal(kept.state, reached(0).state)
+  # With room again it goes on.
+  again.save(9, reached(1))
+  kept = again.restore(reached(2).state)
+  np.testing.assert_array_equal(kept.state, reached(1).state)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import time
 from typing import Any
@@ -37,10 +38,17 @@ def _mendable(action: str, path: Path) -> Iterator[None]:
   """Turns what the file system refuses into an error of one line."""
   try:
     yield
-  except OSError as error:
+  except (OSError, ValueError) as error:
+    if isinstance(error, OSError):
+      reason = error.strerror or str(error)
+    # TensorStore, which writes for orbax, tells a full disk by a ValueError.
+    elif code := re.search(r"os_error_code='(\d+)'", str(error)):
+      reason = os.strerror(int(code[1]))
+    else:
+      raise
     raise StudyError(
-      f"cannot {action} {path}: {error.strerror}; mend that, or name another "
-      "folder with --out"
+      f"cannot {action} {path}: {reason}; mend that, or name another folder "
+      "with --out"
     ) from None
 
 
