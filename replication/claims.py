@@ -54,14 +54,37 @@ def compare(
   return comparisons
 
 
-def against_square(rows: pd.DataFrame, readout: str) -> list[Comparison]:
-  """Squentropy against the rescaled square loss, on the sets that have both."""
-  chosen = rows[rows["loss"].isin([plan.SQUENTROPY, plan.SQUARE])]
-  having = chosen["data"][chosen["loss"] == plan.SQUARE].unique()
+def against(
+  rows: pd.DataFrame, loss: str, readout: str = "softmax"
+) -> list[Comparison]:
+  """Squentropy against another loss, on the sets that have both."""
+  chosen = rows[rows["loss"].isin([plan.SQUENTROPY, loss])]
+  having = chosen["data"][chosen["loss"] == loss].unique()
   if not having.size:
     return []
-  chosen = chosen[chosen["data"].isin(having)]
-  return compare(chosen, (plan.SQUARE, readout))
+  return compare(chosen[chosen["data"].isin(having)], (loss, readout))
+
+
+def scaled_baseline(rows: pd.DataFrame) -> list[Comparison]:
+  """The baseline after its temperature against squentropy as it is."""
+  means = _summary.means(rows)
+  result = []
+  for regime in dict.fromkeys(rows["regime"]):
+    theirs = means[Method(plan.SQUENTROPY, "softmax", regime)]
+    ours = means[Method(*BASELINE, regime)].loc[theirs.index]
+    method = Method(f"{_summary.BASELINE}, scaled", "softmax", regime)
+    for metric in ("ece", "nll"):
+      scaled, plain = ours[f"{metric}_scaled"], theirs[metric]
+      result.append(
+        _summary.comparison(
+          method,
+          metric,
+          scaled.to_numpy(),
+          plain.to_numpy(),
+          (plan.SQUENTROPY, "softmax"),
+        )
+      )
+  return result
 
 
 def fitted(rows: pd.DataFrame) -> dict[tuple[str, str], set[str]]:
@@ -86,10 +109,10 @@ def _temperatures(rows: pd.DataFrame) -> dict[str, pd.Series]:
   }
 
 
-def over_confident(rows: pd.DataFrame) -> dict[str, set[str]]:
-  """Data sets on which the baseline is over-confident, by length."""
+def over_confident(rows: pd.DataFrame, above: float) -> dict[str, set[str]]:
+  """Data sets with a temperature of the baseline above one, by length."""
   return {
-    regime: set(each.index[each > 1.0])
+    regime: set(each.index[each > above])
     for regime, each in _temperatures(rows).items()
   }
 

@@ -125,20 +125,16 @@ def by_confidence(rows: pd.DataFrame) -> str:
     quartiles = (f"{x:.2f}" for x in each.quantile([0.25, 0.5, 0.75]))
     lines.append((_name(method), method.regime, *quartiles))
   head = ("loss", "training", "lower quartile", "median", "upper quartile")
-  correlated = []
-  for regime, change in claims.by_temperature(rows).items():
-    ranks = change.corr("spearman")["temperature"]
-    for metric in ("accuracy", "ece", "nll"):
-      correlated.append((regime, _METRICS[metric], f"{ranks[metric]:+.2f}"))
   kinds = ("over-confident", "not over-confident")
+  twice = ("temperature above 2", "temperature of 2 or less")
   return "\n".join(
     (
-      "The temperatures, over data sets:\n",
+      _apart(rows, claims.over_confident(rows, 1.0), kinds),
+      "Apart at another temperature (not in the plan):\n",
+      _apart(rows, claims.over_confident(rows, 2.0), twice),
+      "The temperatures fitted for each loss, medians of its runs, over data "
+      "sets (not in the plan):\n",
       _table(head, lines),
-      _apart(rows, claims.over_confident(rows), kinds),
-      "Spearman's rank correlation, over data sets, of squentropy minus "
-      "cross-entropy with the temperature fitted for cross-entropy:\n",
-      _table(("training", "difference of", "correlation"), correlated),
     )
   )
 
@@ -214,11 +210,16 @@ def _head(rows: pd.DataFrame) -> str:
     "# Every comparison of the replication\n\n"
     "Made by `make replicate` from results.csv, the rows of "
     f"{rows['data'].nunique()} data sets. "
+    "What it all comes to: [README.md](README.md).\n\n"
     "The difference is the loss minus the other one, each the mean over folds "
     "and seeds: above 0 is better for accuracy and worse for all others. "
-    "Brackets: 95 % interval of the mean, a bootstrap over data sets; p: "
+    "Brackets: 95 % interval of the mean, a bootstrap (BCa) over data sets; p: "
     "Wilcoxon's signed-rank test. The last column is the rule of "
-    "[the plan](plan.md). What it all comes to: [README.md](README.md).\n\n"
+    "[the plan](plan.md): whether the loss of the line is better than the "
+    'other one. "Linear": the square loss read as the probabilities it '
+    "estimates. ECE: calibration error; NLL: likelihood loss; AURC: area under "
+    "the curve of risk against coverage ([what they mean](../calibration.md))."
+    "\n\n"
     f"Digest of the code that made the rows: {states}.\n"
   )
 
@@ -242,7 +243,7 @@ def write(
   compared = claims.compare(several)
   parts = [_head(rows), "## Against cross-entropy\n", comparisons(compared)]
   for readout in ("softmax", "linear"):
-    chosen = claims.against_square(rows, readout)
+    chosen = claims.against(rows, plan.SQUARE, readout)
     compared += chosen
     parts += [
       f"## Squentropy against `{plan.SQUARE}`, read as {readout}\n",
@@ -256,6 +257,17 @@ def write(
     "## Over-confidence\n\nCross-entropy is over-confident on a set if the "
     "median over its runs of the temperature fitted for it is above 1.\n",
     by_confidence(several),
+    f"## Squentropy against `{plan.SMOOTHED}` (not in the plan)\n",
+    comparisons(claims.against(rows, plan.SMOOTHED)),
+    "## Cross-entropy after its temperature against squentropy as it is (not "
+    "in the plan)\n",
+    _table(
+      _COMPARED,
+      (
+        _line(c, f"`{c.loss}`, {_METRICS[c.metric]}")
+        for c in claims.scaled_baseline(rows)
+      ),
+    ),
     "## Along the training (not in the plan)\n\nOf one and the same run; the "
     "short training ends at 10 %.\n",
     along(curves),

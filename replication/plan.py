@@ -6,11 +6,12 @@ from squentropy_jax.study import Settings
 SQUENTROPY = "squentropy"
 # What it is compared with beside cross-entropy.
 SQUARE = "rescaled_square:target_value=10"
+SMOOTHED = "cross_entropy:smoothing=0.1"
 LOSSES: tuple[str, ...] = (
   "cross_entropy",
   SQUENTROPY,
   SQUARE,
-  "cross_entropy:smoothing=0.1",
+  SMOOTHED,
 )
 IMAGES = ("fashion_mnist",)
 # From 42 classes on the square loss is rescaled, so a grid of both constants.

@@ -122,8 +122,8 @@ def test_page_is_written_from_rows_alone(tmp_path):
     "| `squentropy`, ECE, over-confident | long | 4 |",
     "| `squentropy`, ECE, not over-confident | long | 8 |",
     "| `squentropy` | long | 0.84 | 0.89 | 0.93 |",
-    # The gain grows with the place of the set, as the temperature does.
-    "| long | ECE | +1.00 |",
+    "| `squentropy`, ECE, temperature above 2 | long | 4 |",
+    "| `cross_entropy, scaled`, ECE | long | 12 | 12 | 0 | 0 |",
     "| `squentropy`, ECE | 5 % | 12 | 0 | 0 | 12 |",
     "| `squentropy`, ECE, under 384 rows | long | 12 | 0 | 0 | 12 |",
     "| set0 | long | `rescaled_square:target_value=15` | ",
@@ -154,13 +154,13 @@ def test_table_of_the_readme_is_that_of_the_summary():
       known.add(
         f"| {titles[c.metric]} | {other} | {c.regime} | "
         f"{c.wins} / {c.ties} / {c.losses} | "
-        f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] | "
+        f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] | {c.median:+.4f} | "
         f"{c.p_value:.2g} | {claims.judgement(c)} |"
       )
   text = (replication_main.DOCS / "README.md").read_text()
-  _, _, said = text.partition("|---|---|---|---|---|---|---|\n")
+  _, _, said = text.partition("|---|---|---|---|---|---|---|---|\n")
   said = said.partition("\n\n")[0].splitlines()
-  assert len(said) == 20
+  assert len(said) == 26
   assert set(said) <= known
 
 

@@ -79,6 +79,8 @@ def test_equal_everywhere_is_neither_better_nor_sure(tmp_path):
 def test_command_writes_the_page(folders, tmp_path, capsys):
   paths, _ = folders
   out = tmp_path / "summary"
+  assert _cli.main(["report", str(paths[0]), "--out", str(out)]) == 2
+  assert "--out is for what several studies say" in capsys.readouterr().err
   assert _cli.main(["report", *map(str, paths), "--out", str(out)]) == 0
   assert "squentropy" in capsys.readouterr().out
   names = {path.name for path in out.iterdir()}

@@ -173,9 +173,9 @@ def _parser() -> _Parser:
   report.add_argument(
     "--out",
     type=Path,
-    default=Path("reports/summary"),
     metavar="DIR",
-    help="folder for what several studies say together (default: %(default)s)",
+    help="folder for what several studies say together "
+    "(default: reports/summary)",
   )
 
   commands.add_parser("losses", help="list the losses with their defaults")
@@ -236,11 +236,17 @@ def _report(arguments: argparse.Namespace, command: str) -> None:
   """One study: its own report. Several: what they say together."""
   folders, console = arguments.folders, Console()
   if len(folders) == 1:
+    if arguments.out:
+      raise StudyError(
+        "--out is for what several studies say; one has its report in its own "
+        "folder"
+      )
     _show(_run.report(folders[0]), folders[0], console)
     return
-  comparisons = _overview.write(folders, arguments.out, command)
+  out = arguments.out or Path("reports/summary")
+  comparisons = _overview.write(folders, out, command)
   console.print(_overview.table(comparisons))
-  _say(f"Report: {arguments.out / 'summary.html'}", console)
+  _say(f"Report: {out / 'summary.html'}", console)
 
 
 def _dispatch(words: Sequence[str]) -> None:

@@ -72,7 +72,8 @@ class ProgressBar:
       how = (
         "kept from before" if value is None else f"training loss {value:.3g}"
       )
+      epochs = f"{last} epoch{'s' if last > 1 else ''}"
       self._console.print(
-        f"{spec}: {last} epochs, {self._settings.repeats}, {how}",
+        f"{spec}: {epochs}, {self._settings.repeats}, {how}",
         highlight=False,
       )

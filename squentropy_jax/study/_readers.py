@@ -119,7 +119,7 @@ _ATTRIBUTE = re.compile(
 def _header_table(path: Path, label: str | None) -> pd.DataFrame:
   """An ARFF or KEEL table: ``@attribute`` lines, then rows after ``@data``."""
   names, kinds = [], []
-  lines = iter(path.read_text().splitlines())
+  lines = iter(path.read_text("utf-8-sig").splitlines())
   for line in lines:
     word = line.strip().lower()
     if word.startswith("@data"):
@@ -151,7 +151,8 @@ def _header_table(path: Path, label: str | None) -> pd.DataFrame:
 
 def _dat(path: Path, label: str | None) -> pd.DataFrame:
   """A KEEL table; without a header the columns are numbered from 0."""
-  if path.read_text()[:1] == "@":
+  # Comments may stand before the header.
+  if re.match(r"(\s*%.*\n)*\s*@", path.read_text("utf-8-sig")):
     return _header_table(path, label)
   width = len(_first_row(path, ","))
   names = [str(k) for k in range(width)]
@@ -181,7 +182,10 @@ def _npz(path: Path) -> Read:
       raise ValueError(f"it has no array {min(missing)!r}")
     x, y = arrays["x"], arrays["y"]
   if y.ndim != 1 or x.ndim < 2 or len(x) != len(y):
-    raise ValueError(f"x has shape {x.shape} and y {y.shape}")
+    raise ValueError(
+      f"x has shape {x.shape} and y {y.shape}, not a row of x and a class id "
+      "in y for each example"
+    )
   if x.dtype.kind not in "biuf":
     raise ValueError(f"x holds {x.dtype}, not numbers")
   if x.dtype.kind == "f":
