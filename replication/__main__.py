@@ -25,7 +25,7 @@ from squentropy_jax.study import _evaluate, _losses, _store
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "replication"
 RESULTS, CURVES = DOCS / "results.csv", DOCS / "curves.csv"
-SIZES = DOCS / "sets.csv"
+SETS = DOCS / "sets.csv"
 # Points of a curve that are kept; the study reads about sixty.
 _EVERY = 3
 
@@ -89,29 +89,30 @@ def _study(path: pathlib.Path, out: pathlib.Path) -> None:
     raise RuntimeError(lines[-1])
 
 
-def _rows(out: pathlib.Path, name: str) -> pd.DataFrame:
-  """The results of a study, and what code and which data they are of."""
-  config = _store.read_config(out) or {}
-  return pd.read_csv(out / "results.csv").assign(
-    data=name,
-    source=config["versions"]["source"],
-    data_sha256=config.get("data_sha256", ""),
-  )
-
-
-def _size(path: pathlib.Path) -> pd.DataFrame:
-  """Rows, features and classes of a data set."""
+def _set(path: pathlib.Path, out: pathlib.Path) -> pd.DataFrame:
+  """A row on a data set: its size, and what code and which data were run."""
   with np.load(path) as arrays:
     x, y = arrays["x"], arrays["y"]
-  size = {"rows": y.size, "features": x[0].size, "classes": np.unique(y).size}
-  return pd.DataFrame({"data": path.stem, **size}, index=[0])
+  config = _store.read_config(out) or {}
+  return pd.DataFrame(
+    {
+      "data": path.stem,
+      "rows": y.size,
+      "features": x[0].size,
+      "classes": np.unique(y).size,
+      "source": config["versions"]["source"],
+      "data_sha256": config["data_sha256"],
+    },
+    index=[0],
+  )
 
 
 def _longest_first(paths: list[pathlib.Path]) -> list[pathlib.Path]:
   """So that two processes end at about the same time; images take longest."""
 
   def length(path: pathlib.Path) -> tuple[bool, int]:
-    return path.stem in plan.IMAGES, _size(path)["rows"].item()
+    with np.load(path) as arrays:
+      return path.stem in plan.IMAGES, arrays["y"].size
 
   return sorted(paths, key=length, reverse=True)
 
@@ -143,12 +144,11 @@ def main() -> None:
     out = arguments.folder / "studies" / path.stem
     _study(path, out)
     settings = plan.settings(path.stem)
-    rows, curves = (
-      _rows(out, path.stem),
-      _curves(out, path.stem, settings.losses),
-    )
+    about = _set(path, out)
+    curves = _curves(out, path.stem, settings.losses)
+    rows = pd.read_csv(out / "results.csv").assign(data=path.stem)
     with appending:
-      _append(SIZES, _size(path))
+      _append(SETS, about)
       _append(CURVES, curves)
       # Last: a set counts as finished once its results are here.
       _append(RESULTS, rows)
@@ -168,7 +168,7 @@ def main() -> None:
       pool.shutdown(cancel_futures=True)
       sys.exit("stopped; make replicate goes on")
   if RESULTS.exists():
-    page.write(DOCS, *map(pd.read_csv, (RESULTS, CURVES, SIZES)))
+    page.write(DOCS, *map(pd.read_csv, (RESULTS, CURVES, SETS)))
     console.print(f"Results: {DOCS / 'tables.md'}")
   if failed:
     sys.exit(f"failed: {', '.join(failed)}; make replicate tries them again")

@@ -187,6 +187,7 @@ def _digits(values: Iterable[float]) -> list[str]:
 def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
   """Both losses side by side; first where squentropy lowers the ECE most."""
   parts = []
+  sizes = sets[["rows", "features", "classes"]]
   means = _summary.means(rows)
   for regime in dict.fromkeys(rows["regime"]):
     ours = means[Method(plan.SQUENTROPY, "softmax", regime)]
@@ -198,18 +199,18 @@ def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
         f"{theirs[metric][name]:.4f}, {ours[metric][name]:.4f}"
         for metric in _SHOWN
       ]
-      lines.append((name, *sets.loc[name], *numbers))
-    head = ("set", *sets.columns, *(_METRICS[name] for name in _SHOWN))
+      lines.append((name, *sizes.loc[name], *numbers))
+    head = ("set", *sizes.columns, *(_METRICS[name] for name in _SHOWN))
     parts += [f"### {regime.capitalize()} training\n", _table(head, lines)]
   return "\n".join(parts)
 
 
-def _head(rows: pd.DataFrame) -> str:
-  states = ", ".join(f"`{x}`" for x in sorted(rows["source"].unique()))
+def _head(sets: pd.DataFrame) -> str:
+  states = ", ".join(f"`{x}`" for x in sorted(sets["source"].unique()))
   return (
     "# Every comparison of the replication\n\n"
     "Made by `make replicate` from results.csv, the rows of "
-    f"{rows['data'].nunique()} data sets. "
+    f"{len(sets)} data sets. "
     "What it all comes to: [README.md](README.md).\n\n"
     "The difference is the loss minus the other one, each the mean over folds "
     "and seeds: above 0 is better for accuracy and worse for all others. "
@@ -241,7 +242,7 @@ def write(
   sets = sets.set_index("data")
   several = claims.on_several(rows)
   compared = claims.compare(several)
-  parts = [_head(rows), "## Against cross-entropy\n", comparisons(compared)]
+  parts = [_head(sets), "## Against cross-entropy\n", comparisons(compared)]
   for readout in ("softmax", "linear"):
     chosen = claims.against(rows, plan.SQUARE, readout)
     compared += chosen

@@ -96,13 +96,12 @@ def test_page_is_written_from_rows_alone(tmp_path):
   # A set of the plan with a loss that no other has, in the others' place.
   own = (results["data"] == "set0") & (results["loss"] == plan.SQUARE)
   results.loc[own, "loss"] = "rescaled_square:target_value=15"
-  results = results.assign(source="abc")
   keys, values = ["data", "loss", "readout"], ["accuracy", "nll", "ece"]
   points = pd.DataFrame({"epoch": range(1, 21)})
   means = results.groupby(keys, sort=False)[values].mean().reset_index()
   curves = means.merge(points, how="cross")
   sets = pd.DataFrame({"data": results["data"].unique()})
-  sets = sets.assign(rows=90, features=5, classes=3)
+  sets = sets.assign(rows=90, features=5, classes=3, source="abc")
   page.write(tmp_path, results, curves, sets)
   names = {path.name for path in tmp_path.iterdir()}
   pictures = {"differences.png", "by_epoch.png", "over_confidence.png"}
@@ -200,11 +199,11 @@ def test_study_of_other_code_starts_afresh(tmp_path, monkeypatch):
 
 def _replicate(monkeypatch, folder, *words):
   """Runs the command with files in ``folder``."""
-  for name in ("results", "curves"):
+  for name in ("results", "curves", "sets"):
     monkeypatch.setattr(replication_main, name.upper(), folder / f"{name}.csv")
-  monkeypatch.setattr(replication_main, "SIZES", folder / "sets.csv")
   monkeypatch.setattr(page, "write", lambda *_: None)
-  words = ["replication", "--processes", "1", "--sets", *words]
+  options = ["--processes", "1", "--folder", str(folder), "--sets"]
+  words = ["replication", *options, *words]
   monkeypatch.setattr(sys, "argv", words)
   replication_main.main()
 
@@ -218,17 +217,21 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     np.savez(path, x=np.zeros((sizes[name], 2, 5)), y=np.zeros(sizes[name]))
     return path
 
-  def study(path, _):
+  def study(path, out):
     seen.append(path.stem)
     if path.stem == "wine" and failing:
       raise RuntimeError("no memory")
+    out.mkdir(parents=True)
+    (out / "results.csv").write_text(f"data,seed\n{path},0\n")
 
-  for name, value in {
-    "_study": study,
-    "_rows": lambda _, name: pd.DataFrame({"data": [name]}),
-    "_curves": lambda _, name, __: pd.DataFrame({"data": [name]}),
-  }.items():
-    monkeypatch.setattr(replication_main, name, value)
+  def curves(_, name, losses):
+    assert "squentropy" in losses
+    return pd.DataFrame({"data": [name]})
+
+  config = {"versions": {"source": "abc"}, "data_sha256": "def"}
+  monkeypatch.setattr(replication_main, "_study", study)
+  monkeypatch.setattr(replication_main, "_curves", curves)
+  monkeypatch.setattr(replication_main._store, "read_config", lambda _: config)
   monkeypatch.setattr(sources, "fetch", fetch)
   failing = True
   with pytest.raises(SystemExit, match="failed: wine"):
@@ -237,7 +240,7 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
   assert "wine failed: no memory" in capsys.readouterr().out
   kept = pd.read_csv(tmp_path / "sets.csv").set_index("data")
   assert set(pd.read_csv(tmp_path / "results.csv")["data"]) == set(kept.index)
-  assert dict(kept.loc["zoo"]) == {"rows": 3, "features": 10, "classes": 1}
+  assert list(kept.loc["zoo"]) == [3, 10, 1, "abc", "def"]
   # Again: the one that is left, and then none is fetched.
   failing = False
   _replicate(monkeypatch, tmp_path, *sizes)
