@@ -47,13 +47,18 @@ def _curves(
   return pd.DataFrame(rows, columns=columns)
 
 
+def _read(path: pathlib.Path) -> pd.DataFrame:
+  """One of the three tables; a digest of digits alone stays a text."""
+  return pd.read_csv(path, dtype={"source": str, "data_sha256": str})
+
+
 def _append(path: pathlib.Path, rows: pd.DataFrame) -> None:
   """Puts rows in the place of those of their data sets.
 
   The file holds all of them afterwards, or is left as it was.
   """
   if path.exists():
-    before = pd.read_csv(path)
+    before = _read(path)
     others = before[~before["data"].isin(rows["data"])]
     rows = pd.concat([others, rows], ignore_index=True)
   # Nine digits give a float32 back exactly.
@@ -132,7 +137,7 @@ def main() -> None:
   parser.add_argument("--processes", type=int, default=2)
   arguments = parser.parse_args()
   console = Console(markup=False)
-  done = set(pd.read_csv(RESULTS)["data"]) if RESULTS.exists() else set()
+  done = set(_read(RESULTS)["data"]) if RESULTS.exists() else set()
   names = [name for name in arguments.sets if name not in done]
   console.print(f"{len(names)} of {len(arguments.sets)} data sets are left")
   left = _longest_first(
@@ -168,7 +173,7 @@ def main() -> None:
       pool.shutdown(cancel_futures=True)
       sys.exit("stopped; make replicate goes on")
   if RESULTS.exists():
-    page.write(DOCS, *map(pd.read_csv, (RESULTS, CURVES, SETS)))
+    page.write(DOCS, *map(_read, (RESULTS, CURVES, SETS)))
     console.print(f"Results: {DOCS / 'tables.md'}")
   if failed:
     sys.exit(f"failed: {', '.join(failed)}; make replicate tries them again")
