@@ -20,7 +20,7 @@ import pandas as pd
 from rich.console import Console
 
 from replication import page, plan, sources
-from squentropy_jax.study import _evaluate, _losses, _store
+from squentropy_study import _evaluate, _losses, _store
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "replication"
@@ -69,7 +69,7 @@ def _append(path: pathlib.Path, rows: pd.DataFrame) -> None:
 def _study(path: pathlib.Path, out: pathlib.Path) -> None:
   """Runs the study of one data set in a process of its own."""
   words = shlex.split(plan.settings(path.stem).command(str(out.absolute())))
-  command = [sys.executable, "-m", "squentropy_jax.study", *words[1:]]
+  command = [sys.executable, "-m", "squentropy_study", *words[1:]]
   # Two processes share two cores better than two threads of each would.
   flags = os.environ.get("XLA_FLAGS", "")
   flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"

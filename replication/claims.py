@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from replication import plan
-from squentropy_jax.study import _summary
-from squentropy_jax.study._summary import Comparison, Method
+from squentropy_study import _summary
+from squentropy_study._summary import Comparison, Method
 
 # A set is fitted from this mean accuracy on the training rows on.
 FITTED = 0.99

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from replication import claims
-from squentropy_jax.study import _figures
+from squentropy_study import _figures
 
 
 def shares(curves: pd.DataFrame) -> pd.DataFrame:

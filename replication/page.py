@@ -8,8 +8,8 @@ import pathlib
 import pandas as pd
 
 from replication import claims, figures, plan
-from squentropy_jax.study import _overview, _store, _summary
-from squentropy_jax.study._summary import Comparison, Method
+from squentropy_study import _overview, _store, _summary
+from squentropy_study._summary import Comparison, Method
 
 # What the plan names, in the order of its claims; then what stands beside.
 _METRICS = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan in numbers; docs/replication/plan.md says why."""
 
-from squentropy_jax.study import Settings
+from squentropy_study import Settings
 
 SQUENTROPY = "squentropy"
 # What it is compared with beside cross-entropy.

@@ -19,7 +19,7 @@ import pandas as pd
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.model_selection import train_test_split
 
-from squentropy_jax.study import _readers, _tables
+from squentropy_study import _readers, _tables
 
 MOST_ROWS = 2000
 # A class needs rows in each of four folds; rarer ones are left out.

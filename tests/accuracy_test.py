@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import references
+from support import references
 
 from squentropy_jax import losses
 

@@ -3,11 +3,11 @@
 
 import functools
 
-from calibration_peers import INTERCEPT, NUM_BINS, OFF_DIAGONAL, TABLE
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.calibration_peers import INTERCEPT, NUM_BINS, OFF_DIAGONAL, TABLE
 
 from squentropy_jax import calibration
 

@@ -3,13 +3,14 @@
 
 import functools
 
-from heads import CLASSES, FEATURES, KERNEL, LABELS, ROWS, WIDTH
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.heads import CLASSES, FEATURES, KERNEL, LABELS, ROWS, WIDTH
 
-from squentropy_jax import _rows, fused, losses
+from squentropy_jax import fused, losses
+from squentropy_jax._core import rows as _rows
 
 HEADS = {
   "linear_loss": functools.partial(fused.linear_loss, losses.squentropy),

@@ -3,13 +3,13 @@
 
 import functools
 
-import heads
-from heads import CLASSES, COTANGENT, FEATURES, KERNEL, LABELS, ROWS
 import jax
 from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import heads
+from support.heads import CLASSES, COTANGENT, FEATURES, KERNEL, LABELS, ROWS
 
 from squentropy_jax import fused, losses
 

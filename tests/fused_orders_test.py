@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gradient of a linear head does not depend on the gradients before it."""
 
-import heads
-from heads import COTANGENT, FEATURES, KERNEL, LABELS
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import heads
+from support.heads import COTANGENT, FEATURES, KERNEL, LABELS
 
 from squentropy_jax import fused, losses
 

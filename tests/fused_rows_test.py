@@ -3,13 +3,20 @@
 
 import functools
 
-import fused_cells
-import heads
-from heads import CLASSES, COTANGENT, FEATURES, KERNEL, LABELS, ROWS, WIDTH
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import fused_cells, heads
+from support.heads import (
+  CLASSES,
+  COTANGENT,
+  FEATURES,
+  KERNEL,
+  LABELS,
+  ROWS,
+  WIDTH,
+)
 
 from squentropy_jax import fused, losses
 

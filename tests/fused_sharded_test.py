@@ -4,13 +4,13 @@
 import functools
 import re
 
-import heads
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from support import heads
 
 from squentropy_jax import fused, losses
 

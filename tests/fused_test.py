@@ -5,17 +5,17 @@ import functools
 import unittest.mock
 
 import cases
-import fused_cells
-import heads
-from heads import CLASSES, COTANGENT, FEATURES, KERNEL, LABELS
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import fused_cells, heads
+from support.heads import CLASSES, COTANGENT, FEATURES, KERNEL, LABELS
 
-from squentropy_jax import _rows, fused, losses
+from squentropy_jax import fused, losses
+from squentropy_jax._core import rows as _rows
 from squentropy_jax.fused import _plan
 from squentropy_jax.fused._blocks import Blocks
 

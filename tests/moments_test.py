@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from squentropy_jax import _moments, losses, squentropy
+from squentropy_jax import losses, squentropy
+from squentropy_jax._core import class_sums as _moments
 
 RNG = np.random.default_rng(7)
 FORMS = {

@@ -12,8 +12,8 @@ import pytest
 
 from replication import __main__ as replication_main
 from replication import claims, page, plan, sources
-from squentropy_jax.study import _results
-from squentropy_jax.study._summary import Comparison
+from squentropy_study import _results
+from squentropy_study._summary import Comparison
 
 SETS = 12
 

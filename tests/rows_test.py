@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import _rows, calibration, losses, squentropy
+from squentropy_jax import calibration, losses, squentropy
+from squentropy_jax._core import rows as _rows
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from squentropy_jax.study import StudyError, _cli, _run
+from squentropy_study import StudyError, _cli, _run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -176,7 +176,7 @@ def test_ctrl_c_keeps_what_is_finished_and_no_half_written_file(tmp_path):
   program = (
     "import signal, sys; "
     "signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from squentropy_jax.study import _cli; "
+    "from squentropy_study import _cli; "
     "sys.exit(_cli.main(sys.argv[1:]))"
   )
   process = subprocess.Popen(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from squentropy_jax import losses
-from squentropy_jax.study import Settings, StudyError, _data, _losses
+from squentropy_study import Settings, StudyError, _data, _losses
 
 SHAPES = {
   "digits": (1797, 64, 10),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from squentropy_jax.study import StudyError, _data
+from squentropy_study import StudyError, _data
 
 TABLE = pd.DataFrame(
   {

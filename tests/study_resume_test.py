@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import study
-from squentropy_jax.study import _cli, _figures, _store, _train
+import squentropy_study as study
+from squentropy_study import _cli, _figures, _store, _train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = study.Settings(
@@ -100,7 +100,7 @@ def test_killed_and_started_again(tmp_path):
   words += ["--losses", "cross_entropy", "--out"]
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   process = subprocess.Popen(
-    [sys.executable, "-m", "squentropy_jax.study", *words, parts]
+    [sys.executable, "-m", "squentropy_study", *words, parts]
     + ["--save-every", "0"],
     env={**os.environ, "PYTHONPATH": str(ROOT)},
   )

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import squentropy_jax
-from squentropy_jax import study
-from squentropy_jax.study import (
+import squentropy_study as study
+from squentropy_study import (
   _data,
   _figures,
   _report,

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from squentropy_jax import study
-from squentropy_jax.study import _cli, _results, _store, _summary
-from squentropy_jax.study._results import Row
+import squentropy_study as study
+from squentropy_study import _cli, _results, _store, _summary
+from squentropy_study._results import Row
 
 SETS = 8
 

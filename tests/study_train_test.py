@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from squentropy_jax.study import Settings, _data, _losses, _train
+from squentropy_study import Settings, _data, _losses, _train
 
 
 @pytest.fixture(scope="module")

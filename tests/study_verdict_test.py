@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from squentropy_jax.study import Settings, _results, _table, _verdict
-from squentropy_jax.study._evaluate import Evaluation, Metrics
-from squentropy_jax.study._results import Method, Results
-from squentropy_jax.study._train import Cell
+from squentropy_study import Settings, _results, _table, _verdict
+from squentropy_study._evaluate import Evaluation, Metrics
+from squentropy_study._results import Method, Results
+from squentropy_study._train import Cell
 
 NOISE = np.array([-1.0, 0.0, 1.0, 2.0, -2.0])
 

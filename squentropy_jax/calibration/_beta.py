@@ -8,9 +8,9 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from squentropy_jax._core.solvers import minimize
 from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._apply import read_params, recalibrated
-from squentropy_jax.calibration._newton import minimize
 
 
 class BetaCalibration(NamedTuple):

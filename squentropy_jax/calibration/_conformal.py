@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from squentropy_jax import _checks
+from squentropy_jax._core import checks as _checks
 from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._apply import read_params
 

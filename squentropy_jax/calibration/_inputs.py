@@ -16,7 +16,7 @@ from jax.sharding import AxisType, PartitionSpec, auto_axes, use_abstract_mesh
 from jax.typing import ArrayLike
 import numpy as np
 
-from squentropy_jax import _checks
+from squentropy_jax._core import checks as _checks
 
 # Elements of a block that stays in the cache of one CPU core.
 _BLOCK_SIZE = 2**18
@@ -145,22 +145,6 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Any]:
     return jax.jit(functools.wraps(f)(run), static_argnames=static)
 
   return decorate
-
-
-def vary_like(x: Any, like: Array) -> Any:
-  """``x``, varying over the mesh axes that ``like`` does: the start of a loop.
-
-  Inside ``shard_map`` a loop keeps the types of its state.
-  """
-
-  def varying(x: Array) -> frozenset[str]:
-    return jax.typeof(x).manual_axis_type.varying
-
-  def one(x: Array) -> Array:
-    axes = tuple(sorted(varying(like) - varying(x)))
-    return jax.lax.pcast(x, axes, to="varying") if axes else x
-
-  return jax.tree.map(one, x)
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:

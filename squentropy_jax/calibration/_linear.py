@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
+from squentropy_jax._core.solvers import minimize
 from squentropy_jax.calibration import _inputs
 from squentropy_jax.calibration._apply import read_params, recalibrated
-from squentropy_jax.calibration._newton import minimize
 from squentropy_jax.calibration._temperature import best_inverse_temperature
 
 

@@ -5,7 +5,8 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax import _checks, losses
+from squentropy_jax import losses
+from squentropy_jax._core import checks as _checks
 from squentropy_jax.calibration import _inputs
 
 

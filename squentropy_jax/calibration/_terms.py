@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from squentropy_jax._elementwise import quotient
+from squentropy_jax._core.elementwise import quotient
 from squentropy_jax.calibration import _inputs
 
 _LEAST_SHARE = 1e-10

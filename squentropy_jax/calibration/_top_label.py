@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
+from squentropy_jax._core.varying import vary_like
 from squentropy_jax.calibration import _exact, _inputs
 from squentropy_jax.calibration._apply import read_params, recalibrated
 from squentropy_jax.calibration._bins import bin_of
@@ -137,7 +138,7 @@ def _pool_violators(rows: Ordered) -> Array:
     return jax.lax.while_loop(falls, pool, state)
 
   start = (jnp.full((), -1, jnp.int32), jnp.zeros((n + 1, 2), jnp.int32))
-  start = _inputs.vary_like(start, rows.hits)
+  start = vary_like(start, rows.hits)
   _, blocks = jax.lax.fori_loop(0, n, push, start)
   ends = jnp.cumsum(blocks[:, 1], dtype=jnp.int32)
   block = jnp.searchsorted(ends, rank, side="right")

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from squentropy_jax import _checks
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import varying
 from squentropy_jax.fused import _plan
-from squentropy_jax.fused._blocks import varying
 from squentropy_jax.fused._sharded import Layout
 
 
@@ -166,7 +166,7 @@ def _layout(
         "batch_axis= and vocab_axis=, or each device would gather it."
       )
   vocab = set(layout.vocab_axis)
-  if not vocab <= varying(kernel) or vocab & varying(features):
+  if not vocab <= varying.axes_of(kernel) or vocab & varying.axes_of(features):
     raise ValueError(
       f"inside shard_map the kernel must be split over vocab_axis "
       f"{vocab_axis!r} and the features must not be, got kernel "

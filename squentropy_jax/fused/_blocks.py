@@ -16,22 +16,6 @@ class Blocks(NamedTuple):
   classes: int
 
 
-def vary(tree: Any, axes: frozenset[str]) -> Any:
-  """Makes arrays vary over mesh axes, as the carry of a loop must."""
-
-  def one(x):
-    missing = tuple(sorted(axes - varying(x)))
-    return lax.pcast(x, missing, to="varying") if missing else x
-
-  return jax.tree.map(one, tree)
-
-
-def varying(*trees: Any) -> frozenset[str]:
-  """The axes of an enclosing shard_map that any of the arrays varies over."""
-  types = [jax.typeof(x) for x in jax.tree.leaves(trees)]
-  return frozenset().union(*(t.manual_axis_type.varying for t in types))
-
-
 def over_blocks(
   step: Callable[..., tuple[Any, Any]],
   carry: Any,

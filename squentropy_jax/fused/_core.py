@@ -15,8 +15,9 @@ from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from squentropy_jax._core import varying
 from squentropy_jax.fused import _one_pass, _plan, _sharded, _tiles, _xla
-from squentropy_jax.fused._blocks import Blocks, varying
+from squentropy_jax.fused._blocks import Blocks
 from squentropy_jax.fused._sharded import Layout
 from squentropy_jax.fused._tiles import Arrays, Gradient, Head, Slopes, Sums
 
@@ -95,7 +96,7 @@ def kernel_dtype(arrays: Arrays) -> jnp.dtype:
   """The dtype to collect the gradient of the kernel in."""
   # Parts of several devices are added in full precision; and a cotangent that
   # comes later may scale up what a type of few exponents has lost.
-  several = varying(arrays.features) - varying(arrays.kernel)
+  several = varying.axes_of(arrays.features) - varying.axes_of(arrays.kernel)
   exponents = jnp.finfo(arrays.kernel.dtype).maxexp
   if several or exponents < jnp.finfo(jnp.float32).maxexp:
     return arrays.sum_dtype

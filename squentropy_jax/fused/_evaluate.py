@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _rows
+from squentropy_jax._core import rows as _rows
 from squentropy_jax.fused import _core, _formula, _kept
 from squentropy_jax.fused._arguments import Inputs, Settings
 from squentropy_jax.fused._formula import Hyper, RowLoss, Targets

@@ -10,7 +10,9 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 
-from squentropy_jax import _moments, _rows, losses
+from squentropy_jax import losses
+from squentropy_jax._core import class_sums as _moments
+from squentropy_jax._core import rows as _rows
 from squentropy_jax.fused._tiles import Sums, shift_of, shrink_of
 
 

@@ -8,7 +8,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from squentropy_jax import _checks, _rows
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import rows as _rows
 from squentropy_jax.fused import _arguments, _evaluate, _formula, _tiles
 from squentropy_jax.fused._arguments import Inputs
 

@@ -9,8 +9,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from squentropy_jax._core import varying
 from squentropy_jax.fused import _core, _one_pass, _sharded, _xla
-from squentropy_jax.fused._blocks import vary, varying
 from squentropy_jax.fused._core import Call
 from squentropy_jax.fused._formula import Hyper, RowLoss, Targets, row_losses
 from squentropy_jax.fused._tiles import Arrays, Gradient, Slopes, Sums
@@ -52,10 +52,10 @@ def _run_forward(
     some = arrays._replace(features=features)
     first = _sharded.first_class(layout, head, arrays)
     count = _sharded.count_possible(layout, head, arrays)
-    axes = varying(arrays, rows, hyper) - frozenset(layout.vocab_axis)
+    axes = varying.axes_of(arrays, rows, hyper) - frozenset(layout.vocab_axis)
     # Made local, so that cotangents cross devices once, not every block.
-    numbers = vary((hyper, arrays.scale), axes)
-    flat = vary(flat, axes)
+    numbers = varying.vary((hyper, arrays.scale), axes)
+    flat = varying.vary(flat, axes)
 
     def finish(sums: Sums, rows: Rows) -> tuple[Sums, Slopes, Any, Any]:
       sums = sums._replace(top_id=sums.top_id + first)
@@ -92,7 +92,7 @@ def _run_forward(
       flat.targets.ids - first,
       flat,
       finish,
-      vary(jax.tree.map(jnp.zeros_like, nothing), axes),
+      varying.vary(jax.tree.map(jnp.zeros_like, nothing), axes),
       wanted - {"scale"},
       _core.kernel_dtype(some),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from squentropy_jax._core import varying
 from squentropy_jax.fused import _blocks, _tiles, _xla
 from squentropy_jax.fused._blocks import Blocks
 from squentropy_jax.fused._tiles import Arrays, Gradient, Head, Slopes, Sums
@@ -29,7 +30,7 @@ def keep_gradient(
   the sums over all devices and their slopes; the ``y`` are put together, and
   ``more`` is added to ``extra``. Rows are the outer loop.
   """
-  axes = _blocks.varying(arrays, ids, rows)
+  axes = varying.axes_of(arrays, ids, rows)
   one_block = arrays.features.shape[0] <= blocks.rows
   of_rows = wanted & {"features"}
   total = _xla.num_classes(head, arrays)
@@ -46,7 +47,7 @@ def keep_gradient(
       each=lambda extra, before, after, z, part: (extra, z),
     )
     sums, slopes, y, more = finish(sums, some_rows)
-    sums, slopes = _blocks.vary((sums, slopes), axes)
+    sums, slopes = varying.vary((sums, slopes), axes)
     slopes = _xla.own_by_products(head, some, sums, slopes)
 
     def over_classes(carry, start, width, z):
@@ -167,9 +168,9 @@ def frozen_gradient(
 
   # One target of each row after the other: all of them would be K times as
   # large as the features.
-  by_features = _blocks.vary(
+  by_features = varying.vary(
     jnp.zeros(arrays.features.shape, slopes.own.dtype),
-    _blocks.varying(arrays, ids, slopes),
+    varying.axes_of(arrays, ids, slopes),
   )
   by_features, _ = _blocks.over_blocks(add_target, by_features, ids.shape[1], 1)
   doubled = slopes._replace(square=2.0 * slopes.square)

@@ -14,8 +14,8 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
+from squentropy_jax._core import varying
 from squentropy_jax.fused import _tiles
-from squentropy_jax.fused._blocks import vary, varying
 from squentropy_jax.fused._tiles import Arrays, Head, Sums
 
 
@@ -130,7 +130,9 @@ def add_up(layout: Layout, head: Head, sums: Sums) -> Sums:
   found |= {name: every[:, targets + i] for i, name in enumerate(parts)}
   # What the loss does not read is the same on every device.
   rows = sums.own.shape[0]
-  none = vary(_tiles.no_sums(rows, targets, every.dtype), varying(every))
+  none = varying.vary(
+    _tiles.no_sums(rows, targets, every.dtype), varying.axes_of(every)
+  )
   return none._replace(own=every[:, :targets], **found)
 
 
@@ -142,7 +144,7 @@ def summed(gradient: Any, primal: Any) -> Any:
   """
 
   def one(g: jax.Array, x: jax.Array) -> jax.Array:
-    axes = tuple(sorted(varying(g) - varying(x)))
-    return vary(lax.psum(g, axes) if axes else g, varying(x))
+    axes = tuple(sorted(varying.axes_of(g) - varying.axes_of(x)))
+    return varying.vary(lax.psum(g, axes) if axes else g, varying.axes_of(x))
 
   return jax.tree.map(one, gradient, primal)

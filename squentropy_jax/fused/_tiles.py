@@ -7,7 +7,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks
+from squentropy_jax._core import checks as _checks
 
 # What `linear_row_stats` reads.
 ALL_FIELDS = frozenset(("log_odds", "rest_sum", "rest_sq", "rest_max"))

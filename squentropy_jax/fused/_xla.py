@@ -12,6 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from squentropy_jax._core import varying
 from squentropy_jax.fused import _blocks, _tiles
 from squentropy_jax.fused._blocks import Blocks
 from squentropy_jax.fused._tiles import Arrays, Gradient, Head, Slopes, Sums
@@ -89,7 +90,7 @@ def sums_of_rows(
 
   rows, targets = ids.shape
   sums = _tiles.no_sums(rows, targets, arrays.sum_dtype)
-  carry = _blocks.vary((sums, extra), _blocks.varying(arrays, ids))
+  carry = varying.vary((sums, extra), varying.axes_of(arrays, ids))
   (sums, extra), ys = _blocks.over_blocks(
     step, carry, num_classes(head, arrays), width
   )
@@ -142,7 +143,7 @@ def zeros_like(
   }
   if "kernel" in wanted and kernel_dtype is not None:
     zeros["kernel"] = zeros["kernel"].astype(kernel_dtype)
-  return _blocks.vary(zeros, axes)
+  return varying.vary(zeros, axes)
 
 
 def add_products(
@@ -181,7 +182,7 @@ def stream_gradient(
   Classes are the outer loop, so that a block of the kernel's gradient is summed
   in full precision and written once.
   """
-  axes = _blocks.varying(arrays, ids, sums, slopes)
+  axes = varying.axes_of(arrays, ids, sums, slopes)
   slopes = own_by_products(head, arrays, sums, slopes)
   rows = (arrays.features, ids, sums, slopes)
 

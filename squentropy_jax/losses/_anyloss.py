@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _rows
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import rows as _rows
 
 
 class SoftConfusionMatrix(NamedTuple):

@@ -5,7 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax import _checks, _elementwise, _rows, _whole
+from squentropy_jax._core import all_logits as _whole
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import elementwise as _elementwise
+from squentropy_jax._core import rows as _rows
 
 
 def _cross_entropy(stats: _rows.RowStats) -> jax.Array:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax import _checks, _rows
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import rows as _rows
 
 # Of (e^-r - 1 + r) / r^2 in powers of -r; exact in float64 for |r| < 1.
 _EXCESS = tuple(1.0 / math.factorial(n + 2) for n in range(18))

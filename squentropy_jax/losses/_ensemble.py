@@ -6,7 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import elementwise as _elementwise
 
 # Keeps every derivative below 0, which makes the loss calibrated.
 _STRICT = 1e-6

@@ -4,7 +4,9 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _elementwise, _rows, _whole
+from squentropy_jax._core import all_logits as _whole
+from squentropy_jax._core import elementwise as _elementwise
+from squentropy_jax._core import rows as _rows
 
 
 def _focal(

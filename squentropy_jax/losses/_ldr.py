@@ -8,7 +8,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _rows, _whole
+from squentropy_jax._core import all_logits as _whole
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import rows as _rows
 
 
 def _scale(

@@ -6,7 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _rows, _whole
+from squentropy_jax._core import all_logits as _whole
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import elementwise as _elementwise
+from squentropy_jax._core import rows as _rows
 
 
 def _hinge(x: jax.Array) -> jax.Array:

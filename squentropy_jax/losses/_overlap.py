@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _rows
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import elementwise as _elementwise
+from squentropy_jax._core import rows as _rows
 
 
 def _not_negative(

@@ -7,7 +7,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _dense, _partition, _rows
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import distributions as _dense
+from squentropy_jax._core import partition as _partition
+from squentropy_jax._core import rows as _rows
 
 # Of (sinh(u) / u - 1) / u^2 in powers of u^2; exact in float64 for |u| < 2.
 _SINHC = tuple(1.0 / math.factorial(2 * n + 3) for n in range(12))

@@ -4,7 +4,8 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _elementwise, _rows
+from squentropy_jax._core import elementwise as _elementwise
+from squentropy_jax._core import rows as _rows
 
 # A variance below so many roundings of the square of the mean counts as 0.
 _ROUNDINGS = 32

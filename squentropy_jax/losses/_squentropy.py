@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax import _rows
+from squentropy_jax._core import rows as _rows
 
 
 def _squentropy(

@@ -4,7 +4,8 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _elementwise, _rows
+from squentropy_jax._core import elementwise as _elementwise
+from squentropy_jax._core import rows as _rows
 
 
 def _symmetric_cross_entropy(

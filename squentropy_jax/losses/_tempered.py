@@ -9,7 +9,10 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _elementwise, _rows, _whole
+from squentropy_jax._core import all_logits as _whole
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import elementwise as _elementwise
+from squentropy_jax._core import rows as _rows
 
 
 def _log_tempered(x: jax.Array, t: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax import _checks, calibration
+from squentropy_jax import calibration
+from squentropy_jax._core import checks as _checks
 
 
 class CalibrationMetric(nnx.Metric):

@@ -4,7 +4,7 @@
 import math
 from typing import NamedTuple
 
-from squentropy_jax.study._results import COLUMNS, Difference, Method, Results
+from squentropy_study._results import COLUMNS, Difference, Method, Results
 
 _CALIBRATION = {
   -1: "better calibrated",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """True losses to 200 digits, from the papers' formulas; writes the table.
 
-``python tests/references.py`` writes tests/data/references.json, from which
+``python tests/support/references.py`` writes tests/data/references.json, from which
 `accuracy_test` takes its truth. Inputs and outputs are hexadecimal floats, so
 nothing is lost on the way; long rows are given by the recipe in `row_of`.
 """

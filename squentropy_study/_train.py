@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from squentropy_jax.study import _data, _evaluate, _losses, _models
-from squentropy_jax.study._evaluate import HeldOut
-from squentropy_jax.study._settings import Settings
+from squentropy_study import _data, _evaluate, _losses, _models
+from squentropy_study._evaluate import HeldOut
+from squentropy_study._settings import Settings
 
 # About how many points the training curves have.
 _CURVE_POINTS = 60

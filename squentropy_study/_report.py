@@ -7,7 +7,7 @@ import functools
 from html import escape
 from string import Template
 
-from squentropy_jax.study import (
+from squentropy_study import (
   _evaluate,
   _figures,
   _models,
@@ -15,7 +15,7 @@ from squentropy_jax.study import (
   _results,
   _verdict,
 )
-from squentropy_jax.study._results import Results
+from squentropy_study._results import Results
 
 _BODY = Template("""<section class="verdict" aria-label="Verdict">
 $verdict

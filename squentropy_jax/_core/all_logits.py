@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _moments, _rows
+from squentropy_jax._core import class_sums as _moments
+from squentropy_jax._core import rows as _rows
 
 
 def is_top(logits: jax.Array, possible: jax.Array) -> jax.Array:

@@ -14,14 +14,14 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from squentropy_jax.study import (
+from squentropy_study import (
   _figures,
   _page,
   _results,
   _store,
   _summary,
 )
-from squentropy_jax.study._summary import Comparison
+from squentropy_study._summary import Comparison
 
 _PICTURED = ("accuracy", "nll", "ece")
 _HEAD = (

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 
-from squentropy_jax.study import _versions
-from squentropy_jax.study._errors import UNREADABLE, StudyError
-from squentropy_jax.study._settings import Settings
-from squentropy_jax.study._train import Cell, Reached, State
+from squentropy_study import _versions
+from squentropy_study._errors import UNREADABLE, StudyError
+from squentropy_study._settings import Settings
+from squentropy_study._train import Cell, Reached, State
 
 CONFIG = "config.json"
 _FORMAT = 1

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from squentropy_jax.study import _results, _store
-from squentropy_jax.study._errors import StudyError
+from squentropy_study import _results, _store
+from squentropy_study._errors import StudyError
 
 BASELINE = "cross_entropy"
 _RESAMPLES = 10_000

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from squentropy_jax.study._errors import StudyError
+from squentropy_study._errors import StudyError
 
 
 def _flat(x: jax.Array) -> jax.Array:

@@ -6,12 +6,12 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
-import heads
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax import fused, losses
+from support import heads
 
 HYPER = {
   "cross_entropy": {},

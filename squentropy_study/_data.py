@@ -11,8 +11,8 @@ import numpy as np
 from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from squentropy_jax.study import _readers
-from squentropy_jax.study._errors import StudyError, unknown_name
+from squentropy_study import _readers
+from squentropy_study._errors import StudyError, unknown_name
 
 # Of so many parts one is for the temperature and one for the test.
 _PARTS = 4

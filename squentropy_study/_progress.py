@@ -6,8 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from squentropy_jax.study import _run
-from squentropy_jax.study._settings import Settings
+from squentropy_study import _run
+from squentropy_study._settings import Settings
 
 
 class ProgressBar:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _moments
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import class_sums as _moments
 
 
 class RowStats(NamedTuple):

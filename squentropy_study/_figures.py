@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from squentropy_jax.calibration import plots
-from squentropy_jax.study._results import Method, Results
+from squentropy_study._results import Method, Results
 
 CURVES = {
   "train_loss": "Training loss, each its own",

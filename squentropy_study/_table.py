@@ -5,8 +5,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from squentropy_jax.study import _results
-from squentropy_jax.study._results import Results
+from squentropy_study import _results
+from squentropy_study._results import Results
 
 
 def table(results: Results) -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 
 from squentropy_jax import losses as library
 from squentropy_jax.losses import _table
-from squentropy_jax.study._errors import StudyError, unknown_name
+from squentropy_study._errors import StudyError, unknown_name
 
 DEFAULT = ("cross_entropy", "squentropy", "rescaled_square:target_value=10")
 

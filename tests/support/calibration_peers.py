@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other libraries make of shared inputs; writes the table of it.
 
-``python tests/calibration_peers.py`` writes tests/data/calibration_peers.npz,
+``python tests/support/calibration_peers.py`` writes tests/data/calibration_peers.npz,
 with which `calibration_agreement_test` compares. It needs an environment with
 the extra ``peers`` of setup.cfg. Inputs are float32 numbers; all but the
 libraries on torch compute in float64.

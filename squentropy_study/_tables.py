@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from squentropy_jax.study._errors import StudyError, unknown_name
+from squentropy_study._errors import StudyError, unknown_name
 
 # What stands for a row without a label; "None" or "NA" may be a class.
 LABEL_GAPS = ("", "?")

@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax import _checks
+from squentropy_jax._core import checks as _checks
 
 # Outside this range a lane is too short for a CPU's vectors, or its copy too
 # large; inside it the width nearest to the middle is taken.

@@ -7,8 +7,8 @@ import itertools
 import math
 import shlex
 
-from squentropy_jax.study import _losses, _models
-from squentropy_jax.study._errors import StudyError, unknown_name
+from squentropy_study import _losses, _models
+from squentropy_study._errors import StudyError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

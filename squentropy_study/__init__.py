@@ -4,11 +4,11 @@
 The command is ``squentropy-study``; these functions do the same from Python.
 """
 
-from squentropy_jax.study._errors import StudyError
-from squentropy_jax.study._results import Results
-from squentropy_jax.study._run import Progress, report, run
-from squentropy_jax.study._settings import Settings
-from squentropy_jax.study._verdict import verdict
+from squentropy_study._errors import StudyError
+from squentropy_study._results import Results
+from squentropy_study._run import Progress, report, run
+from squentropy_study._settings import Settings
+from squentropy_study._verdict import verdict
 
 __all__ = [
   "Progress",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from squentropy_jax.study import (
+from squentropy_study import (
   _data,
   _figures,
   _losses,
@@ -15,9 +15,9 @@ from squentropy_jax.study import (
   _store,
   _train,
 )
-from squentropy_jax.study._errors import StudyError
-from squentropy_jax.study._results import Results
-from squentropy_jax.study._settings import Settings
+from squentropy_study._errors import StudyError
+from squentropy_study._results import Results
+from squentropy_study._settings import Settings
 
 
 class Progress(NamedTuple):

@@ -9,7 +9,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from squentropy_jax.calibration._inputs import vary_like
+from squentropy_jax._core.varying import vary_like
 
 _T = TypeVar("_T")
 _STEPS = 100

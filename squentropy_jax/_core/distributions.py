@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax import _checks, _moments
+from squentropy_jax._core import checks as _checks
+from squentropy_jax._core import class_sums as _moments
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from squentropy_jax.study import _evaluate, _losses
-from squentropy_jax.study._evaluate import HeldOut
-from squentropy_jax.study._settings import Settings
-from squentropy_jax.study._train import Cell
+from squentropy_study import _evaluate, _losses
+from squentropy_study._evaluate import HeldOut
+from squentropy_study._settings import Settings
+from squentropy_study._train import Cell
 
 
 class Method(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from squentropy_jax.study import (
+from squentropy_study import (
   _data,
   _losses,
   _models,
@@ -25,9 +25,9 @@ from squentropy_jax.study import (
   _table,
   _verdict,
 )
-from squentropy_jax.study._errors import StudyError
-from squentropy_jax.study._results import Results
-from squentropy_jax.study._settings import Settings
+from squentropy_study._errors import StudyError
+from squentropy_study._results import Results
+from squentropy_study._settings import Settings
 
 _PROGRAM = "squentropy-study"
 _DEFAULTS = {

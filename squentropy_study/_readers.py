@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from squentropy_jax.study import _tables
-from squentropy_jax.study._errors import UNREADABLE, StudyError
+from squentropy_study import _tables
+from squentropy_study._errors import UNREADABLE, StudyError
 
 # What stands for a gap in a column of features, beside pandas' own list.
 _GAPS = ["?", "<null>"]

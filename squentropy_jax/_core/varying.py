@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mesh axes that an array varies over inside a ``jax.shard_map``.
+
+A loop inside ``shard_map`` keeps the types of its carry, so the carry must
+vary over every axis that its updates vary over.
+"""
+
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def axes_of(*trees: Any) -> frozenset[str]:
+  """The enclosing ``shard_map``'s axes that any of the arrays varies over."""
+  types = [jax.typeof(x) for x in jax.tree.leaves(trees)]
+  return frozenset().union(*(t.manual_axis_type.varying for t in types))
+
+
+def vary(tree: Any, axes: frozenset[str]) -> Any:
+  """Makes every array of the tree vary over the axes."""
+
+  def one(x: Any) -> Any:
+    missing = tuple(sorted(axes - axes_of(x)))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+  return jax.tree.map(one, tree)
+
+
+def vary_like(tree: Any, like: Any) -> Any:
+  """Makes every array of the tree vary over the axes that ``like`` does."""
+  return vary(tree, axes_of(like))

@@ -1,9 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Runs the command line: ``python -m squentropy_jax.study``."""
-
-import sys
-
-from squentropy_jax.study._cli import main
-
-if __name__ == "__main__":
-  sys.exit(main())
