@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other libraries make of shared inputs; writes the table of it.
 
-``python tests/support/calibration_peers.py`` writes tests/data/calibration_peers.npz,
+``python tests/support/calibration_peers.py`` writes the table
+tests/data/calibration_peers.npz,
 with which `calibration_agreement_test` compares. It needs an environment with
 the extra ``peers`` of setup.cfg. Inputs are float32 numbers; all but the
 libraries on torch compute in float64.
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-TABLE = pathlib.Path(__file__).parent / "data" / "calibration_peers.npz"
+TABLE = pathlib.Path(__file__).parents[1] / "data" / "calibration_peers.npz"
 NUM_BINS = {"random": 15, "ties": 8}
 PENALTY = 1e-3
 OFF_DIAGONAL, INTERCEPT = 0.5, 1e-2

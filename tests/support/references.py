@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """True losses to 200 digits, from the papers' formulas; writes the table.
 
-``python tests/support/references.py`` writes tests/data/references.json, from which
+``python tests/support/references.py`` writes tests/data/references.json, from
+which
 `accuracy_test` takes its truth. Inputs and outputs are hexadecimal floats, so
 nothing is lost on the way; long rows are given by the recipe in `row_of`.
 """
@@ -12,7 +13,7 @@ import pathlib
 import mpmath
 import numpy as np
 
-TABLE = pathlib.Path(__file__).parent / "data" / "references.json"
+TABLE = pathlib.Path(__file__).parents[1] / "data" / "references.json"
 mpmath.mp.dps = 200
 
 
