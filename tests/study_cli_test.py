@@ -151,7 +151,7 @@ def test_what_was_done_to_the_data_is_said_first(tmp_path, capsys, monkeypatch):
   data.write_text("\n".join(["x,y", "0,", *rows]))
   words = ["run", str(data), "--label", "y", "--losses", "cross_entropy"]
   words += ["--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "[/b]o")]
-  monkeypatch.setattr(_cli._table, "table", lambda results: "")
+  monkeypatch.setattr(_cli._terminal_table, "table", lambda results: "")
   monkeypatch.setattr(_cli._verdict, "verdict", lambda results: ())
   assert _cli.main(words) == 0
   captured = capsys.readouterr()

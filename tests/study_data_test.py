@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets, their split, losses by name, and readouts."""
+"""Data sets, their split, losses by name, and probability_maps."""
 
 import cases
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from squentropy_jax import losses
-from squentropy_study import Settings, StudyError, _data, _losses
+from squentropy_study import Settings, StudyError, _data, _loss_specs
 
 SHAPES = {
   "digits": (1797, 64, 10),
@@ -147,21 +147,21 @@ def test_names_of_losses():
   cases_of_one = {case.name for case in cases.CASES} - {
     "smooth_adversarial_comp_sum"
   }
-  assert set(_losses.names()) == cases_of_one
+  assert set(_loss_specs.names()) == cases_of_one
 
 
 def test_a_loss_is_read_through_its_link():
   logits = jnp.array([[0.5, -1.0, 2.0], [0.0, 0.1, -0.2]])
-  for name in _losses.names():
+  for name in _loss_specs.names():
     link = getattr(getattr(losses, name), "link", None)
     temperatures = {"t1": 0.5, "t2": 1.5} if "tempered" in name else {}
     spec = f"{name}:t1=0.5,t2=1.5" if temperatures else name
-    (readout, read), *others = _losses.readouts(_losses.parse(spec)).items()
+    (probability_map, read), *others = _loss_specs.probability_maps(_loss_specs.parse(spec)).items()
     if link is None or name == "rescaled_square":
-      assert readout == "softmax"
+      assert probability_map == "softmax"
       assert read(logits) is logits
     else:
-      assert readout == link.__name__
+      assert probability_map == link.__name__
       np.testing.assert_array_equal(
         read(logits), link(logits, **temperatures), err_msg=name
       )
@@ -169,32 +169,32 @@ def test_a_loss_is_read_through_its_link():
       name == "rescaled_square"
     )
   # The largest logit is not the class of this one.
-  (read,) = _losses.readouts(_losses.parse("spherical_softmax")).values()
+  (read,) = _loss_specs.probability_maps(_loss_specs.parse("spherical_softmax")).values()
   assert read(logits)[1].argmax() == 2
 
 
 def test_loss_gets_its_hyper_parameters():
   logits = jnp.array([[0.5, -1.0, 2.0]])
   labels = jnp.array([2])
-  loss = _losses.parse("rescaled_square:target_value=3,target_weight=2")
+  loss = _loss_specs.parse("rescaled_square:target_value=3,target_weight=2")
   np.testing.assert_array_equal(
     loss(logits, labels),
     losses.rescaled_square(logits, labels, target_value=3.0, target_weight=2.0),
   )
-  plain = _losses.parse("softmax_regression:squared=false")
+  plain = _loss_specs.parse("softmax_regression:squared=false")
   np.testing.assert_array_equal(
     plain(logits, labels),
     losses.softmax_regression(logits, labels, squared=False),
   )
-  smooth = _losses.parse("squentropy:smoothing=0.3,scale=2")
+  smooth = _loss_specs.parse("squentropy:smoothing=0.3,scale=2")
   np.testing.assert_allclose(
     smooth(logits, labels),
     losses.squentropy(logits, jnp.array([[0.1, 0.1, 0.8]]), scale=2.0),
     rtol=1e-6,
   )
-  assert _losses.signature("squentropy") == "squentropy:scale=1.0"
-  assert _losses.signature("cross_entropy") == "cross_entropy"
-  signature = _losses.signature("bi_tempered_logistic")
+  assert _loss_specs.signature("squentropy") == "squentropy:scale=1.0"
+  assert _loss_specs.signature("cross_entropy") == "cross_entropy"
+  signature = _loss_specs.signature("bi_tempered_logistic")
   assert signature == "bi_tempered_logistic:t1=...,t2=...,num_iters=5"
 
 
@@ -224,7 +224,7 @@ def test_loss_gets_its_hyper_parameters():
 )
 def test_bad_loss_is_refused_in_one_line(spec, message):
   with pytest.raises(StudyError, match=message) as caught:
-    _losses.parse(spec)
+    _loss_specs.parse(spec)
   assert "\n" not in str(caught.value)
 
 
@@ -234,26 +234,26 @@ def test_linear_readout_inverts_the_minimiser(weight):
   height = 10.0
   logits = weight * height * p / (weight * p + 1 - p)
   spec = f"rescaled_square:target_value={height},target_weight={weight}"
-  read = _losses.readouts(_losses.parse(spec))["linear"]
+  read = _loss_specs.probability_maps(_loss_specs.parse(spec))["linear"]
   np.testing.assert_allclose(jax.nn.softmax(read(logits)), p, rtol=1e-5)
 
 
 def test_minimiser_of_the_square_loss_is_where_its_gradient_is_zero():
   p = jnp.array([0.7, 0.2, 0.1])
-  loss = _losses.parse("rescaled_square:target_value=10,target_weight=2")
+  loss = _loss_specs.parse("rescaled_square:target_value=10,target_weight=2")
   logits = 2 * 10 * p / (2 * p + 1 - p)
   gradient = jax.grad(lambda z: loss(z[None], p[None])[0])(logits)
   np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
 
 def test_linear_readout_is_clipped_and_finite():
-  read = _losses.readouts(_losses.parse("rescaled_square:target_value=10"))
+  read = _loss_specs.probability_maps(_loss_specs.parse("rescaled_square:target_value=10"))
   scores = read["linear"](jnp.array([[-3.0, 25.0, 0.0]]))
   np.testing.assert_allclose(
     jax.nn.softmax(scores), [[1e-6, 1, 1e-6]], rtol=1e-5
   )
   for spec in ("squentropy", "rescaled_square:target_value=0"):
-    assert list(_losses.readouts(_losses.parse(spec))) == ["softmax"]
+    assert list(_loss_specs.probability_maps(_loss_specs.parse(spec))) == ["softmax"]
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,9 @@ def test_settings_that_cannot_be_run(change, message):
 
 
 def test_regimes_have_names():
-  assert Settings("iris", epochs=(3,)).regimes == {"single": 3}
-  assert Settings("iris", epochs=(3, 9)).regimes == {"short": 3, "long": 9}
-  assert list(Settings("iris", epochs=(3, 5, 9)).regimes) == [
+  assert Settings("iris", epochs=(3,)).training_lengths == {"single": 3}
+  assert Settings("iris", epochs=(3, 9)).training_lengths == {"short": 3, "long": 9}
+  assert list(Settings("iris", epochs=(3, 5, 9)).training_lengths) == [
     "short",
     "epoch_5",
     "long",

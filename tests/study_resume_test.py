@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import squentropy_study as study
-from squentropy_study import _cli, _figures, _store, _train
+from squentropy_study import _cli, _charts, _store, _train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = study.Settings(
@@ -28,7 +28,7 @@ SETTINGS = study.Settings(
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
   for name in ("reliability", "training"):
-    monkeypatch.setattr(_figures, name, lambda *_, **__: b"a picture")
+    monkeypatch.setattr(_charts, name, lambda *_, **__: b"a picture")
 
 
 def _stop_at(epoch, loss):
@@ -121,25 +121,25 @@ def test_killed_and_started_again(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-  def reached(number):
+  def progress(number):
     noise = np.random.default_rng(number).normal(size=(2, 30_000))
-    return _train.Reached(jnp.asarray(noise), [noise[:, 0]], [], [], [])
+    return _train.TrainingProgress(jnp.asarray(noise), [noise[:, 0]], [], [], [])
 
   (tmp_path / "cells").mkdir()
   checkpoint = _store.Checkpoint(tmp_path, "squentropy", every=0)
-  checkpoint.save(5, reached(0))
+  checkpoint.save(5, progress(0))
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   # No file may grow beyond this, as on a disk that is full.
   resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
   try:
     with pytest.raises(study.StudyError, match=r"cannot write .*; mend that"):
-      checkpoint.save(9, reached(1))
+      checkpoint.save(9, progress(1))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   again = _store.Checkpoint(tmp_path, "squentropy", every=0)
-  kept = again.restore(reached(2).state)
-  np.testing.assert_array_equal(kept.state, reached(0).state)
+  kept = again.restore(progress(2).state)
+  np.testing.assert_array_equal(kept.state, progress(0).state)
   # With room again it goes on.
-  again.save(9, reached(1))
-  kept = again.restore(reached(2).state)
-  np.testing.assert_array_equal(kept.state, reached(1).state)
+  again.save(9, progress(1))
+  kept = again.restore(progress(2).state)
+  np.testing.assert_array_equal(kept.state, progress(1).state)

@@ -19,11 +19,11 @@ import squentropy_jax
 import squentropy_study as study
 from squentropy_study import (
   _data,
-  _figures,
-  _report,
+  _charts,
+  _report_page,
   _store,
   _train,
-  _versions,
+  _fingerprint,
 )
 
 SETTINGS = study.Settings(
@@ -59,7 +59,7 @@ def _contents(folder):
 
 def _skip_figures(monkeypatch):
   for name in ("reliability", "training"):
-    monkeypatch.setattr(_figures, name, lambda *_, **__: b"a picture")
+    monkeypatch.setattr(_charts, name, lambda *_, **__: b"a picture")
 
 
 def _forbid_training(monkeypatch):
@@ -83,8 +83,8 @@ def test_csv_has_a_row_per_loss_readout_regime_and_seed(made):
   assert list(rows[0]) == [
     "data",
     "loss",
-    "readout",
-    "regime",
+    "probability_map",
+    "training_length",
     "epochs",
     "fold",
     "seed",
@@ -103,7 +103,7 @@ def test_csv_has_a_row_per_loss_readout_regime_and_seed(made):
     "aurc_scaled",
   ]
   keys = {
-    (row["loss"], row["readout"], row["regime"], row["epochs"], row["seed"])
+    (row["loss"], row["probability_map"], row["training_length"], row["epochs"], row["seed"])
     for row in rows
   }
   methods = [
@@ -113,9 +113,9 @@ def test_csv_has_a_row_per_loss_readout_regime_and_seed(made):
     ("squentropy", "softmax"),
   ]
   assert keys == {
-    (*method, *regime, seed)
+    (*method, *training_length, seed)
     for method in methods
-    for regime in (("short", "2"), ("long", "4"))
+    for training_length in (("short", "2"), ("long", "4"))
     for seed in "01"
   }
   assert len(rows) == len(keys) == len(results.rows)
@@ -241,7 +241,7 @@ def test_fresh_replaces_a_study_and_nothing_else(copy, monkeypatch):
   (copy / "notes.txt").write_text("mine")
   cells = []
   monkeypatch.setattr(_train, "train", lambda *_, **__: cells.append(1))
-  monkeypatch.setattr(_store, "write_cell", lambda *_: None)
+  monkeypatch.setattr(_store, "write_run_result", lambda *_: None)
   with pytest.raises(study.StudyError, match="unfinished"):
     study.run(dataclasses.replace(SETTINGS, seeds=3), copy, fresh=True)
   assert len(cells) == 3
@@ -336,7 +336,7 @@ def test_page_escapes_what_it_is_given(made, monkeypatch):
   config["notes"] = ["one column per category of: <script>alert(2)</script>"]
   settings = dataclasses.replace(SETTINGS, data="<script>3")
   results = dataclasses.replace(made[1], settings=settings)
-  page = _report.html(results, config).decode()
+  page = _report_page.html(results, config).decode()
   assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $table" in page
   assert "&lt;script&gt;alert(2)&lt;/script&gt;" in page
   assert "&lt;script&gt;3" in page
@@ -358,7 +358,7 @@ def test_damaged_files_are_named(copy):
     cell.write_bytes(flipped)
     # Some bytes say nothing that is read, such as times.
     with contextlib.suppress(study.StudyError):
-      _store.read_cell(copy, cell.stem)
+      _store.read_run_result(copy, cell.stem)
   cell.write_bytes(whole)
   config = json.loads((copy / "config.json").read_text())
   for settings in ([], {"data": "iris", "colour": 1}, {"seeds": 2}):
@@ -373,7 +373,7 @@ def test_damaged_files_are_named(copy):
 
 def test_other_code_does_not_go_on_with_a_study(copy, monkeypatch):
   _forbid_training(monkeypatch)
-  monkeypatch.setattr(_versions, "_source", lambda: "0123456789ab")
+  monkeypatch.setattr(_fingerprint, "_source", lambda: "0123456789ab")
   with pytest.raises(study.StudyError, match=r"source .*--fresh"):
     study.run(SETTINGS, copy)
 
@@ -383,9 +383,9 @@ def test_code_that_decides_no_number_may_change(tmp_path, monkeypatch):
   root = pathlib.Path(squentropy_jax.__file__).parent
   shutil.copytree(root, package)
   monkeypatch.setattr(squentropy_jax, "__file__", str(package / "__init__.py"))
-  before = _versions._source()
+  before = _fingerprint._source()
   for name, matters in [
-    ("study/_report.py", False),
+    ("study/_report_page.py", False),
     ("study/_cli.py", False),
     ("study/_train.py", True),
     ("losses/_square.py", True),
@@ -394,8 +394,8 @@ def test_code_that_decides_no_number_may_change(tmp_path, monkeypatch):
   ]:
     with (package / name).open("a") as file:
       file.write("# Other.\n")
-    assert (_versions._source() != before) == matters, name
-    before = _versions._source()
+    assert (_fingerprint._source() != before) == matters, name
+    before = _fingerprint._source()
 
 
 def test_divergence_is_reported_and_nothing_concluded(tmp_path):

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from squentropy_study import Settings, _data, _losses, _train
+from squentropy_study import Settings, _data, _loss_specs, _train
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def folds():
 
 def _train_with(folds, loss="squentropy", **settings):
   settings = {"seeds": 2, "epochs": (4,), "batch_size": 32, **settings}
-  return _train.train(Settings("iris", **settings), _losses.parse(loss), folds)
+  return _train.train(Settings("iris", **settings), _loss_specs.parse(loss), folds)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_progress_is_reported_between_segments(folds):
   seen = []
   _train.train(
     Settings("iris", seeds=1, epochs=(2, 120)),
-    _losses.parse("squentropy"),
+    _loss_specs.parse("squentropy"),
     folds,
     lambda epoch, loss: seen.append((epoch, loss)),
   )
@@ -141,7 +141,7 @@ def test_images_go_through_convolutions():
   images = data._replace(features=data.features.reshape(-1, 8, 8, 1))
   dealt = _data.fold(_data.draw(images, 200, 0), 1, 0)
   settings = Settings("digits", seeds=1, epochs=(12,), model="cnn")
-  cell = _train.train(settings, _losses.parse("cross_entropy"), dealt)
+  cell = _train.train(settings, _loss_specs.parse("cross_entropy"), dealt)
   assert cell.train_loss[-1, 0] < 0.7 * cell.train_loss[0, 0]
 
 
@@ -159,7 +159,7 @@ def test_batch_normalisation_forecasts_with_what_it_saw(folds):
 def test_fold_alone_gives_what_it_gave_in_company():
   data = _data.load("iris")
   dealt = _data.fold(data, 3, 0)
-  loss = _losses.parse("squentropy")
+  loss = _loss_specs.parse("squentropy")
   settings = Settings("iris", seeds=2, epochs=(2,), batch_size=16, folds=3)
   cell = _train.train(settings, loss, dealt)
   assert cell.test_logits.shape == (1, 6, 50, 3)

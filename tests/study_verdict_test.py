@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict follows from the numbers and names the regime."""
+"""The verdict follows from the numbers and names the training_length."""
 
 import dataclasses
 import io
@@ -9,30 +9,30 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from squentropy_study import Settings, _results, _table, _verdict
-from squentropy_study._evaluate import Evaluation, Metrics
+from squentropy_study import Settings, _results, _terminal_table, _verdict
+from squentropy_study._evaluation import Evaluation, Metrics
 from squentropy_study._results import Method, Results
-from squentropy_study._train import Cell
+from squentropy_study._train import RunResult
 
 NOISE = np.array([-1.0, 0.0, 1.0, 2.0, -2.0])
 
 
 def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
-  """Results whose ECE per loss and regime has the means given."""
+  """Results whose ECE per loss and training_length has the means given."""
   settings = Settings(
     "digits", losses=losses or tuple(ece), seeds=seeds, epochs=epochs
   )
   nothing = np.zeros((len(epochs), 1, seeds), np.int32)
-  cell = Cell(*[nothing] * len(Cell._fields))
+  cell = RunResult(*[nothing] * len(RunResult._fields))
   evaluations = {}
   for loss, means in ece.items():
-    for index, regime in enumerate(settings.regimes):
+    for index, training_length in enumerate(settings.training_lengths):
       # Each loss has a noise of its own, so the differences vary.
       spread = 0.001 * np.roll(NOISE, len(evaluations))[:seeds]
       level = (nll or {}).get(loss, 0.1)
       ece_, other = means[index] + spread, 0.2 + spread
       metrics = Metrics(0.9 + spread, level + spread, other, ece_, other, other)
-      evaluations[Method(loss, "softmax"), regime] = Evaluation(
+      evaluations[Method(loss, "softmax"), training_length] = Evaluation(
         metrics, metrics, 1 + spread, None
       )
   return Results(settings, dict.fromkeys(ece, cell), evaluations)
@@ -206,5 +206,5 @@ def test_table_prints_the_name_of_the_data_as_it_is():
   results = _results_with({"cross_entropy": (0.0, 0.0)})
   settings = dataclasses.replace(results.settings, data="[bold]mine[/red].csv")
   console = Console(width=200, file=io.StringIO())
-  console.print(_table.table(dataclasses.replace(results, settings=settings)))
+  console.print(_terminal_table.table(dataclasses.replace(results, settings=settings)))
   assert "[bold]mine[/red].csv, 5 seeds" in console.file.getvalue()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers from held-out logits: one row per readout, length and run."""
+"""Metrics of held-out rows, before and after temperature scaling."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ import numpy as np
 from squentropy_jax import calibration
 
 NUM_BINS = 15
-# What fitted temperatures are held to.
+# Bounds of the fitted temperature.
 TEMPERATURES = (0.1, 10.0)
 
 
 class Metrics(NamedTuple):
-  """What is measured of forecasts.
+  """Metrics of predicted probabilities.
 
   Attributes:
-    accuracy: Share of rows whose likeliest class is the label.
+    accuracy: Share of rows whose most probable class is the label.
     nll: Mean negative log-likelihood.
     brier: Mean Brier score, summed over classes.
-    ece: Expected calibration error, bins of equal width.
-    ace: The same with bins of equal mass.
+    ece: Expected calibration error with bins of equal width.
+    ace: Expected calibration error with bins of equal mass.
     aurc: Area under the risk-coverage curve.
   """
 
@@ -37,13 +37,13 @@ class Metrics(NamedTuple):
 METRICS = Metrics._fields
 
 
-class HeldOut(NamedTuple):
+class HeldOutLogits(NamedTuple):
   """Held-out rows of every run; the arrays have a leading axis of runs.
 
   Attributes:
-    scores: ``[runs, rows, classes]``; their softmax is the forecast.
+    scores: ``[runs, rows, classes]``; their softmax is the prediction.
     labels: ``[runs, rows]``.
-    keep: ``[runs, rows]``, False where a place holds no row.
+    keep: ``[runs, rows]``, False where an entry is padding.
   """
 
   scores: jax.Array | np.ndarray
@@ -52,12 +52,12 @@ class HeldOut(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """One loss, readout and length; the arrays have a leading axis of runs.
+  """One method at one training length; arrays have a leading axis of runs.
 
   Attributes:
-    before: Metrics of the test rows as the classifier gives them.
-    after: The same after temperature scaling.
-    temperature: Fitted on the calibration rows alone; above 1 means the
+    before: Metrics of the test rows before temperature scaling.
+    after: Metrics of the test rows after temperature scaling.
+    temperature: Fitted on the calibration rows alone; above 1 means that the
       classifier was over-confident there.
     bins: Reliability bins before temperature scaling, summed over runs.
   """
@@ -71,14 +71,14 @@ class Evaluation(NamedTuple):
 @jax.jit
 @jax.vmap
 def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
-  """Share of rows whose likeliest class is the label, of every run."""
+  """Returns the share of rows whose top class is the label, for each run."""
   return calibration.accuracy(scores, labels)
 
 
 @jax.jit
 @jax.vmap
-def measure(rows: HeldOut) -> tuple[Metrics, calibration.BinStats]:
-  """Metrics and reliability bins of every run."""
+def measure(rows: HeldOutLogits) -> tuple[Metrics, calibration.BinStats]:
+  """Returns metrics and reliability bins of each run."""
   scores, labels, keep = rows
   probabilities = jax.nn.softmax(scores, axis=-1)
   on_rows = (probabilities, labels)
@@ -99,13 +99,13 @@ def measure(rows: HeldOut) -> tuple[Metrics, calibration.BinStats]:
 @jax.jit
 @jax.vmap
 def _recalibrate(
-  rows: HeldOut, scores: jax.Array
+  rows: HeldOutLogits, scores: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Fits a temperature per run; returns them and the scaled scores."""
+  """Fits a temperature per run; returns it and the scaled scores."""
   params = calibration.fit_temperature(
     rows.scores, rows.labels, where=rows.keep
   )
-  # Few rows, all of them right, would ask for endless confidence.
+  # Without bounds, correct predictions on few rows give temperature 0.
   beta = jnp.clip(
     params.inverse_temperature, 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
   )
@@ -113,12 +113,12 @@ def _recalibrate(
   return params.temperature, calibration.apply(params, scores)
 
 
-def evaluate(fit: HeldOut, test: HeldOut) -> Evaluation:
-  """Measures before and after temperature scaling, all runs at once.
+def evaluate(fit: HeldOutLogits, test: HeldOutLogits) -> Evaluation:
+  """Computes the metrics before and after temperature scaling.
 
   Args:
-    fit: Rows to fit the temperature on.
-    test: Rows to report on.
+    fit: The calibration rows, which fit the temperature.
+    test: The test rows, which are reported.
 
   Returns:
     The evaluation.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures: reliability diagrams and training curves."""
+"""Draws reliability diagrams and training curves."""
 
 import io
 import itertools
@@ -16,18 +16,18 @@ from squentropy_jax.calibration import plots
 from squentropy_study._results import Method, Results
 
 CURVES = {
-  "train_loss": "Training loss, each its own",
+  "train_loss": "Training loss (not comparable)",
   "accuracy": "Test accuracy",
   "nll": "Test NLL",
   "ece": "Test ECE",
 }
 
-# The first three and the others of the curves; C0 and C3 are also the bars of
-# a reliability diagram. All are readable on both grounds.
+# Readable on a light and on a dark background. C0 and C3 are also the bars of a
+# reliability diagram.
 _COLORS = ("#3f7fd9", "#e07a2f", "#2fa37c", "#d1495b", "#b565c9", "#c9a227")
 
 
-def _theme(ground: str, ink: str) -> dict[Any, Any]:
+def _theme(background: str, ink: str) -> dict[Any, Any]:
   inks = (
     "axes.edgecolor",
     "axes.labelcolor",
@@ -36,7 +36,7 @@ def _theme(ground: str, ink: str) -> dict[Any, Any]:
     "xtick.color",
     "ytick.color",
   )
-  grounds = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
+  backgrounds = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
   return {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -49,37 +49,49 @@ def _theme(ground: str, ink: str) -> dict[Any, Any]:
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
     **dict.fromkeys(inks, ink),
-    **dict.fromkeys(grounds, ground),
+    **dict.fromkeys(backgrounds, background),
   }
 
 
-# The grounds and inks of the page.
-THEMES = {
+# The colors of the page.
+_THEMES = {
   "light": _theme("#ffffff", "#1f2430"),
   "dark": _theme("#171a21", "#e4e7ee"),
 }
 
 
-def png(figure: Figure) -> bytes:
-  """The bytes of a figure."""
+def figure_style(theme: str = "light") -> dict[str, Any]:
+  """Returns the style of the study's figures.
+
+  Args:
+    theme: ``light`` or ``dark``.
+
+  Returns:
+    Settings for :func:`matplotlib.rc_context`.
+  """
+  return dict(_THEMES[theme])
+
+
+def figure_png(figure: Figure) -> bytes:
+  """Returns a figure as PNG; the same figure gives the same bytes."""
   buffer = io.BytesIO()
-  # Without the name of the program, the same numbers give the same bytes.
+  # matplotlib writes its version into the file unless told not to.
   figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
   return buffer.getvalue()
 
 
-def _curve(ax: Axes, results: Results, column: str) -> None:
-  """A curve per method: mean over runs, with the band they span."""
-  once = column in ("train_loss", "accuracy")
+def _draw_curve(ax: Axes, results: Results, name: str) -> None:
+  """Draws a line per method: the mean over runs, with a band of the range."""
+  once = name == "train_loss"
   seen = set()
   for method in results.methods:
-    # The loss and the accuracy do not depend on a second readout.
+    # The training loss does not depend on the probability map.
     again = method.loss in seen
     if once and again:
       continue
     seen.add(method.loss)
-    epochs = results.cells[method.loss].curve_epochs
-    values = results.curve(method, column)
+    epochs = results.curve_epochs(method.loss)
+    values = results.curve(method, name)
     index = results.settings.losses.index(method.loss)
     color = _COLORS[index % len(_COLORS)]
     ax.plot(
@@ -95,76 +107,77 @@ def _curve(ax: Axes, results: Results, column: str) -> None:
     )
   for epoch in results.settings.epochs[:-1]:
     ax.axvline(epoch, color="0.5", linewidth=1, linestyle=":")
-  # A training that diverged has nothing to show on a logarithmic axis.
+  # A logarithmic axis cannot show a training that diverged.
   drawn = np.concatenate([line.get_ydata() for line in ax.lines])
-  if column != "accuracy" and np.isfinite(drawn).all() and drawn.max() > 0:
+  if name != "accuracy" and np.isfinite(drawn).all() and drawn.max() > 0:
     ax.set_yscale("log")
-  ax.set(title=CURVES[column], xlabel="epoch")
+  ax.set(title=CURVES[name], xlabel="epoch")
 
 
-def training(results: Results, theme: str, column: str | None = None) -> bytes:
-  """Draws training loss and test accuracy, NLL and ECE against epochs.
+def training(results: Results, theme: str, name: str | None = None) -> bytes:
+  """Draws training loss and test accuracy, NLL and ECE over epochs.
 
   Args:
     results: The numbers.
-    theme: Name in :data:`THEMES`.
-    column: Which of :data:`CURVES`; all side by side without.
+    theme: ``light`` or ``dark``.
+    name: One of :data:`CURVES`; None draws all of them side by side.
 
   Returns:
     A PNG.
   """
-  columns = list(CURVES) if column is None else [column]
-  with matplotlib.rc_context(THEMES[theme]):
-    figure = Figure(figsize=(3.9 * len(columns), 3.6))
-    axes = figure.subplots(1, len(columns), squeeze=False)[0]
-    for ax, each in zip(axes, columns, strict=True):
-      _curve(ax, results, each)
-    # The last panel has every method.
+  names = list(CURVES) if name is None else [name]
+  with matplotlib.rc_context(figure_style(theme)):
+    figure = Figure(figsize=(3.9 * len(names), 3.6))
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for ax, each in zip(axes, names, strict=True):
+      _draw_curve(ax, results, each)
+    # The last panel shows every method.
     figure.legend(
       *axes[-1].get_legend_handles_labels(),
       loc="outside lower center",
-      ncols=1 if column else 4,
+      ncols=1 if name else 4,
       fontsize="small",
     )
-    return png(figure)
+    return figure_png(figure)
 
 
-def _bins(ax: Axes, results: Results, method: Method, regime: str) -> None:
-  """A reliability diagram; its title has the mean over seeds of the ECE."""
-  bins = results.evaluations[method, regime].bins
+def _draw_bins(ax: Axes, results: Results, method: Method, length: str) -> None:
+  """Draws a reliability diagram; its title has the mean ECE over runs."""
+  bins = results.evaluations[method, length].bins
   plots.reliability_diagram(bins, ax=ax)
   for line in ax.lines:
     line.set_color(matplotlib.rcParams["text.color"])
   ax.get_legend().remove()
-  epochs = results.settings.regimes[regime]
-  ece = results.per_seed(method, regime, "ece").mean()
-  ax.set_title(f"{epochs} epochs: ECE {ece:.3f}")
+  epochs = results.settings.training_lengths[length]
+  ece = results.per_seed(method, length, "ece").mean()
+  plural = "s" if epochs > 1 else ""
+  ax.set_title(f"{epochs} epoch{plural}: ECE {ece:.3f}")
 
 
 def reliability(
   results: Results, theme: str, method: Method | None = None
 ) -> bytes:
-  """Draws reliability diagrams, the bins of all seeds added up.
+  """Draws reliability diagrams, with the bins summed over runs.
 
   Args:
     results: The numbers.
-    theme: Name in :data:`THEMES`.
-    method: One method, its regimes side by side; without, a column for every
-      method and a row for every regime.
+    theme: ``light`` or ``dark``.
+    method: Draws one method, its training lengths side by side. None draws a
+      column per method and a row per training length.
 
   Returns:
     A PNG.
   """
-  regimes = list(results.settings.regimes)
+  lengths = list(results.settings.training_lengths)
   if method is None:
-    grid = [[(each, regime) for each in results.methods] for regime in regimes]
+    grid = [[(each, length) for each in results.methods] for length in lengths]
   else:
-    grid = [[(method, regime) for regime in regimes]]
-  with matplotlib.rc_context(THEMES[theme]):
+    grid = [[(method, length) for length in lengths]]
+  with matplotlib.rc_context(figure_style(theme)):
     figure = Figure(figsize=(3 * len(grid[0]), 3.1 * len(grid)))
     axes = figure.subplots(len(grid), len(grid[0]), squeeze=False)
     for ax, panel in zip(axes.flat, itertools.chain(*grid), strict=True):
-      _bins(ax, results, *panel)
+      _draw_bins(ax, results, *panel)
       if method is None:
         name = results.label(panel[0]).replace(":", ": ").replace(",", ", ")
         ax.set_title(f"{textwrap.fill(name, 30)}\n{ax.get_title()}")
@@ -175,4 +188,4 @@ def reliability(
         ncols=3,
         fontsize="small",
       )
-    return png(figure)
+    return figure_png(figure)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error a user of the study can cause."""
+"""The error that a user of the study can cause and fix."""
 
 from collections.abc import Iterable
 import csv
@@ -8,8 +8,7 @@ import tokenize
 import zipfile
 import zlib
 
-# What readers raise on bytes that are not what the file's name says, or that
-# have changed on the disk.
+# What readers raise on a file that is damaged or of another kind.
 UNREADABLE = (
   OSError,
   EOFError,
@@ -27,12 +26,14 @@ UNREADABLE = (
 
 
 class StudyError(ValueError):
-  """Something the user can mend; the message is one line and says how."""
+  """A user error. The message is one line and says how to fix it."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> StudyError:
-  """An error that suggests the nearest of the known names."""
+  """Returns an error that suggests the nearest known name."""
   known = list(known)
   near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+  hint = (
+    f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+  )
   return StudyError(f"unknown {kind} {name!r}; {hint}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table in the terminal."""
+"""The table of results in the terminal."""
 
 from rich import box
 from rich.markup import escape
@@ -9,8 +9,8 @@ from squentropy_study import _results
 from squentropy_study._results import Results
 
 
-def table(results: Results) -> Table:
-  """Regimes side by side; the losses stand together under each number."""
+def results_table(results: Results) -> Table:
+  """Returns a group of rows per metric and a column per training length."""
   settings = results.settings
   result = Table(
     title=escape(f"{settings.data}, {settings.repeats}"),
@@ -18,22 +18,23 @@ def table(results: Results) -> Table:
     show_edge=False,
     pad_edge=False,
   )
-  result.add_column("mean ± standard deviation")
-  for regime, epochs in settings.regimes.items():
-    result.add_column(f"{regime}: {epochs} epochs", justify="right")
-  for column in _results.COLUMNS:
-    if not column.main:
+  result.add_column("mean ± standard deviation over seeds")
+  for length, epochs in settings.training_lengths.items():
+    plural = "s" if epochs > 1 else ""
+    result.add_column(f"{length}: {epochs} epoch{plural}", justify="right")
+  for measure in _results.MEASURES:
+    if not measure.main:
       continue
-    result.add_row(f"[bold]{column.title}[/bold]")
+    result.add_row(f"[bold]{measure.title}[/bold]")
     last = results.methods[-1]
     for method in results.methods:
       result.add_row(
         results.label(method),
         *(
           _results.mean_and_spread(
-            results.per_seed(method, regime, column.name), column.decimals
+            results.per_seed(method, length, measure.name), measure.decimals
           )
-          for regime in settings.regimes
+          for length in settings.training_lengths
         ),
         end_section=method is last,
       )

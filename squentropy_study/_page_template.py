@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The look of a page: one file, nothing loaded from elsewhere."""
+"""The HTML template of a page, which loads nothing from elsewhere."""
 
 from string import Template
 
@@ -13,19 +13,19 @@ PAGE = Template("""<!doctype html>
 <style>
 :root {
   color-scheme: light dark;
-  --ground: #ffffff; --ink: #1f2430; --quiet: #5b6475;
+  --background: #ffffff; --ink: #1f2430; --quiet: #5b6475;
   --line: #d9dde5; --raised: #f4f6fa; --accent: #2f6fd0;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --ground: #171a21; --ink: #e4e7ee; --quiet: #9aa4b6;
+    --background: #171a21; --ink: #e4e7ee; --quiet: #9aa4b6;
     --line: #343a47; --raised: #20242d; --accent: #7fb0ff;
   }
 }
 * { box-sizing: border-box; }
 body {
   margin: 0 auto; max-width: 66rem; padding: 1.5rem 1.25rem 4rem;
-  background: var(--ground); color: var(--ink);
+  background: var(--background); color: var(--ink);
   font: 1rem/1.55 system-ui, sans-serif;
 }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
@@ -69,7 +69,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   body { padding: 1rem .9rem 3rem; }
   table { font-size: .78rem; }
   th, td { padding: .28rem .2rem; }
-  .rest { display: block; }
+  .spread { display: block; }
 }
 </style>
 </head>

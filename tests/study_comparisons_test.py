@@ -14,13 +14,13 @@ import pytest
 from scipy import stats
 
 import squentropy_study as study
-from squentropy_study import _cli, _results, _store, _summary
+from squentropy_study import _cli, _results, _store, _comparisons
 from squentropy_study._results import Row
 
 SETS = 8
 
 
-def _folder(path, name, gain, readout="softmax", **settings):
+def _folder(path, name, gain, probability_map="softmax", **settings):
   """A study in which squentropy gains so much on every metric."""
   rows = []
   for loss, seed in itertools.product(("cross_entropy", "squentropy"), (0, 1)):
@@ -29,7 +29,7 @@ def _folder(path, name, gain, readout="softmax", **settings):
       0.5 + (gain if loss == "squentropy" else 0.0) + 0.01 * (2 * seed - 1)
     )
     numbers = [value] * (len(Row._fields) - 7)
-    rows.append(Row(name, loss, readout, "long", 300, 0, seed, *numbers))
+    rows.append(Row(name, loss, probability_map, "long", 300, 0, seed, *numbers))
   results = _results.Results(study.Settings("iris"), {}, {})
   results.__dict__["rows"] = rows
   path.mkdir()
@@ -51,7 +51,7 @@ def folders(tmp_path):
 
 def test_wins_ties_losses_interval_and_test(folders):
   paths, gains = folders
-  comparisons = _summary.compare(_summary.read(paths))
+  comparisons = _comparisons.compare(_comparisons.read(paths))
   assert {c.loss for c in comparisons} == {"squentropy"}
   by_metric = {c.metric: c for c in comparisons}
   assert "temperature" not in by_metric
@@ -70,7 +70,7 @@ def test_wins_ties_losses_interval_and_test(folders):
 
 def test_equal_everywhere_is_neither_better_nor_sure(tmp_path):
   paths = [_folder(tmp_path / str(k), f"set{k}", 0.0) for k in range(3)]
-  for comparison in _summary.compare(_summary.read(paths)):
+  for comparison in _comparisons.compare(_comparisons.read(paths)):
     assert (comparison.wins, comparison.ties, comparison.losses) == (0, 3, 0)
     assert comparison.p_value == 1
     assert math.isnan(comparison.low)
@@ -101,15 +101,15 @@ def test_command_writes_the_page(folders, tmp_path, capsys):
 def test_folders_that_cannot_be_compared(folders, tmp_path):
   paths, _ = folders
   with pytest.raises(study.StudyError, match="data set0 a second time"):
-    _summary.read([paths[0], paths[1], paths[0]])
+    _comparisons.read([paths[0], paths[1], paths[0]])
   with pytest.raises(study.StudyError, match="no finished study"):
-    _summary.read([paths[0], tmp_path / "nowhere"])
+    _comparisons.read([paths[0], tmp_path / "nowhere"])
   (paths[1] / "results.csv").write_text("a,b\n1,2\n")
   with pytest.raises(study.StudyError, match="no table of results"):
-    _summary.read(paths)
-  alone = _folder(tmp_path / "alone", "alone", 0.1, readout="linear")
+    _comparisons.read(paths)
+  alone = _folder(tmp_path / "alone", "alone", 0.1, probability_map="linear")
   with pytest.raises(study.StudyError, match="no study has cross_entropy"):
-    _summary.compare(_summary.read([alone]))
+    _comparisons.compare(_comparisons.read([alone]))
 
 
 def _edit(path, change):
@@ -129,7 +129,7 @@ def test_diverged_set_is_a_loss_and_stays_out_of_the_mean(folders, value):
     return rows
 
   _edit(paths[-1], diverge)
-  by_metric = {c.metric: c for c in _summary.compare(_summary.read(paths))}
+  by_metric = {c.metric: c for c in _comparisons.compare(_comparisons.read(paths))}
   accuracy = by_metric["accuracy"]
   assert (accuracy.wins, accuracy.ties, accuracy.losses) == (4, 1, 3)
   assert (accuracy.diverged, accuracy.other_diverged) == (1, 0)
@@ -147,7 +147,7 @@ def test_divergence_of_the_baseline_is_a_win(folders):
     return rows
 
   _edit(paths[0], diverge)
-  for comparison in _summary.compare(_summary.read(paths)):
+  for comparison in _comparisons.compare(_comparisons.read(paths)):
     assert (comparison.diverged, comparison.other_diverged) == (0, 1)
     assert comparison.wins + comparison.losses + comparison.ties == SETS
     assert comparison.wins == (6 if comparison.metric == "accuracy" else 2)
@@ -155,16 +155,16 @@ def test_divergence_of_the_baseline_is_a_win(folders):
 
 def test_rounding_is_no_difference(tmp_path):
   paths = [_folder(tmp_path / str(k), f"set{k}", 3e-7) for k in range(4)]
-  for comparison in _summary.compare(_summary.read(paths)):
+  for comparison in _comparisons.compare(_comparisons.read(paths)):
     assert comparison.ties == 4
     assert comparison.p_value == 1
 
 
 def test_order_of_the_data_sets_plays_no_part():
   ours, theirs = np.random.default_rng(0).normal(size=(2, 9))
-  method = _summary.Method("squentropy", "softmax", "long")
-  there = _summary.comparison(method, "ece", ours, theirs)
-  back = _summary.comparison(method, "ece", ours[::-1], theirs[::-1])
+  method = _comparisons.Method("squentropy", "softmax", "long")
+  there = _comparisons.comparison(method, "ece", ours, theirs)
+  back = _comparisons.comparison(method, "ece", ours[::-1], theirs[::-1])
   np.testing.assert_allclose(
     (back.low, back.high), (there.low, there.high), rtol=1e-12
   )
@@ -178,39 +178,39 @@ def test_runs_without_a_partner_are_refused(folders):
 
   _edit(paths[0], drop)
   with pytest.raises(study.StudyError, match=r"set0 .* cannot be paired"):
-    _summary.compare(_summary.read(paths))
+    _comparisons.compare(_comparisons.read(paths))
 
   def drop_baseline(rows, ours):
     return rows[ours]
 
   _edit(paths[0], drop_baseline)
   with pytest.raises(study.StudyError, match="set0 has squentropy but not"):
-    _summary.compare(_summary.read(paths))
+    _comparisons.compare(_comparisons.read(paths))
 
 
 def test_a_loss_alone_is_not_compared(folders):
   paths, _ = folders
   _edit(paths[0], lambda rows, ours: rows[~ours])
   with pytest.raises(study.StudyError, match="only cross_entropy was run"):
-    _summary.compare(_summary.read(paths[:1]))
+    _comparisons.compare(_comparisons.read(paths[:1]))
 
 
 def test_studies_that_do_not_belong_together(folders, tmp_path):
   paths, _ = folders
   other = _folder(tmp_path / "other", "other", 0.1, epochs=[40])
   with pytest.raises(study.StudyError, match=r"in epochs \(\(40,\), there"):
-    _summary.read([paths[0], other])
+    _comparisons.read([paths[0], other])
   config = json.loads((paths[1] / "config.json").read_text())
   for path in paths[:2]:
     config["settings"]["data"] = path.name
     text = json.dumps(config | {"data_sha256": "12ab"})
     (path / "config.json").write_text(text)
   with pytest.raises(study.StudyError, match="the data 1 a second time"):
-    _summary.read(paths[:2])
+    _comparisons.read(paths[:2])
   for text in ("", '"'):
     (paths[3] / "results.csv").write_text(text)
     with pytest.raises(study.StudyError, match="no table of results"):
-      _summary.read(paths[3:5])
+      _comparisons.read(paths[3:5])
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

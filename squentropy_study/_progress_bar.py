@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees while the study trains."""
+"""The progress bar in the terminal."""
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
-from squentropy_study import _run
+from squentropy_study._run import Progress
 from squentropy_study._settings import Settings
 
 
 class ProgressBar:
-  """A bar over all losses with the loss, the epoch and the time left.
+  """A bar over all losses, and a line for each finished loss.
 
-  Where nobody watches (no terminal) only the line that closes each loss is
-  printed.
+  Without a terminal only the lines are printed.
   """
 
   def __init__(self, settings: Settings, console: Console):
     self._settings = settings
     self._console = console
-    self._bar = Progress(
+    self._bar = RichProgress(
       TextColumn("{task.description}"),
       BarColumn(),
       TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-      TextColumn("loss {task.fields[value]}"),
+      TextColumn("training loss {task.fields[value]}"),
       TimeRemainingColumn(),
       TextColumn("left"),
       console=console,
@@ -51,29 +51,27 @@ class ProgressBar:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    """Takes it away."""
+    """Removes the bar."""
     self._bar.stop()
 
-  def __call__(self, progress: _run.Progress) -> None:
-    """Moves it."""
-    spec, epoch, value = progress
+  def __call__(self, progress: Progress) -> None:
+    """Updates the bar."""
+    loss, epoch, value = progress
     last = self._settings.epochs[-1]
-    done = self._settings.losses.index(spec) * last
+    done = self._settings.losses.index(loss) * last
     self._bar.update(
       self._task,
       completed=done + epoch,
-      description=spec,
+      description=loss,
       epoch=epoch,
       value="-" if value is None else f"{value:.3g}",
     )
     if done + epoch == self._total:
       self._bar.update(self._task, description="writing the report")
     if epoch == last:
-      how = (
-        "kept from before" if value is None else f"training loss {value:.3g}"
-      )
+      how = "already trained" if value is None else f"training loss {value:.3g}"
       epochs = f"{last} epoch{'s' if last > 1 else ''}"
       self._console.print(
-        f"{spec}: {epochs}, {self._settings.repeats}, {how}",
+        f"{loss}: {epochs}, {self._settings.repeats}, {how}",
         highlight=False,
       )
