@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 
-from squentropy_jax import losses
+from squentropy_jax import confusion, losses
 
 
 class LossCase(NamedTuple):
@@ -42,6 +42,11 @@ class LossCase(NamedTuple):
   hyperparameters: Mapping[str, float] = types.MappingProxyType({})
   soft_is_expected: bool = True
   size: Callable[..., float] | None = None
+
+  @property
+  def predicts(self) -> bool:
+    """Whether the loss has ``log_probs``."""
+    return hasattr(getattr(self.loss, "func", self.loss), "log_probs")
 
   def __repr__(self) -> str:
     return self.name
@@ -680,7 +685,7 @@ BINARY_CASES = (
   ),
   BinaryCase(
     name="anyloss",
-    loss=functools.partial(losses.anyloss, metric=losses.f_beta),
+    loss=functools.partial(losses.anyloss, metric=confusion.f_beta),
     reference=soft_f1,
     of_set=True,
   ),
@@ -694,7 +699,6 @@ BINARY_CASES = (
 
 # Losses with arguments of their own, tested by their family alone.
 OWN_ARGUMENTS = (
-  "assistive_distillation",
   "discriminator",
   "ensemble_distillation",
 )

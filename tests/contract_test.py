@@ -23,10 +23,8 @@ EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
 ROW = pytest.mark.parametrize(
   "case", [c for c in CASES if hasattr(c.loss, "row")], ids=repr
 )
-LINKED = pytest.mark.parametrize(
-  "case",
-  [c for c in CASES if hasattr(getattr(c.loss, "func", c.loss), "link")],
-  ids=repr,
+PREDICTS = pytest.mark.parametrize(
+  "case", [c for c in CASES if c.predicts], ids=repr
 )
 PROPER = {row.name: row.proper for row in _table.TABLE}
 SOFT = pytest.mark.parametrize(
@@ -189,16 +187,57 @@ def test_hyperparameters_may_be_traced_and_differentiated(case):
 
 
 @EVERY
-def test_a_hyperparameter_that_is_no_number_is_refused(case):
+def test_a_hyperparameter_outside_its_domain_raises(case):
   for name, value in case.hyperparameters.items():
-    with pytest.raises(ValueError, match=rf"{name} must be a scalar.*\(6,\)"):
-      case.loss(LOGITS, LABELS, **{name: jnp.full(6, value)})
+    wrong = rf"{name} must be a scalar or have the batch shape \(6,\)"
+    for shape in ((5,), (6, 1), (6, 5), (1,)):
+      with pytest.raises(ValueError, match=wrong):
+        case.loss(LOGITS, LABELS, **{name: np.full(shape, value, F32)})
     # The last is finite, but not in the dtype of the computation.
     for bad in (np.nan, np.inf, -np.inf, 1e39):
-      with pytest.raises(ValueError, match=f"{name} must be in"):
-        case.loss(LOGITS, LABELS, **{name: bad})
+      for values in (bad, np.full(6, bad)):
+        with pytest.raises(ValueError, match=f"{name} must be in"):
+          case.loss(LOGITS, LABELS, **{name: values})
     with pytest.raises(TypeError, match=f"{name} must be a real number"):
       case.loss(LOGITS, LABELS, **{name: True})
+
+
+@EVERY
+def test_a_hyperparameter_may_have_a_value_for_each_example(case):
+  hyper = case.hyperparameters
+  if not hyper:
+    assert getattr(case.loss, "hyperparameters", ({},))[0].keys() <= {"squared"}
+    return
+  keep = np.arange(6) != 3
+  each = [
+    {name: F32(value * (1 + 0.05 * i)) for name, value in hyper.items()}
+    for i in range(6)
+  ]
+  batch = {n: np.stack([row[n] for row in each]) for n in hyper}
+  for values in batch.values():
+    values[3] = np.nan  # Of a dropped example, so it is never read.
+
+  def total(values, labels):
+    loss = case.loss(LOGITS, labels, where=keep, **values)
+    return loss.sum(), loss
+
+  for labels in (LABELS, soft_labels()):
+    if labels.ndim == 2 and not case.soft_is_expected:
+      continue
+    of_all = by_operation(jax.grad(total, has_aux=True))
+    gradient_of, losses = of_all(batch, labels)
+    assert losses[3] == 0
+    for name in hyper:
+      assert gradient_of[name][3] == 0
+    for i in np.flatnonzero(keep)[:2]:
+      one, expected = by_operation(
+        jax.value_and_grad(lambda h, i=i: case.loss(LOGITS[i], labels[i], **h))
+      )(each[i])
+      np.testing.assert_allclose(losses[i], one, rtol=1e-5, atol=1e-6)
+      for name, value in expected.items():
+        np.testing.assert_allclose(
+          gradient_of[name][i], value, rtol=1e-4, atol=1e-5
+        )
 
 
 @EVERY
@@ -221,18 +260,18 @@ def test_extreme_logits_keep_a_finite_gradient(case, fill):
     chex.assert_tree_all_finite(gradient(case.loss)(logits, labels))
 
 
-# Forecasts.
+# Predicted probabilities.
 
 
-def forecast(case, logits):
-  """Probabilities through the loss's link, a partial's with its arguments."""
+def predicted(case, logits):
+  """The probabilities that a model trained with the loss predicts."""
   loss = getattr(case.loss, "func", case.loss)
-  link = getattr(loss, "link", lambda z: z)
-  scores = link(F32(logits), **getattr(case.loss, "keywords", {}))
-  return np.float64(jax.nn.softmax(scores, axis=-1))
+  keywords = getattr(case.loss, "keywords", {})
+  log_probs = loss.log_probs(F32(logits), **keywords)
+  return np.exp(np.float64(log_probs))
 
 
-@EVERY
+@PREDICTS
 def test_proper_is_what_is_least_at_the_distribution_of_labels(case):
   """At the defaults: what the table says, by minimising the reference."""
   labels = RNG.dirichlet([2.0] * 3, size=2)
@@ -248,18 +287,18 @@ def test_proper_is_what_is_least_at_the_distribution_of_labels(case):
     ]
   )
   with np.errstate(over="ignore", invalid="ignore"):
-    error = np.abs(forecast(case, least) - labels).max()
+    error = np.abs(predicted(case, least) - labels).max()
   assert (error < 1e-3) == PROPER[case.name], error
 
 
-@LINKED
-def test_a_link_leaves_out_impossible_classes(case):
+@PREDICTS
+def test_log_probs_leave_out_impossible_classes(case):
   logits = LOGITS.copy()
   logits[:, 1] = -np.inf
-  p = forecast(case, logits)
+  p = predicted(case, logits)
   np.testing.assert_array_equal(p[:, 1], 0)
   np.testing.assert_allclose(
-    np.delete(p, 1, 1), forecast(case, np.delete(LOGITS, 1, 1)), rtol=1e-5
+    np.delete(p, 1, 1), predicted(case, np.delete(LOGITS, 1, 1)), rtol=1e-5
   )
 
 
@@ -698,6 +737,7 @@ def plain_stats(logits, label):
     rest_sum=rest.sum(),
     rest_sq=jnp.square(rest).sum(),
     rest_max=rest.max(),
+    rest_expected=(jax.nn.softmax(rest) * rest).sum(),
     num_classes=jnp.asarray(float(logits.size)),
   )
 
@@ -708,9 +748,8 @@ def test_custom_rule_equals_plain_autodiff(case):
   row, label = np.float64(LOGITS[1]), int(LABELS[1])
 
   def plain(z):
-    scale = case.loss.logit_scale
-    if scale is not None:
-      z = z * scale(**case.hyperparameters)
+    if case.loss.transform is not None:
+      z = case.loss.transform(z, case.hyperparameters)
     return case.loss.row(plain_stats(z, label), **case.hyperparameters)
 
   def ours(z):

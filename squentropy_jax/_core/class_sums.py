@@ -1,258 +1,221 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over the classes other than the labelled one, a form per platform."""
+"""The record of sums over the classes other than the labelled one.
+
+The sums of a row are made in blocks of classes: a tile of a linear head, the
+classes of one device, the other targets of a sparse target distribution. Each
+block gives a `ClassSums`, and `merge` adds two of them. The table `SUMS` says
+how each sum is formed, so that every block, merge and derivative follows it.
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 
-from squentropy_jax._core import checks as _checks
-
-# Outside this range a lane is too short for a CPU's vectors, or its copy too
-# large; inside it the width nearest to the middle is taken.
-_LANE_MIN, _LANE_MID, _LANE_MAX = 16, 128, 4096
-# Below this many classes one masked pass is as fast as any other form.
-_LANES_FROM = 512
-_BLOCK = 2048
+from squentropy_jax._core.elementwise import log, rounding_error, softplus
 
 
-class Moments(NamedTuple):
-  """What one pass over a row gives; every field has the batch shape.
+class ClassSums(NamedTuple):
+  """Sums over the other, possible classes of each row.
+
+  All fields have the batch shape; ``target`` may have an axis of targets more.
+  A class is possible if it is not masked and its logit is above ``-inf``.
 
   Attributes:
     target: The labelled logit.
-    shift: The largest other logit, a constant to differentiation; 0 if none.
-    mass: The sum of ``exp(logit - shift)`` over the other classes.
-    rest_sum: The sum of the other possible logits.
-    rest_sq: The sum of their squares.
-    rest_max: The largest other logit, ``-inf`` if there is none.
-    rest_count: How many other classes are possible (logit above ``-inf``).
+    max: The reference of the exponentials. It is the largest other logit where
+      a loss reads it, and ``-inf`` for no class.
+    max_id: The class of the largest logit, the first among equals, int32.
+    sum_exp: The sum of ``exp(logit - shift)``, see `shift_of`.
+    sum_z_exp: The sum of ``logit * exp(logit - shift)``.
+    sum: The sum of the logits.
+    sum_sq: The sum of their squares.
+    num_others: How many other classes are possible.
   """
 
   target: jax.Array
-  shift: jax.Array
-  mass: jax.Array
+  max: jax.Array
+  max_id: jax.Array
+  sum_exp: jax.Array
+  sum_z_exp: jax.Array
+  sum: jax.Array
+  sum_sq: jax.Array
+  num_others: jax.Array
+
+
+class Sum(NamedTuple):
+  """How one field of `ClassSums` is formed.
+
+  Attributes:
+    term: The summand, from the logit ``z`` and ``e = exp(z - shift)``. The
+      logit is finite, and ``e`` is 0 for a class that is left out.
+    derivative: The derivative of the summand in ``z`` over ``factor``.
+    factor: A constant that is multiplied last, so that nothing overflows.
+    relative: Whether the sum is relative to ``exp(shift)``.
+  """
+
+  term: Callable[[jax.Array, jax.Array], jax.Array]
+  derivative: Callable[[jax.Array, jax.Array], jax.Array]
+  factor: float = 1.0
+  relative: bool = False
+
+
+SUMS: dict[str, Sum] = {
+  "sum_exp": Sum(lambda z, e: e, lambda z, e: e, relative=True),
+  "sum_z_exp": Sum(lambda z, e: z * e, lambda z, e: e + z * e, relative=True),
+  "sum": Sum(lambda z, e: z, lambda z, e: jnp.ones_like(z)),
+  "sum_sq": Sum(lambda z, e: z * z, lambda z, e: z, factor=2.0),
+}
+RELATIVE = frozenset(name for name, rule in SUMS.items() if rule.relative)
+
+
+class RowStats(NamedTuple):
+  r"""The statistics of one row that a row loss is a formula of.
+
+  They are the labelled logit and sums over the *other* classes: the possible
+  classes :math:`k \ne y`, which are neither masked nor of logit ``-inf``. All
+  fields have one shape and one dtype. If no other class is possible, the sums
+  and the count of others are 0, and the logarithms and the maximum ``-inf``.
+
+  Attributes:
+    target: The labelled logit :math:`z_y`.
+    log_odds: :math:`\log \sum_{k \ne y} e^{z_k} - z_y`, the log-odds of the
+      other classes, :math:`\log \frac{1 - p_y}{p_y}`. It is more accurate than
+      ``rest_lse - target``, which cancels where all logits are large.
+    rest_lse: :math:`\log \sum_{k \ne y} e^{z_k}`.
+    rest_sum: :math:`\sum_{k \ne y} z_k`.
+    rest_sq: :math:`\sum_{k \ne y} z_k^2`.
+    rest_max: :math:`\max_{k \ne y} z_k`.
+    rest_expected: :math:`\sum_{k \ne y} z_k e^{z_k} / \sum_{k \ne y} e^{z_k}`,
+      the mean of the other logits under their softmax.
+    num_classes: The number of possible classes, with the target.
+  """
+
+  target: jax.Array
+  log_odds: jax.Array
+  rest_lse: jax.Array
   rest_sum: jax.Array
   rest_sq: jax.Array
   rest_max: jax.Array
-  rest_count: jax.Array
+  rest_expected: jax.Array
+  num_classes: jax.Array
+
+  @property
+  def log_z(self) -> jax.Array:
+    r""":math:`\log \sum_k e^{z_k}`, over all possible classes."""
+    impossible = self.target == -jnp.inf
+    zero = jnp.zeros_like(self.target)
+    finite = jnp.where(impossible, zero, self.target)
+    odds = jnp.where(impossible, zero, self.log_odds)
+    return jnp.where(impossible, self.rest_lse, finite + softplus(odds))
 
 
-def class_ids(logits: jax.Array) -> jax.Array:
-  """The class id of every entry, an array like ``logits`` of int32."""
-  return lax.broadcasted_iota(
-    jnp.int32,
-    logits.shape,
-    logits.ndim - 1,
-    out_sharding=_checks.explicit_sharding(logits),
+# The sums that a field of `RowStats` is made of; other fields need none.
+NEEDS: dict[str, frozenset[str]] = {
+  "log_odds": frozenset({"sum_exp"}),
+  "rest_lse": frozenset({"sum_exp"}),
+  "rest_sum": frozenset({"sum"}),
+  "rest_sq": frozenset({"sum_sq"}),
+  # The sum carries NaN, in value and gradient, to all logits.
+  "rest_max": frozenset({"max", "sum"}),
+  "rest_expected": frozenset({"sum_exp", "sum_z_exp"}),
+}
+ALL_SUMS = frozenset().union(*NEEDS.values())
+
+
+def sums_for(fields: frozenset[str]) -> frozenset[str]:
+  """The fields of `ClassSums` that these fields of `RowStats` need."""
+  return frozenset().union(*(NEEDS.get(name, ()) for name in fields))
+
+
+def shift_of(largest: jax.Array) -> jax.Array:
+  """What is subtracted before exp: a constant, 0 if there is no class."""
+  largest = lax.stop_gradient(largest)
+  # An infinity stays: inf - inf makes the row NaN.
+  return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+
+
+def shrink_factor(largest: jax.Array, shift: jax.Array) -> jax.Array:
+  """Turns sums relative to ``exp(largest)`` into sums relative to the shift."""
+  return jnp.exp(lax.stop_gradient(largest) - shift)
+
+
+def no_classes(target: jax.Array, like: jax.Array) -> ClassSums:
+  """The sums over no class, for rows of the shape and dtype of ``like``."""
+  zero = jnp.zeros_like(like)
+  return ClassSums(
+    target=target,
+    max=jnp.full_like(like, -jnp.inf),
+    max_id=jnp.zeros(like.shape, jnp.int32),
+    sum_exp=zero,
+    sum_z_exp=zero,
+    sum=zero,
+    sum_sq=zero,
+    num_others=zero,
   )
 
 
-def _finite_shift(rest_max: jax.Array) -> jax.Array:
-  # +inf stays, so that inf - inf makes the row NaN: loud, not a silent limit.
-  return jnp.where(rest_max == -jnp.inf, jnp.zeros_like(rest_max), rest_max)
-
-
-def _masked_sums(
-  logits: jax.Array, keep: jax.Array, shift: jax.Array
-) -> tuple[jax.Array, ...]:
-  """Mass, sum, sum of squares and count of the entries in ``keep``."""
-  zero = jnp.zeros_like(logits)
-  # Masked before they are squared: total minus target has no correct digit
-  # when the target dominates.
-  kept = jnp.where(keep, logits, zero)
-  exps = jnp.where(keep, jnp.exp(logits - shift[..., None]), zero)
-  count = jnp.sum(keep, axis=-1, dtype=jnp.int32).astype(logits.dtype)
-  return exps.sum(-1), kept.sum(-1), jnp.square(kept).sum(-1), count
-
-
-def iota_moments(logits: jax.Array, labels: jax.Array) -> Moments:
-  """One masked pass: fuses on accelerators, and partitions along any axis."""
-  is_target = class_ids(logits) == labels[..., None]
-  target = jnp.where(is_target, logits, jnp.zeros_like(logits)).sum(-1)
-  keep = ~is_target & (logits != -jnp.inf)
-  rest_max = jnp.where(keep, logits, -jnp.inf).max(-1)
-  shift = _finite_shift(rest_max)
-  mass, rest_sum, rest_sq, count = _masked_sums(logits, keep, shift)
-  return Moments(target, shift, mass, rest_sum, rest_sq, rest_max, count)
-
-
-def _fold_blocks(
-  logits: jax.Array, labels: jax.Array, init: Any, step: Callable[..., Any]
-) -> Any:
-  """Folds ``step(carry, block, keep)`` over blocks of classes."""
-  num_classes = logits.shape[-1]
-  size = min(_BLOCK, num_classes)
-
-  def body(i: jax.Array, carry: Any) -> Any:
-    # The last block starts early rather than run over: no padded copy.
-    start = jnp.minimum(i * size, num_classes - size)
-    block = lax.dynamic_slice_in_dim(logits, start, size, axis=-1)
-    ids = start + class_ids(block)
-    keep = (ids >= i * size) & (ids != labels[..., None]) & (block != -jnp.inf)
-    return step(carry, block, keep)
-
-  return lax.fori_loop(0, -(-num_classes // size), body, init)
-
-
-def _block_sums(
-  logits: jax.Array, labels: jax.Array, shift: jax.Array
-) -> tuple[jax.Array, ...]:
-  def step(
-    carry: tuple[jax.Array, ...], block: jax.Array, keep: jax.Array
-  ) -> tuple[jax.Array, ...]:
-    return tuple(
-      a + b
-      for a, b in zip(carry, _masked_sums(block, keep, shift), strict=True)
-    )
-
-  return _fold_blocks(logits, labels, (jnp.zeros_like(shift),) * 4, step)
-
-
-def block_moments(logits: jax.Array, labels: jax.Array) -> Moments:
-  """The masked pass in blocks of classes: small memory for any class count."""
-  if logits.shape[-1] <= _BLOCK:
-    return iota_moments(logits, labels)
-  target = _take(logits, labels)
-  rest_max = _fold_blocks(
-    logits,
-    labels,
-    # Made of the target, so that it varies over the axes the logits vary over.
-    jnp.where(target == target, -jnp.inf, -jnp.inf).astype(logits.dtype),
-    lambda m, block, keep: jnp.maximum(
-      m, jnp.where(keep, block, -jnp.inf).max(-1)
-    ),
+def merge(a: ClassSums, b: ClassSums) -> ClassSums:
+  """The sums over the classes of both; the target is that of ``a``."""
+  largest = jnp.maximum(a.max, b.max)  # NaN if either is.
+  shift = shift_of(largest)
+  factors = [shrink_factor(x.max, shift) for x in (a, b)]
+  out = {}
+  for name, rule in SUMS.items():
+    x, y = getattr(a, name), getattr(b, name)
+    if rule.relative:
+      x, y = (v * f for v, f in zip((x, y), factors, strict=True))
+    out[name] = x + y
+  # The blocks come in the order of their classes, so `a` has the first id.
+  is_later = (b.max > a.max) | (jnp.isnan(b.max) & ~jnp.isnan(a.max))
+  return a._replace(
+    max=largest,
+    max_id=jnp.where(is_later, b.max_id, a.max_id),
+    num_others=a.num_others + b.num_others,
+    **out,
   )
-  shift = _finite_shift(rest_max)
-  sums = _block_sums(logits, labels, shift)
-  mass, rest_sum, rest_sq, count = sums
-  return Moments(target, shift, mass, rest_sum, rest_sq, rest_max, count)
 
 
-def lane_width(num_classes: int) -> int | None:
-  """The divisor of ``num_classes`` to use as lane width, or None."""
-  widths = [w for w in range(_LANE_MIN, _LANE_MAX + 1) if num_classes % w == 0]
-  if num_classes < _LANES_FROM or not widths:
-    return None
-  return min(widths, key=lambda w: abs(np.log(w / _LANE_MID)))
-
-
-def _take(array: jax.Array, index: jax.Array) -> jax.Array:
-  """``array[..., index]`` along the last axis."""
-  return jnp.take_along_axis(array, index[..., None], axis=-1)[..., 0]
-
-
-def lane_moments(
-  logits: jax.Array, labels: jax.Array, keep: jax.Array | None = None
-) -> Moments:
-  """Whole lanes summed unmasked, only the target's lane summed with a mask.
-
-  A compare with the class id inside a long reduction keeps a CPU from using
-  its vector kernels. So the classes are cut into lanes, every lane is summed
-  as it is, and the target's lane is left out and summed again, masked. Rows
-  outside ``keep`` give any value.
-  """
-  width = lane_width(logits.shape[-1])
-  if width is None:
-    return block_moments(logits, labels)
-  lanes = logits.reshape(*logits.shape[:-1], -1, width)
-  lane, offset = labels // width, labels % width
-  own = jnp.take_along_axis(lanes, lane[..., None, None], axis=-2)[..., 0, :]
-  is_own = class_ids(lanes[..., 0]) == lane[..., None]
-  is_target = class_ids(own) == offset[..., None]
-
-  target = jnp.where(is_target, own, jnp.zeros_like(own)).sum(-1)
-  rest_max = jnp.maximum(
-    jnp.where(is_own, -jnp.inf, lanes.max(-1)).max(-1),
-    jnp.where(is_target, -jnp.inf, own).max(-1),
+def row_stats(sums: ClassSums) -> RowStats:
+  """Row statistics from class sums; NaN where a row has no defined loss."""
+  shift = shift_of(sums.max)
+  log_sum = log(sums.sum_exp)
+  empty = sums.sum_exp == 0
+  # +inf has no softmax; neither has a row without a possible class.
+  undefined = (
+    (sums.target == jnp.inf)
+    | (sums.max == jnp.inf)
+    | ((sums.target == -jnp.inf) & (sums.num_others == 0))
   )
-  shift = _finite_shift(rest_max)
-  own_sums = _masked_sums(own, ~is_target, shift)
-
-  def total(own_sum: jax.Array, terms: jax.Array) -> jax.Array:
-    by_lane = terms.sum(-1)
-    return own_sum + jnp.where(is_own, jnp.zeros_like(by_lane), by_lane).sum(-1)
-
-  mass = total(own_sums[0], jnp.exp(lanes - shift[..., None, None]))
-  rest_sum = total(own_sums[1], lanes)
-  rest_sq = total(own_sums[2], jnp.square(lanes))
-  # exp(-inf) is 0 already; the other sums are taken again, masked, in the rare
-  # batch that holds an impossible class.
-  finite = jnp.isfinite(rest_sq)
-  rest_sum, rest_sq, count = lax.cond(
-    jnp.all(finite if keep is None else finite | ~keep),
-    lambda: (
-      rest_sum,
-      rest_sq,
-      # A select between constants takes the row's sharding and variance.
-      jnp.where(rest_sq == rest_sq, width * lanes.shape[-2] - 1.0, 0.0).astype(
-        logits.dtype
-      ),
-    ),
-    lambda: _block_sums(logits, labels, shift)[1:],
+  stats = RowStats(
+    target=sums.target,
+    # A loss near exp(log_odds) turns a rounding error of log_odds into many
+    # ulp of the loss, so the sum is rounded once.
+    log_odds=(shift - sums.target)
+    + (log_sum + rounding_error(shift, sums.target)),
+    rest_lse=shift + log_sum,
+    rest_sum=sums.sum,
+    rest_sq=sums.sum_sq,
+    # A maximum need not propagate NaN; the sum does.
+    rest_max=jnp.where(jnp.isnan(sums.sum), jnp.nan, sums.max),
+    rest_expected=sums.sum_z_exp
+    / jnp.where(empty, jnp.ones_like(sums.sum_exp), sums.sum_exp),
+    num_classes=sums.num_others + 1.0,
   )
-  return Moments(target, shift, mass, rest_sum, rest_sq, rest_max, count)
+  return set_nan(stats, undefined)
 
 
-@jax.custom_jvp
-def moments(
-  logits: jax.Array, labels: jax.Array, keep: jax.Array | None
-) -> Moments:
-  """Moments of ``logits`` ``[..., C]`` around valid class ids ``[...]``.
-
-  Impossible classes (``-inf`` logits) are left out of every field but
-  ``target``. Rows outside ``keep`` ``[...]`` may hold anything, NaN included:
-  their moments are finite constants with gradient 0. The form is chosen at
-  trace time when the type of the logits is sharded, else by platform at
-  lowering.
-  """
-  if _checks.explicit_sharding(logits) is not None:
-    out = iota_moments(logits, labels)
-  else:
-    out = lax.platform_dependent(
-      logits,
-      labels,
-      keep,
-      cpu=lane_moments,
-      default=lambda logits, labels, _: iota_moments(logits, labels),
-    )
-  if keep is None:
-    return out
-  return Moments(*(jnp.where(keep, f, jnp.ones_like(f)) for f in out))
+def set_nan(stats: RowStats, invalid: jax.Array) -> RowStats:
+  """Makes the value and the gradient of invalid rows NaN."""
+  factor = jnp.where(invalid, jnp.nan, 1.0).astype(stats.target.dtype)
+  out = RowStats(*(field * factor for field in stats))
+  # The gradient of a maximum reaches one logit; that of a sum all of them.
+  return out._replace(rest_max=jnp.where(invalid, out.rest_sum, out.rest_max))
 
 
-@moments.defjvp
-def _moments_jvp(
-  primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Moments, Moments]:
-  logits, labels, keep = primals
-  dlogits = tangents[0]
-  out = moments(logits, labels, keep)
-  # Without the barrier XLA finds the forward pass's exponentials again here,
-  # and keeps a copy as large as the logits.
-  shift = lax.optimization_barrier(lax.stop_gradient(out.shift))[..., None]
-  ids = class_ids(logits)
-  is_target = ids == labels[..., None]
-  drop = is_target | (logits == -jnp.inf)
-  if keep is not None:
-    is_target &= keep[..., None]
-    drop |= ~keep[..., None]
-  zero = jnp.zeros_like(dlogits)
-  drest = jnp.where(drop, zero, dlogits)
-  # A dropped entry holds the shift: finite, and its tangent is 0.
-  rest = jnp.where(drop, shift, logits)
-  largest = jnp.argmax(jnp.where(drop, -jnp.inf, logits), axis=-1)
-  is_largest = ids == largest[..., None].astype(ids.dtype)
-  return out, Moments(
-    target=jnp.where(is_target, dlogits, zero).sum(-1),
-    shift=jnp.zeros_like(out.shift),
-    mass=(jnp.exp(rest - shift) * drest).sum(-1),
-    rest_sum=drest.sum(-1),
-    # In this order the slope of a huge finite logit does not overflow.
-    rest_sq=(2.0 * (rest * drest)).sum(-1),
-    rest_max=jnp.where(is_largest, drest, zero).sum(-1),
-    rest_count=jnp.zeros_like(out.rest_count),
-  )
+def uniform_cross_entropy(stats: RowStats) -> jax.Array:
+  """The mean cross-entropy over all possible classes as the target."""
+  mean = (stats.target + stats.rest_sum) / stats.num_classes
+  return softplus(stats.log_odds) + (stats.target - mean)

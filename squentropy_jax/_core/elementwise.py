@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of single numbers that several losses share, exact on their seams.
+"""Elementwise functions that several losses share.
 
-Arguments are arrays of one shape, or scalars, of one dtype. Derivatives are
-finite wherever the value is, also at a parameter of 0 and at an infinite ``x``.
+Arguments are arrays of one shape, or scalars, of one dtype. Each function is
+accurate on both sides of a limit that it passes through. Derivatives are finite
+wherever the value is, also at a parameter of 0 and at an infinite ``x``.
 """
 
 import math
@@ -10,15 +11,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-# In the place of an infinity that may meet a 0; its square fits in float32.
+# Replaces an infinity that may be multiplied by 0; its square fits in float32.
 HUGE = 1e18
-# Below it a probability that is read off a clipped score counts as impossible;
-# a 0 would make the log-likelihood of one surprise infinite.
+# The least probability that is read off a clipped score: a probability of 0
+# would make the log-likelihood of one surprise infinite.
 PROBABILITY_FLOOR = 1e-6
-# Below it a derivative by the parameter is summed as a series: above it the
-# quotient loses less than two digits.
+# Below it a derivative in the parameter is summed as a series. Above it the
+# relative error of the quotient is below 100 ulp.
 _SMALL = 0.05
-# Of (y e^y - (e^y - 1)) / y^2 and of (y / (1 + y) - log(1 + y)) / y^2.
+# Power series of (y e^y - (e^y - 1)) / y^2, and below it that of
+# (y / (1 + y) - log(1 + y)) / y^2.
 _EXPM1_SERIES = (
   1 / 2,
   1 / 3,
@@ -40,6 +42,41 @@ def _polynomial(y: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
 
 
 @jax.custom_jvp
+def sigmoid(x: jax.Array) -> jax.Array:
+  """The logistic function; its derivative is accurate on both sides of 0."""
+  return jax.lax.logistic(x)
+
+
+sigmoid.defjvps(lambda dx, _, x: dx * sigmoid(x) * sigmoid(-x))
+
+
+@jax.custom_jvp
+def softplus(x: jax.Array) -> jax.Array:
+  """``log(1 + exp(x))``, with gradient ``sigmoid(x)`` at infinities too."""
+  return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+softplus.defjvps(lambda dx, _, x: dx * sigmoid(x))
+
+
+def log(x: jax.Array) -> jax.Array:
+  """``log(x)``; at 0 it is ``-inf`` with gradient 0."""
+  positive = x != 0
+  return jnp.where(
+    positive, jnp.log(jnp.where(positive, x, jnp.ones_like(x))), -jnp.inf
+  )
+
+
+def rounding_error(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The rounding error of ``a - b``, exactly; 0 where it is not finite."""
+  difference = a - b
+  other = difference - a
+  lost = (a - (difference - other)) - (b + other)
+  lost = jnp.where(jnp.isfinite(difference), lost, jnp.zeros_like(lost))
+  return jax.lax.stop_gradient(lost)
+
+
+@jax.custom_jvp
 def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
   """``weight x``, and 0 where the weight is 0 and ``x`` infinite."""
   missing = jnp.isinf(x) & (weight == 0)
@@ -54,7 +91,7 @@ weighted.defjvps(
 
 @jax.custom_jvp
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
-  """``a / b``, with a slope that does not square a small ``b``."""
+  """``a / b``, with a derivative that does not square a small ``b``."""
   return a / b
 
 
@@ -89,8 +126,8 @@ def _expm1_over_jvp(
   y = a * bounded
   small = jnp.abs(y) < _SMALL
   near = _polynomial(jnp.where(small, y, jnp.zeros_like(y)), _EXPM1_SERIES)
-  # Where the value overflows its slopes stay finite: an infinite one would be
-  # NaN times the slope of 0 of what underflows.
+  # Where the value overflows its derivatives stay finite: an infinite one
+  # times the derivative 0 of what underflows would be NaN.
   top = float(jnp.finfo(x.dtype).max)
   y = jnp.minimum(y, 0.999 * math.log(top))
   y_far = jnp.where(small, jnp.ones_like(y), y)
@@ -135,5 +172,5 @@ def _log1p_over_jvp(
   by_a = jnp.where(small, bounded * bounded * near, far)
   zero = jnp.zeros_like(y)
   by_x = 1.0 / (1.0 + jnp.where(inside, y, zero))
-  by_x, by_a = (jnp.where(inside, slope, zero) for slope in (by_x, by_a))
+  by_x, by_a = (jnp.where(inside, d, zero) for d in (by_x, by_a))
   return _log1p_over(x, a), by_x * dx + by_a * da

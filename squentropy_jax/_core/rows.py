@@ -1,366 +1,316 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Row statistics, and the evaluation of a loss that is a formula over them."""
+"""Row losses: formulas over `RowStats`, declared once by `row_loss`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import inspect
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, overload
 
 import jax
+from jax.extend import core
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
 
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import class_sums as _moments
+from squentropy_jax._core import class_sums, dense_sums
+from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.declared import LogScores, Loss, P
+from squentropy_jax._core.distributions import Target, possible_logits
+from squentropy_jax._core.hyperparameters import (
+  Domain,
+  Hyperparameters,
+  Static,
+  declared,
+  expanded,
+  with_defaults_of,
+)
 
-
-class RowStats(NamedTuple):
-  r"""What a row loss may know of one row: the target and the rest.
-
-  The rest are the classes :math:`k \ne y` that are possible, that is neither
-  masked nor of logit ``-inf``. All fields have one shape and one dtype. With an
-  empty rest the sums are 0 and the logarithms and the maximum ``-inf``.
-
-  Attributes:
-    target: The labelled logit :math:`z_y`.
-    log_odds: :math:`\log \sum_{k \ne y} e^{z_k} - z_y`, the log-odds of the
-      rest, :math:`\log \frac{1 - p_y}{p_y}`. Prefer it to
-      ``rest_lse - target``, which loses the digits of a large common shift.
-    rest_lse: :math:`\log \sum_{k \ne y} e^{z_k}`.
-    rest_sum: :math:`\sum_{k \ne y} z_k`.
-    rest_sq: :math:`\sum_{k \ne y} z_k^2`.
-    rest_max: :math:`\max_{k \ne y} z_k`.
-    num_classes: The target and the possible others, counted.
-  """
-
-  target: jax.Array
-  log_odds: jax.Array
-  rest_lse: jax.Array
-  rest_sum: jax.Array
-  rest_sq: jax.Array
-  rest_max: jax.Array
-  num_classes: jax.Array
+Q = ParamSpec("Q")
+# ``formula(stats, **hyperparameters)``, element by element.
+RowFormula = Callable[..., jax.Array]
 
 
-class RowForm(Protocol):
-  """A formula over `RowStats`, element by element."""
-
-  def __call__(
-    self, stats: RowStats, /, **hyperparameters: Any
-  ) -> jax.Array: ...
-
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def with_row(
-  row: Callable[..., jax.Array],
-  logit_scale: Callable[..., jax.typing.ArrayLike] | None = None,
-) -> Callable[[_F], _F]:
-  """Gives a loss its row form, as the attribute ``row``.
-
-  With ``logit_scale`` the statistics are those of the logits times
-  ``logit_scale(**hyperparameters)``; it becomes an attribute too, else None.
-  """
-
-  def attach(loss: _F) -> _F:
-    loss.row = row  # type: ignore[attr-defined]
-    loss.logit_scale = logit_scale  # type: ignore[attr-defined]
-    return loss
-
-  return attach
-
-
-def with_link(link: Callable[..., jax.Array]) -> Callable[[_F], _F]:
-  """Gives a loss its link, as the attribute ``link``.
-
-  ``link(logits, **hyperparameters)`` maps logits, the class axis last, to
-  scores whose softmax is the forecast; impossible classes stay so. A loss
-  without one has the softmax of the logits themselves.
-  """
-
-  @functools.wraps(link)
-  def widened(
-    logits: jax.typing.ArrayLike, **hyperparameters: Any
-  ) -> jax.Array:
-    array = _checks.as_logits(logits)
-    array = array.astype(_checks.compute_dtype(array.dtype))
-    scores = link(array, **hyperparameters)
-    return jnp.where(array == -jnp.inf, array, scores)
-
-  def attach(loss: _F) -> _F:
-    loss.link = widened  # type: ignore[attr-defined]
-    return loss
-
-  return attach
-
-
-@jax.custom_jvp
-def sigmoid(x: jax.Array) -> jax.Array:
-  """The logistic function; its derivative keeps its digits on both sides."""
-  return jax.lax.logistic(x)
-
-
-sigmoid.defjvps(lambda dx, _, x: dx * sigmoid(x) * sigmoid(-x))
-
-
-@jax.custom_jvp
-def softplus(x: jax.Array) -> jax.Array:
-  """``log(1 + exp(x))``, with gradient ``sigmoid(x)`` at infinities too."""
-  return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-softplus.defjvps(lambda dx, _, x: dx * sigmoid(x))
-
-
-def _log(x: jax.Array) -> jax.Array:
-  """``log(x)``; at 0 it is ``-inf`` with gradient 0."""
-  positive = x != 0
-  return jnp.where(
-    positive, jnp.log(jnp.where(positive, x, jnp.ones_like(x))), -jnp.inf
-  )
-
-
-def _rounding(a: jax.Array, b: jax.Array) -> jax.Array:
-  """What ``a - b`` loses to rounding, exactly; 0 where it is not finite."""
-  difference = a - b
-  other = difference - a
-  lost = (a - (difference - other)) - (b + other)
-  lost = jnp.where(jnp.isfinite(difference), lost, jnp.zeros_like(lost))
-  return jax.lax.stop_gradient(lost)
-
-
-def stats_of(m: _moments.Moments) -> RowStats:
-  """Row statistics from moments; NaN where a row has no defined loss."""
-  log_mass = _log(m.mass)
-  # +inf has no softmax; neither has a row without a possible class.
-  undefined = (
-    (m.target == jnp.inf)
-    | (m.rest_max == jnp.inf)
-    | ((m.target == -jnp.inf) & (m.rest_count == 0))
-  )
-  stats = RowStats(
-    target=m.target,
-    # A loss near exp(log_odds) turns each rounding of it into many ulps, so
-    # there is one rounding only.
-    log_odds=(m.shift - m.target) + (log_mass + _rounding(m.shift, m.target)),
-    rest_lse=m.shift + log_mass,
-    rest_sum=m.rest_sum,
-    rest_sq=m.rest_sq,
-    # A maximum need not carry a NaN; the mass does.
-    rest_max=m.rest_max + 0.0 * jnp.where(jnp.isnan(m.mass), m.mass, 0.0),
-    num_classes=m.rest_count + 1.0,
-  )
-  return poison(stats, undefined)
-
-
-def centre(z: jax.Array, **_: Any) -> jax.Array:
-  """The logits less their mean, for a loss that does not depend on it."""
-  possible = z != -jnp.inf
-  count = jnp.maximum(possible.sum(-1, keepdims=True, dtype=jnp.int32), 1)
-  total = jnp.where(possible, z, jnp.zeros_like(z)).sum(-1, keepdims=True)
-  return z - jax.lax.stop_gradient(total / count.astype(z.dtype))
-
-
-def divided(z: jax.Array, scale: jax.typing.ArrayLike) -> jax.Array:
-  """The logits less the largest, over ``scale``, for a loss of differences.
-
-  So no digit of a common shift is lost to the division.
-  """
-  possible = z != -jnp.inf
-  top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
-  # An infinity would make the slope in the scale NaN.
-  below = jnp.where(possible, z - top, jnp.zeros_like(z))
-  return jnp.where(possible, below / scale, z)
-
-
-def poison(stats: RowStats, bad: jax.Array) -> RowStats:
-  """Makes the value and the gradient of bad rows NaN."""
-  factor = jnp.where(bad, jnp.nan, 1.0).astype(stats.target.dtype)
-  out = RowStats(*(field * factor for field in stats))
-  # The slope of a maximum reaches one logit; that of a sum reaches them all.
-  return out._replace(rest_max=jnp.where(bad, out.rest_sum, out.rest_max))
-
-
-class _Form(NamedTuple):
-  """How a loss comes from a row, without its arrays.
+class Transform(NamedTuple):
+  """What is done to the logits before their statistics are taken.
 
   Attributes:
-    formula: The row form; with ``apply`` a formula of more than statistics.
-    prepare: What is done to the logits before their statistics, given the
-      hyper-parameters; impossible classes hold ``-inf``.
-    apply: ``apply(formula, stats, z, targets, hyperparameters)``, the losses of
-      ``targets`` ``[..., n]`` in the rows ``z`` ``[..., C]``.
+    divide_by: The hyper-parameter that divides the logits, or None.
+    subtract: ``"max"`` or ``"mean"`` of the row, for a loss that does not
+      change if all logits are shifted, or None. It avoids cancellation in
+      dense losses; a fused head leaves it out.
   """
 
-  formula: Callable[..., jax.Array]
-  prepare: Callable[..., jax.Array] | None = None
-  apply: Callable[..., jax.Array] | None = None
+  divide_by: str | None = None
+  subtract: str | None = None
+
+  def __call__(self, z: jax.Array, numbers: dict[str, jax.Array]) -> jax.Array:
+    """The transformed logits, the class axis last, ``-inf`` where they are."""
+    possible, finite = possible_logits(z)
+    if self.subtract == "max":
+      top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
+      # An infinity would make the derivative in the divisor NaN.
+      finite = jnp.where(possible, z - top, jnp.zeros_like(z))
+    elif self.subtract == "mean":
+      count = jnp.maximum(possible.sum(-1, keepdims=True, dtype=jnp.int32), 1)
+      mean = finite.sum(-1, keepdims=True) / count.astype(z.dtype)
+      finite = z - jax.lax.stop_gradient(mean)
+    if self.divide_by is not None:
+      finite = finite / numbers[self.divide_by]
+    return jnp.where(possible, finite, z)
+
+  def factor(self, numbers: Mapping[str, jax.Array]) -> jax.Array | None:
+    """What a fused head multiplies the logits by, or None for 1."""
+    return None if self.divide_by is None else 1.0 / numbers[self.divide_by]
 
 
-def _hard(
-  form: _Form,
-  z: jax.Array,
-  labels: jax.Array,
-  keep: jax.Array | None,
-  mask: jax.Array | None,
-  hyperparameters: dict[str, jax.Array],
-) -> jax.Array:
-  """Loss of rows with class ids; a masked class holds ``-inf``."""
-  last = min(z.shape[-1] - 1, jnp.iinfo(labels.dtype).max)
-  bad = (labels < 0) | (labels > last)
-  ids = jnp.clip(labels, 0, last).astype(jnp.int32)
-  if mask is not None:
-    own = _moments.class_ids(z) == ids[..., None]
-    bad |= ~jnp.any(mask & own, axis=-1)
-  stats = poison(stats_of(_moments.moments(z, ids, keep)), bad)
-  if form.apply is None:
-    return form.formula(stats, **hyperparameters)
-  stats = RowStats(*(field[..., None] for field in stats))
-  loss = form.apply(form.formula, stats, z, ids[..., None], hyperparameters)
-  return loss[..., 0]
+class RowLoss(Loss[P], Generic[P]):
+  """A loss that is a formula over `RowStats`; made by `row_loss`.
 
+  Attributes:
+    formula: The formula.
+    transform: What is done to the logits first, or None.
+    uniform: The formula of the mean loss over all possible classes as the
+      target, or None.
+  """
 
-def leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
-  """For every entry the sum of the others; never subtracts the largest."""
-  zero = jnp.zeros_like(x)
-  others = jnp.where(is_largest, zero, x).sum(-1, keepdims=True)
-  return jnp.where(is_largest, others, x.sum(-1, keepdims=True) - x)
+  def __init__(
+    self,
+    function: Callable[P, jax.Array],
+    formula: RowFormula,
+    hyperparameters: Hyperparameters,
+    transform: Transform | None,
+    log_scores: LogScores | None,
+    uniform: RowFormula | None,
+  ) -> None:
+    super().__init__(function, hyperparameters, log_scores)
+    self.formula = formula
+    self.transform = transform
+    self.uniform = uniform
 
-
-def all_class_stats(z: jax.Array) -> RowStats:
-  """Statistics of every class taken as the target, in one pass over the row."""
-  ids = _moments.class_ids(z)
-  zero = jnp.zeros_like(z)
-  possible = z != -jnp.inf
-  size = jnp.where(possible, z, zero)
-
-  def first_argmax(x: jax.Array) -> jax.Array:
-    return ids == jnp.argmax(x, axis=-1).astype(ids.dtype)[..., None]
-
-  is_top = first_argmax(z)
-  top = jnp.where(is_top & possible, z, zero).sum(-1, keepdims=True)
-  others = jnp.where(is_top, -jnp.inf, z)
-  is_second = first_argmax(others)
-  second = jnp.where(is_second & possible & ~is_top, z, zero)
-  second = second.sum(-1, keepdims=True)
-  count = possible.sum(-1, keepdims=True, dtype=jnp.int32).astype(z.dtype)
-  # Shifted by the largest of the rest: the top class needs its own sum, the
-  # other classes share one that holds the top and is therefore at least 1.
-  shift = jax.lax.stop_gradient(jnp.where(is_top, second, top))
-  shared = jnp.exp(z - jax.lax.stop_gradient(top))
-  own = jnp.exp(others - jax.lax.stop_gradient(second)).sum(-1, keepdims=True)
-  mass = jnp.where(is_top, own, leave_one_out(shared, is_top))
-  is_widest = first_argmax(jnp.abs(size))
-  rest_count = count - possible.astype(z.dtype)
-  rest_max = jnp.where(is_top, second, jnp.broadcast_to(top, z.shape))
-  return stats_of(
-    _moments.Moments(
-      target=z,
-      shift=shift,
-      mass=mass,
-      rest_sum=leave_one_out(size, is_widest),
-      rest_sq=leave_one_out(jnp.square(size), is_widest),
-      rest_max=jnp.where(rest_count > 0, rest_max, -jnp.inf),
-      rest_count=rest_count,
+  def public(self, function: Callable[Q, jax.Array]) -> "RowLoss[Q]":
+    """The loss with the signature, docstring and defaults of ``function``."""
+    return RowLoss(
+      function,
+      self.formula,
+      with_defaults_of(self.hyperparameters, function),
+      self.transform,
+      self._log_scores,
+      self.uniform,
     )
-  )
 
+  def row(self, stats: RowStats, /, **hyperparameters: Any) -> jax.Array:
+    """Computes the loss from row statistics, without checks.
 
-def _expected(
-  form: _Form,
-  z: jax.Array,
-  labels: jax.Array,
-  mask: jax.Array | None,
-  hyperparameters: dict[str, jax.Array],
-) -> jax.Array:
-  """Expected loss under target distributions, ``sum_k p_k loss(z, k)``."""
-  p = labels.astype(z.dtype)
-  impossible = z == -jnp.inf
-  stats = all_class_stats(z)
+    Args:
+      stats: Row statistics, of the transformed logits if the loss has a
+        transform.
+      **hyperparameters: Those of the loss, scalars or of the statistics' shape.
 
-  def each(stats: RowStats) -> jax.Array:
-    if form.apply is None:
-      return form.formula(stats, **hyperparameters)
-    ids = _moments.class_ids(z)
-    return form.apply(form.formula, stats, z, ids, hyperparameters)
+    Returns:
+      The loss of each row.
+    """
+    values = self.hyperparameters.complete(hyperparameters, self.__name__)
+    return self.formula(stats, **values)
 
-  # Mass 0 adds exactly 0 where the class is impossible or its loss infinite:
-  # it is evaluated on harmless numbers there, or 0 * inf would be NaN.
-  infinite = jnp.isinf(jax.lax.stop_gradient(each(stats)))
-  skip = (p == 0) & (impossible | infinite)
-  harmless = RowStats(*(jnp.zeros_like(z),) * 6, stats.num_classes)
-  stats = RowStats(
-    *(jnp.where(skip, h, s) for h, s in zip(harmless, stats, strict=True))
-  )
-  loss = jnp.where(skip, jnp.zeros_like(z), p * each(stats))
-  bad = impossible.all(-1)
-  if mask is not None:
-    bad |= jnp.any((p != 0) & ~mask, axis=-1)
-  return loss.sum(-1) * jnp.where(bad, jnp.nan, 1.0).astype(z.dtype)
+  def evaluate(
+    self,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    **values: Any,
+  ) -> jax.Array:
+    """The loss of each example, through the prelude."""
+    arguments, axis, static = prelude.checked(
+      logits,
+      labels,
+      axis=axis,
+      where=where,
+      hyperparameters=self.hyperparameters,
+      values=self.hyperparameters.complete(values, self.__name__),
+    )
+    return _evaluate(self, axis, static, arguments)
 
 
 # Compiled here, so that a call outside jit is one dispatch; inlined in a trace.
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _evaluate(
-  form: _Form,
-  axis: int,
-  logits: jax.Array,
-  targets: jax.Array,
-  where: jax.Array | None,
-  hyperparameters: dict[str, jax.Array],
+  loss: RowLoss[Any], axis: int, static: Static, arguments: prelude.Arguments
 ) -> jax.Array:
-  """`evaluate` on checked arguments."""
-  z = jnp.moveaxis(logits, axis, -1)
-  z = z.astype(_checks.compute_dtype(z.dtype))
-  hard = jnp.issubdtype(targets.dtype, jnp.integer)
-  if not hard:
-    targets = jnp.moveaxis(targets, axis, -1)
-  keep, mask = where, None
-  if where is not None and where.ndim == z.ndim:
-    mask = jnp.moveaxis(where, axis, -1)
-    keep = mask.any(-1)
-    z = jnp.where(mask, z, -jnp.inf)
-    mask |= ~keep[..., None]
-  # Harmless inputs before any arithmetic, so that no NaN reaches a gradient.
-  # The sums of a row form with class ids take `keep` and need no such pass.
-  if keep is not None:
-    if not hard or form.prepare is not None or form.apply is not None:
-      z = jnp.where(keep[..., None], z, jnp.zeros_like(z))
-    kept = keep if hard else keep[..., None]
-    targets = jnp.where(kept, targets, jnp.zeros_like(targets))
-  if form.prepare is not None:
-    z = form.prepare(z, **hyperparameters)
-  if hard:
-    loss = _hard(form, z, targets, keep, mask, hyperparameters)
+  assert arguments.labels is not None
+  formula = functools.partial(loss.formula, **dict(static))
+  is_hard = jnp.issubdtype(arguments.labels.dtype, jnp.integer)
+  in_place = is_hard and loss.transform is None
+  ready = prelude.prepare(
+    arguments, axis, loss.hyperparameters, in_place=in_place
+  )
+  z, numbers = ready.logits, ready.numbers
+  if loss.transform is not None:
+    z = loss.transform(z, expanded(numbers))
+  if is_hard:
+    assert ready.ids is not None
+    fields = fields_read(loss.formula, tuple(numbers), static)
+    sums = dense_sums.class_sums(
+      z,
+      ready.ids,
+      axis=axis if in_place else z.ndim - 1,
+      keep=ready.keep,
+      reads=class_sums.sums_for(fields),
+    )
+    stats = class_sums.set_nan(class_sums.row_stats(sums), ready.invalid)
+    value = formula(stats, **numbers)
   else:
-    loss = _expected(form, z, targets, mask, hyperparameters)
-  return loss if keep is None else jnp.where(keep, loss, jnp.zeros_like(loss))
+    target = Target(None, ready.probabilities)
+    one_axis_more = expanded(numbers)
+    value = target.expected(z, lambda stats: formula(stats, **one_axis_more))
+    value *= prelude.nan_factor(ready.invalid, z.dtype)
+  return prelude.drop(value, ready.keep)
 
 
-def evaluate(
-  row: Callable[..., jax.Array],
-  logits: jax.typing.ArrayLike,
-  labels: jax.typing.ArrayLike,
+@functools.lru_cache(maxsize=1024)
+def fields_read(
+  formula: RowFormula, numbers: tuple[str, ...], static: Static = ()
+) -> frozenset[str]:
+  """The fields of `RowStats` that a formula depends on."""
+  number = jax.ShapeDtypeStruct((), np.float32)
+  stats = RowStats._make([number] * len(RowStats._fields))
+  jaxpr = jax.make_jaxpr(
+    lambda s, h: formula(s, **h, **dict(static)), return_shape=False
+  )(stats, dict.fromkeys(numbers, number)).jaxpr
+  live = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+  for eqn in reversed(jaxpr.eqns):
+    if live.intersection(eqn.outvars):
+      live.update(v for v in eqn.invars if isinstance(v, core.Var))
+  return frozenset(
+    field
+    for field, v in zip(RowStats._fields, jaxpr.invars, strict=False)
+    if v in live
+  )
+
+
+def _signature(
+  formula: RowFormula, hyperparameters: Hyperparameters
+) -> inspect.Signature:
+  """The signature of a loss that is made from a formula alone."""
+  kind = inspect.Parameter
+  known = inspect.signature(formula).parameters
+  return inspect.Signature(
+    [
+      kind("logits", kind.POSITIONAL_OR_KEYWORD, annotation=ArrayLike),
+      kind("labels", kind.POSITIONAL_OR_KEYWORD, annotation=ArrayLike),
+      *(known[name] for name in hyperparameters.domains),
+      kind("axis", kind.KEYWORD_ONLY, default=-1, annotation=int),
+      kind("where", kind.KEYWORD_ONLY, default=None),
+    ],
+    return_annotation=jax.Array,
+  )
+
+
+@overload
+def row_loss(
+  formula: RowFormula,
   *,
-  axis: int = -1,
-  where: jax.typing.ArrayLike | None = None,
-  prepare: Callable[..., jax.Array] | None = None,
-  apply: Callable[..., jax.Array] | None = None,
-  **hyperparameters: tuple[Any, str],
-) -> jax.Array:
-  """The per-example loss whose row form is ``row``: every law in one place.
+  domains: Mapping[str, Domain] | None = None,
+  transform: Transform | None = None,
+  log_probs: LogScores | None = None,
+  uniform: RowFormula | None = None,
+) -> RowLoss[Any]: ...
 
-  `_Form` tells what ``prepare`` and ``apply`` are. A hyper-parameter comes with
-  the interval that it must be in.
+
+@overload
+def row_loss(
+  formula: None = None,
+  *,
+  domains: Mapping[str, Domain] | None = None,
+  transform: Transform | None = None,
+  log_probs: LogScores | None = None,
+  uniform: RowFormula | None = None,
+) -> Callable[[RowFormula], RowLoss[Any]]: ...
+
+
+def row_loss(
+  formula: RowFormula | None = None,
+  *,
+  domains: Mapping[str, Domain] | None = None,
+  transform: Transform | None = None,
+  log_probs: LogScores | None = None,
+  uniform: RowFormula | None = None,
+) -> RowLoss[Any] | Callable[[RowFormula], RowLoss[Any]]:
+  r"""Makes a loss from a formula over the statistics of a row.
+
+  The loss is called as ``loss(logits, labels, *, hyperparameters, axis=-1,
+  where=None)`` and is used exactly as the library's: with class ids and soft
+  labels, masks, hyper-parameters for each example, `fused.linear_loss` and
+  vocabulary-parallel heads. For a formula :math:`f` and a row with class
+  :math:`y`,
+
+  .. math::
+    \ell(z, y) = f(z_y, \; \{z_k\}_{k \ne y}), \qquad
+    \ell(z, p) = \sum_k p_k \, \ell(z, k) .
+
+  Args:
+    formula: A function ``formula(stats, *, hyperparameters)`` that computes the
+      loss from `RowStats`, element by element, with jax.numpy operations. Its
+      keyword-only arguments are the hyper-parameters, their defaults those of
+      the loss. Without it, ``row_loss`` returns a decorator.
+    domains: The interval of each hyper-parameter, such as ``{"scale":
+      "[0, inf)"}``, or ``bool`` or ``int`` for a static setting. By default
+      every real number is allowed.
+    transform: What is done to the logits before their statistics, such as
+      ``rows.Transform(divide_by="temperature")``.
+    log_probs: ``log_probs(logits, **hyperparameters)`` gives scores whose
+      softmax is what a model trained with the loss predicts; the class axis is
+      the last one. By default that is the softmax of the logits.
+    uniform: The formula of the mean loss over all possible classes as the
+      target, for label smoothing in fused heads.
+
+  Returns:
+    The loss, or a decorator that makes it.
+
+  Raises:
+    TypeError: If ``domains`` names an argument that the formula does not have,
+      or if the formula has an argument ``axis`` or ``where``.
+    ValueError: If an interval cannot be read, or if ``transform`` divides by an
+      argument that the formula does not have.
+
+  Examples:
+    >>> my_loss = squentropy_jax.row_loss(
+    ...   lambda stats, *, scale=1.0: stats.log_z + scale * stats.rest_sq
+    ... )
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(my_loss(logits, jnp.array([0, 2]), scale=0.1))
+    [2.2698 1.8053]
+
+  .. seealso:: :class:`squentropy_jax.RowStats`,
+    :func:`squentropy_jax.fused.linear_loss`
   """
-  array, targets, axis, where = _checks.as_examples(logits, labels, axis, where)
-  dtype = _checks.compute_dtype(array.dtype)
-  scalars = _checks.as_scalars(hyperparameters, dtype)
-  form = _Form(row, prepare, apply)
-  return _evaluate(form, axis, array, jnp.asarray(targets), where, scalars)
+  if formula is None:
+    return functools.partial(
+      row_loss,
+      domains=domains,
+      transform=transform,
+      log_probs=log_probs,
+      uniform=uniform,
+    )
+  hyperparameters = declared(formula, domains)
+  divisor = None if transform is None else transform.divide_by
+  if divisor is not None and divisor not in hyperparameters.domains:
+    known = ", ".join(hyperparameters.domains) or "none"
+    raise ValueError(
+      f"transform divides by {divisor!r}, which is no keyword-only argument of "
+      f"the formula. It has {known}."
+    )
 
+  def call(logits: ArrayLike, labels: ArrayLike, **keywords: Any) -> jax.Array:
+    return loss.evaluate(logits, labels, **keywords)
 
-def hyperparameter_names(row: Callable[..., Any]) -> tuple[str, ...]:
-  """The keyword-only arguments of a row form."""
-  parameters = inspect.signature(row).parameters.values()
-  return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+  functools.update_wrapper(call, formula)
+  call.__signature__ = _signature(  # type: ignore[attr-defined]
+    formula, hyperparameters
+  )
+  loss: RowLoss[Any] = RowLoss(
+    call, formula, hyperparameters, transform, log_probs, uniform
+  )
+  return loss

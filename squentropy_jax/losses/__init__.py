@@ -1,19 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classification losses on logits, one number per example."""
+"""Classification losses, one number per example."""
 
-from squentropy_jax.losses._anyloss import (
-  SoftConfusionMatrix as SoftConfusionMatrix,
-)
-from squentropy_jax.losses._anyloss import accuracy as accuracy
 from squentropy_jax.losses._anyloss import anyloss as anyloss
-from squentropy_jax.losses._anyloss import (
-  balanced_accuracy as balanced_accuracy,
-)
-from squentropy_jax.losses._anyloss import f_beta as f_beta
-from squentropy_jax.losses._anyloss import geometric_mean as geometric_mean
-from squentropy_jax.losses._anyloss import (
-  soft_confusion_matrix as soft_confusion_matrix,
-)
 from squentropy_jax.losses._asymmetric import (
   asymmetric_generalized_cross_entropy as asymmetric_generalized_cross_entropy,
 )
@@ -38,24 +26,15 @@ from squentropy_jax.losses._confidence import (
 from squentropy_jax.losses._confidence import (
   logit_norm_cross_entropy as logit_norm_cross_entropy,
 )
-from squentropy_jax.losses._distillation import (
-  assistive_distillation as assistive_distillation,
-)
 from squentropy_jax.losses._distillation import discriminator as discriminator
 from squentropy_jax.losses._distillation import (
   ensemble_distillation as ensemble_distillation,
-)
-from squentropy_jax.losses._ensemble import (
-  calibrated_loss_derivatives as calibrated_loss_derivatives,
 )
 from squentropy_jax.losses._ensemble import ensloss as ensloss
 from squentropy_jax.losses._focal import dual_focal as dual_focal
 from squentropy_jax.losses._focal import focal as focal
 from squentropy_jax.losses._focal import poly1 as poly1
 from squentropy_jax.losses._ldr import aldr_kl as aldr_kl
-from squentropy_jax.losses._ldr import (
-  aldr_kl_temperature as aldr_kl_temperature,
-)
 from squentropy_jax.losses._ldr import ldr_kl as ldr_kl
 from squentropy_jax.losses._margin import crammer_singer as crammer_singer
 from squentropy_jax.losses._margin import one_vs_rest_hinge as one_vs_rest_hinge
@@ -71,9 +50,6 @@ from squentropy_jax.losses._simplex import (
 )
 from squentropy_jax.losses._simplex import (
   continuous_categorical as continuous_categorical,
-)
-from squentropy_jax.losses._simplex import (
-  continuous_categorical_mean as continuous_categorical_mean,
 )
 from squentropy_jax.losses._simplex import (
   softmax_regression as softmax_regression,

@@ -4,43 +4,46 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import elementwise
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.elementwise import sigmoid, softplus
+from squentropy_jax._core.rows import row_loss
 
 
+@row_loss(domains={"a": "(0, inf)", "q": "[0, inf)"})
 def _asymmetric_generalized_cross_entropy(
-  stats: _rows.RowStats,
+  stats: RowStats,
   *,
-  a: jax.Array | float = 1.0,
-  q: jax.Array | float = 2.0,
+  a: jax.Array,
+  q: jax.Array,
 ) -> jax.Array:
   # a + p = (a + 1) (1 - (1 - p) / (a + 1)).
-  fall = jnp.log1p(-_rows.sigmoid(stats.log_odds) / (a + 1.0))
-  return -((a + 1.0) ** q) * _elementwise.expm1_over(fall, q)
+  fall = jnp.log1p(-sigmoid(stats.log_odds) / (a + 1.0))
+  return -((a + 1.0) ** q) * elementwise.expm1_over(fall, q)
 
 
+@row_loss(domains={"a": "(1, inf)", "q": "[0, inf)"})
 def _asymmetric_unhinged(
-  stats: _rows.RowStats,
+  stats: RowStats,
   *,
-  a: jax.Array | float = 1.5,
-  q: jax.Array | float = 0.9,
+  a: jax.Array,
+  q: jax.Array,
 ) -> jax.Array:
   # a - p = (a - 1) (1 + (1 - p) / (a - 1)).
-  rise = jnp.log1p(_rows.sigmoid(stats.log_odds) / (a - 1.0))
-  return (a - 1.0) ** q * _elementwise.expm1_over(rise, q)
+  rise = jnp.log1p(sigmoid(stats.log_odds) / (a - 1.0))
+  return (a - 1.0) ** q * elementwise.expm1_over(rise, q)
 
 
-def _jensen_shannon(
-  stats: _rows.RowStats, *, pi: jax.Array | float = 0.5
-) -> jax.Array:
+@row_loss(domains={"pi": "(0, 1)"})
+def _jensen_shannon(stats: RowStats, *, pi: jax.Array) -> jax.Array:
   pi = jnp.asarray(pi).astype(stats.target.dtype)
   rest, log_rest = 1.0 - pi, jnp.log1p(-pi)
   one = jnp.ones_like(stats.target)
-  missing = _rows.sigmoid(stats.log_odds)  # 1 - p.
-  present = _rows.sigmoid(-stats.log_odds)
+  missing = sigmoid(stats.log_odds)  # 1 - p.
+  present = sigmoid(-stats.log_odds)
   # log(m / p), without the rounding of p to 1.
-  log_odds = jnp.minimum(stats.log_odds, _elementwise.HUGE)
-  log_ratio = _rows.softplus(log_odds + jnp.log(pi))
+  log_odds = jnp.minimum(stats.log_odds, elementwise.HUGE)
+  log_ratio = softplus(log_odds + jnp.log(pi))
   # log(m) in the digits of the smaller of m and 1 - m.
   likely = rest * missing < 0.5
   log_m = jnp.where(
@@ -53,7 +56,7 @@ def _jensen_shannon(
   return (of_label + of_model) / (-rest * log_rest)
 
 
-@_rows.with_row(_asymmetric_generalized_cross_entropy)
+@_asymmetric_generalized_cross_entropy.public
 def asymmetric_generalized_cross_entropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -111,18 +114,12 @@ def asymmetric_generalized_cross_entropy(
   .. seealso:: :func:`squentropy_jax.losses.asymmetric_unhinged`,
     :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  return _rows.evaluate(
-    _asymmetric_generalized_cross_entropy,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    a=(a, "(0, inf)"),
-    q=(q, "[0, inf)"),
+  return _asymmetric_generalized_cross_entropy(
+    logits, labels, a=a, q=q, axis=axis, where=where
   )
 
 
-@_rows.with_row(_asymmetric_unhinged)
+@_asymmetric_unhinged.public
 def asymmetric_unhinged(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -180,18 +177,10 @@ def asymmetric_unhinged(
     :func:`squentropy_jax.losses.asymmetric_generalized_cross_entropy`,
     :func:`squentropy_jax.losses.mean_absolute_error`
   """
-  return _rows.evaluate(
-    _asymmetric_unhinged,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    a=(a, "(1, inf)"),
-    q=(q, "[0, inf)"),
-  )
+  return _asymmetric_unhinged(logits, labels, a=a, q=q, axis=axis, where=where)
 
 
-@_rows.with_row(_jensen_shannon)
+@_jensen_shannon.public
 def jensen_shannon(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -249,6 +238,4 @@ def jensen_shannon(
 
   .. seealso:: :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  return _rows.evaluate(
-    _jensen_shannon, logits, labels, axis=axis, where=where, pi=(pi, "(0, 1)")
-  )
+  return _jensen_shannon(logits, labels, pi=pi, axis=axis, where=where)

@@ -5,33 +5,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax._core import all_logits as _whole
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import checks, elementwise
+from squentropy_jax._core.class_sums import RowStats, uniform_cross_entropy
+from squentropy_jax._core.distributions import (
+  Target,
+  distribution_loss,
+  possible_logits,
+)
+from squentropy_jax._core.elementwise import sigmoid, softplus
+from squentropy_jax._core.rows import Transform, row_loss
 
 
-def _cross_entropy(stats: _rows.RowStats) -> jax.Array:
-  return _rows.softplus(stats.log_odds)
+@row_loss(uniform=uniform_cross_entropy)
+def _cross_entropy(stats: RowStats) -> jax.Array:
+  return softplus(stats.log_odds)
 
 
-def _comp_sum(
-  stats: _rows.RowStats, *, tau: jax.Array | float = 1.0
-) -> jax.Array:
-  return _elementwise.expm1_over(_rows.softplus(stats.log_odds), 1.0 - tau)
+@row_loss(domains={"tau": "[0, inf)"})
+def _comp_sum(stats: RowStats, *, tau: jax.Array) -> jax.Array:
+  return elementwise.expm1_over(softplus(stats.log_odds), 1.0 - tau)
 
 
-def _generalized_cross_entropy(
-  stats: _rows.RowStats, *, q: jax.Array | float = 0.7
-) -> jax.Array:
-  return _elementwise.expm1_over(_rows.softplus(stats.log_odds), -q)
+@row_loss(domains={"q": "[0, 1]"})
+def _generalized_cross_entropy(stats: RowStats, *, q: jax.Array) -> jax.Array:
+  return elementwise.expm1_over(softplus(stats.log_odds), -q)
 
 
-def _mean_absolute_error(stats: _rows.RowStats) -> jax.Array:
-  return _rows.sigmoid(stats.log_odds)
+@row_loss
+def _mean_absolute_error(stats: RowStats) -> jax.Array:
+  return sigmoid(stats.log_odds)
 
 
-@_rows.with_row(_cross_entropy)
+@_cross_entropy.public
 def cross_entropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -80,10 +85,10 @@ def cross_entropy(
 
   .. seealso:: :func:`squentropy_jax.squentropy`
   """
-  return _rows.evaluate(_cross_entropy, logits, labels, axis=axis, where=where)
+  return _cross_entropy(logits, labels, axis=axis, where=where)
 
 
-@_rows.with_row(_comp_sum)
+@_comp_sum.public
 def comp_sum(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -142,12 +147,10 @@ def comp_sum(
   .. seealso:: :func:`squentropy_jax.losses.cross_entropy`,
     :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  return _rows.evaluate(
-    _comp_sum, logits, labels, axis=axis, where=where, tau=(tau, "[0, inf)")
-  )
+  return _comp_sum(logits, labels, tau=tau, axis=axis, where=where)
 
 
-@_rows.with_row(_generalized_cross_entropy)
+@_generalized_cross_entropy.public
 def generalized_cross_entropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -204,17 +207,10 @@ def generalized_cross_entropy(
 
   .. seealso:: :func:`squentropy_jax.losses.comp_sum`
   """
-  return _rows.evaluate(
-    _generalized_cross_entropy,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    q=(q, "[0, 1]"),
-  )
+  return _generalized_cross_entropy(logits, labels, q=q, axis=axis, where=where)
 
 
-@_rows.with_row(_mean_absolute_error)
+@_mean_absolute_error.public
 def mean_absolute_error(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -268,21 +264,18 @@ def mean_absolute_error(
 
   .. seealso:: :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  return _rows.evaluate(
-    _mean_absolute_error, logits, labels, axis=axis, where=where
-  )
+  return _mean_absolute_error(logits, labels, axis=axis, where=where)
 
 
-def _over_rho(z: jax.Array, *, tau: jax.Array, rho: jax.Array) -> jax.Array:
-  del tau
-  return _rows.divided(z, rho)
-
-
-def _scaled_comp_sum(
-  stats: _rows.RowStats, *, tau: jax.Array, rho: jax.Array
+@row_loss(
+  domains={"tau": "[0, inf)", "rho": "(0, inf)"},
+  transform=Transform(divide_by="rho", subtract="max"),
+)
+def _comp_sum_of_margins(
+  stats: RowStats, *, tau: jax.Array, rho: jax.Array
 ) -> jax.Array:
-  del rho  # In the statistics already.
-  return _comp_sum(stats, tau=tau)
+  del rho  # The statistics are those of the logits over it.
+  return elementwise.expm1_over(softplus(stats.log_odds), 1.0 - tau)
 
 
 def _lowest(dtype: np.dtype) -> float:
@@ -290,23 +283,31 @@ def _lowest(dtype: np.dtype) -> float:
   return float(jnp.finfo(dtype).min) / 8.0
 
 
-def _margin_shift(whole: _whole.Whole, *, nu: jax.Array) -> jax.Array:
-  """Norm of the change of the margins, from the change of the logits."""
-  count = whole.possible.sum(-1, keepdims=True, dtype=jnp.int32)
-  count = jnp.maximum(count, 1).astype(whole.logits.dtype)
-  zero = jnp.zeros_like(whole.logits)
-  rest = whole.logits
-  own = jnp.maximum(whole.stats.target, _lowest(rest.dtype))
-  # The squares below add up to that of the margins for a mean of 0; what is
-  # left of a large mean after one subtraction goes in the second.
-  for _ in range(2):
-    mean = jnp.where(whole.possible, rest, zero).sum(-1, keepdims=True) / count
-    rest, own = rest - mean, own - mean
-  spread = jnp.where(whole.possible, jnp.square(rest), zero)
-  square = count * jnp.square(own) + spread.sum(-1, keepdims=True)
-  is_zero = square <= 0
-  norm = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(square), square))
-  return nu * jnp.where(is_zero, jnp.zeros_like(norm), norm)
+@distribution_loss(domains={"nu": "[0, inf)"})
+def _margin_shift(
+  change: jax.Array, target: Target, *, nu: jax.Array
+) -> jax.Array:
+  """The norm of the change of the margins, from the change of the logits."""
+  possible, z = possible_logits(change)
+  count = possible.sum(-1, keepdims=True, dtype=jnp.int32)
+  count = jnp.maximum(count, 1).astype(z.dtype)
+  zero = jnp.zeros_like(z)
+
+  def of_targets(stats: RowStats) -> jax.Array:
+    others = z
+    own = jnp.maximum(stats.target, _lowest(z.dtype))
+    # The squares below sum to that of the margins for a mean of 0. A second
+    # subtraction removes what rounding leaves of a large mean.
+    for _ in range(2):
+      mean = jnp.where(possible, others, zero).sum(-1, keepdims=True) / count
+      others, own = others - mean, own - mean
+    spread = jnp.where(possible, jnp.square(others), zero)
+    square = count * jnp.square(own) + spread.sum(-1, keepdims=True)
+    is_zero = square <= 0
+    norm = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(square), square))
+    return nu * jnp.where(is_zero, jnp.zeros_like(norm), norm)
+
+  return target.expected(change, of_targets)
 
 
 def smooth_adversarial_comp_sum(
@@ -377,30 +378,21 @@ def smooth_adversarial_comp_sum(
 
   .. seealso:: :func:`squentropy_jax.losses.comp_sum`
   """
-  clean = _checks.as_logits(logits)
-  attacked = _checks.as_logits(adversarial_logits, "adversarial_logits")
+  clean = checks.as_logits(logits)
+  attacked = checks.as_logits(adversarial_logits, "adversarial_logits")
   if attacked.shape != clean.shape:
     raise ValueError(
       f"adversarial_logits must have the logits' shape {clean.shape}, got "
       f"{attacked.shape}."
     )
   dtype = jnp.promote_types(
-    _checks.compute_dtype(clean.dtype), _checks.compute_dtype(attacked.dtype)
+    checks.compute_dtype(clean.dtype), checks.compute_dtype(attacked.dtype)
   )
   clean, attacked = clean.astype(dtype), attacked.astype(dtype)
   # A class that the attack makes impossible is infinitely far, not removed.
   change = jnp.maximum(attacked - clean, _lowest(dtype))
   moved = jnp.where(clean == -jnp.inf, -jnp.inf, change)
-  loss = _rows.evaluate(
-    _scaled_comp_sum,
-    clean,
-    labels,
-    axis=axis,
-    where=where,
-    prepare=_over_rho,
-    tau=(tau, "[0, inf)"),
-    rho=(rho, "(0, inf)"),
+  loss = _comp_sum_of_margins(
+    clean, labels, tau=tau, rho=rho, axis=axis, where=where
   )
-  return loss + _whole.evaluate(
-    _margin_shift, moved, labels, axis=axis, where=where, nu=(nu, "[0, inf)")
-  )
+  return loss + _margin_shift(moved, labels, nu=nu, axis=axis, where=where)

@@ -5,8 +5,14 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax._core import all_logits as _whole
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.distributions import (
+  Target,
+  distribution_loss,
+  first_largest,
+  possible_logits,
+)
+from squentropy_jax._core.elementwise import softplus
 
 
 def normalized(
@@ -26,29 +32,39 @@ def normalized(
   return jnp.where(possible, unit / norm / temperature, z)
 
 
+@distribution_loss(domains={"temperature": "(0, inf)"}, log_probs=normalized)
 def _logit_norm_cross_entropy(
-  stats: _rows.RowStats, *, temperature: jax.Array
+  z: jax.Array, target: Target, *, temperature: jax.Array
 ) -> jax.Array:
-  # The norm of a row whose target goes to -inf goes there with it.
-  num_wrong = jnp.maximum(stats.num_classes - 1.0, 1.0)
-  limit = jnp.log(num_wrong) + 1.0 / temperature
-  impossible = stats.target == -jnp.inf
-  return _rows.softplus(jnp.where(impossible, limit, stats.log_odds))
+  def of_targets(stats: RowStats) -> jax.Array:
+    # The norm of a row whose target goes to -inf goes there with it.
+    num_wrong = jnp.maximum(stats.num_classes - 1.0, 1.0)
+    limit = jnp.log(num_wrong) + 1.0 / temperature
+    impossible = stats.target == -jnp.inf
+    return softplus(jnp.where(impossible, limit, stats.log_odds))
+
+  return target.expected(normalized(z, temperature=temperature), of_targets)
 
 
-def _confidence_penalty(whole: _whole.Whole, *, beta: jax.Array) -> jax.Array:
-  z, possible, is_top = whole.logits, whole.possible, whole.is_top()
+@distribution_loss(domains={"beta": "[0, inf)"})
+def _confidence_penalty(
+  z: jax.Array, target: Target, *, beta: jax.Array
+) -> jax.Array:
+  possible, finite = possible_logits(z)
+  is_top = first_largest(z)
   zero = jnp.zeros_like(z)
-  top = jnp.where(is_top, z, zero).sum(-1, keepdims=True)
-  below = jnp.where(possible, z - top, zero)
+  top = jnp.where(is_top, finite, zero).sum(-1, keepdims=True)
+  below = jnp.where(possible, finite - top, zero)
   others = jnp.where(possible & ~is_top, jnp.exp(below), zero)
   surprise = jnp.log1p(others.sum(-1, keepdims=True)) - below  # -log p.
   terms = jnp.where(possible, surprise * jnp.exp(-surprise), zero)
   entropy = terms.sum(-1, keepdims=True)
-  return _rows.softplus(whole.stats.log_odds) - beta * entropy
+  return target.expected(
+    z, lambda stats: softplus(stats.log_odds) - beta * entropy
+  )
 
 
-@_rows.with_link(normalized)
+@_logit_norm_cross_entropy.public
 def logit_norm_cross_entropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -107,17 +123,12 @@ def logit_norm_cross_entropy(
   .. seealso:: :func:`squentropy_jax.losses.cross_entropy`,
     :func:`squentropy_jax.losses.confidence_penalty`
   """
-  return _rows.evaluate(
-    _logit_norm_cross_entropy,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    prepare=normalized,
-    temperature=(temperature, "(0, inf)"),
+  return _logit_norm_cross_entropy(
+    logits, labels, temperature=temperature, axis=axis, where=where
   )
 
 
+@_confidence_penalty.public
 def confidence_penalty(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -173,11 +184,4 @@ def confidence_penalty(
   .. seealso:: :func:`squentropy_jax.losses.cross_entropy`,
     :func:`squentropy_jax.losses.logit_norm_cross_entropy`
   """
-  return _whole.evaluate(
-    _confidence_penalty,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    beta=(beta, "[0, inf)"),
-  )
+  return _confidence_penalty(logits, labels, beta=beta, axis=axis, where=where)

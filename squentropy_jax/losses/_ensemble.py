@@ -1,121 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """EnsLoss: a fresh calibrated loss for every step, by its derivatives."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import elementwise as _elementwise
-
-# Keeps every derivative below 0, which makes the loss calibrated.
-_STRICT = 1e-6
-
-
-def _inverse_box_cox(draws: jax.Array, box_cox: jax.Array) -> jax.Array:
-  """``(1 + box_cox z)^(1 / box_cox)``, ``exp(z)`` at 0; of 0 its limit."""
-  outside = 1.0 + box_cox * draws <= 0.0
-  limit = jnp.where(box_cox < 0, jnp.inf, 0.0).astype(draws.dtype)
-  inside = jnp.where(outside, jnp.zeros_like(draws), draws)
-  scale = jnp.broadcast_to(box_cox, draws.shape)
-  value = jnp.exp(_elementwise.log1p_over(inside, scale))
-  return jnp.where(outside, limit, value)
-
-
-@functools.partial(jax.jit, static_argnums=5, inline=True)
-def _assigned(
-  draws: jax.Array,
-  margins: jax.Array,
-  keep: jax.Array | None,
-  box_cox: jax.Array,
-  clip: jax.Array,
-  tail: bool,
-) -> jax.Array:
-  """Derivatives made of the draws, the steepest for the smallest margin."""
-  steepness = _inverse_box_cox(draws, box_cox).ravel()
-  if keep is None:
-    order = jnp.argsort(margins.ravel())
-  else:
-    # The dropped last, so that the kept entries share the kept draws.
-    steepness = jnp.where(keep.ravel(), steepness, -jnp.inf)
-    order = jnp.lexsort((margins.ravel(), ~keep.ravel()))
-  steepness = -jnp.sort(-steepness)
-  ranks = jnp.argsort(order)
-  slopes = -jnp.minimum(steepness[ranks].reshape(margins.shape), clip)
-  if tail:
-    beyond = margins > 1.0
-    slopes /= jnp.where(beyond, margins, jnp.ones_like(margins))
-  slopes -= _STRICT
-  return slopes if keep is None else jnp.where(keep, slopes, 0.0)
-
-
-def calibrated_loss_derivatives(
-  key: jax.Array,
-  margins: jax.typing.ArrayLike,
-  *,
-  box_cox: jax.typing.ArrayLike = 0.0,
-  clip: jax.typing.ArrayLike = 1.0,
-  tail: bool = True,
-  where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
-  r"""Batch statistic: derivatives of a random convex, calibrated loss.
-
-  Draws :math:`g_i \sim N(0, 1)` are made positive, sorted and dealt out to the
-  margins :math:`s_i`, the largest to the smallest margin,
-
-  .. math::
-    d_i = -\min\bigl((1 + \lambda g)^{1 / \lambda}_{(i)}, \text{clip}\bigr)
-          \cdot \min(1, 1 / s_i)^{[\text{tail}]} - 10^{-6} .
-
-  Up to margin 1 they increase with the margin, as those of a convex loss; all
-  are negative, which makes it calibrated.
-
-  Args:
-    key: A key of :func:`jax.random.key`, a new one for every step.
-    margins: Scores times the sign of the label, any shape, any floating dtype;
-      all entries are one set.
-    box_cox: :math:`\lambda` of the inverse Box-Cox transformation; 0 is the
-      exponential function.
-    clip: Bound of the absolute derivatives, above 0.
-    tail: Whether derivatives fall off as one over the margin beyond 1.
-    where: Which entries to keep, booleans of the same shape; dropped ones get 0
-      and take no draw.
-
-  Returns:
-    The derivatives, of the margins' shape, float32 or wider; constants to
-    differentiation.
-
-  Raises:
-    TypeError: If ``key`` is not a key or ``margins`` not floating.
-    ValueError: If the shape of ``where`` differs or ``clip`` is not above 0.
-
-  Examples:
-    >>> margins = jnp.array([-2.0, 0.5, 3.0, -1.0])
-    >>> slopes = losses.calibrated_loss_derivatives(jax.random.key(0), margins)
-    >>> print(jnp.argsort(slopes))
-    [0 3 1 2]
-
-  References:
-    Dai, `EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing
-    Overfitting in Classification <https://arxiv.org/abs/2409.00908>`_, ICML
-    2025.
-
-  .. seealso:: :func:`squentropy_jax.losses.ensloss`
-  """
-  _checks.check_key(key)
-  array = _checks.as_floats(margins, "margins")
-  array = array.astype(_checks.compute_dtype(array.dtype))
-  if where is not None:
-    where = _checks.as_where(where, array.shape, array.shape)
-  lamda = _checks.as_scalar("box_cox", box_cox, array.dtype)
-  bound = _checks.as_scalar("clip", clip, array.dtype, "(0, inf)")
-  tail = _checks.as_flag("tail", tail)
-  array = jax.lax.stop_gradient(array)
-  draws = jax.random.normal(key, array.shape, array.dtype)
-  return jax.lax.stop_gradient(
-    _assigned(draws, array, where, lamda, bound, tail)
-  )
+from squentropy_jax._core import labels as prelude
+from squentropy_jax.reweighting import calibrated_loss_derivatives
 
 
 def ensloss(
@@ -175,7 +65,7 @@ def ensloss(
       "labels must be 0 or 1, integers, got dtype "
       f"{jnp.asarray(labels).dtype}; the loss has no soft labels."
     )
-  z, y, keep = _checks.as_binary(logits, labels, where)
+  z, y, keep = prelude.checked_entries(logits, labels, where)
   margins = (2.0 * y - 1.0) * z
   slopes = calibrated_loss_derivatives(
     key, margins, box_cox=box_cox, where=keep

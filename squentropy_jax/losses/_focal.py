@@ -4,48 +4,55 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import all_logits as _whole
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import elementwise
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.distributions import (
+  Target,
+  distribution_loss,
+  per_row,
+  possible_logits,
+)
+from squentropy_jax._core.elementwise import sigmoid, softplus
+from squentropy_jax._core.rows import row_loss
 
 
-def _focal(
-  stats: _rows.RowStats, *, gamma: jax.Array | float = 2.0
-) -> jax.Array:
-  log_missing = -_rows.softplus(-stats.log_odds)  # Of 1 - p.
-  weight = _elementwise.power(log_missing, gamma)
-  return _elementwise.weighted(weight, _rows.softplus(stats.log_odds))
+@row_loss(domains={"gamma": "[0, inf)"})
+def _focal(stats: RowStats, *, gamma: jax.Array) -> jax.Array:
+  log_missing = -softplus(-stats.log_odds)  # Of 1 - p.
+  weight = elementwise.power(log_missing, gamma)
+  return elementwise.weighted(weight, softplus(stats.log_odds))
 
 
-def _dual_focal(whole: _whole.Whole, *, gamma: jax.Array) -> jax.Array:
-  def of_target(stats: _rows.RowStats, others: jax.Array) -> jax.Array:
-    gap = whole.logits - stats.target[..., None]
+@distribution_loss(domains={"gamma": "[0, inf)"})
+def _dual_focal(z: jax.Array, target: Target, *, gamma: jax.Array) -> jax.Array:
+  _, logits = possible_logits(z)
+  gamma = per_row(gamma)
+
+  def of_class(stats: RowStats, others: jax.Array) -> jax.Array:
+    gap = logits - stats.target[..., None]
     lower = others & (gap < 0)
     nearest = jnp.where(lower, gap, -jnp.inf).max(-1)
     # log(1 - p_y + p_j), p_j being p_y exp(z_j - z_y).
     none = nearest == -jnp.inf
-    log_missing = -_rows.softplus(-stats.log_odds)
-    log_present = -_rows.softplus(
-      jnp.minimum(stats.log_odds, _elementwise.HUGE)
-    )
+    log_missing = -softplus(-stats.log_odds)
+    log_present = -softplus(jnp.minimum(stats.log_odds, elementwise.HUGE))
     log_next = log_present + jnp.where(none, jnp.zeros_like(nearest), nearest)
     finite = jnp.where(none, jnp.zeros_like(log_missing), log_missing)
     log_base = jnp.where(none, log_missing, jnp.logaddexp(finite, log_next))
-    weight = _elementwise.power(log_base, gamma)
-    return _elementwise.weighted(weight, _rows.softplus(stats.log_odds))
+    weight = elementwise.power(log_base, gamma)
+    return elementwise.weighted(weight, softplus(stats.log_odds))
 
-  return whole.map_targets(of_target)
-
-
-def _poly1(
-  stats: _rows.RowStats, *, epsilon: jax.Array | float = 1.0
-) -> jax.Array:
-  return _rows.softplus(stats.log_odds) + epsilon * _rows.sigmoid(
-    stats.log_odds
+  return target.expected(
+    z, lambda stats: target.map_classes(z, stats, of_class)
   )
 
 
-@_rows.with_row(_focal)
+@row_loss(domains={"epsilon": "[-1, inf)"})
+def _poly1(stats: RowStats, *, epsilon: jax.Array) -> jax.Array:
+  return softplus(stats.log_odds) + epsilon * sigmoid(stats.log_odds)
+
+
+@_focal.public
 def focal(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -101,11 +108,10 @@ def focal(
   .. seealso:: :func:`squentropy_jax.losses.dual_focal`,
     :func:`squentropy_jax.losses.poly1`
   """
-  return _rows.evaluate(
-    _focal, logits, labels, axis=axis, where=where, gamma=(gamma, "[0, inf)")
-  )
+  return _focal(logits, labels, gamma=gamma, axis=axis, where=where)
 
 
+@_dual_focal.public
 def dual_focal(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -162,17 +168,10 @@ def dual_focal(
 
   .. seealso:: :func:`squentropy_jax.losses.focal`
   """
-  return _whole.evaluate(
-    _dual_focal,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    gamma=(gamma, "[0, inf)"),
-  )
+  return _dual_focal(logits, labels, gamma=gamma, axis=axis, where=where)
 
 
-@_rows.with_row(_poly1)
+@_poly1.public
 def poly1(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -225,11 +224,4 @@ def poly1(
 
   .. seealso:: :func:`squentropy_jax.losses.focal`
   """
-  return _rows.evaluate(
-    _poly1,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    epsilon=(epsilon, "[-1, inf)"),
-  )
+  return _poly1(logits, labels, epsilon=epsilon, axis=axis, where=where)

@@ -2,24 +2,20 @@
 """Losses that take the worst case over distributions of the wrong class."""
 
 from collections.abc import Callable
-import functools
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax._core import all_logits as _whole
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import rows as _rows
-
-
-def _scale(
-  *,
-  temperature: jax.typing.ArrayLike = 1.0,
-  margin: jax.typing.ArrayLike = 0.0,
-) -> jax.typing.ArrayLike:
-  del margin
-  return 1.0 / temperature
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.distributions import (
+  Target,
+  distribution_loss,
+  per_row,
+  possible_logits,
+)
+from squentropy_jax._core.elementwise import softplus
+from squentropy_jax._core.rows import Transform, row_loss
 
 
 def over_temperature(
@@ -30,55 +26,46 @@ def over_temperature(
 ) -> jax.Array:
   """What the statistics are of, and the link where there is no margin."""
   del margin
-  return _rows.divided(logits, temperature)
+  return logits / temperature
 
 
-def _ldr_kl(
-  stats: _rows.RowStats,
-  *,
-  temperature: jax.Array | float = 1.0,
-  margin: jax.Array | float = 0.0,
-) -> jax.Array:
-  # The statistics are those of the logits over the temperature.
-  soft_max = _rows.softplus(stats.log_odds + margin / temperature)
-  return temperature * (soft_max - jnp.log(stats.num_classes))
-
-
-def _tilted(
-  whole: _whole.Whole, others: jax.Array, margin: jax.Array
+def _worst_case(
+  z: jax.Array, others: jax.Array, margin: jax.Array
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-  """Of the worst-case distribution at a temperature: divergence and spread.
+  """The worst-case distribution at a temperature: divergence and variance.
 
-  The divergence is that from the uniform distribution; the spread is the
-  variance of the logits over the temperature.
+  The divergence is that from the uniform distribution, less the logarithm of
+  the class count; the variance is that of the logits over the temperature.
   """
-  zero = jnp.zeros_like(whole.logits)
-  raised = whole.logits + jnp.where(others, margin, zero)
-  top = jnp.where(whole.possible, raised, -jnp.inf).max(-1, keepdims=True)
+  possible, finite = possible_logits(z)
+  zero = jnp.zeros_like(z)
+  raised = finite + jnp.where(others, margin, zero)
+  top = jnp.where(possible, raised, -jnp.inf).max(-1, keepdims=True)
   top = lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
-  below = jnp.where(whole.possible, raised - top, zero)
+  below = jnp.where(possible, raised - top, zero)
 
   def at(temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = below / temperature[..., None]
-    mass = jnp.where(whole.possible, jnp.exp(x), zero)
-    total = mass.sum(-1, keepdims=True)
-    share = mass / total
-    mean = (share * x).sum(-1, keepdims=True)
-    spread = (share * jnp.square(x - mean)).sum(-1)
-    return (mean - jnp.log(total))[..., 0], spread
+    exps = jnp.where(possible, jnp.exp(x), zero)
+    total = exps.sum(-1, keepdims=True)
+    q = exps / total
+    mean = (q * x).sum(-1, keepdims=True)
+    variance = (q * jnp.square(x - mean)).sum(-1)
+    return (mean - jnp.log(total))[..., 0], variance
 
   return at
 
 
 def _adaptive_temperature(
-  whole: _whole.Whole,
-  stats: _rows.RowStats,
+  z: jax.Array,
+  stats: RowStats,
   others: jax.Array,
   num_iters: int,
   base_temperature: jax.Array,
   alpha: jax.Array,
   margin: jax.Array,
 ) -> jax.Array:
+  base_temperature, alpha = per_row(base_temperature), per_row(alpha)
   log_classes = jnp.log(stats.num_classes)
   alone = log_classes == 0
   # Over alpha log(C) / base_temperature, the weight of the penalty.
@@ -86,48 +73,50 @@ def _adaptive_temperature(
 
   def step(
     temperature: jax.Array,
-    whole: _whole.Whole,
+    z: jax.Array,
     nat: jax.Array,
     base: jax.Array,
     margin: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
-    negative_entropy, spread = _tilted(whole, others, margin)(temperature)
+    negative_entropy, variance = _worst_case(z, others, margin)(temperature)
     divergence = negative_entropy + log_classes
     divergence = jnp.where(alone, jnp.zeros_like(divergence), divergence)
-    return base - nat * divergence, nat * spread / temperature
+    return base - nat * divergence, nat * variance / temperature
 
-  fixed = lax.stop_gradient((whole, nat, base_temperature, margin))
+  fixed = lax.stop_gradient((z, nat, base_temperature, margin))
   start = jnp.zeros_like(stats.num_classes) + fixed[2]
   found = lax.fori_loop(0, num_iters, lambda _, t: step(t, *fixed)[0], start)
   # One step of Newton's, which also has the derivatives of the fixed point.
-  moved, contraction = step(found, whole, nat, base_temperature, margin)
+  moved, contraction = step(found, z, nat, base_temperature, margin)
   rate = jnp.maximum(1.0 - lax.stop_gradient(contraction), 1e-3)
   return found + (moved - found) / rate
 
 
 def _aldr_at(
-  whole: _whole.Whole,
-  stats: _rows.RowStats,
+  z: jax.Array,
+  stats: RowStats,
   others: jax.Array,
   temperature: jax.Array,
   base_temperature: jax.Array,
   alpha: jax.Array,
   margin: jax.Array,
 ) -> jax.Array:
-  zero = jnp.zeros_like(whole.logits)
-  top = jnp.where(others, whole.logits, -jnp.inf).max(-1)
+  margin, alpha = per_row(margin), per_row(alpha)
+  base_temperature = per_row(base_temperature)
+  zero = jnp.zeros_like(z)
+  top = jnp.where(others, z, -jnp.inf).max(-1)
   alone = top == -jnp.inf
   impossible = stats.target == -jnp.inf
   target = jnp.where(impossible, zero[..., 0], stats.target)
   top = lax.stop_gradient(jnp.where(alone, 0.0, top))
-  below = jnp.where(others, whole.logits - top[..., None], zero)
-  mass = jnp.where(others, jnp.exp(below / temperature[..., None]), zero)
-  log_mass = jnp.log(jnp.where(alone, 1.0, mass.sum(-1)))
-  log_odds = (top + margin - target) / temperature + log_mass
+  below = jnp.where(others, z - top[..., None], zero)
+  exps = jnp.where(others, jnp.exp(below / temperature[..., None]), zero)
+  log_sum = jnp.log(jnp.where(alone, 1.0, exps.sum(-1)))
+  log_odds = (top + margin - target) / temperature + log_sum
   log_odds = jnp.where(alone, -jnp.inf, log_odds)
-  soft_max = temperature * _rows.softplus(log_odds)
-  # The limit, whose slopes are those of the temperature times the log-odds.
-  limit = (top + margin - stats.target) + temperature * log_mass
+  soft_max = temperature * softplus(log_odds)
+  # The limit; its derivatives are those of temperature times log-odds.
+  limit = (top + margin - stats.target) + temperature * log_sum
   soft_max = jnp.where(impossible, limit, soft_max)
   log_classes = jnp.log(stats.num_classes)
   gap = temperature - base_temperature
@@ -135,26 +124,23 @@ def _aldr_at(
   return soft_max - temperature * log_classes - penalty
 
 
-@functools.cache
-def _aldr_kl(
-  num_iters: int, temperature_only: bool
-) -> Callable[..., jax.Array]:
-  def formula(whole: _whole.Whole, **hyper: jax.Array) -> jax.Array:
-    def of_target(stats: _rows.RowStats, others: jax.Array) -> jax.Array:
-      temperature = _adaptive_temperature(
-        whole, stats, others, num_iters, **hyper
-      )
-      if temperature_only:
-        return temperature
-      return _aldr_at(whole, stats, others, temperature, **hyper)
-
-    return whole.map_targets(of_target)
-
-  return formula
+@row_loss(
+  domains={"temperature": "(0, inf)", "margin": "[0, inf)"},
+  transform=Transform(divide_by="temperature", subtract="max"),
+  log_probs=over_temperature,
+)
+def _ldr_kl(
+  stats: RowStats,
+  *,
+  temperature: jax.Array,
+  margin: jax.Array,
+) -> jax.Array:
+  # The statistics are those of the logits over the temperature.
+  soft_max = softplus(stats.log_odds + margin / temperature)
+  return temperature * (soft_max - jnp.log(stats.num_classes))
 
 
-@_rows.with_link(over_temperature)
-@_rows.with_row(_ldr_kl, logit_scale=_scale)
+@_ldr_kl.public
 def ldr_kl(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -228,39 +214,87 @@ def ldr_kl(
     :func:`squentropy_jax.losses.crammer_singer`,
     :func:`squentropy_jax.losses.unhinged`
   """
-  return _rows.evaluate(
-    _ldr_kl,
+  return _ldr_kl(
     logits,
     labels,
+    temperature=temperature,
+    margin=margin,
     axis=axis,
     where=where,
-    prepare=over_temperature,
-    temperature=(temperature, "(0, inf)"),
-    margin=(margin, "[0, inf)"),
   )
 
 
-def over_own_temperature(
-  logits: jax.Array,
+_DOMAINS: dict[str, str | type] = {
+  "base_temperature": "(0, inf)",
+  "alpha": "(1, inf)",
+  "margin": "[0, inf)",
+  "num_iters": int,
+}
+
+
+@distribution_loss(domains=_DOMAINS)
+def _aldr_kl_temperature(
+  z: jax.Array,
+  target: Target,
   *,
-  base_temperature: jax.typing.ArrayLike = 1.0,
-  alpha: jax.typing.ArrayLike = 2.0,
-  margin: jax.typing.ArrayLike = 0.0,
-  num_iters: int = 30,
+  base_temperature: jax.Array,
+  alpha: jax.Array,
+  margin: jax.Array,
+  num_iters: int,
 ) -> jax.Array:
-  """The link where there is no margin, whose temperature needs no label."""
-  del margin
-  temperature = aldr_kl_temperature(
-    logits,
-    jnp.argmax(logits, axis=-1),
+  numbers = (base_temperature, alpha, margin)
+
+  def of_class(stats: RowStats, others: jax.Array) -> jax.Array:
+    return _adaptive_temperature(z, stats, others, num_iters, *numbers)
+
+  return target.expected(
+    z, lambda stats: target.map_classes(z, stats, of_class)
+  )
+
+
+def _over_own_temperature(
+  z: jax.Array,
+  *,
+  base_temperature: jax.Array,
+  alpha: jax.Array,
+  margin: jax.Array,
+  num_iters: int,
+) -> jax.Array:
+  # Without a margin the temperature does not depend on the label.
+  target = Target(jnp.argmax(z, axis=-1).astype(jnp.int32), None)
+  temperature = _aldr_kl_temperature.formula(
+    z,
+    target,
     base_temperature=base_temperature,
     alpha=alpha,
+    margin=jnp.zeros_like(margin),
     num_iters=num_iters,
   )
-  return _rows.divided(logits, temperature[..., None])
+  return z / temperature[..., None]
 
 
-@_rows.with_link(over_own_temperature)
+@distribution_loss(domains=_DOMAINS, log_probs=_over_own_temperature)
+def _aldr_kl(
+  z: jax.Array,
+  target: Target,
+  *,
+  base_temperature: jax.Array,
+  alpha: jax.Array,
+  margin: jax.Array,
+  num_iters: int,
+) -> jax.Array:
+  numbers = (base_temperature, alpha, margin)
+
+  def of_class(stats: RowStats, others: jax.Array) -> jax.Array:
+    temperature = _adaptive_temperature(z, stats, others, num_iters, *numbers)
+    return _aldr_at(z, stats, others, temperature, *numbers)
+
+  return target.expected(
+    z, lambda stats: target.map_classes(z, stats, of_class)
+  )
+
+
+@_aldr_kl.public
 def aldr_kl(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -336,92 +370,13 @@ def aldr_kl(
   .. seealso:: :func:`squentropy_jax.losses.ldr_kl`,
     :func:`squentropy_jax.losses.aldr_kl_temperature`
   """
-  return _whole.evaluate(
-    _aldr_kl(_checks.as_count("num_iters", num_iters), False),
+  return _aldr_kl(
     logits,
     labels,
+    base_temperature=base_temperature,
+    alpha=alpha,
+    margin=margin,
+    num_iters=num_iters,
     axis=axis,
     where=where,
-    base_temperature=(base_temperature, "(0, inf)"),
-    alpha=(alpha, "(1, inf)"),
-    margin=(margin, "[0, inf)"),
-  )
-
-
-def aldr_kl_temperature(
-  logits: jax.typing.ArrayLike,
-  labels: jax.typing.ArrayLike,
-  *,
-  base_temperature: jax.typing.ArrayLike = 1.0,
-  alpha: jax.typing.ArrayLike = 2.0,
-  margin: jax.typing.ArrayLike = 0.0,
-  num_iters: int = 30,
-  axis: int = -1,
-  where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
-  r"""The temperature of each example in :func:`squentropy_jax.losses.aldr_kl`.
-
-  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
-  the :math:`\lambda` that solves
-
-  .. math::
-    \lambda = \text{base\_temperature} \, \Bigl(1 -
-      \frac{\mathrm{KL}(q(\lambda) \Vert u)}{\text{alpha} \log C}\Bigr),
-    \qquad q_k(\lambda) \propto
-      \exp \frac{z_k + \text{margin} \, [k \ne y]}{\lambda} .
-
-  It lies between :math:`\text{base\_temperature} \, (1 - 1 / \text{alpha})`,
-  for a sure model, and ``base_temperature``, for one without preference. Soft
-  labels give the expected temperature.
-
-  Args:
-    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    base_temperature: Temperature of an example without any preference,
-      positive.
-    alpha: How strongly the temperature is held, in units of
-      :math:`\log(C) / \text{base\_temperature}`; above 1. From 1.5 on the
-      default number of steps is enough; close to 1 the solution may be one of
-      several.
-    margin: Lead that the labelled class is to have, not negative.
-    num_iters: Steps of the fixed-point iteration, an int; one of Newton's
-      method follows.
-    axis: The class axis of ``logits``.
-    where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in :math:`C`.
-
-  Returns:
-    The temperature of each example, shape ``[...]``, float32 or wider; 0 for
-    dropped ones.
-
-  Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
-
-  Examples:
-    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> print(losses.aldr_kl_temperature(logits, jnp.array([0, 2])))
-    [0.5763 0.9616]
-
-  References:
-    Zhu, Ying and Yang, `Label Distributionally Robust Losses for Multi-class
-    Classification: Consistency, Robustness and Adaptivity
-    <https://arxiv.org/abs/2112.14869>`_, ICML 2023.
-
-  .. seealso:: :func:`squentropy_jax.losses.aldr_kl`
-  """
-  return _whole.evaluate(
-    _aldr_kl(_checks.as_count("num_iters", num_iters), True),
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    base_temperature=(base_temperature, "(0, inf)"),
-    alpha=(alpha, "(1, inf)"),
-    margin=(margin, "[0, inf)"),
   )

@@ -1,52 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hinge losses: 0 once the labelled class leads by a margin."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import all_logits as _whole
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import elementwise
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.distributions import (
+  Target,
+  distribution_loss,
+  first_largest,
+  possible_logits,
+)
+from squentropy_jax._core.rows import row_loss
 
 
-def _hinge(x: jax.Array) -> jax.Array:
-  return jax.nn.relu(x)
-
-
-def _squared_hinge(x: jax.Array) -> jax.Array:
-  return jnp.square(jax.nn.relu(x))
-
-
-def _one_vs_rest(
-  hinge: Callable[[jax.Array], jax.Array],
-) -> Callable[..., jax.Array]:
-  def formula(whole: _whole.Whole, *, margin: jax.Array) -> jax.Array:
-    # Each term increases with its logit, so the top one is the largest.
-    rest = whole.sum_rest(hinge(margin + whole.logits), whole.is_top())
-    return hinge(margin - whole.stats.target) + rest
-
-  return formula
-
-
-# Made once: what is compiled is kept for each formula.
-_LINEAR, _SQUARED = _one_vs_rest(_hinge), _one_vs_rest(_squared_hinge)
-
-
-def _crammer_singer(
-  stats: _rows.RowStats, *, margin: jax.Array | float = 1.0
-) -> jax.Array:
+@row_loss(domains={"margin": "[0, inf)"})
+def _crammer_singer(stats: RowStats, *, margin: jax.Array) -> jax.Array:
   return jax.nn.relu(margin + (stats.rest_max - stats.target))
 
 
-def _weston_watkins(whole: _whole.Whole, *, margin: jax.Array) -> jax.Array:
-  def of_target(stats: _rows.RowStats, others: jax.Array) -> jax.Array:
-    short = jax.nn.relu(margin + (whole.logits - stats.target[..., None]))
+@distribution_loss(domains={"margin": "[0, inf)"})
+def _weston_watkins(
+  z: jax.Array, target: Target, *, margin: jax.Array
+) -> jax.Array:
+  _, finite = possible_logits(z)
+
+  def of_class(stats: RowStats, others: jax.Array) -> jax.Array:
+    short = jax.nn.relu(margin + (finite - stats.target[..., None]))
     return jnp.where(others, short, jnp.zeros_like(short)).sum(-1)
 
-  return whole.map_targets(of_target)
+  return target.expected(
+    z, lambda stats: target.map_classes(z, stats, of_class)
+  )
 
 
 def one_vs_rest(
@@ -62,10 +48,26 @@ def one_vs_rest(
   if not squared:
     return logits
   probability = (1.0 + logits / margin) / 2.0
-  return jnp.log(jnp.clip(probability, _elementwise.PROBABILITY_FLOOR, 1.0))
+  return jnp.log(jnp.clip(probability, elementwise.PROBABILITY_FLOOR, 1.0))
 
 
-@_rows.with_link(one_vs_rest)
+@distribution_loss(
+  domains={"squared": bool, "margin": "[0, inf)"}, log_probs=one_vs_rest
+)
+def _one_vs_rest_hinge(
+  z: jax.Array, target: Target, *, squared: bool, margin: jax.Array
+) -> jax.Array:
+  def hinge(x: jax.Array) -> jax.Array:
+    short = jax.nn.relu(x)
+    return jnp.square(short) if squared else short
+
+  # Each term increases with its logit, so that of the top class is largest.
+  _, finite = possible_logits(z)
+  others = target.sum_others(z, hinge(margin + finite), first_largest(z))
+  return target.expected(z, lambda stats: hinge(margin - stats.target) + others)
+
+
+@_one_vs_rest_hinge.public
 def one_vs_rest_hinge(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -127,17 +129,12 @@ def one_vs_rest_hinge(
     :func:`squentropy_jax.losses.weston_watkins`,
     :func:`squentropy_jax.losses.rescaled_square`
   """
-  return _whole.evaluate(
-    _SQUARED if _checks.as_flag("squared", squared) else _LINEAR,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    margin=(margin, "[0, inf)"),
+  return _one_vs_rest_hinge(
+    logits, labels, squared=squared, margin=margin, axis=axis, where=where
   )
 
 
-@_rows.with_row(_crammer_singer)
+@_crammer_singer.public
 def crammer_singer(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -193,16 +190,10 @@ def crammer_singer(
   .. seealso:: :func:`squentropy_jax.losses.weston_watkins`,
     :func:`squentropy_jax.losses.ldr_kl`
   """
-  return _rows.evaluate(
-    _crammer_singer,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    margin=(margin, "[0, inf)"),
-  )
+  return _crammer_singer(logits, labels, margin=margin, axis=axis, where=where)
 
 
+@_weston_watkins.public
 def weston_watkins(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -257,11 +248,4 @@ def weston_watkins(
   .. seealso:: :func:`squentropy_jax.losses.crammer_singer`,
     :func:`squentropy_jax.losses.one_vs_rest_hinge`
   """
-  return _whole.evaluate(
-    _weston_watkins,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    margin=(margin, "[0, inf)"),
-  )
+  return _weston_watkins(logits, labels, margin=margin, axis=axis, where=where)

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import checks, elementwise
+from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.elementwise import sigmoid, softplus
 
 
 def _not_negative(
@@ -17,7 +17,7 @@ def _not_negative(
 ) -> list[jax.Array]:
   """Hyper-parameters as scalars, which must be at least 0."""
   return [
-    _checks.as_scalar(name, value, dtype, "[0, inf)")
+    checks.as_scalar(name, value, dtype, "[0, inf)")
     for name, value in values.items()
   ]
 
@@ -38,7 +38,7 @@ def _ratio_of_sums(
   # Without smoothing or positives the ratio is 1 for every logit, also for
   # those whose probabilities underflow.
   no_mass = mass == 0
-  ratio = _elementwise.quotient(
+  ratio = elementwise.quotient(
     miss, jnp.where(no_mass, jnp.ones_like(mass), mass)
   )
   return jnp.where(no_mass, keep.any(axes).astype(ratio.dtype), ratio)
@@ -63,7 +63,7 @@ def _dice(
   squared: bool,
   smoothing: jax.Array,
 ) -> jax.Array:
-  miss, mass = _terms(_rows.sigmoid(z), _rows.sigmoid(-z), y, squared)
+  miss, mass = _terms(sigmoid(z), sigmoid(-z), y, squared)
   return _ratio_of_sums(miss, mass, smoothing, axes, keep)
 
 
@@ -126,9 +126,9 @@ def dice(
 
   .. seealso:: :func:`squentropy_jax.losses.tversky`
   """
-  z, y, keep = _checks.as_binary(logits, labels, where)
+  z, y, keep = prelude.checked_entries(logits, labels, where)
   scalars = _not_negative(z.dtype, smoothing=smoothing)
-  axes, squared = _checks.as_axes(axis, z), _checks.as_flag("squared", squared)
+  axes, squared = checks.as_axes(axis, z), checks.as_flag("squared", squared)
   return _dice(z, y, keep, axes, squared, *scalars)
 
 
@@ -142,7 +142,7 @@ def _tversky(
   beta: jax.Array,
   smoothing: jax.Array,
 ) -> jax.Array:
-  p, rest = _rows.sigmoid(z), _rows.sigmoid(-z)
+  p, rest = sigmoid(z), sigmoid(-z)
   miss = alpha * p * (1.0 - y) + beta * rest * y
   return _ratio_of_sums(miss, p * y + miss, smoothing, axes, keep)
 
@@ -202,9 +202,9 @@ def tversky(
 
   .. seealso:: :func:`squentropy_jax.losses.dice`
   """
-  z, y, keep = _checks.as_binary(logits, labels, where)
+  z, y, keep = prelude.checked_entries(logits, labels, where)
   scalars = _not_negative(z.dtype, alpha=alpha, beta=beta, smoothing=smoothing)
-  return _tversky(z, y, keep, _checks.as_axes(axis, z), *scalars)
+  return _tversky(z, y, keep, checks.as_axes(axis, z), *scalars)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
@@ -217,8 +217,8 @@ def _self_adjusting_dice(
   alpha: jax.Array,
   smoothing: jax.Array,
 ) -> jax.Array:
-  p, rest = _rows.sigmoid(z), _rows.sigmoid(-z)
-  log_damping = -alpha * _rows.softplus(z)
+  p, rest = sigmoid(z), sigmoid(-z)
+  log_damping = -alpha * softplus(z)
   q = p * jnp.exp(log_damping)
   # Of what q is less than 1, first p and then the damping.
   miss, mass = _terms(q, rest - p * jnp.expm1(log_damping), y, squared)
@@ -280,8 +280,8 @@ def self_adjusting_dice(
 
   .. seealso:: :func:`squentropy_jax.losses.dice`
   """
-  z, y, keep = _checks.as_binary(logits, labels, where)
+  z, y, keep = prelude.checked_entries(logits, labels, where)
   scalars = _not_negative(z.dtype, alpha=alpha, smoothing=smoothing)
-  axes = _checks.as_axes(axis, z)
-  squared = _checks.as_flag("squared", squared)
+  axes = checks.as_axes(axis, z)
+  squared = checks.as_flag("squared", squared)
   return _self_adjusting_dice(z, y, keep, axes, squared, *scalars)

@@ -7,31 +7,39 @@ import math
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import distributions as _dense
-from squentropy_jax._core import partition as _partition
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import labels as prelude
+from squentropy_jax._core import partition
+from squentropy_jax._core.class_sums import row_stats
+from squentropy_jax._core.distributions import (
+  Target,
+  all_class_sums,
+  distribution_loss,
+)
+from squentropy_jax._core.elementwise import sigmoid
 
 # Of (sinh(u) / u - 1) / u^2 in powers of u^2; exact in float64 for |u| < 2.
 _SINHC = tuple(1.0 / math.factorial(2 * n + 3) for n in range(12))
 
 
-def _continuous_categorical(z: jax.Array, x: jax.Array) -> jax.Array:
+def simplex_mean(logits: jax.Array) -> jax.Array:
+  """The logarithm of the mean."""
+  top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+  return jnp.log(partition.mean(logits - top))
+
+
+@distribution_loss(log_probs=simplex_mean)
+def _continuous_categorical(z: jax.Array, target: Target) -> jax.Array:
+  x = target.distribution(z)
   # Both normalisers follow a shift of all logits, so that it has no effect.
   z = z - jax.lax.stop_gradient(z.max(-1, keepdims=True))
   lse = jnp.log(jnp.exp(z).sum(-1, keepdims=True))
   skip = (z == -jnp.inf) & (x == 0)
   zero = jnp.zeros_like(z)
   soft = jnp.where(skip, zero, x * (lse - jnp.where(skip, zero, z))).sum(-1)
-  return soft + (_partition.log_partition(z) - lse[..., 0])
+  return soft + (partition.log_partition(z) - lse[..., 0])
 
 
-def simplex_mean(logits: jax.Array) -> jax.Array:
-  """The logarithm of the mean."""
-  return jnp.log(_mean(logits, -1))
-
-
-@_rows.with_link(simplex_mean)
+@_continuous_categorical.public
 def continuous_categorical(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -91,63 +99,7 @@ def continuous_categorical(
 
   .. seealso:: :func:`squentropy_jax.losses.continuous_categorical_mean`
   """
-  return _dense.evaluate(
-    _continuous_categorical,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-  )
-
-
-@functools.partial(jax.jit, static_argnums=1, inline=True)
-def _mean(logits: jax.Array, axis: int) -> jax.Array:
-  z = logits.astype(_checks.compute_dtype(logits.dtype))
-  z = jnp.moveaxis(z, axis, -1)
-  top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
-  return jnp.moveaxis(_partition.mean(z - top), -1, axis)
-
-
-def continuous_categorical_mean(
-  logits: jax.typing.ArrayLike, *, axis: int = -1
-) -> jax.Array:
-  r"""Mean of the continuous categorical distribution, a point of the simplex.
-
-  .. math::
-    \mu_k = \frac{\partial}{\partial z_k}
-            \log \int_\Delta e^{\langle z, t \rangle} \, dt
-
-  It is what a model trained with :func:`continuous_categorical` predicts; the
-  softmax of its logits is not.
-
-  Args:
-    logits: Scores, shape ``[..., num_classes]``, any floating dtype. A class of
-      ``-inf`` is impossible and has mean 0.
-    axis: The class axis of ``logits``.
-
-  Returns:
-    The mean, of the logits' shape, float32 or wider.
-
-  Raises:
-    TypeError: If ``logits`` is not floating.
-    ValueError: If ``axis`` is not one of theirs or has length 0.
-
-  Examples:
-    >>> logits = jnp.array([0.7, -0.3, 0.0])
-    >>> print(losses.continuous_categorical_mean(logits))
-    [0.3827 0.2976 0.3197]
-
-  References:
-    Gordon-Rodriguez, Loaiza-Ganem and Cunningham, `The Continuous Categorical:
-    A Novel Simplex-Valued Exponential Family
-    <https://arxiv.org/abs/2002.08563>`_, ICML 2020.
-
-  .. seealso:: :func:`squentropy_jax.losses.continuous_categorical`
-  """
-  array = _checks.as_logits(logits)
-  axis = _checks.as_axis(axis, array)
-  _checks.check_num_classes(array.shape[axis])
-  return _mean(array, axis)
+  return _continuous_categorical(logits, labels, axis=axis, where=where)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -218,23 +170,29 @@ def continuous_bernoulli(
 
   .. seealso:: :func:`squentropy_jax.losses.continuous_categorical`
   """
-  z, x, keep = _checks.as_binary(logits, labels, where)
+  z, x, keep = prelude.checked_entries(logits, labels, where)
   return _continuous_bernoulli(z, x, keep)
 
 
 def _residual(z: jax.Array, t: jax.Array) -> jax.Array:
   """Softmax less target; neither 1 - p nor a product is rounded off."""
-  log_odds = _rows.all_class_stats(z).log_odds
-  return _rows.sigmoid(-log_odds) * (1.0 - t) - _rows.sigmoid(log_odds) * t
+  log_odds = row_stats(all_class_sums(z)).log_odds
+  return sigmoid(-log_odds) * (1.0 - t) - sigmoid(log_odds) * t
 
 
-def _square_distance(z: jax.Array, t: jax.Array) -> jax.Array:
-  return jnp.square(_residual(z, t)).sum(-1)
+@distribution_loss()
+def _brier(z: jax.Array, target: Target) -> jax.Array:
+  return jnp.square(_residual(z, target.distribution(z))).sum(-1)
 
 
-def _distance(z: jax.Array, t: jax.Array) -> jax.Array:
-  residual = _residual(z, t)
-  # Scaled, so that no square underflows; without slope where it is 0.
+@distribution_loss(domains={"squared": bool})
+def _softmax_regression(
+  z: jax.Array, target: Target, *, squared: bool
+) -> jax.Array:
+  residual = _residual(z, target.distribution(z))
+  if squared:
+    return jnp.square(residual).sum(-1)
+  # Scaled, so that no square underflows; the gradient at distance 0 is 0.
   size = jax.lax.stop_gradient(jnp.abs(residual).max(-1, keepdims=True))
   size = jnp.where(size == 0, jnp.ones_like(size), size)
   square = jnp.square(residual / size).sum(-1)
@@ -243,6 +201,7 @@ def _distance(z: jax.Array, t: jax.Array) -> jax.Array:
   return jnp.where(zero, square, size[..., 0] * root)
 
 
+@_softmax_regression.public
 def softmax_regression(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -297,15 +256,12 @@ def softmax_regression(
 
   .. seealso:: :func:`squentropy_jax.losses.brier`
   """
-  return _dense.evaluate(
-    _square_distance if _checks.as_flag("squared", squared) else _distance,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
+  return _softmax_regression(
+    logits, labels, squared=squared, axis=axis, where=where
   )
 
 
+@_brier.public
 def brier(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -356,6 +312,4 @@ def brier(
 
   .. seealso:: :func:`squentropy_jax.losses.softmax_regression`
   """
-  return _dense.evaluate(
-    _square_distance, logits, labels, axis=axis, where=where
-  )
+  return _brier(logits, labels, axis=axis, where=where)

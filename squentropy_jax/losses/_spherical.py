@@ -4,18 +4,24 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import elementwise
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.elementwise import softplus
+from squentropy_jax._core.rows import Transform, row_loss
 
 # A variance below so many roundings of the square of the mean counts as 0.
 _ROUNDINGS = 32
 
 
+@row_loss(
+  domains={"sharpness": "(0, inf)", "location": "(-inf, inf)"},
+  transform=Transform(subtract="mean"),
+)
 def _zscore(
-  stats: _rows.RowStats,
+  stats: RowStats,
   *,
-  sharpness: jax.Array | float = 1.0,
-  location: jax.Array | float = 0.0,
+  sharpness: jax.Array,
+  location: jax.Array,
 ) -> jax.Array:
   num_wrong = stats.num_classes - 1.0
   count = jnp.maximum(num_wrong, 1.0)
@@ -23,7 +29,7 @@ def _zscore(
   rest_variance = stats.rest_sq / count - jnp.square(rest_mean)
   rest_variance = jnp.maximum(rest_variance, 0.0)
   # Above the rest's mean; a target of -inf is far below it.
-  lead = jnp.maximum(stats.target - rest_mean, -_elementwise.HUGE)
+  lead = jnp.maximum(stats.target - rest_mean, -elementwise.HUGE)
   # The variance of all is num_wrong / num_classes times this.
   variance = rest_variance + jnp.square(lead) / stats.num_classes
   # What is left of equal logits by the rounding of their squares.
@@ -31,30 +37,10 @@ def _zscore(
   is_zero = variance <= _ROUNDINGS * eps * jnp.square(rest_mean)
   deviation = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(variance), variance))
   z_score = jnp.sqrt(num_wrong / stats.num_classes) * lead / deviation
-  return _rows.softplus(sharpness * (location - z_score)) / sharpness
+  return softplus(sharpness * (location - z_score)) / sharpness
 
 
-def _taylor_softmax(stats: _rows.RowStats) -> jax.Array:
-  num_wrong = stats.num_classes - 1.0
-  rest = num_wrong + stats.rest_sum + 0.5 * stats.rest_sq
-  # 1 + z + z^2 / 2, without cancelling.
-  impossible = stats.target == -jnp.inf
-  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
-  own = 0.5 * (jnp.square(target + 1.0) + 1.0)
-  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
-
-
-def _spherical_softmax(
-  stats: _rows.RowStats, *, epsilon: jax.Array | float = 1e-2
-) -> jax.Array:
-  rest = stats.rest_sq + (stats.num_classes - 1.0) * epsilon
-  impossible = stats.target == -jnp.inf
-  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
-  own = jnp.square(target) + epsilon
-  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
-
-
-@_rows.with_row(_zscore)
+@_zscore.public
 def zscore(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -126,15 +112,13 @@ def zscore(
   .. seealso:: :func:`squentropy_jax.losses.spherical_softmax`,
     :func:`squentropy_jax.losses.taylor_softmax`
   """
-  return _rows.evaluate(
-    _zscore,
+  return _zscore(
     logits,
     labels,
+    sharpness=sharpness,
+    location=location,
     axis=axis,
     where=where,
-    prepare=_rows.centre,
-    sharpness=(sharpness, "(0, inf)"),
-    location=(location, "(-inf, inf)"),
   )
 
 
@@ -144,8 +128,18 @@ def taylor(logits: jax.Array) -> jax.Array:
   return jnp.log(0.5 * (jnp.square(logits + 1.0) + 1.0))
 
 
-@_rows.with_link(taylor)
-@_rows.with_row(_taylor_softmax)
+@row_loss(log_probs=taylor)
+def _taylor_softmax(stats: RowStats) -> jax.Array:
+  num_wrong = stats.num_classes - 1.0
+  rest = num_wrong + stats.rest_sum + 0.5 * stats.rest_sq
+  # 1 + z + z^2 / 2, without cancelling.
+  impossible = stats.target == -jnp.inf
+  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
+  own = 0.5 * (jnp.square(target + 1.0) + 1.0)
+  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
+
+
+@_taylor_softmax.public
 def taylor_softmax(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -200,7 +194,7 @@ def taylor_softmax(
   .. seealso:: :func:`squentropy_jax.losses.spherical_softmax`,
     :func:`squentropy_jax.losses.zscore`
   """
-  return _rows.evaluate(_taylor_softmax, logits, labels, axis=axis, where=where)
+  return _taylor_softmax(logits, labels, axis=axis, where=where)
 
 
 def spherical(
@@ -210,8 +204,16 @@ def spherical(
   return jnp.log(jnp.square(logits) + epsilon)
 
 
-@_rows.with_link(spherical)
-@_rows.with_row(_spherical_softmax)
+@row_loss(domains={"epsilon": "(0, inf)"}, log_probs=spherical)
+def _spherical_softmax(stats: RowStats, *, epsilon: jax.Array) -> jax.Array:
+  rest = stats.rest_sq + (stats.num_classes - 1.0) * epsilon
+  impossible = stats.target == -jnp.inf
+  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
+  own = jnp.square(target) + epsilon
+  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
+
+
+@_spherical_softmax.public
 def spherical_softmax(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -268,11 +270,6 @@ def spherical_softmax(
   .. seealso:: :func:`squentropy_jax.losses.taylor_softmax`,
     :func:`squentropy_jax.losses.zscore`
   """
-  return _rows.evaluate(
-    _spherical_softmax,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    epsilon=(epsilon, "(0, inf)"),
+  return _spherical_softmax(
+    logits, labels, epsilon=epsilon, axis=axis, where=where
   )

@@ -4,20 +4,9 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
-
-
-def _rescaled_square(
-  stats: _rows.RowStats,
-  *,
-  target_weight: jax.Array | float = 1.0,
-  target_value: jax.Array | float = 1.0,
-) -> jax.Array:
-  residual = stats.target - target_value
-  return (
-    target_weight * residual * residual + stats.rest_sq
-  ) / stats.num_classes
+from squentropy_jax._core import elementwise
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.rows import row_loss
 
 
 def linear(
@@ -32,11 +21,37 @@ def linear(
   """
   share = jnp.clip(logits / target_value, 0.0, 1.0)
   probability = share / (target_weight + (1.0 - target_weight) * share)
-  return jnp.log(jnp.maximum(probability, _elementwise.PROBABILITY_FLOOR))
+  return jnp.log(jnp.maximum(probability, elementwise.PROBABILITY_FLOOR))
 
 
-@_rows.with_link(linear)
-@_rows.with_row(_rescaled_square)
+def _uniform(
+  stats: RowStats, *, target_weight: jax.Array, target_value: jax.Array
+) -> jax.Array:
+  n = stats.num_classes
+  square = stats.rest_sq + jnp.square(stats.target)
+  total = stats.rest_sum + stats.target
+  on_target = square - 2.0 * target_value * total + n * target_value**2
+  return (target_weight * on_target + (n - 1.0) * square) / (n * n)
+
+
+@row_loss(
+  domains={"target_weight": "[0, inf)", "target_value": "(-inf, inf)"},
+  log_probs=linear,
+  uniform=_uniform,
+)
+def _rescaled_square(
+  stats: RowStats,
+  *,
+  target_weight: jax.Array,
+  target_value: jax.Array,
+) -> jax.Array:
+  residual = stats.target - target_value
+  return (
+    target_weight * residual * residual + stats.rest_sq
+  ) / stats.num_classes
+
+
+@_rescaled_square.public
 def rescaled_square(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -95,12 +110,11 @@ def rescaled_square(
 
   .. seealso:: :func:`squentropy_jax.squentropy`
   """
-  return _rows.evaluate(
-    _rescaled_square,
+  return _rescaled_square(
     logits,
     labels,
+    target_weight=target_weight,
+    target_value=target_value,
     axis=axis,
     where=where,
-    target_weight=(target_weight, "[0, inf)"),
-    target_value=(target_value, "(-inf, inf)"),
   )

@@ -3,20 +3,36 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from squentropy_jax._core import rows as _rows
-
-
-def _squentropy(
-  stats: _rows.RowStats, *, scale: jax.Array | float = 1.0
-) -> jax.Array:
-  # A single possible class has no wrong ones: 0 / 1, not 0 / 0.
-  num_wrong = jnp.maximum(stats.num_classes - 1.0, 1.0)
-  return _rows.softplus(stats.log_odds) + scale * stats.rest_sq / num_wrong
+from squentropy_jax._core import checks
+from squentropy_jax._core.class_sums import RowStats, uniform_cross_entropy
+from squentropy_jax._core.elementwise import softplus
+from squentropy_jax._core.rows import row_loss
 
 
-@_rows.with_row(_squentropy)
+def _mean_square(stats: RowStats) -> jax.Array:
+  # A single possible class has no incorrect ones: 0 / 1, not 0 / 0.
+  return stats.rest_sq / jnp.maximum(stats.num_classes - 1.0, 1.0)
+
+
+def _uniform(stats: RowStats, *, scale: jax.Array) -> jax.Array:
+  # Each class is incorrect for all others, so its square counts C - 1 times.
+  square = stats.rest_sq + jnp.square(stats.target)
+  square *= jnp.minimum(stats.num_classes - 1.0, 1.0) / stats.num_classes
+  return uniform_cross_entropy(stats) + scale * square
+
+
+@row_loss(domains={"scale": "[0, inf)"}, uniform=_uniform)
+def _squentropy(stats: RowStats, *, scale: jax.Array) -> jax.Array:
+  return softplus(stats.log_odds) + scale * _mean_square(stats)
+
+
+@row_loss
+def _squentropy_of_ids(stats: RowStats) -> jax.Array:
+  return softplus(stats.log_odds) + _mean_square(stats)
+
+
+@_squentropy.public
 def squentropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -70,17 +86,10 @@ def squentropy(
 
   .. seealso:: :func:`squentropy_jax.losses.rescaled_square`
   """
-  return _rows.evaluate(
-    _squentropy,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    scale=(scale, "[0, inf)"),
-  )
+  return _squentropy(logits, labels, scale=scale, axis=axis, where=where)
 
 
-@_rows.with_row(_squentropy)
+@_squentropy_of_ids.public
 def squentropy_with_integer_labels(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -123,10 +132,10 @@ def squentropy_with_integer_labels(
 
   .. seealso:: :func:`squentropy_jax.squentropy`
   """
-  dtype = getattr(labels, "dtype", None) or np.asarray(labels).dtype
+  dtype = checks.as_array(labels, "labels").dtype
   if not jnp.issubdtype(dtype, jnp.integer):
     raise TypeError(
       f"labels must be integer class ids, got dtype {dtype}; squentropy takes "
       "target distributions."
     )
-  return squentropy(logits, labels, axis=axis, where=where)
+  return _squentropy_of_ids(logits, labels, axis=axis, where=where)

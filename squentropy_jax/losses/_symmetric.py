@@ -4,40 +4,47 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import elementwise
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.elementwise import sigmoid, softplus
+from squentropy_jax._core.rows import Transform, row_loss
 
 
+@row_loss(
+  domains={"alpha": "[0, inf)", "beta": "[0, inf)", "log_clip": "(-inf, 0]"}
+)
 def _symmetric_cross_entropy(
-  stats: _rows.RowStats,
+  stats: RowStats,
   *,
-  alpha: jax.Array | float = 0.1,
-  beta: jax.Array | float = 1.0,
-  log_clip: jax.Array | float = -4.0,
+  alpha: jax.Array,
+  beta: jax.Array,
+  log_clip: jax.Array,
 ) -> jax.Array:
-  forward = _rows.softplus(stats.log_odds)
-  reverse = -log_clip * _rows.sigmoid(stats.log_odds)
-  return _elementwise.weighted(alpha, forward) + beta * reverse
+  forward = softplus(stats.log_odds)
+  reverse = -log_clip * sigmoid(stats.log_odds)
+  return elementwise.weighted(alpha, forward) + beta * reverse
 
 
-def _normalized_cross_entropy(stats: _rows.RowStats) -> jax.Array:
+@row_loss(transform=Transform(subtract="mean"))
+def _normalized_cross_entropy(stats: RowStats) -> jax.Array:
   num_wrong = stats.num_classes - 1.0
-  own = jnp.minimum(_rows.softplus(stats.log_odds), _elementwise.HUGE)
+  own = jnp.minimum(softplus(stats.log_odds), elementwise.HUGE)
   # Of the wrong classes: log sum exp z less each of their logits.
   alone = num_wrong == 0
   rest_lse = jnp.where(alone, jnp.zeros_like(own), stats.rest_lse)
-  above_rest = _rows.softplus(-jnp.where(alone, own, stats.log_odds))
+  above_rest = softplus(-jnp.where(alone, own, stats.log_odds))
   others = num_wrong * (rest_lse + above_rest) - stats.rest_sum
   total = own + others
   return own / jnp.where(total == 0, jnp.ones_like(total), total)
 
 
-def _unhinged(stats: _rows.RowStats) -> jax.Array:
+@row_loss(transform=Transform(subtract="mean"))
+def _unhinged(stats: RowStats) -> jax.Array:
   num_wrong = stats.num_classes - 1.0
   return (stats.rest_sum - num_wrong * stats.target) / stats.num_classes
 
 
-@_rows.with_row(_symmetric_cross_entropy)
+@_symmetric_cross_entropy.public
 def symmetric_cross_entropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -98,19 +105,18 @@ def symmetric_cross_entropy(
   .. seealso:: :func:`squentropy_jax.losses.generalized_cross_entropy`,
     :func:`squentropy_jax.losses.mean_absolute_error`
   """
-  return _rows.evaluate(
-    _symmetric_cross_entropy,
+  return _symmetric_cross_entropy(
     logits,
     labels,
+    alpha=alpha,
+    beta=beta,
+    log_clip=log_clip,
     axis=axis,
     where=where,
-    alpha=(alpha, "[0, inf)"),
-    beta=(beta, "[0, inf)"),
-    log_clip=(log_clip, "(-inf, 0]"),
   )
 
 
-@_rows.with_row(_normalized_cross_entropy)
+@_normalized_cross_entropy.public
 def normalized_cross_entropy(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -166,17 +172,10 @@ def normalized_cross_entropy(
   .. seealso:: :func:`squentropy_jax.losses.mean_absolute_error`,
     :func:`squentropy_jax.losses.unhinged`
   """
-  return _rows.evaluate(
-    _normalized_cross_entropy,
-    logits,
-    labels,
-    axis=axis,
-    where=where,
-    prepare=_rows.centre,
-  )
+  return _normalized_cross_entropy(logits, labels, axis=axis, where=where)
 
 
-@_rows.with_row(_unhinged)
+@_unhinged.public
 def unhinged(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -231,6 +230,4 @@ def unhinged(
   .. seealso:: :func:`squentropy_jax.losses.ldr_kl`,
     :func:`squentropy_jax.losses.normalized_cross_entropy`
   """
-  return _rows.evaluate(
-    _unhinged, logits, labels, axis=axis, where=where, prepare=_rows.centre
-  )
+  return _unhinged(logits, labels, axis=axis, where=where)

@@ -2,21 +2,23 @@
 """The logistic loss with a tempered logarithm and a tempered softmax."""
 
 from collections.abc import Callable
-import functools
 import math
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax._core import all_logits as _whole
-from squentropy_jax._core import checks as _checks
-from squentropy_jax._core import elementwise as _elementwise
-from squentropy_jax._core import rows as _rows
+from squentropy_jax._core import elementwise
+from squentropy_jax._core.distributions import (
+  Target,
+  distribution_loss,
+  first_largest,
+  possible_logits,
+)
 
 
 def _log_tempered(x: jax.Array, t: jax.Array) -> jax.Array:
-  return _elementwise.log1p_over(x, 1.0 - t)
+  return elementwise.log1p_over(x, 1.0 - t)
 
 
 def _log_probabilities(
@@ -30,7 +32,7 @@ def _log_probabilities(
   method is there in a few steps.
   """
   zero = jnp.zeros_like(logits)
-  is_top = _whole.is_top(logits, possible)
+  is_top = first_largest(jnp.where(possible, logits, -jnp.inf))
   top = jnp.where(is_top, logits, zero).sum(-1, keepdims=True)
   top = lax.stop_gradient(top)
   others = possible & ~is_top
@@ -46,8 +48,8 @@ def _log_probabilities(
     # The top class less 1: digits of a sure model.
     surplus = jnp.expm1(log_top) + _sum(others, jnp.exp(log_rest))
     log_sum = jnp.log1p(surplus)
-    slope = jnp.exp(t * log_top) + _sum(others, _elementwise.power(log_rest, t))
-    log_t_sum = _elementwise.expm1_over(log_sum, 1.0 - t)
+    slope = jnp.exp(t * log_top) + _sum(others, elementwise.power(log_rest, t))
+    log_t_sum = elementwise.expm1_over(log_sum, 1.0 - t)
     return excess + log_t_sum * jnp.exp(t * log_sum) / slope
 
   fixed = lax.stop_gradient((below, top_below, t))
@@ -74,24 +76,8 @@ def _own_divergence(log_p: jax.Array, t: jax.Array) -> jax.Array:
     coefficient = (high ** (n - 1) - low ** (n - 1)) / math.factorial(n)
     series = series * x + coefficient
   far = jnp.where(small, jnp.full_like(log_p, -1.0), log_p)
-  direct = _elementwise.expm1_over(far, high) - _elementwise.expm1_over(
-    far, low
-  )
+  direct = elementwise.expm1_over(far, high) - elementwise.expm1_over(far, low)
   return jnp.where(small, series * x * x, direct)
-
-
-@functools.cache
-def _bi_tempered_logistic(num_iters: int) -> Callable[..., jax.Array]:
-  def formula(
-    whole: _whole.Whole, *, t1: jax.Array, t2: jax.Array
-  ) -> jax.Array:
-    log_p = _log_probabilities(whole.logits, whole.possible, t2, num_iters)
-    own = log_p(whole.stats.target)
-    each = _elementwise.power(log_p(whole.logits), 2.0 - t1)
-    rest = whole.sum_rest(each, whole.is_top())
-    return _own_divergence(own, t1) + rest / (2.0 - t1)
-
-  return formula
 
 
 def tempered(
@@ -109,7 +95,23 @@ def tempered(
   return _log_probabilities(z, possible, t, num_iters)(z)
 
 
-@_rows.with_link(tempered)
+@distribution_loss(
+  domains={"t1": "[0, 2)", "t2": "(0, inf)", "num_iters": int},
+  log_probs=tempered,
+)
+def _bi_tempered_logistic(
+  z: jax.Array, target: Target, *, t1: jax.Array, t2: jax.Array, num_iters: int
+) -> jax.Array:
+  possible, finite = possible_logits(z)
+  log_p = _log_probabilities(finite, possible, t2, num_iters)
+  each = elementwise.power(log_p(finite), 2.0 - t1)
+  others = target.sum_others(z, each, first_largest(z)) / (2.0 - t1)
+  return target.expected(
+    z, lambda stats: _own_divergence(log_p(stats.target), t1) + others
+  )
+
+
+@_bi_tempered_logistic.public
 def bi_tempered_logistic(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -179,12 +181,12 @@ def bi_tempered_logistic(
 
   .. seealso:: :func:`squentropy_jax.losses.generalized_cross_entropy`
   """
-  return _whole.evaluate(
-    _bi_tempered_logistic(_checks.as_count("num_iters", num_iters)),
+  return _bi_tempered_logistic(
     logits,
     labels,
+    t1=t1,
+    t2=t2,
+    num_iters=num_iters,
     axis=axis,
     where=where,
-    t1=(t1, "[0, 2)"),
-    t2=(t2, "(0, inf)"),
   )

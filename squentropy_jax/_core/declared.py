@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every loss of logits and labels is: a callable that predicts too."""
+
+from collections.abc import Callable
+import functools
+from typing import Any, Generic, ParamSpec
+
+import jax
+import jax.numpy as jnp
+
+from squentropy_jax._core import checks
+from squentropy_jax._core.hyperparameters import Hyperparameters, expanded
+
+P = ParamSpec("P")
+# ``log_scores(logits, **hyperparameters)``, the class axis last, gives scores
+# whose softmax is the predicted distribution.
+LogScores = Callable[..., jax.Array]
+
+
+class Loss(Generic[P]):
+  """A loss of logits and labels, with the probabilities that it predicts.
+
+  It is called like the function it is made from, whose signature it has.
+
+  Attributes:
+    hyperparameters: Names, domains and defaults.
+    predicts_softmax: Whether the predicted probabilities are the softmax of
+      the logits.
+  """
+
+  __name__: str
+  __qualname__: str
+
+  def __init__(
+    self,
+    function: Callable[P, jax.Array],
+    hyperparameters: Hyperparameters,
+    log_scores: LogScores | None = None,
+  ) -> None:
+    functools.update_wrapper(self, function)
+    self._function = function
+    self._log_scores = log_scores
+    self.hyperparameters = hyperparameters
+
+  def __call__(self, *args: P.args, **kwargs: P.kwargs) -> jax.Array:
+    return self._function(*args, **kwargs)
+
+  def __repr__(self) -> str:
+    return f"<loss {self.__name__}>"
+
+  def __reduce__(self) -> str:
+    # Pickled as functions are, by name.
+    return self.__qualname__
+
+  @property
+  def predicts_softmax(self) -> bool:
+    """Whether the predicted probabilities are the softmax of the logits."""
+    return self._log_scores is None
+
+  def log_probs(
+    self,
+    logits: jax.typing.ArrayLike,
+    *,
+    axis: int = -1,
+    **hyperparameters: Any,
+  ) -> jax.Array:
+    """Computes the log-probabilities that a model trained so predicts.
+
+    Args:
+      logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+      axis: The class axis of ``logits``.
+      **hyperparameters: Those of the loss, scalars or of the batch shape.
+
+    Returns:
+      The logarithms of the probabilities of the classes, of the logits' shape,
+      float32 or wider; ``-inf`` where a logit is ``-inf``.
+    """
+    array = checks.as_logits(logits)
+    axis = checks.as_axis(axis, array)
+    checks.check_num_classes(array.shape[axis])
+    dtype = checks.compute_dtype(array.dtype)
+    z = jnp.moveaxis(array.astype(dtype), axis, -1)
+    values = self.hyperparameters.complete(hyperparameters, self.__name__)
+    numbers, static = self.hyperparameters.split(values)
+    numbers = self.hyperparameters.as_arrays(numbers, dtype, z.shape[:-1])
+    return jnp.moveaxis(
+      _log_probs(self._log_scores, static, z, numbers), -1, axis
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _log_probs(
+  log_scores: LogScores | None,
+  static: tuple[tuple[str, Any], ...],
+  z: jax.Array,
+  numbers: dict[str, jax.Array],
+) -> jax.Array:
+  scores = z
+  if log_scores is not None:
+    scores = log_scores(z, **expanded(numbers), **dict(static))
+    # An impossible class stays so, whatever its score.
+    scores = jnp.where(z == -jnp.inf, z, scores)
+  return jax.nn.log_softmax(scores, axis=-1)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters of a loss: their names, domains and defaults."""
+
+from collections.abc import Callable, Mapping
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from squentropy_jax._core import checks
+
+Domain = str | type
+Static = tuple[tuple[str, Any], ...]
+_REAL = "(-inf, inf)"
+_ARGUMENTS = ("axis", "where")
+
+
+class Hyperparameters(NamedTuple):
+  """The hyper-parameters that a loss declares.
+
+  Attributes:
+    domains: An interval such as ``"[0, inf)"`` for each number, and ``bool`` or
+      ``int`` for each static setting, in the order of the formula.
+    defaults: The values of those that need not be given.
+  """
+
+  domains: dict[str, Domain]
+  defaults: dict[str, Any]
+
+  def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], Static]:
+    """The numbers of ``values``, and its static settings, checked."""
+    numbers: dict[str, Any] = {}
+    static: list[tuple[str, Any]] = []
+    for name, domain in self.domains.items():
+      if domain is bool:
+        static.append((name, checks.as_flag(name, values[name])))
+      elif domain is int:
+        static.append((name, checks.as_count(name, values[name])))
+      else:
+        numbers[name] = values[name]
+    return numbers, tuple(static)
+
+  def complete(self, given: Mapping[str, Any], loss: str) -> dict[str, Any]:
+    """The values with the defaults; TypeError for a name too many or few."""
+    unknown = [name for name in given if name not in self.domains]
+    if unknown:
+      known = ", ".join(self.domains) or "none"
+      raise TypeError(
+        f"{loss} has no hyper-parameter {', '.join(unknown)}. It has {known}."
+      )
+    values = {**self.defaults, **given}
+    missing = [name for name in self.domains if name not in values]
+    if missing:
+      raise TypeError(f"{loss} needs the hyper-parameter {missing[0]}=.")
+    return {name: values[name] for name in self.domains}
+
+  def as_arrays(
+    self,
+    numbers: Mapping[str, Any],
+    dtype: np.dtype,
+    batch: tuple[int, ...],
+    keep: Any = None,
+  ) -> dict[str, jax.Array]:
+    """Numbers as arrays of ``dtype``, scalars or of the batch shape.
+
+    ``keep`` is a concrete mask of the rows that count, or None: a value in a
+    dropped row may be outside its domain.
+    """
+    return {
+      name: _as_number(name, value, dtype, str(self.domains[name]), batch, keep)
+      for name, value in numbers.items()
+    }
+
+  def placeholders(
+    self, numbers: Mapping[str, jax.Array], keep: jax.Array
+  ) -> dict[str, jax.Array]:
+    """The numbers, those of dropped rows replaced by one inside the domain."""
+    return {
+      name: value
+      if value.ndim == 0
+      else jnp.where(keep, value, _inside(str(self.domains[name])))
+      for name, value in numbers.items()
+    }
+
+
+def _as_number(
+  name: str,
+  value: Any,
+  dtype: np.dtype,
+  interval: str,
+  batch: tuple[int, ...],
+  keep: Any,
+) -> jax.Array:
+  value = checks.as_array(value, name) if np.ndim(value) else value
+  shape = np.shape(value)
+  if shape not in ((), batch):
+    raise ValueError(
+      f"{name} must be a scalar or have the batch shape {batch}, one value for "
+      f"each example, got shape {shape}. Nothing else is broadcast."
+    )
+  if shape and keep is not None and checks.is_concrete(value):
+    checks.check_interval(name, np.asarray(value)[keep], interval, dtype)
+  else:
+    checks.check_interval(name, value, interval, dtype)
+  return jnp.asarray(value).astype(dtype)
+
+
+def _inside(interval: str) -> float:
+  """A number inside an interval."""
+  low, high = (float(end) for end in interval[1:-1].split(","))
+  if np.isinf(low):
+    return 1.0 if np.isinf(high) else high - 1.0
+  return low + 1.0 if np.isinf(high) else (low + high) / 2.0
+
+
+def expanded(numbers: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """The numbers with a class axis of length 1, scalars as they are."""
+  return {n: x[..., None] if x.ndim else x for n, x in numbers.items()}
+
+
+def declared(
+  formula: Callable[..., Any], domains: Mapping[str, Domain] | None
+) -> Hyperparameters:
+  """What the keyword-only arguments of a formula and ``domains`` declare."""
+  parameters = {
+    name: p
+    for name, p in inspect.signature(formula).parameters.items()
+    if p.kind is p.KEYWORD_ONLY
+  }
+  reserved = [name for name in _ARGUMENTS if name in parameters]
+  if reserved:
+    raise TypeError(
+      f"{reserved[0]} must not be a hyper-parameter of a formula: it is an "
+      "argument of every loss."
+    )
+  domains = dict(domains or {})
+  for name, domain in domains.items():
+    if name not in parameters:
+      raise TypeError(
+        f"domains names {name!r}, which is no keyword-only argument of the "
+        f"formula. It has {', '.join(parameters) or 'none'}."
+      )
+    if domain not in (bool, int):
+      _check_interval_text(name, domain)
+  return Hyperparameters(
+    {name: domains.get(name, _REAL) for name in parameters},
+    _defaults(parameters),
+  )
+
+
+def _check_interval_text(name: str, domain: Domain) -> None:
+  try:
+    text = str(domain)
+    low, high = (float(end) for end in text[1:-1].split(","))
+    if text[0] in "[(" and text[-1] in "])" and low < high:
+      return
+  except ValueError:
+    pass
+  raise ValueError(
+    f"domains[{name!r}] must be an interval such as '[0, inf)', or bool or int "
+    f"for a static setting, got {domain!r}."
+  )
+
+
+def _defaults(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+  return {
+    name: p.default
+    for name, p in parameters.items()
+    if p.default is not p.empty
+  }
+
+
+def with_defaults_of(
+  hyperparameters: Hyperparameters, function: Callable[..., Any]
+) -> Hyperparameters:
+  """The same, with the defaults in the signature of a public function."""
+  parameters = {
+    name: p
+    for name, p in inspect.signature(function).parameters.items()
+    if p.kind is p.KEYWORD_ONLY and name not in _ARGUMENTS
+  }
+  known = hyperparameters.domains
+  if set(parameters) - set(known) or hyperparameters.defaults:
+    raise TypeError(
+      f"{function.__name__} must have the hyper-parameters {list(known)} of "
+      f"its formula, got {list(parameters)}, and the formula no defaults."
+    )
+  return hyperparameters._replace(defaults=_defaults(parameters))

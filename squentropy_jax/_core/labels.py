@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prelude of every loss: axes, dtypes, masks, labels and their sharding.
+
+`checked` reads the arguments of a call before anything is traced. `prepare`
+is the traced part: it widens, moves the class axis last, masks classes, puts
+placeholders into dropped rows and finds the invalid ones. `checked_entries`
+does both for losses of single entries, such as binary ones.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
+
+from squentropy_jax._core import checks
+from squentropy_jax._core.hyperparameters import Hyperparameters, Static
+
+_STACK = (
+  "For one sigmoid logit z per example, pass the logits of two classes, "
+  "jnp.stack([jnp.zeros_like(z), z], axis=-1)."
+)
+
+
+def widen_ids(ids: Any) -> Any:
+  """Ids of less than a byte as int8, which NumPy compares with any number."""
+  return ids.astype(np.int8) if jnp.iinfo(ids.dtype).bits < 8 else ids
+
+
+def as_labels(
+  labels: ArrayLike, batch: tuple[int, ...], full: tuple[int, ...]
+) -> Any:
+  """Checks that labels are class ids ``batch`` or distributions ``full``.
+
+  Returns arrays as they are, and Python scalars and lists as NumPy arrays: a
+  conversion to JAX may narrow int64, so ids are range-checked before it.
+  """
+  array = checks.as_array(labels, "labels")
+  shape, dtype = tuple(np.shape(array)), array.dtype
+  forms = (
+    f"class ids, integers of shape {batch}, or target distributions, floats "
+    f"of shape {full}"
+  )
+  if jnp.issubdtype(dtype, jnp.integer):
+    if shape == batch:
+      return widen_ids(array)
+    if shape == full:
+      # One logit for each label is no row of classes.
+      single = len(full) == 1 or (batch == full[:-1] and full[-1] == 1)
+      advice = (
+        _STACK
+        if single
+        else "For one-hot rows pass jnp.asarray(labels, jnp.float32), for "
+        f"class ids pass shape {batch}."
+      )
+      raise TypeError(
+        f"labels of the logits' shape {full} must be floats, got {dtype}. "
+        + advice
+      )
+  elif jnp.issubdtype(dtype, jnp.floating):
+    if shape == full:
+      return array
+    if shape == batch:
+      raise TypeError(
+        f"labels of shape {batch} are class ids and must be integers, got "
+        f"{dtype}. Pass jnp.asarray(labels, jnp.int32)."
+      )
+  else:
+    raise TypeError(f"labels must be {forms}; got dtype {dtype}.")
+  raise ValueError(f"labels must be {forms}; got {dtype} of shape {shape}.")
+
+
+def as_where(
+  where: ArrayLike, batch: tuple[int, ...], full: tuple[int, ...]
+) -> jax.Array:
+  """Checks that ``where`` is boolean, of shape ``batch`` or ``full``."""
+  array = jnp.asarray(checks.as_array(where, "where"))
+  if array.dtype != jnp.bool_:
+    raise TypeError(
+      f"where must be boolean, got dtype {array.dtype}. Pass where != 0."
+    )
+  if array.shape not in (batch, full):
+    raise ValueError(
+      f"where must have the batch shape {batch} (which examples) or the "
+      f"logits' shape {full} (which classes), got {array.shape}. Nothing is "
+      "broadcast."
+    )
+  return array
+
+
+def _refuse_first(
+  values: np.ndarray, bad: np.ndarray, keep: Any, interval: str, advice: str
+) -> None:
+  if keep is not None:
+    bad = bad & np.asarray(keep)
+  if bad.any():
+    row = tuple(int(i) for i in np.argwhere(bad)[0])
+    place = f"labels[{', '.join(map(str, row))}]" if row else "labels"
+    raise ValueError(f"{place} = {values[row]} is outside {interval}. {advice}")
+
+
+def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
+  """Raises for the first kept label outside ``[0, num_classes)``."""
+  values = np.asarray(labels)
+  bad = (values < 0) | (values > num_classes - 1)
+  advice = "Drop padded examples with where=."
+  if num_classes == 1:
+    advice += f" {_STACK}"
+  _refuse_first(values, bad, keep, f"[0, {num_classes})", advice)
+
+
+def narrow_labels(labels: Any, num_classes: int) -> Any:
+  """NumPy class ids as int32, invalid ones as -1; those of JAX as they are."""
+  if isinstance(labels, jax.Array):
+    return labels
+  # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.
+  good = (labels >= 0) & (labels <= num_classes - 1)
+  narrow = np.where(good, labels, np.zeros_like(labels)).astype(np.int32)
+  return np.where(good, narrow, np.int32(-1))
+
+
+class Arguments(NamedTuple):
+  """The arrays of a call, checked; shapes and dtypes are the user's.
+
+  Attributes:
+    logits: Scores.
+    labels: Class ids, target distributions, or None for a loss without labels.
+    where: Which examples or classes to keep, or None.
+    numbers: Hyper-parameters, scalars or of the batch shape.
+    more: Other scores; the trailing axes of each are those of the logits.
+  """
+
+  logits: jax.Array
+  labels: jax.Array | None
+  where: jax.Array | None
+  numbers: dict[str, jax.Array]
+  more: tuple[jax.Array, ...] = ()
+
+
+def checked(
+  logits: ArrayLike,
+  labels: ArrayLike | None,
+  *,
+  axis: int,
+  where: ArrayLike | None,
+  hyperparameters: Hyperparameters,
+  values: Mapping[str, Any],
+  more: Mapping[str, ArrayLike] | None = None,
+  name: str = "logits",
+) -> tuple[Arguments, int, Static]:
+  """The arguments of a loss, its non-negative axis and its static settings.
+
+  Class ids are checked for range where they can be read.
+  """
+  array = checks.as_logits(logits, name)
+  axis = checks.as_axis(axis, array, name)
+  full = array.shape
+  batch = full[:axis] + full[axis + 1 :]
+  checks.check_num_classes(full[axis], name)
+  others = tuple(checks.as_logits(x, n) for n, x in (more or {}).items())
+  targets = None if labels is None else as_labels(labels, batch, full)
+  keep = None
+  if where is not None:
+    where = as_where(where, batch, full)
+    if checks.is_concrete(where, beside=(array,)):
+      keep = np.asarray(where)
+      keep = np.any(keep, axis=axis) if keep.ndim == len(full) else keep
+    where = checks.shard_alike("where", where, array, axis)
+  if targets is not None:
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+      readable = checks.is_concrete(targets, beside=(array,))
+      if readable and (where is None or keep is not None):
+        check_label_range(targets, full[axis], keep)
+      targets = narrow_labels(targets, full[axis])
+    targets = checks.shard_alike("labels", targets, array, axis)
+  dtype = np.result_type(
+    *(checks.compute_dtype(x.dtype) for x in (array, *others))
+  )
+  numbers, static = hyperparameters.split(values)
+  arrays = {
+    n: checks.shard_alike(n, x, array, axis) if x.ndim else x
+    for n, x in hyperparameters.as_arrays(numbers, dtype, batch, keep).items()
+  }
+  targets = None if targets is None else jnp.asarray(targets)
+  return Arguments(array, targets, where, arrays, others), axis, static
+
+
+class Prepared(NamedTuple):
+  """The arrays of a call inside the trace.
+
+  Attributes:
+    logits: Scores, ``-inf`` on masked classes.
+    ids: Class ids in ``[0, C)``, int32, or None.
+    probabilities: Target distributions of the logits' shape, or None.
+    keep: Which rows count, or None for all.
+    invalid: Kept rows whose loss is NaN: an id that is out of range or masked,
+      target probability on a masked class, or no possible class.
+    numbers: Hyper-parameters, scalars or of the batch shape.
+    more: Other scores, prepared like the logits.
+  """
+
+  logits: jax.Array
+  ids: jax.Array | None
+  probabilities: jax.Array | None
+  keep: jax.Array | None
+  invalid: jax.Array
+  numbers: dict[str, jax.Array]
+  more: tuple[jax.Array, ...]
+
+
+def class_ids(logits: jax.Array, axis: int = -1) -> jax.Array:
+  """The class id of every entry, an array like ``logits`` of int32."""
+  return jax.lax.broadcasted_iota(
+    jnp.int32,
+    logits.shape,
+    axis % logits.ndim,
+    out_sharding=checks.explicit_sharding(logits),
+  )
+
+
+def split_ids(labels: jax.Array, num_classes: int) -> tuple[Any, jax.Array]:
+  """Ids in ``[0, num_classes)`` as int32, and which of them were outside."""
+  # Compared in their own type: a narrower one would turn bad ids into good.
+  last = min(num_classes - 1, jnp.iinfo(labels.dtype).max)
+  invalid = (labels < 0) | (labels > last)
+  return jnp.clip(labels, 0, last).astype(jnp.int32), invalid
+
+
+def _behind(x: jax.Array, like: jax.Array) -> jax.Array:
+  """``x`` behind as many axes of length 1 as ``like`` has more."""
+  return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
+
+
+def prepare(
+  arguments: Arguments,
+  axis: int,
+  hyperparameters: Hyperparameters,
+  *,
+  in_place: bool = False,
+) -> Prepared:
+  """The traced part of the prelude.
+
+  With ``in_place`` the class axis stays where it is, the logits keep their
+  dtype, and dropped rows of logits hold what they held: for sums that take
+  ``keep`` themselves. Else the class axis is the last one, and dropped rows
+  hold placeholders.
+  """
+  z, labels, where, numbers, more = arguments
+  num_classes = z.shape[axis]
+
+  def moved(x: jax.Array) -> jax.Array:
+    return x if in_place else jnp.moveaxis(x, axis - z.ndim, -1)
+
+  last = axis if in_place else z.ndim - 1
+  wide = np.result_type(*(checks.compute_dtype(x.dtype) for x in (z, *more)))
+  scores = [moved(x) for x in (z, *more)]
+  if not in_place:
+    scores = [x.astype(wide) for x in scores]
+  keep, mask = where, None
+  if where is not None and where.ndim == z.ndim:
+    mask = moved(where)
+    keep = mask.any(last)
+    scores = [jnp.where(_behind(mask, x), x, -jnp.inf) for x in scores]
+  if keep is not None:
+    numbers = hyperparameters.placeholders(numbers, keep)
+    if not in_place:
+      some = jnp.expand_dims(keep, last)
+      scores = [
+        jnp.where(_behind(some, x), x, jnp.zeros_like(x)) for x in scores
+      ]
+  ids = probabilities = None
+  batch = scores[0].shape[:last] + scores[0].shape[last + 1 :]
+  if labels is None:
+    invalid = jnp.zeros(batch, bool)
+  elif jnp.issubdtype(labels.dtype, jnp.integer):
+    ids, invalid = split_ids(labels, num_classes)
+    if mask is not None:
+      is_target = class_ids(mask, last) == jnp.expand_dims(ids, last)
+      invalid |= ~jnp.any(mask & is_target, axis=last)
+  else:
+    probabilities = moved(labels).astype(wide)
+    if keep is not None:
+      some = jnp.expand_dims(keep, last)
+      zero = jnp.zeros_like(probabilities)
+      probabilities = jnp.where(some, probabilities, zero)
+    invalid = jnp.zeros(batch, bool)
+    if mask is not None:
+      invalid = jnp.any((probabilities != 0) & ~mask, axis=last)
+  if not in_place:
+    invalid |= jnp.all(scores[0] == -jnp.inf, axis=last)
+  if keep is not None:
+    invalid &= keep
+  return Prepared(
+    scores[0], ids, probabilities, keep, invalid, numbers, tuple(scores[1:])
+  )
+
+
+def drop(losses: jax.Array, keep: jax.Array | None) -> jax.Array:
+  """The losses with exactly 0, in value and gradient, in dropped rows."""
+  if keep is None:
+    return losses
+  return jnp.where(keep, losses, jnp.zeros_like(losses))
+
+
+def nan_factor(invalid: jax.Array, dtype: np.dtype) -> jax.Array:
+  """1, and NaN for invalid rows: a product sets value and gradient to NaN."""
+  return jnp.where(invalid, jnp.nan, 1.0).astype(dtype)
+
+
+def checked_entries(
+  logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Scores and labels in [0, 1] of one shape and dtype, and a keep mask.
+
+  A concrete label out of range raises ValueError, a traced one becomes NaN.
+  Dropped entries become 0.
+  """
+  scores = checks.as_floats(logits, "logits")
+  targets = checks.as_array(labels, "labels")
+  shape, dtype = tuple(np.shape(targets)), targets.dtype
+  if not (
+    jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+  ):
+    raise TypeError(
+      "labels must be 0 or 1, integers, or floats in [0, 1], got dtype "
+      f"{dtype}. Pass jnp.asarray(labels, jnp.int32)."
+    )
+  if shape != scores.shape:
+    raise ValueError(
+      f"labels must have the logits' shape {scores.shape}, got {shape}: a "
+      "binary loss takes one score per label."
+    )
+  if where is not None:
+    where = as_where(where, shape, shape)
+  if checks.is_concrete(targets, where, beside=(scores,)):
+    values = np.asarray(targets)
+    bad = ~((values >= 0) & (values <= 1))
+    advice = "Drop padded entries with where=."
+    _refuse_first(values, bad, where, "[0, 1]", advice)
+  if where is not None:
+    where = checks.shard_alike("where", where, scores)
+  targets = checks.shard_alike("labels", targets, scores)
+  return *_prepare_entries(scores, jnp.asarray(targets), where), where
+
+
+@functools.partial(jax.jit, inline=True)
+def _prepare_entries(
+  scores: jax.Array, targets: jax.Array, keep: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  in_range = (targets >= 0) & (targets <= 1)
+  wide = checks.compute_dtype(scores.dtype)
+  targets = jnp.where(in_range, targets.astype(wide), jnp.nan)
+  scores = scores.astype(wide)
+  if keep is not None:
+    scores = jnp.where(keep, scores, jnp.zeros_like(scores))
+    targets = jnp.where(keep, targets, jnp.zeros_like(targets))
+  return scores, targets
