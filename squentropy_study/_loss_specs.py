@@ -2,6 +2,7 @@
 """Losses as text, and the probabilities that a trained model predicts."""
 
 from collections.abc import Callable
+import functools
 import inspect
 import math
 from typing import Any, NamedTuple
@@ -51,27 +52,39 @@ class LossSpec(NamedTuple):
     )
 
   def probability_maps(self) -> dict[str, ProbabilityMap]:
-    """Returns the maps from logits to scores with the predicted softmax.
+    """Returns the maps from logits to the predicted probabilities.
 
     Each map returns scores whose softmax is the predicted distribution, so
     that metrics and temperature scaling are written once.
 
     Returns:
-      ``log_probs``, the loss's own probabilities, and ``softmax``, the usual
-      ones. A loss that predicts the softmax has ``softmax`` alone.
+      ``log_probs``, the probabilities that the loss defines, and ``softmax``,
+      the usual ones. A loss that predicts the softmax has ``softmax`` alone,
+      and so has one that defines no probabilities at its hyper-parameters.
     """
-    loss = getattr(library, self.name)
-    if loss.predicts_softmax:
-      return {"softmax": _identity}
-
-    def log_probs(logits: jax.Array) -> jax.Array:
-      return loss.log_probs(logits, **dict(self.hyperparameters))
-
-    return {"log_probs": log_probs, "softmax": _identity}
+    maps: dict[str, ProbabilityMap] = {}
+    if _defines_probabilities(self):
+      loss = getattr(library, self.name)
+      maps["log_probs"] = functools.partial(
+        loss.log_probs, **dict(self.hyperparameters)
+      )
+    return {**maps, "softmax": _identity}
 
 
 def _identity(logits: Any) -> Any:
   return logits
+
+
+@functools.cache
+def _defines_probabilities(spec: LossSpec) -> bool:
+  """Returns whether a loss has probabilities other than the softmax."""
+  loss = getattr(library, spec.name)
+  if loss.predicts_softmax:
+    return False
+  # A target of 0, for example, has no inverse.
+  logits = np.array([[0.0, 1.0]], np.float32)
+  scores = loss.log_probs(logits, **dict(spec.hyperparameters))
+  return not np.isnan(scores).any()
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

@@ -12,8 +12,8 @@ import sys
 import time
 
 import pytest
-
 from rich.console import Console
+from support import study
 
 from squentropy_study import (
   Progress,
@@ -25,7 +25,6 @@ from squentropy_study import (
   _terminal_table,
   _verdict,
 )
-from support import study
 
 ROOT = pathlib.Path(__file__).parents[1]
 

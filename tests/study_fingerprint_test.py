@@ -11,10 +11,10 @@ import sys
 
 import numpy as np
 import pytest
+from support import study
 
 import squentropy_study
 from squentropy_study import _fingerprint
-from support import study
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -60,9 +60,7 @@ def test_docstrings_and_comments_do_not_change_the_fingerprint(tmp_path):
     "device",
   ],
 )
-def test_study_of_another_version_is_not_resumed(
-  name, study_copy, monkeypatch
-):
+def test_study_of_another_version_is_not_resumed(name, study_copy, monkeypatch):
   study.forbid_training(monkeypatch)
   path = study_copy / "config.json"
   config = json.loads(path.read_text())

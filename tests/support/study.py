@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small finished study for all tests that need one, and its helpers."""
 
+import itertools
+import json
 import pathlib
 import shutil
 
@@ -55,3 +57,30 @@ def forbid_training(monkeypatch):
 def contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
   """The files below a folder."""
   return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def made_up(
+  path: pathlib.Path, gain: float, probability_map="softmax", **settings
+) -> pathlib.Path:
+  """A study in which squentropy adds a gain to every metric of the data."""
+  import squentropy_study
+  from squentropy_study import ResultRow, _results, _store
+
+  rows = []
+  for loss, seed in itertools.product(("cross_entropy", "squentropy"), (0, 1)):
+    # The seeds differ, but not their mean.
+    value = (
+      0.5 + (gain if loss == "squentropy" else 0.0) + 0.01 * (2 * seed - 1)
+    )
+    numbers = [value] * (len(ResultRow._fields) - 7)
+    key = (path.name, loss, probability_map, "long", 300, 0, seed)
+    rows.append(ResultRow(*key, *numbers))
+  results = _results.Results(squentropy_study.Settings("iris"), {}, {})
+  results.__dict__["rows"] = rows
+  path.mkdir()
+  (path / "results.csv").write_bytes(_results.results_csv(results))
+  chosen = {"data": path.name, "label": None, "epochs": [300], **settings}
+  config = {key: {} for key in _store._KEYS}
+  config |= {"squentropy_study": 1, "settings": chosen}
+  (path / "config.json").write_text(json.dumps(config))
+  return path
