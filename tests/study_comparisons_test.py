@@ -10,8 +10,7 @@ import pytest
 from scipy import stats
 from support import study
 
-import squentropy_study
-from squentropy_study import ResultRow, _cli, _comparisons
+from squentropy_study import ResultRow, StudyError, _cli, _comparisons
 
 SETS = 8
 
@@ -80,21 +79,17 @@ def test_command_writes_the_page(folders, tmp_path, capsys):
 def test_folders_that_cannot_be_compared_raise(folders, tmp_path):
   paths, _ = folders
   with pytest.raises(
-    squentropy_study.StudyError,
-    match="holds the data set0, which another folder holds too",
+    StudyError,
+    match="set0, which another folder holds",
   ):
     _comparisons.read_results([paths[0], paths[1], paths[0]])
-  with pytest.raises(squentropy_study.StudyError, match="no finished study"):
+  with pytest.raises(StudyError, match="no finished study"):
     _comparisons.read_results([paths[0], tmp_path / "nowhere"])
   (paths[1] / "results.csv").write_text("a,b\n1,2\n")
-  with pytest.raises(
-    squentropy_study.StudyError, match="is not a table of results"
-  ):
+  with pytest.raises(StudyError, match="is not a table of results"):
     _comparisons.read_results(paths)
   alone = study.made_up(tmp_path / "alone", 0.1, probability_map="log_probs")
-  with pytest.raises(
-    squentropy_study.StudyError, match="no study has cross_entropy"
-  ):
+  with pytest.raises(StudyError, match="no study has cross_entropy"):
     _comparisons.compare(_comparisons.read_results([alone]))
 
 
@@ -165,49 +160,37 @@ def test_unpaired_runs_raise(folders):
     return rows[~ours | (rows["seed"] == 0)]
 
   _edit(paths[0], drop)
-  with pytest.raises(
-    squentropy_study.StudyError, match=r"set0 .* cannot be paired"
-  ):
+  with pytest.raises(StudyError, match=r"set0 .* cannot be paired"):
     _comparisons.compare(_comparisons.read_results(paths))
 
   def drop_baseline(rows, ours):
     return rows[ours]
 
   _edit(paths[0], drop_baseline)
-  with pytest.raises(
-    squentropy_study.StudyError, match="set0 has squentropy but not"
-  ):
+  with pytest.raises(StudyError, match="set0 has squentropy but not"):
     _comparisons.compare(_comparisons.read_results(paths))
 
 
 def test_single_loss_raises(folders):
   paths, _ = folders
   _edit(paths[0], lambda rows, ours: rows[~ours])
-  with pytest.raises(
-    squentropy_study.StudyError, match="no loss except cross_entropy"
-  ):
+  with pytest.raises(StudyError, match="no loss except cross_entropy"):
     _comparisons.compare(_comparisons.read_results(paths[:1]))
 
 
 def test_studies_with_other_settings_raise(folders, tmp_path):
   paths, _ = folders
   other = study.made_up(tmp_path / "other", 0.1, epochs=[40])
-  with pytest.raises(
-    squentropy_study.StudyError, match=r"but epochs is \(40,\) and \(300,\)"
-  ):
+  with pytest.raises(StudyError, match=r"but epochs is \(40,\) and \(300,\)"):
     _comparisons.read_results([paths[0], other])
   config = json.loads((paths[1] / "config.json").read_text())
   for path in paths[:2]:
     config["settings"]["data"] = path.name
     text = json.dumps(config | {"data_sha256": "12ab"})
     (path / "config.json").write_text(text)
-  with pytest.raises(
-    squentropy_study.StudyError, match="which another folder holds too"
-  ):
+  with pytest.raises(StudyError, match="which another folder holds too"):
     _comparisons.read_results(paths[:2])
   for text in ("", '"'):
     (paths[3] / "results.csv").write_text(text)
-    with pytest.raises(
-      squentropy_study.StudyError, match="is not a table of results"
-    ):
+    with pytest.raises(StudyError, match="is not a table of results"):
       _comparisons.read_results(paths[3:5])

@@ -184,8 +184,8 @@ def test_invalid_file_raises_one_line(tmp_path, name, content, label, message):
   ("arrays", "message"),
   [
     ({"x": np.zeros((2, 1))}, "no array 'y'"),
-    ({"x": np.zeros((2, 1)), "y": np.zeros(3)}, r"shape \(2, 1\)"),
-    ({"x": np.zeros(2), "y": np.zeros(2)}, r"shape \(2,\)"),
+    ({"x": np.zeros((2, 1)), "y": np.zeros(3)}, r"shapes \(2, 1\) and \(3,\)"),
+    ({"x": np.zeros(2), "y": np.zeros(2)}, r"shapes \(2,\) and \(2,\)"),
     (
       {"x": np.array([["a"], ["b"]]), "y": np.arange(2)},
       "x must be numeric, got",
@@ -212,7 +212,8 @@ def test_notes_of_an_npz(tmp_path):
   data = _data.load_data(str(path))
   assert data.notes == (
     "1 rows without a label are dropped",
-    "2 missing or infinite values are replaced by the mean of the training rows",
+    "2 missing or infinite values are replaced by the mean of the training "
+    "rows",
   )
   with path.open("wb") as file:
     np.save(file, x)

@@ -190,7 +190,7 @@ def test_losses_of_a_study_may_change(study_copy, finished_study, monkeypatch):
 
 def test_divergence_is_reported_and_nothing_compared(tmp_path):
   settings = study.settings(
-    losses=("cross_entropy", "squentropy"), model="linear", learning_rate=1e30
+    losses=("cross_entropy", "squentropy"), model="linear", learning_rate=1e38
   )
   results = squentropy_study.run(settings, tmp_path)
   ((title, _),) = squentropy_study.verdict(results)

@@ -211,9 +211,6 @@ def test_table_prints_the_name_of_the_data_unchanged():
   results = _results_with({"cross_entropy": (0.0, 0.0)})
   settings = dataclasses.replace(results.settings, data="[bold]mine[/red].csv")
   console = Console(width=200, file=io.StringIO())
-  console.print(
-    _terminal_table.results_table(
-      dataclasses.replace(results, settings=settings)
-    )
-  )
+  results = dataclasses.replace(results, settings=settings)
+  console.print(_terminal_table.results_table(results))
   assert "[bold]mine[/red].csv, 5 seeds" in console.file.getvalue()
