@@ -16,7 +16,7 @@ from squentropy_jax.calibration import plots
 from squentropy_study._results import Method, Results
 
 CURVES = {
-  "train_loss": "Training loss (not comparable)",
+  "train_loss": "Training loss (different scales)",
   "accuracy": "Test accuracy",
   "nll": "Test NLL",
   "ece": "Test ECE",

@@ -187,7 +187,7 @@ def _print_plain(text: str, console: Console) -> None:
 
 
 def _print_results(results: Results, out: Path, console: Console) -> None:
-  console.print(_terminal_table.results_table(results))
+  console.print(_terminal_table.results_table(results), end="\n\n")
   for title, text in _verdict.verdict(results):
     console.print(Text.assemble((f"{title}.", "bold"), " ", text), end="\n\n")
   _print_plain(f"Report: {out / 'report.html'}", console)

@@ -91,24 +91,22 @@ MEASURES = (
   Measure("ece", "Expected calibration error (ECE)", "ECE", 4, main=True),
   Measure("temperature", "Fitted temperature", "temperature", 2, main=True),
   Measure(
-    "nll_scaled", "NLL after temperature scaling", "NLL, scaled", 3, main=True
+    "nll_scaled", "NLL after temperature scaling", "scaled NLL", 3, main=True
   ),
   Measure(
-    "ece_scaled", "ECE after temperature scaling", "ECE, scaled", 4, main=True
+    "ece_scaled", "ECE after temperature scaling", "scaled ECE", 4, main=True
   ),
   Measure("brier", "Brier score, summed over classes", "Brier", 3),
   Measure("ace", "ECE with bins of equal mass", "equal-mass ECE", 4),
   Measure("aurc", "Area under the risk-coverage curve (AURC)", "AURC", 4),
-  Measure(
-    "brier_scaled", "Brier after temperature scaling", "Brier, scaled", 3
-  ),
+  Measure("brier_scaled", "Brier after temperature scaling", "scaled Brier", 3),
   Measure(
     "ace_scaled",
     "Equal-mass ECE after temperature scaling",
-    "equal-mass ECE, scaled",
+    "scaled equal-mass ECE",
     4,
   ),
-  Measure("aurc_scaled", "AURC after temperature scaling", "AURC, scaled", 4),
+  Measure("aurc_scaled", "AURC after temperature scaling", "scaled AURC", 4),
 )
 
 

@@ -97,7 +97,7 @@ def _compare(
     where = " on these test rows" if one_split else ""
     sentences.append(
       f"{_after(results, length)}, {new.loss} {phrase} {old.loss}{where} "
-      f"({short} {ours:.3f} and {theirs:.3f}, difference "
+      f"({short} {ours:.3f} compared with {theirs:.3f}, difference "
       f"{interval(difference, 3)})."
     )
   return " ".join(sentences)
@@ -164,8 +164,8 @@ def _recalibrated(results: Results, new: Method) -> Statement:
   return Statement(
     "After temperature scaling",
     f"{_compare(results, new, 'ece_scaled', _CALIBRATION)} "
-    f"{' '.join(fitted)} A temperature above 1 means that the loss was "
-    "over-confident before scaling, below 1 under-confident.",
+    f"{' '.join(fitted)} Above 1 the model was over-confident before scaling, "
+    "below 1 under-confident.",
   )
 
 
@@ -208,9 +208,9 @@ def _intervals(results: Results, new: Method) -> Statement:
     "Intervals",
     "Brackets are 95 % confidence intervals of the mean difference (paired "
     f"Student's t over {pairs}). {limitation} There is no interval with fewer "
-    "than three pairs or if all differences are equal. The comparisons are "
-    "not corrected for multiple testing: without any true difference, about "
-    "one in twenty appears significant.",
+    "than three pairs or if all differences are equal. There is no correction "
+    "for multiple testing: about one in twenty comparisons without a true "
+    "difference appears significant.",
   )
 
 

@@ -56,11 +56,11 @@ def test_sign_that_depends_on_the_training_length():
   short, long = texts["Calibration"].split(". ")
   assert short.startswith(
     "After 40 epochs, squentropy is worse calibrated than cross_entropy on "
-    "these test rows (ECE 0.040 and 0.010, difference +0.030 [+"
+    "these test rows (ECE 0.040 compared with 0.010, difference +0.030 [+"
   )
   assert long.startswith(
     "After 300 epochs, squentropy is better calibrated than cross_entropy on "
-    "these test rows (ECE 0.020 and 0.050, difference -0.030 [-"
+    "these test rows (ECE 0.020 compared with 0.050, difference -0.030 [-"
   )
 
 
@@ -148,7 +148,7 @@ def test_equal_difference_for_every_seed_is_not_tested():
   assert np.isnan(difference.low)
   assert _texts(results)["Accuracy"].endswith(
     "After 300 epochs, squentropy cannot be compared statistically with "
-    "cross_entropy (accuracy 0.974 and 0.947, difference +0.026)."
+    "cross_entropy (accuracy 0.974 compared with 0.947, difference +0.026)."
   )
 
 
