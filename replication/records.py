@@ -2,9 +2,7 @@
 """The committed tables of numbers: one row per run, curve point or data set."""
 
 import gzip
-import os
 import pathlib
-import tempfile
 
 import pandas as pd
 
@@ -25,10 +23,12 @@ def write(path: pathlib.Path, content: bytes) -> None:
   if path.suffix == ".gz":
     # Without the time, so that equal rows make equal files.
     content = gzip.compress(content, mtime=0)
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-    file.write(content)
-  os.chmod(file.name, 0o644)
-  os.replace(file.name, path)
+  partial = path.with_name(f"{path.name}.part")
+  try:
+    partial.write_bytes(content)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def read(path: pathlib.Path) -> pd.DataFrame:

@@ -4,6 +4,7 @@
 import gzip
 import itertools
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -188,10 +189,15 @@ def test_compressed_tables_are_reproducible(tmp_path):
 def test_a_table_survives_a_failed_write(tmp_path, monkeypatch):
   path = tmp_path / "rows.csv"
   path.write_text("data\n1\n")
-  monkeypatch.setattr(records.os, "replace", lambda *_: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
+
+  def full(*_):
+    raise OSError("no space left")
+
+  monkeypatch.setattr(pathlib.Path, "replace", full)
+  with pytest.raises(OSError, match="no space left"):
     records.write(path, b"other")
   assert path.read_text() == "data\n1\n"
+  assert list(tmp_path.iterdir()) == [path]
 
 
 def test_study_of_other_numerics_starts_again(tmp_path, monkeypatch):

@@ -61,9 +61,11 @@ WORDS = {
     "forward, frozen_kernel, grad_in_forward, or recompute"
   ),
 }
-# Sentences that need such a word: the first item of a pair is a file, the
-# second a part of the line.
-ALLOWED: tuple[tuple[str, str], ...] = ()
+# Lines that need such a word: a file, and a part of the line.
+ALLOWED = (
+  # The list of changes of the plan quotes its former words.
+  ("docs/replication/plan.md", '"Not told apart" is now'),
+)
 # This list itself, data, and what others have written.
 SKIPPED = (
   "tests/support/lint.py",
