@@ -14,6 +14,8 @@ LAYERS = (("_core",), ("losses", "retrieval", "calibration"), (), ("nn",))
 OTHERS = {"nn": {"flax"}, "transforms": {"optax"}}
 # The same, inside functions only.
 INSIDE_FUNCTIONS = {"squentropy_jax.calibration.plots": {"matplotlib"}}
+# What NamedTuple documents for users in spite of the underscore.
+NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
 # Packages of this project that others may import, by their public names only.
 MAY_USE = {
   "squentropy_study": {"squentropy_jax"},
@@ -78,6 +80,8 @@ def test_applications_use_public_names_only(package):
         private += [(path.name, target.name)] * any(p[0] == "_" for p in rest)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
       if not isinstance(node, ast.Attribute) or node.attr[0] != "_":
+        continue
+      if node.attr in NAMED_TUPLE:
         continue
       root = node.value
       while isinstance(root, ast.Attribute):
