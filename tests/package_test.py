@@ -71,7 +71,8 @@ def test_a_file_name_occurs_once():
   paths += [p for f in folders for p in source.files(source.ROOT / f)]
   names = collections.Counter(path.name for path in paths)
   twice = {name for name, count in names.items() if count > 1}
-  assert twice <= {"__init__.py", "__main__.py"}
+  # squentropy_jax.rows has formulas, and _core.rows what evaluates them.
+  assert twice <= {"__init__.py", "__main__.py", "rows.py"}
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def main() -> int:
     except UnicodeDecodeError:
       continue  # A picture or an array.
     found += problems(name, text)
-  print(*found, sep="\n")
+  for problem in found:
+    print(problem)
   return bool(found)
 
 

@@ -4,7 +4,6 @@
 import ast
 import functools
 import importlib
-import inspect
 import pathlib
 import subprocess
 import sys
@@ -34,11 +33,13 @@ class Import(NamedTuple):
     name: With all its dots, such as ``squentropy_jax.losses.focal``.
     alias: The name that it has in the importing file.
     lazy: Whether it is imported only when a function runs, or for types only.
+    exported: Whether it is written ``import x as x``, which exports the name.
   """
 
   name: str
   alias: str
   lazy: bool
+  exported: bool
 
 
 @functools.cache
@@ -50,12 +51,14 @@ def imports(path: pathlib.Path) -> list[Import]:
     if isinstance(node, ast.Import):
       for alias in node.names:
         name = alias.asname or alias.name.partition(".")[0]
-        found.append(Import(alias.name, name, lazy))
+        found.append(Import(alias.name, name, lazy, False))
     elif isinstance(node, ast.ImportFrom):
       assert not node.level, f"{path}: write imports in full."
       for alias in node.names:
         name = alias.asname or alias.name
-        found.append(Import(f"{node.module}.{alias.name}", name, lazy))
+        exported = alias.asname == alias.name
+        target = f"{node.module}.{alias.name}"
+        found.append(Import(target, name, lazy, exported))
     lazy |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     lazy |= isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
     for child in ast.iter_child_nodes(node):
@@ -77,12 +80,13 @@ def public() -> dict[str, object]:
   found = {}
   for name in public_modules():
     module = importlib.import_module(name)
-    is_package = hasattr(module, "__path__")
+    path = pathlib.Path(module.__file__)
+    exported = {target.alias for target in imports(path) if target.exported}
+    exported |= set(getattr(module, "__all__", ()))
     for key, value in vars(module).items():
-      home = getattr(value, "__module__", None)
-      # A package exports what its private modules define.
-      own = home == name or (is_package and f"{home}.".startswith(f"{name}."))
-      if key[0] != "_" and own and not inspect.ismodule(value):
+      home = getattr(value, "__module__", None) or ""
+      own = home == name or key in exported
+      if key[0] != "_" and own and home.startswith("squentropy_jax"):
         found[f"{name}.{key}"] = value
   return found
 
