@@ -40,6 +40,13 @@ def _curves(results: study.Results, name: str) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=columns)
 
 
+def _reason(done: subprocess.CompletedProcess) -> str:
+  """The last line of an error, without the note of jax after a traceback."""
+  lines = done.stderr.strip().splitlines()
+  lines = [x for x in lines if not x.startswith(("---", "For simplicity, JAX"))]
+  return lines[-1] if lines else f"exit code {done.returncode}"
+
+
 def _run_study(path: pathlib.Path, out: pathlib.Path) -> None:
   """Runs the study of one data set in a new process."""
   words = shlex.split(plan.settings(path.stem).command(str(out.absolute())))
@@ -65,8 +72,7 @@ def _run_study(path: pathlib.Path, out: pathlib.Path) -> None:
   if done.returncode == 2 and study.read_config(out) is not None:
     done = run("--fresh")
   if done.returncode:
-    lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-    raise RuntimeError(lines[-1])
+    raise RuntimeError(_reason(done))
 
 
 def _about(path: pathlib.Path, out: pathlib.Path) -> pd.DataFrame:

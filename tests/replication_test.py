@@ -221,6 +221,19 @@ def test_study_of_other_numerics_starts_again(tmp_path, monkeypatch):
   assert str(out) in asked[-1]
 
 
+@pytest.mark.parametrize(
+  ("stderr", "expected"),
+  [
+    ("Traceback:\nValueError: x\n", "ValueError: x"),
+    ("ValueError: x\n-----\nFor simplicity, JAX has removed", "ValueError: x"),
+    ("", "exit code 3"),
+  ],
+)
+def test_reason_of_a_failure_is_one_line(stderr, expected):
+  done = subprocess.CompletedProcess([], 3, stderr=stderr)
+  assert replication_main._reason(done) == expected
+
+
 def _replicate(monkeypatch, folder, *words):
   """Runs the command with its tables in ``folder``."""
   for name in ("results", "curves", "sets"):
