@@ -211,6 +211,7 @@ def _wait_for(path, process):
 def test_ctrl_c_keeps_what_is_finished_and_no_half_written_file(tmp_path):
   out = tmp_path / "out"
   words = ["run", "iris", "--seeds", "1", "--epochs", "4000"]
+  words += ["--model", "linear"]
   # A parent in the background hands down a SIGINT that is ignored.
   program = (
     "import signal, sys; "

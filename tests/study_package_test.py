@@ -3,6 +3,7 @@
 
 import ast
 import configparser
+import doctest
 import importlib
 import pathlib
 import re
@@ -99,6 +100,12 @@ def test_public_names_are_those_of_their_modules():
   assert set(squentropy_study.__all__) <= set(dir(squentropy_study))
   with pytest.raises(AttributeError, match="has no attribute 'runn'"):
     _ = squentropy_study.runn
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_examples_in_docstrings(path):
+  name = "squentropy_study" + f".{path.stem}" * (path.stem[:2] != "__")
+  assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def _extra_of_setup() -> set[str]:

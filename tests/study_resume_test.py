@@ -21,7 +21,7 @@ SETTINGS = squentropy_study.Settings(
   "iris",
   losses=("cross_entropy", "squentropy"),
   seeds=2,
-  epochs=(2, 24),
+  epochs=(2, 12),
   model="bn-mlp",
 )
 
@@ -43,14 +43,14 @@ def test_interrupted_study_ends_with_the_same_numbers(tmp_path, monkeypatch):
   complete, parts = tmp_path / "complete", tmp_path / "parts"
   squentropy_study.run(SETTINGS, complete)
   # Before and after the first length to report, in the second loss as well.
-  for epoch, loss in ((2, "cross_entropy"), (13, "cross_entropy")):
+  for epoch, loss in ((2, "cross_entropy"), (7, "cross_entropy")):
     with pytest.raises(KeyboardInterrupt):
       squentropy_study.run(
         SETTINGS, parts, save_every=0, on_progress=_stop_at(epoch, loss)
       )
   with pytest.raises(KeyboardInterrupt):
     squentropy_study.run(
-      SETTINGS, parts, save_every=0, on_progress=_stop_at(18, "squentropy")
+      SETTINGS, parts, save_every=0, on_progress=_stop_at(9, "squentropy")
     )
   segments = []
   segment = _train._segment
@@ -62,7 +62,7 @@ def test_interrupted_study_ends_with_the_same_numbers(tmp_path, monkeypatch):
   monkeypatch.setattr(_train, "_segment", spy)
   squentropy_study.run(SETTINGS, parts, save_every=0)
   # The last checkpoint is of the segment before the interruption.
-  assert segments[0] == ("squentropy", 17)
+  assert segments[0] == ("squentropy", 8)
   names = {path.name for path in (parts / "runs").iterdir()}
   assert names == {"cross_entropy.npz", "squentropy.npz"}
   for name in names:
@@ -95,6 +95,7 @@ def test_fresh_deletes_a_checkpoint(tmp_path, monkeypatch):
 
 def test_killed_study_ends_with_the_same_numbers(tmp_path):
   words = ["run", "iris", "--seeds", "1", "--epochs", "40,400", "--quiet"]
+  words += ["--model", "linear"]
   words += ["--losses", "cross_entropy", "--out"]
   complete, parts = tmp_path / "complete", tmp_path / "parts"
   process = subprocess.Popen(

@@ -67,15 +67,16 @@ def test_shapes(folds, result):
 
 
 def test_batch_larger_than_the_rows_takes_them_all(folds):
-  large = _train_with(folds, batch_size=1000, epochs=(1,))
-  exact = _train_with(folds, batch_size=74, epochs=(1,))
+  settings = {"epochs": (1,), "model": "linear"}
+  large = _train_with(folds, batch_size=1000, **settings)
+  exact = _train_with(folds, batch_size=74, **settings)
   np.testing.assert_array_equal(large.test_logits, exact.test_logits)
 
 
 def test_progress_is_reported_between_segments(folds):
   seen = []
   _train.train(
-    Settings("iris", seeds=1, epochs=(2, 120)),
+    Settings("iris", seeds=1, epochs=(2, 120), model="linear"),
     _loss_specs.parse("squentropy"),
     folds,
     lambda epoch, loss: seen.append((epoch, loss)),
