@@ -33,7 +33,7 @@ _HEAD = (
   "diverged",
   "mean difference",
   "median",
-  "p (Wilcoxon)",
+  "p",
 )
 
 
@@ -91,14 +91,16 @@ def table(comparisons: Sequence[Comparison]) -> Table:
   sets = max(c.sets for c in comparisons)
   result = Table(
     title=f"Compared with {BASELINE} on {sets} data sets",
-    caption="better, equal, worse, diverged: numbers of data sets",
+    caption="better, equal, worse, diverged: numbers of data sets. "
+    "p: Wilcoxon signed-rank test.",
     box=box.SIMPLE_HEAD,
     show_edge=False,
     pad_edge=False,
   )
   result.add_column("", overflow="fold")
   for name in _HEAD:
-    result.add_column(name, justify="right")
+    # A terminal of 80 columns has no room for "mean difference" in one line.
+    result.add_column(name.replace(" ", "\n"), justify="right")
   labels = _labels(comparisons)
   for (length, measure), chosen in _groups(comparisons).items():
     if not measure.main:
@@ -217,7 +219,8 @@ difference is this loss minus {BASELINE}: higher is better for accuracy, lower
 for all other metrics. Brackets are 95 % confidence intervals of the mean (BCa
 bootstrap over data sets). A loss has diverged on a data set if a metric is not
 finite. Such a data set counts as worse and is left out of mean, median and
-test. The p-values are not corrected for multiple testing.</p>
+test. p is of the Wilcoxon signed-rank test, without a correction for multiple
+testing.</p>
 <h2>Each data set</h2>
 {figure}
 <h2>Setup</h2>
