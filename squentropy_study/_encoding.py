@@ -51,6 +51,8 @@ def check_names(source: str, names: Sequence[str]) -> None:
 
 def without_label(rows: int) -> list[str]:
   """Returns the note on rows that are dropped, if there are any."""
+  if rows == 1:
+    return ["1 row without a label is dropped"]
   return [f"{rows} rows without a label are dropped"] if rows else []
 
 

@@ -182,7 +182,7 @@ def test_notes_on_the_data_are_printed_first(tmp_path, capsys, monkeypatch):
   assert _cli.main(words) == 0
   captured = capsys.readouterr()
   first = captured.err.splitlines()[0]
-  assert first == "Data: 1 rows without a label are dropped"
+  assert first == "Data: 1 row without a label is dropped"
   assert captured.out.endswith(f"Report: {tmp_path}/[/b]o/report.html\n")
 
 

@@ -34,7 +34,7 @@ def _check(data):
   ]
   np.testing.assert_array_equal(data.features.T, expected)
   said = " ".join(data.notes)
-  assert "1 rows without a label are dropped" in said
+  assert "1 row without a label is dropped" in said
   assert "size (2)" in said
   assert "one-hot encoded: colour" in said
   assert "more than 100 categories are dropped: key" in said
@@ -211,7 +211,7 @@ def test_notes_of_an_npz(tmp_path):
   np.savez(path, x=x, y=np.array([1, 0, 1, np.nan]))
   data = _data.load_data(str(path))
   assert data.notes == (
-    "1 rows without a label are dropped",
+    "1 row without a label is dropped",
     "2 missing or infinite values are replaced by the mean of the training "
     "rows",
   )
