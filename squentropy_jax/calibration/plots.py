@@ -74,7 +74,7 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   ax.bar(
     left[has_rows],
     gap,
-    bottom=base,
+    bottom=accuracy[has_rows],
     width=width,
     align="edge",
     facecolor="none",
