@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits minimize their objective, and their edges are as documented."""
+"""Fits minimise their objective, and their edges are as documented."""
 
 import functools
 import math
@@ -110,8 +110,8 @@ def test_underconfident_logits_get_a_temperature_below_one():
 
 def test_factors_of_beta_calibration_are_at_least_zero():
   z, y = data("beta")
-  unpenalized = functools.partial(calibration.fit_beta_calibration, penalty=0.0)
-  params = jax.jit(unpenalized, compiler_options=FAST)(z, 1 - y)
+  unpenalised = functools.partial(calibration.fit_beta_calibration, penalty=0.0)
+  params = jax.jit(unpenalised, compiler_options=FAST)(z, 1 - y)
   assert params.a == 0
   assert params.b == 0
   # Only the frequency of the labels remains.

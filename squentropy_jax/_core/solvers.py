@@ -94,7 +94,7 @@ def _solve(
 
 
 def newton(f: Callable[[_T], Array], start: _T) -> _T:
-  """Minimizes a smooth convex ``f`` by Newton's method, from ``start``.
+  """Minimises a smooth convex ``f`` by Newton's method, from ``start``.
 
   It has no learning rate, and applies the Hessian to vectors only. It ends
   when no step makes progress in floating point, or after 100 steps. The result

@@ -25,6 +25,6 @@ def bin_of(x: Array, num_bins: int) -> Array:
   return jnp.minimum(index, num_bins - 1)
 
 
-def centers(num_bins: int, dtype: np.dtype) -> np.ndarray:
-  """The centers of the bins, ``[num_bins]``."""
+def centres(num_bins: int, dtype: np.dtype) -> np.ndarray:
+  """The centres of the bins, ``[num_bins]``."""
   return ((np.arange(num_bins) + 0.5) / num_bins).astype(dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
+from squentropy_jax._core.varying import vary_like
 from squentropy_jax.calibration._equal_width_bins import bin_of, edges
 from squentropy_jax.calibration._metrics_binned_errors import (
   check_norm,
@@ -76,9 +77,9 @@ def _compared_sums(
   return counts, sums, jnp.zeros_like(sums)
 
 
-def _two_sum(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+def _two_sum(sum_: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
   """Adds ``x`` to a sum of two floats, the second the rounding error."""
-  high, low = total
+  high, low = sum_
   new = high + x
   part = new - high
   return new, low + ((high - (new - part)) + (x - part))
@@ -112,7 +113,7 @@ def _scattered_sums(
   first_column = (rows % groups * width)[:, None]
 
   def of_classes(first_class: Array) -> tuple[Array, Array, Array]:
-    def step(i: Array, total: tuple) -> tuple:
+    def step(i: Array, state: tuple) -> tuple:
       i = i.astype(jnp.int32)  # The type of the classes, with x64 too.
       first = jnp.minimum(i * length, n - length)
       block = jax.lax.dynamic_slice(p, (first, first_class), (length, width))
@@ -123,15 +124,14 @@ def _scattered_sums(
       bins = jnp.where(new[:, None], bin_of(block, num_bins), num_bins)
       place = (bins, first_column + class_index(block))
       sums = jnp.zeros_like(zero).at[place].add(block, mode="drop")
-      counts = total[0].at[place].add(1, mode="drop")
-      return counts, *_two_sum(total[1:], sums)
+      counts = state[0].at[place].add(1, mode="drop")
+      return counts, *_two_sum(state[1:], sums)
 
-    # Made of the data, so that it varies over the mesh axes of the rows.
-    none = jnp.where(p[:1, :1] == p[:1, :1], 0, 0).astype(jnp.int32)
-    none = jnp.broadcast_to(none, (num_bins, groups * width))
-    zero = none.astype(widen(p[:0]).dtype)
-    total = jax.lax.fori_loop(0, -(-n // length), step, (none, zero, zero))
-    return _add_groups(*(x.reshape(num_bins, groups, width) for x in total))
+    shape, dtype = (num_bins, groups * width), widen(p[:0]).dtype
+    none, zero = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, dtype)
+    none, zero = vary_like((none, zero), (p, keep))
+    sums = jax.lax.fori_loop(0, -(-n // length), step, (none, zero, zero))
+    return _add_groups(*(x.reshape(num_bins, groups, width) for x in sums))
 
   count = -(-num_classes // width)
   starts = np.minimum(np.arange(count) * width, num_classes - width)

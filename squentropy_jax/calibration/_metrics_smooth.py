@@ -23,8 +23,8 @@ _GRID_SIZE = 4096
 def _gridded_residual(top: TopLabel) -> Array:
   """The mean of hit minus confidence ``[_GRID_SIZE]``, at the confidences.
 
-  Each row is shared by the two grid intervals whose centers are nearest.
-  Beyond the outer centers it belongs to the outer interval.
+  Each row is shared by the two grid intervals whose centres are nearest.
+  Beyond the outer centres it belongs to the outer interval.
   """
   place = top.confidence * _GRID_SIZE - 0.5
   lower = jnp.floor(place)

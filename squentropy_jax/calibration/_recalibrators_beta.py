@@ -125,7 +125,7 @@ def fit_beta_calibration(
     \qquad a, b \ge 0
 
   with :math:`p` the probability of class 1 before and :math:`q` after. The
-  parameters minimize the negative log-likelihood plus :math:`\lambda
+  parameters minimise the negative log-likelihood plus :math:`\lambda
   ((a - 1)^2 + (b - 1)^2 + c^2)`. The penalty makes the result finite for data
   that the map can separate. Equal :math:`a` and :math:`b` give Platt scaling of
   the log-odds.

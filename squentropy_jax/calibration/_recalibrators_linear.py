@@ -175,7 +175,7 @@ def fit_vector_scaling(
 
     \min_{w, b} \; -\frac{1}{n} \sum_i
     \log \mathrm{softmax}(w \odot z_i + b)_{y_i} + \frac{\lambda}{C}
-    \sum_k s^2 (w_k - \beta)^2 + b_k^2
+    \sum_k \bigl(s^2 (w_k - \beta)^2 + b_k^2\bigr)
 
   with :math:`\beta` the inverse temperature of :func:`fit_temperature` and
   :math:`s` the scale of the logits: the median over the examples of the gap
@@ -190,8 +190,8 @@ def fit_vector_scaling(
     where: Which examples to include, booleans of shape ``[...]``.
 
   Returns:
-    A :class:`VectorScaling` for :func:`apply`. NaN in the cases
-    of :func:`fit_temperature`.
+    A :class:`VectorScaling` for :func:`apply`. NaN in the
+    cases of :func:`fit_temperature`.
 
   Raises:
     TypeError: If an argument has a wrong type.
@@ -250,8 +250,8 @@ def fit_matrix_scaling(
     where: Which examples to include, booleans of shape ``[...]``.
 
   Returns:
-    A :class:`MatrixScaling` for :func:`apply`. NaN in the cases
-    of :func:`fit_temperature`.
+    A :class:`MatrixScaling` for :func:`apply`. NaN in the
+    cases of :func:`fit_temperature`.
 
   Raises:
     TypeError: If an argument has a wrong type.

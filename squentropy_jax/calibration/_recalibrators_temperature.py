@@ -96,7 +96,7 @@ def _fit_temperature(rows: ScoredRows) -> TemperatureScaling:
 def fit_temperature(
   logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
 ) -> TemperatureScaling:
-  r"""Fits the temperature that minimizes the negative log-likelihood.
+  r"""Fits the temperature that minimises the negative log-likelihood.
 
   Use it first: one parameter needs only a few hundred held-out examples, and
   the predicted classes stay the same.
@@ -112,8 +112,8 @@ def fit_temperature(
   negative logit do not change the result. Three cases have no finite minimum
   or more than one:
 
-  - If every prediction is right, the likelihood rises without bound. The result
-    is the least :math:`\beta` at which the derivative underflows to 0: about 90
+  - If every prediction is right, the likelihood has no maximum. The result is
+    the least :math:`\beta` at which the derivative underflows to 0: about 90
     (700 in float64) over the least :math:`z_{iy_i} - z_{ik}`.
   - If the logits carry no information on the labels, it is :math:`2^{-100}`.
   - If all logits of each example are equal, it is 1.

@@ -14,7 +14,7 @@ from squentropy_jax.calibration._confidence_order import (
   ConfidenceOrder,
   sort_by_confidence,
 )
-from squentropy_jax.calibration._equal_width_bins import bin_of, centers
+from squentropy_jax.calibration._equal_width_bins import bin_of, centres
 from squentropy_jax.calibration._recalibrators_apply import (
   apply_params,
   read_params,
@@ -116,8 +116,8 @@ def _fit_histogram(rows: ScoredRows, *, num_bins: int) -> HistogramBinning:
   counts, hits = (
     _digit_sums.segment_sum(flags, bins, num_bins).sum(0).astype(dtype)
   )
-  center = centers(num_bins, dtype)
-  accuracy = jnp.where(counts > 0, hits / jnp.maximum(counts, 1), center)
+  centre = centres(num_bins, dtype)
+  accuracy = jnp.where(counts > 0, hits / jnp.maximum(counts, 1), centre)
   undefined = jnp.any(top.invalid) | ~jnp.any(top.use)
   return HistogramBinning(jnp.where(undefined, jnp.nan, accuracy))
 
@@ -191,7 +191,7 @@ def fit_histogram_binning(
     \quad \text{for } c \in B_b = [b/m, (b+1)/m)
 
   with :math:`c_i` the largest probability of example :math:`i` and :math:`a_i`
-  whether its class is the label. The confidence of an empty bin is its center.
+  whether its class is the label. The confidence of an empty bin is its centre.
   The other probabilities are scaled so that all sum to 1; another class may
   become the largest. A bin with hits only gives probability 1, and an infinite
   negative log-likelihood if that is wrong.

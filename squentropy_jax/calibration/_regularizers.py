@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax._core.elementwise import quotient
-from squentropy_jax.calibration._equal_width_bins import centers
+from squentropy_jax.calibration._equal_width_bins import centres
 from squentropy_jax.calibration._row_functions import largest
 from squentropy_jax.calibration._scored_rows import (
   ScoredRows,
@@ -186,8 +186,8 @@ def _soft_binned(
 ) -> Array:
   batch = _predict(rows)
   r = batch.confidence
-  center = jnp.asarray(centers(num_bins, r.dtype))
-  distance = jnp.square(r[:, None] - center[None])
+  centre = jnp.asarray(centres(num_bins, r.dtype))
+  distance = jnp.square(r[:, None] - centre[None])
   share = jax.nn.softmax(-distance / temperature, axis=-1)
   share = share * batch.keep[:, None]
   count = jnp.sum(batch.keep)
@@ -222,7 +222,7 @@ def soft_binned_ece(
     m_b = \frac{1}{n} \sum_i s_{ib}
 
   with :math:`c_i` the largest probability, :math:`a_i` whether its class is
-  the label, :math:`t_b` the centers of bins of equal width and :math:`T` the
+  the label, :math:`t_b` the centres of bins of equal width and :math:`T` the
   ``temperature``. As it falls to 0, the result becomes
   :func:`expected_calibration_error` with ``norm=2``. At an error of 0, where
   the square root has no derivative, the gradient is 0.
