@@ -22,6 +22,16 @@ NO_GRADIENT = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_optimizations():
+  # Programs this small take longer to optimise than to run.
+  name = "jax_disable_most_optimizations"
+  before = jax.config.read(name)
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, before)
+
+
 def _with_garbage(name):
   scores, labels, where = arguments(name)
   labels[~where] = -100
@@ -49,7 +59,9 @@ def test_no_nan_check_fires(name):
   for x in jax.tree.leaves(eager):
     assert np.all(np.isfinite(x))
   for result in results:
-    jax.tree.map(np.testing.assert_array_equal, result, eager)
+    # Two programs may round differently.
+    for x, y in zip(*map(jax.tree.leaves, (result, eager)), strict=True):
+      np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_GRADIENT])
