@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from squentropy_jax.calibration._metrics_bin_stats import BinStats, check_stats
+from squentropy_jax.calibration import _metrics_bin_stats
+from squentropy_jax.calibration._metrics_bin_stats import BinStats
 from squentropy_jax.calibration._metrics_binned_errors import (
   expected_calibration_error,
 )
@@ -52,7 +53,7 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   """
   import matplotlib.pyplot as plt
 
-  check_stats("stats", stats)
+  _metrics_bin_stats.check_stats("stats", stats)
   if ax is None:
     _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
   counts = np.asarray(stats.counts)
