@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of numbers in [0, 1] that do not round, in int32 digits.
+"""Sums of numbers in [0, 1] without rounding, in int32 digits.
 
-A number is written in base 1024 with one whole digit and four behind the
-point, so that each digit of 2^20 rows adds in int32. Integer addition is
-associative: the sum has the same bits in whatever order rows, batches and
-devices are added. Every float32 above 2^-16 is held exactly, every other
-number to 2^-40.
+A number is written in base 1024 with one digit before the point and four after
+it, so that each digit of 2^20 rows adds in int32. Integer addition is
+associative: the sum has the same bits in any order of rows, batches and
+devices. Every float32 above 2^-16 is represented exactly, every other number
+to 2^-40.
 """
 
 from jax import Array
@@ -23,14 +23,14 @@ def to_digits(x: Array) -> Array:
   for _ in range(NUM_DIGITS):
     digit = jnp.floor(x)
     digits.append(digit.astype(jnp.int32))
-    x = (x - digit) * 2.0**_BITS  # Exact: only leading bits are taken away.
+    x = (x - digit) * 2.0**_BITS  # Exact: it removes leading bits only.
   return jnp.stack(digits, axis=-1)
 
 
 def carry(digits: Array) -> Array:
-  """Brings digits ``[..., NUM_DIGITS, m]`` into [0, 1024), but the whole one.
+  """Brings all digits after the point into [0, 1024).
 
-  The digits may be negative: the shift rounds down.
+  Digits ``[..., NUM_DIGITS, m]`` may be negative: the shift rounds down.
   """
   rows = [digits[..., i, :] for i in range(NUM_DIGITS)]
   for i in range(NUM_DIGITS - 1, 0, -1):
@@ -42,8 +42,8 @@ def carry(digits: Array) -> Array:
 def segment_sum(integers: Array, segments: Array, num_segments: int) -> Array:
   """Sums integers ``[n, k]`` by segment, to ``[chunks, k, num_segments]``.
 
-  A chunk has at most 2^20 rows. Rows of segment ``num_segments`` are left
-  out.
+  A chunk has at most 2^20 rows. Rows of segment ``num_segments`` are
+  ignored.
   """
   n, k = integers.shape
   chunks = max(1, -(-n // _MAX_ROWS))

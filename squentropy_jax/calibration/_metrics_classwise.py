@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over bins for every class against the rest, and what they give."""
+"""Sums over bins for every class against the others, and their error."""
 
 import functools
 from typing import NamedTuple
@@ -10,28 +10,44 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._bins import bin_of, edges
-from squentropy_jax.calibration._errors import check_norm, norm_of_gaps
+from squentropy_jax._core.varying import vary_like
+from squentropy_jax.calibration._equal_width_bins import bin_of, edges
+from squentropy_jax.calibration._metrics_binned_errors import (
+  check_norm,
+  norm_of_gaps,
+)
+from squentropy_jax.calibration._row_functions import (
+  are_probabilities,
+  class_index,
+  label_score,
+  map_rows,
+)
+from squentropy_jax.calibration._scored_rows import (
+  ScoredRows,
+  check_int,
+  compiled_on_rows,
+  read_examples,
+  widen,
+)
 
-# On CPU: sums of a bin that are kept at once, few enough for a core's cache,
-# and rows of a block that are added to one of them.
+# On CPU: the number of sums per bin that are held at once, few enough for a
+# core's cache, and the number of rows of a block that are added to each.
 _SUMS = 2**10
 _ROWS = 2**8
 
 
-class ClassSums(NamedTuple):
+class ClasswiseBins(NamedTuple):
   """Sums over rows by bin and class, ``[m, C]``, float."""
 
   counts: Array
   hits: Array
-  confidence: Array  # Up to rounding `confidence + confidence_low`.
-  confidence_low: Array
+  confidence: Array
+  confidence_low: Array  # The rounding error of `confidence`, to be added.
 
 
 def _masked(p: Array, keep: Array, other: float) -> Array:
-  """``p`` in [0, 1], ``other`` in the rows that do not count."""
-  return jnp.where(keep[:, None], jnp.clip(_inputs.widen(p), 0, 1), other)
+  """``p`` in [0, 1], ``other`` in the dropped rows."""
+  return jnp.where(keep[:, None], jnp.clip(widen(p), 0, 1), other)
 
 
 def _add_pairs(
@@ -44,11 +60,11 @@ def _compared_sums(
   p: Array, keep: Array, num_bins: int
 ) -> tuple[Array, Array, Array]:
   """Counts and sums of ``p`` ``[n, C]`` by bin: a fused pass for each bin."""
-  edge = edges(num_bins, _inputs.widen(p[:0]).dtype)
+  edge = edges(num_bins, widen(p[:0]).dtype)
   edge[-1] = 2  # The last bin is closed.
 
   def one_bin(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-    # Held inside the loop, and read by one sum: else it is stored as an array.
+    # The barrier and the single reduction keep XLA from storing `x`.
     x, use, (low, high) = jax.lax.optimization_barrier((p, keep, bounds))
     x = _masked(x, use, -1)  # In no bin.
     inside = (x >= low) & (x < high)
@@ -61,9 +77,9 @@ def _compared_sums(
   return counts, sums, jnp.zeros_like(sums)
 
 
-def _two_sum(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
-  """Adds ``x`` to a sum of two floats, the second what rounding lost."""
-  high, low = total
+def _two_sum(sum_: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+  """Adds ``x`` to a sum of two floats, the second the rounding error."""
+  high, low = sum_
   new = high + x
   part = new - high
   return new, low + ((high - (new - part)) + (x - part))
@@ -82,14 +98,14 @@ def _add_groups(
 def _scattered_sums(
   p: Array, keep: Array, num_bins: int
 ) -> tuple[Array, Array, Array]:
-  """The same in blocks, each in one pass: no array of the size of ``p``.
+  """`_compared_sums` block by block: no array of the size of ``p``.
 
-  The third result is what rounding lost of the sums.
+  The third result is the rounding error of the sums.
   """
   n, num_classes = p.shape
   width = min(num_classes, _SUMS)
-  # A block of few classes takes more rows, and adds them up in groups: as many
-  # numbers in one sum would round to something else.
+  # A block of few classes takes more rows, and adds them up in groups: one sum
+  # of so many numbers would be less accurate.
   groups = min(_SUMS // width, -(-n // _ROWS))
   groups = 1 << (groups.bit_length() - 1)
   length = min(n, groups * _ROWS)
@@ -97,26 +113,25 @@ def _scattered_sums(
   first_column = (rows % groups * width)[:, None]
 
   def of_classes(first_class: Array) -> tuple[Array, Array, Array]:
-    def step(i: Array, total: tuple) -> tuple:
-      i = i.astype(jnp.int32)  # As the classes, in float64 mode too.
+    def step(i: Array, state: tuple) -> tuple:
+      i = i.astype(jnp.int32)  # The type of the classes, with x64 too.
       first = jnp.minimum(i * length, n - length)
       block = jax.lax.dynamic_slice(p, (first, first_class), (length, width))
       new = jax.lax.dynamic_slice(keep, (first,), (length,))
-      # The last block starts early; the rows it reads again do not count.
+      # The last block starts early and ignores the rows it reads again.
       new &= rows + first >= i * length
       block = _masked(block, new, 0)
       bins = jnp.where(new[:, None], bin_of(block, num_bins), num_bins)
-      place = (bins, first_column + _inputs.class_ids(block))
+      place = (bins, first_column + class_index(block))
       sums = jnp.zeros_like(zero).at[place].add(block, mode="drop")
-      counts = total[0].at[place].add(1, mode="drop")
-      return counts, *_two_sum(total[1:], sums)
+      counts = state[0].at[place].add(1, mode="drop")
+      return counts, *_two_sum(state[1:], sums)
 
-    # Made of the data, so that it varies over the mesh axes of the rows.
-    none = jnp.where(p[:1, :1] == p[:1, :1], 0, 0).astype(jnp.int32)
-    none = jnp.broadcast_to(none, (num_bins, groups * width))
-    zero = none.astype(_inputs.widen(p[:0]).dtype)
-    total = jax.lax.fori_loop(0, -(-n // length), step, (none, zero, zero))
-    return _add_groups(*(x.reshape(num_bins, groups, width) for x in total))
+    shape, dtype = (num_bins, groups * width), widen(p[:0]).dtype
+    none, zero = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, dtype)
+    none, zero = vary_like((none, zero), (p, keep))
+    sums = jax.lax.fori_loop(0, -(-n // length), step, (none, zero, zero))
+    return _add_groups(*(x.reshape(num_bins, groups, width) for x in sums))
 
   count = -(-num_classes // width)
   starts = np.minimum(np.arange(count) * width, num_classes - width)
@@ -129,9 +144,9 @@ def _scattered_sums(
   return jax.tree.map(join, parts)
 
 
-def class_sums(rows: _inputs.Rows, num_bins: int) -> ClassSums:
+def classwise_bins(rows: ScoredRows, num_bins: int) -> ClasswiseBins:
   """Counts, hits and confidence of every class and bin."""
-  p, labels, keep, bad = rows
+  p, keep = rows.scores, rows.keep
   compared = functools.partial(_compared_sums, num_bins=num_bins)
   scattered = functools.partial(_scattered_sums, num_bins=num_bins)
   if p.shape[0] == 0:
@@ -140,23 +155,25 @@ def class_sums(rows: _inputs.Rows, num_bins: int) -> ClassSums:
     counts, confidence, low = jax.lax.platform_dependent(
       p, keep, cpu=scattered, default=compared
     )
-  own = _inputs.map_rows(_inputs.own_score, p, labels)
-  own = jnp.where(keep, jnp.clip(_inputs.widen(own), 0, 1), 0)
-  bins = jnp.where(keep & ~bad, bin_of(own, num_bins), num_bins)
+  of_label = map_rows(label_score, rows)
+  of_label = jnp.where(keep, jnp.clip(widen(of_label), 0, 1), 0)
+  use = keep & ~rows.label_invalid
+  bins = jnp.where(use, bin_of(of_label, num_bins), num_bins)
   hits = jnp.zeros(counts.shape, jnp.int32)
-  hits = hits.at[bins, labels].add(1, mode="drop").astype(low.dtype)
-  return ClassSums(counts.astype(low.dtype), hits, confidence, low)
+  hits = hits.at[bins, rows.labels].add(1, mode="drop").astype(low.dtype)
+  return ClasswiseBins(counts.astype(low.dtype), hits, confidence, low)
 
 
-def any_invalid(rows: _inputs.Rows) -> Array:
-  """Whether a kept row is bad, or no row is kept."""
-  valid = _inputs.map_rows(_inputs.are_probabilities, rows.scores)
-  return jnp.any(rows.keep & (rows.bad | ~valid)) | ~jnp.any(rows.keep)
+def any_invalid(rows: ScoredRows) -> Array:
+  """Whether an included row is invalid, or no row is included."""
+  valid = map_rows(lambda scores, _: are_probabilities(scores), rows)
+  keep = rows.keep
+  return jnp.any(keep & (rows.label_invalid | ~valid)) | ~jnp.any(keep)
 
 
-@_inputs.compiled("num_bins", "norm")
-def _classwise(rows: _inputs.Rows, *, num_bins: int, norm: float) -> Array:
-  sums = class_sums(rows, num_bins)
+@compiled_on_rows("num_bins", "norm")
+def _classwise(rows: ScoredRows, *, num_bins: int, norm: float) -> Array:
+  sums = classwise_bins(rows, num_bins)
   n = jnp.sum(rows.keep, dtype=sums.counts.dtype)
   gap = (sums.hits - sums.confidence) - sums.confidence_low
   gap = gap / jnp.maximum(sums.counts, 1)
@@ -172,31 +189,34 @@ def classwise_calibration_error(
   norm: float = 1,
   where: ArrayLike | None = None,
 ) -> Array:
-  r"""Mean over classes of the calibration error of each against the rest.
+  r"""Computes the mean over classes of the one-against-others error.
+
+  It reads every probability, not only the largest. Use it to see whether some
+  class is always predicted with too much or too little probability.
 
   .. math::
 
     \frac{1}{C} \sum_k \Bigl(\sum_b \frac{n_{bk}}{n} \Bigl|\frac{1}{n_{bk}}
     \sum_{i : p_{ik} \in B_b} ([y_i = k] - p_{ik})\Bigr|^p\Bigr)^{1/p}
 
-  over bins of equal width: every probability is judged, not only the largest.
-  With many classes most of them are near 0, and so is this error.
+  over bins :math:`B_b` of equal width. With many classes most probabilities
+  are near 0, and so is this error.
 
   Args:
     probabilities: Predicted probabilities, shape ``[..., C]``.
     labels: Class ids, integers of shape ``[...]``.
-    num_bins: Number of bins :math:`m`, a Python int.
+    num_bins: Number of bins, a Python int.
     norm: The power :math:`p`, a Python number of at least 1.
-    where: Which examples count, booleans of shape ``[...]``.
+    where: Which examples to include, booleans of shape ``[...]``.
 
   Returns:
-    A scalar. NaN without any row, or where a row is invalid (see
+    A scalar. NaN without any example, or if an included one is invalid (see
     :class:`BinStats`).
 
   Raises:
-    TypeError: If a dtype does not fit.
-    ValueError: If a shape does not fit, or a label known at call time is out
-      of range.
+    TypeError: If an argument has a wrong type.
+    ValueError: If a shape or value is wrong, or a concrete label is out of
+      range.
 
   Examples:
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8]])
@@ -209,7 +229,7 @@ def classwise_calibration_error(
     Multiclass Probabilities with Dirichlet Calibration
     <https://arxiv.org/abs/1910.12656>`_, 2019.
   """
-  _inputs.check_int("num_bins", num_bins, 1)
+  check_int("num_bins", num_bins, 1)
   check_norm(norm)
-  rows = _inputs.read_rows("probabilities", probabilities, labels, where)
-  return _classwise(rows, num_bins=num_bins, norm=norm)
+  examples = read_examples("probabilities", probabilities, labels, where)
+  return _classwise(examples, num_bins=num_bins, norm=norm)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vector and matrix (Dirichlet) scaling."""
+"""Linear maps of the logits: vector scaling and matrix (Dirichlet) scaling."""
 
 from typing import Any, NamedTuple
 
@@ -9,18 +9,34 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from squentropy_jax._core.solvers import minimize
-from squentropy_jax.calibration import _inputs
-from squentropy_jax.calibration._apply import read_params, recalibrated
-from squentropy_jax.calibration._temperature import best_inverse_temperature
+from squentropy_jax._core import solvers
+from squentropy_jax.calibration._recalibrators_apply import (
+  apply_params,
+  read_params,
+)
+from squentropy_jax.calibration._recalibrators_temperature import (
+  best_inverse_temperature,
+)
+from squentropy_jax.calibration._row_functions import (
+  class_index,
+  largest,
+  map_rows,
+)
+from squentropy_jax.calibration._scored_rows import (
+  ScoredRows,
+  as_scalar,
+  compiled_on_rows,
+  read_examples,
+  widen,
+)
 
 
 class VectorScaling(NamedTuple):
   """A weight and a bias for each class; see :func:`fit_vector_scaling`.
 
   Attributes:
-    weight: Factors on the logits, ``[C]``.
-    bias: What is added to them, ``[C]``, of mean 0.
+    weight: The factor of each logit, ``[C]``.
+    bias: The intercepts, ``[C]``, of mean 0.
   """
 
   weight: Array
@@ -31,8 +47,8 @@ class MatrixScaling(NamedTuple):
   """A linear map of log-probabilities; see :func:`fit_matrix_scaling`.
 
   Attributes:
-    weight: The matrix ``[C, C]``; row ``k`` makes the new logit of class ``k``.
-    bias: What is added, ``[C]``, of mean 0.
+    weight: The matrix ``[C, C]``; row ``k`` gives the new logit of class ``k``.
+    bias: The intercepts, ``[C]``, of mean 0.
   """
 
   weight: Array
@@ -40,12 +56,12 @@ class MatrixScaling(NamedTuple):
 
 
 def _finite(x: Array) -> tuple[Array, Array]:
-  """``x`` with 0 for ``-inf``, and where that was: the impossible classes."""
+  """``x`` with 0 for ``-inf``, and which classes were so (impossible)."""
   impossible = x == -jnp.inf
   return jnp.where(impossible, 0, x), impossible
 
 
-@recalibrated.register
+@apply_params.register
 def _apply_vector(params: VectorScaling, logits: Array) -> Array:
   z, impossible = _finite(logits)
   size = z.shape[-1]
@@ -54,27 +70,27 @@ def _apply_vector(params: VectorScaling, logits: Array) -> Array:
   return jnp.where(impossible, -jnp.inf, weight * z + bias)
 
 
-@recalibrated.register
+@apply_params.register
 def _apply_matrix(params: MatrixScaling, logits: Array) -> Array:
   z, impossible = _finite(jax.nn.log_softmax(logits, axis=-1))
   size = z.shape[-1]
   weight, bias = read_params(params, z.dtype, (size, size), (size,))
-  # A probability that underflows is as good as the least that does not.
+  # Probabilities that underflow become the least one that does not.
   z = jnp.maximum(z, float(np.log(jnp.finfo(z.dtype).tiny)))
   product = jnp.matmul(z, weight.T, precision=jax.lax.Precision.HIGHEST)
   product = product + jnp.broadcast_to(bias, z.shape)
   return jnp.where(impossible, -jnp.inf, product)
 
 
-def _mean_loss(params: Any, rows: _inputs.Rows) -> Array:
+def _mean_cross_entropy(params: Any, rows: ScoredRows) -> Array:
   """Mean cross-entropy of recalibrated logits over the kept rows."""
-  logits = _inputs.widen(jnp.where(rows.keep[:, None], rows.scores, 0))
-  # Nothing this far off has a probability, and no product of it overflows.
+  logits = widen(rows.fill_dropped(rows.scores))
+  # Logits beyond this limit saturate, and products of them could overflow.
   limit = float(jnp.finfo(logits.dtype).max) ** 0.5
   bounded = jnp.clip(logits, -limit, limit)
-  z = recalibrated(params, jnp.where(logits == -jnp.inf, logits, bounded))
-  # The plain form: its second derivatives compile in a fraction of the time.
-  is_label = _inputs.class_ids(z) == rows.labels[:, None]
+  z = apply_params(params, jnp.where(logits == -jnp.inf, logits, bounded))
+  # The plain formula compiles several times faster than losses.cross_entropy.
+  is_label = class_index(z) == rows.labels[:, None]
   target = jnp.sum(jnp.where(is_label, z, 0), axis=-1)
   loss = jax.nn.logsumexp(z, axis=-1) - target
   count = jnp.sum(rows.keep, dtype=loss.dtype)
@@ -82,32 +98,32 @@ def _mean_loss(params: Any, rows: _inputs.Rows) -> Array:
 
 
 def _finish(params: Any, beta: Array) -> Any:
-  """Takes the mean of the bias away; all NaN where ``beta`` is."""
+  """Subtracts the mean of the bias; all NaN if ``beta`` is NaN."""
   params = params._replace(bias=params.bias - jnp.mean(params.bias))
   return jax.tree.map(lambda x: jnp.where(jnp.isnan(beta), jnp.nan, x), params)
 
 
-def _median_gap(rows: _inputs.Rows) -> Array:
-  """The median gap between the two largest logits; 1 if it tells nothing.
+def _median_gap(rows: ScoredRows) -> Array:
+  """The median gap between the two largest logits; 1 if it is 0 or infinite.
 
-  Neither masked classes nor a few wild rows move it.
+  Masked classes do not change it, and a few outliers hardly do.
   """
 
-  def of_block(scores: Array, keep: Array) -> Array:
-    z = _inputs.widen(jnp.where(keep[:, None], scores, 0))
-    largest, first = _inputs.largest(z)
-    others = jnp.where(_inputs.class_ids(z) == first[:, None], -jnp.inf, z)
-    return jnp.where(keep, largest - jnp.max(others, axis=-1), jnp.inf)
+  def of_block(scores: Array, _: Array) -> Array:
+    z = widen(scores)
+    first, prediction = largest(z)
+    others = jnp.where(class_index(z) == prediction[:, None], -jnp.inf, z)
+    return first - jnp.max(others, axis=-1)
 
-  gap = _inputs.map_rows(of_block, rows.scores, rows.keep)
+  gap = rows.fill_dropped(map_rows(of_block, rows), jnp.inf)
   count = jnp.sum(rows.keep, dtype=jnp.int32)
-  # Dropped rows come last, with one more of them if there are no others.
+  # Dropped rows sort last; one more entry in case there is no row.
   gap = jnp.sort(jnp.append(gap, jnp.inf))[jnp.maximum(count - 1, 0) // 2]
   return jnp.where((gap > 0) & (gap < jnp.inf), gap, 1)
 
 
-@_inputs.compiled()
-def _fit_vector(rows: _inputs.Rows, *, penalty: Array) -> VectorScaling:
+@compiled_on_rows()
+def _fit_vector(rows: ScoredRows, *, penalty: Array) -> VectorScaling:
   beta, scale = best_inverse_temperature(rows), _median_gap(rows)
   size = rows.scores.shape[-1]
 
@@ -116,16 +132,17 @@ def _fit_vector(rows: _inputs.Rows, *, penalty: Array) -> VectorScaling:
 
   def objective(change: VectorScaling) -> Array:
     squares = jnp.square(change.weight) + jnp.square(change.bias)
-    return _mean_loss(of_change(change), rows) + penalty * jnp.mean(squares)
+    loss = _mean_cross_entropy(of_change(change), rows)
+    return loss + penalty * jnp.mean(squares)
 
   none = jnp.zeros(size, beta.dtype)
-  best = minimize(objective, VectorScaling(none, none))
+  best = solvers.newton(objective, VectorScaling(none, none))
   return _finish(of_change(best), beta)
 
 
-@_inputs.compiled()
+@compiled_on_rows()
 def _fit_matrix(
-  rows: _inputs.Rows, *, off_diagonal: Array, intercept: Array
+  rows: ScoredRows, *, off_diagonal: Array, intercept: Array
 ) -> MatrixScaling:
   beta = best_inverse_temperature(rows)
   size = rows.scores.shape[-1]
@@ -135,10 +152,11 @@ def _fit_matrix(
   def objective(params: MatrixScaling) -> Array:
     off = jnp.sum(jnp.square(params.weight * (1 - identity))) / pairs
     bias = jnp.mean(jnp.square(params.bias))
-    return _mean_loss(params, rows) + off_diagonal * off + intercept * bias
+    loss = _mean_cross_entropy(params, rows)
+    return loss + off_diagonal * off + intercept * bias
 
   start = MatrixScaling(beta * identity, jnp.zeros(size, beta.dtype))
-  return _finish(minimize(objective, start), beta)
+  return _finish(solvers.newton(objective, start), beta)
 
 
 def fit_vector_scaling(
@@ -148,33 +166,37 @@ def fit_vector_scaling(
   penalty: float = 1e-3,
   where: ArrayLike | None = None,
 ) -> VectorScaling:
-  r"""Fits a factor and a shift for each class.
+  r"""Fits a factor and an intercept for each class (vector scaling).
+
+  Use it if some classes are predicted too often: unlike a temperature it can
+  correct each class, and it may change the predicted class.
 
   .. math::
 
     \min_{w, b} \; -\frac{1}{n} \sum_i
     \log \mathrm{softmax}(w \odot z_i + b)_{y_i} + \frac{\lambda}{C}
-    \sum_k s^2 (w_k - \beta)^2 + b_k^2
+    \sum_k \bigl(s^2 (w_k - \beta)^2 + b_k^2\bigr)
 
-  with :math:`\beta` of temperature scaling, towards which the penalty
-  :math:`\lambda` pulls: without it, data that the map can separate have no
-  finite answer. The scale :math:`s` of the logits is the median over the rows
-  of the gap between the two largest of them (the lower of two medians). The
-  problem is convex and solved by Newton's method. The prediction may change.
+  with :math:`\beta` the inverse temperature of :func:`fit_temperature` and
+  :math:`s` the scale of the logits: the median over the examples of the gap
+  between the two largest logits (the lower of two medians). The penalty
+  :math:`\lambda` makes the result finite for data that the map can separate.
+  The problem is convex, and is solved by Newton's method.
 
   Args:
     logits: Logits of held-out examples, shape ``[..., C]``.
     labels: Class ids, integers of shape ``[...]``.
     penalty: The weight :math:`\lambda` of the penalty, at least 0.
-    where: Which examples count, booleans of shape ``[...]``.
+    where: Which examples to include, booleans of shape ``[...]``.
 
   Returns:
-    A :class:`VectorScaling` for :func:`apply`. NaN as :func:`fit_temperature`.
+    A :class:`VectorScaling` for :func:`apply`. NaN in the
+    cases of :func:`fit_temperature`.
 
   Raises:
-    TypeError: If a dtype does not fit.
-    ValueError: If a shape or ``penalty`` does not fit, or a label known at
-      call time is out of range.
+    TypeError: If an argument has a wrong type.
+    ValueError: If a shape or ``penalty`` is wrong, or a concrete label is out
+      of range.
 
   Examples:
     >>> z = jnp.zeros((4, 2))
@@ -188,9 +210,9 @@ def fit_vector_scaling(
     Guo et al., `On Calibration of Modern Neural Networks
     <https://arxiv.org/abs/1706.04599>`_, 2017.
   """
-  rows = _inputs.read_rows("logits", logits, labels, where)
-  weight = _inputs.as_scalar("penalty", penalty, "[0, inf)", rows)
-  return _fit_vector(rows, penalty=weight)
+  examples = read_examples("logits", logits, labels, where)
+  weight = as_scalar("penalty", penalty, "[0, inf)", examples)
+  return _fit_vector(examples, penalty=weight)
 
 
 def fit_matrix_scaling(
@@ -203,6 +225,10 @@ def fit_matrix_scaling(
 ) -> MatrixScaling:
   r"""Fits a linear map of the log-probabilities (Dirichlet calibration).
 
+  Use it with few classes and many held-out examples, if the confusion between
+  particular pairs of classes needs correcting. It may change the predicted
+  class.
+
   .. math::
 
     \min_{W, b} \; -\frac{1}{n} \sum_i
@@ -210,26 +236,27 @@ def fit_matrix_scaling(
     + \frac{\lambda}{C (C - 1)} \sum_{j \ne k} W_{jk}^2
     + \frac{\mu}{C} \sum_k b_k^2
 
-  with :math:`p` the softmax of the logits, and at least the least normal number
-  of the type. It has :math:`C^2 + C` parameters:
-  with few held-out rows for each of them choose larger penalties, or
-  :func:`fit_vector_scaling`. The problem is convex and solved by Newton's
-  method, started from temperature scaling. The prediction may change.
+  with :math:`p` the softmax of the logits, at least the smallest normal number
+  of the type. It has :math:`C^2 + C` parameters. With few held-out examples for
+  each of them, raise the penalties or use :func:`fit_vector_scaling`. The
+  problem is convex, and is solved by Newton's method from the solution of
+  :func:`fit_temperature`.
 
   Args:
     logits: Logits of held-out examples, shape ``[..., C]``.
     labels: Class ids, integers of shape ``[...]``.
     off_diagonal_penalty: The weight :math:`\lambda`, at least 0.
     intercept_penalty: The weight :math:`\mu`, at least 0.
-    where: Which examples count, booleans of shape ``[...]``.
+    where: Which examples to include, booleans of shape ``[...]``.
 
   Returns:
-    A :class:`MatrixScaling` for :func:`apply`. NaN as :func:`fit_temperature`.
+    A :class:`MatrixScaling` for :func:`apply`. NaN in the
+    cases of :func:`fit_temperature`.
 
   Raises:
-    TypeError: If a dtype does not fit.
-    ValueError: If a shape or a penalty does not fit, or a label known at call
-      time is out of range.
+    TypeError: If an argument has a wrong type.
+    ValueError: If a shape or a penalty is wrong, or a concrete label is out of
+      range.
 
   Examples:
     >>> z = jnp.zeros((4, 2))
@@ -244,12 +271,11 @@ def fit_matrix_scaling(
     Multiclass Probabilities with Dirichlet Calibration
     <https://arxiv.org/abs/1910.12656>`_, 2019.
   """
-  rows = _inputs.read_rows("logits", logits, labels, where)
-  limits = "[0, inf)"
-  off_diagonal = _inputs.as_scalar(
-    "off_diagonal_penalty", off_diagonal_penalty, limits, rows
+  examples = read_examples("logits", logits, labels, where)
+  off_diagonal = as_scalar(
+    "off_diagonal_penalty", off_diagonal_penalty, "[0, inf)", examples
   )
-  intercept = _inputs.as_scalar(
-    "intercept_penalty", intercept_penalty, limits, rows
+  intercept = as_scalar(
+    "intercept_penalty", intercept_penalty, "[0, inf)", examples
   )
-  return _fit_matrix(rows, off_diagonal=off_diagonal, intercept=intercept)
+  return _fit_matrix(examples, off_diagonal=off_diagonal, intercept=intercept)

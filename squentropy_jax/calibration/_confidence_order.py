@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows in the order of confidence; ties share what they have.
+"""Rows sorted by confidence, with ties averaged.
 
-Where a metric ranks rows, rows of one confidence are given the mean of their
-hits, so that the order of the rows of a data set changes nothing. That is the
-expectation over random orders of the ties.
+Rows of equal confidence share the mean of their hits, so that the order of the
+rows in a data set does not change a metric. This is the expectation over
+random orders of the ties.
 """
 
 from typing import NamedTuple
@@ -12,22 +12,22 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from squentropy_jax.calibration import _inputs
+from squentropy_jax.calibration._row_functions import TopLabel
 
 
-class Ordered(NamedTuple):
+class ConfidenceOrder(NamedTuple):
   """Rows ``[n]`` by rising confidence; dropped rows come last.
 
   Attributes:
     confidence: The confidence, 0 where the row is dropped.
-    use: Whether the row counts: True for the first ``size`` of them.
-    start: Where the group of ties begins that the row belongs to, int32.
-    ties: How many rows the group has, int32.
-    hits: How many hits the group has, int32.
-    hits_below: How many hits come before the group, int32.
-    size: How many rows count, a scalar int32.
-    num_hits: How many of them are hits, a scalar int32.
-    invalid: Whether any kept row cannot be trusted, a scalar boolean.
+    use: Whether the row is included: True for the first ``size`` of them.
+    start: The index of the first row of the row's group of ties, int32.
+    ties: The number of rows in the group, int32.
+    hits: The number of hits in the group, int32.
+    hits_below: The number of hits before the group, int32.
+    size: The number of included rows, a scalar int32.
+    num_hits: The number of hits among them, a scalar int32.
+    invalid: Whether any kept row is invalid, a scalar boolean.
   """
 
   confidence: Array
@@ -41,7 +41,7 @@ class Ordered(NamedTuple):
   invalid: Array
 
 
-def order(top: _inputs.Top) -> Ordered:
+def sort_by_confidence(top: TopLabel) -> ConfidenceOrder:
   """Sorts rows by confidence and counts within groups of ties."""
   n = top.confidence.shape[0]
   key = jnp.where(top.use, top.confidence, jnp.inf)
@@ -53,7 +53,7 @@ def order(top: _inputs.Top) -> Ordered:
   zeros = jnp.zeros((n,), jnp.int32)
   ties = zeros.at[group].add(1)
   hits = zeros.at[group].add(hit)
-  return Ordered(
+  return ConfidenceOrder(
     confidence=jnp.where(rank < size, key, 0),
     use=rank < size,
     start=jax.lax.cummax(jnp.where(new, rank, 0)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration terms of a training loss: values, slopes and edges."""
+"""Calibration regularizers: values, gradients and edges."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 
 from squentropy_jax import calibration
 
-TERMS = {
+REGULARIZERS = {
   "correctness_aware": calibration.correctness_aware,
   "mmce": functools.partial(calibration.mmce, bandwidth=0.3),
   "soft_binned_ece": functools.partial(
@@ -19,9 +19,9 @@ TERMS = {
   ),
   "avuc": functools.partial(calibration.avuc, threshold=0.9),
 }
-EVERY = pytest.mark.parametrize("name", TERMS)
-# Bins and groups of next to no mass.
-EXTREMES = TERMS | {
+EVERY = pytest.mark.parametrize("name", REGULARIZERS)
+# Bins and groups of almost no weight.
+EXTREMES = REGULARIZERS | {
   "soft_binned_ece of 15 bins": calibration.soft_binned_ece,
   "soft_binned_ece of sharp bins": functools.partial(
     calibration.soft_binned_ece, temperature=1e-3
@@ -31,7 +31,7 @@ EXTREMES = TERMS | {
 _FAST = {"xla_backend_optimization_level": 0}
 
 
-def _with_slope(name):
+def _with_gradient(name):
   def term(z, y, where):
     return EXTREMES[name](z, y, where=where)
 
@@ -40,7 +40,7 @@ def _with_slope(name):
 
 @functools.cache
 def _compiled(name):
-  return jax.jit(_with_slope(name), compiler_options=_FAST)
+  return jax.jit(_with_gradient(name), compiler_options=_FAST)
 
 
 def _data():
@@ -95,20 +95,20 @@ DEFINITIONS = {
 
 
 @EVERY
-def test_terms_meet_their_definitions_among_dropped_rows(name):
+def test_values_equal_the_definitions_among_dropped_rows(name):
   z, y = _data()
   keep = np.arange(12) % 4 > 0
   holed, labels = z.copy(), y.copy()
   holed[~keep], labels[~keep] = np.nan, -100
-  value, slope = _compiled(name)(holed, labels, keep)
-  # Tens of roundings of numbers of at most 1.
+  value, gradient = _compiled(name)(holed, labels, keep)
+  # Tens of ulp of numbers up to 1.
   want = DEFINITIONS[name](z[keep], y[keep])
   np.testing.assert_allclose(value, want, atol=2e-6)
-  assert np.all(np.isfinite(slope))
-  np.testing.assert_array_equal(slope[~keep], 0)
-  assert np.any(slope[keep] != 0)
-  # A softmax does not see a shift: slopes of a row add up to 0.
-  np.testing.assert_allclose(slope.sum(-1), 0, atol=1e-7)
+  assert np.all(np.isfinite(gradient))
+  np.testing.assert_array_equal(gradient[~keep], 0)
+  assert np.any(gradient[keep] != 0)
+  # A softmax does not change with a shift: gradients of a row sum to 0.
+  np.testing.assert_allclose(gradient.sum(-1), 0, atol=1e-7)
 
 
 def test_published_examples():
@@ -116,7 +116,7 @@ def test_published_examples():
   y = np.array([0, 1, 1, 0])
   np.testing.assert_allclose(calibration.mmce(z, y), 0.0313624443, rtol=5e-6)
   assert calibration.avuc(z, y, threshold=0.9) == 0
-  # The reference implementation adds 1e-5 to the mass of each bin.
+  # The reference implementation adds 1e-5 to the weight of each bin.
   np.testing.assert_allclose(
     calibration.soft_binned_ece(z, y), 0.3359901090, rtol=2e-5
   )
@@ -138,46 +138,46 @@ def test_hard_bins_are_the_limit_of_soft_ones():
 
 @pytest.mark.x64
 @EVERY
-def test_slopes_in_float64(name):
+def test_gradients_in_float64(name):
   z, y = _data()
-  term = jax.jit(lambda z: TERMS[name](z, y))
+  term = jax.jit(lambda z: REGULARIZERS[name](z, y))
   z = z.astype(np.float64)
   check_grads(term, (z,), order=1, modes=["rev"])
   np.testing.assert_allclose(term(z), DEFINITIONS[name](z, y), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", EXTREMES)
-def test_edges_have_finite_values_and_slopes(name):
+def test_edges_have_finite_values_and_gradients(name):
   z, y = _data()
   is_top = np.arange(3) == z.argmax(-1)[:, None]
-  # From no mass in most bins, over masses that underflow, to equal ones.
+  # From bins without weight, over weights that underflow, to equal ones.
   confident = [np.where(is_top, margin, 0) for margin in (200, 60, 8, 3, 1)]
   impossible = np.where(np.arange(3) == 0, -np.inf, z)
   for logits in (*confident, impossible, 3 * z, 0 * z):
     logits = logits.astype(np.float32)
     right = logits.argmax(-1)
     for labels in (right, (right + 1) % 3, y):
-      value, slope = _compiled(name)(logits, labels, np.ones(12, bool))
+      value, gradient = _compiled(name)(logits, labels, np.ones(12, bool))
       assert np.isfinite(value)
-      assert np.all(np.isfinite(slope))
+      assert np.all(np.isfinite(gradient))
       if logits[0, 0] == 200 and labels is right:
         assert value == 0
   for keep in (np.zeros(12, bool), np.arange(12) == 3):
-    value, slope = _compiled(name)(z, y, keep)
+    value, gradient = _compiled(name)(z, y, keep)
     assert np.isfinite(value)
-    assert np.all(np.isfinite(slope))
+    assert np.all(np.isfinite(gradient))
     assert keep.any() or value == 0
 
 
 @EVERY
-def test_bad_rows_are_loud(name):
+def test_invalid_rows_raise_or_give_nan(name):
   z, y = _data()
   y[5] = 3
   with pytest.raises(ValueError, match=r"labels\[5\] = 3"):
-    TERMS[name](z, y)
-  value, slope = _compiled(name)(z, y, np.ones(12, bool))
+    REGULARIZERS[name](z, y)
+  value, gradient = _compiled(name)(z, y, np.ones(12, bool))
   assert np.isnan(value)
-  assert np.any(np.isnan(slope))
+  assert np.any(np.isnan(gradient))
   z[5, 0] = np.nan
   assert np.isnan(_compiled(name)(z, y % 3, np.ones(12, bool))[0])
 
@@ -186,27 +186,28 @@ def test_bad_rows_are_loud(name):
 def test_batches_over_seeds_and_narrow_types(name):
   z, y = _data()
   keep = np.ones(12, bool)
-  value, slope = jax.jit(
-    jax.vmap(_with_slope(name), in_axes=(0, None, None)), compiler_options=_FAST
+  value, gradient = jax.jit(
+    jax.vmap(_with_gradient(name), in_axes=(0, None, None)),
+    compiler_options=_FAST,
   )(np.stack([z, z * 2]), y, keep)
   want = _compiled(name)(z * 2, y, keep)
   np.testing.assert_allclose(value[1], want[0], atol=1e-6)
-  np.testing.assert_allclose(slope[1], want[1], atol=1e-6)
-  value, slope = jax.eval_shape(
-    _with_slope(name), jnp.asarray(z, jnp.bfloat16), y, keep
+  np.testing.assert_allclose(gradient[1], want[1], atol=1e-6)
+  value, gradient = jax.eval_shape(
+    _with_gradient(name), jnp.asarray(z, jnp.bfloat16), y, keep
   )
   assert value.dtype == jnp.float32
-  assert slope.dtype == jnp.bfloat16
+  assert gradient.dtype == jnp.bfloat16
 
 
 def test_arguments_are_checked():
   z, y = _data()
-  for name, bad in (
+  for name, call in (
     ("bandwidth", lambda: calibration.mmce(z, y, bandwidth=0.0)),
     ("temperature", lambda: calibration.soft_binned_ece(z, y, temperature=-1)),
     ("threshold", lambda: calibration.avuc(z, y, threshold=-1.0)),
   ):
     with pytest.raises(ValueError, match=f"{name} must be in"):
-      bad()
+      call()
   with pytest.raises(TypeError, match="labels must be integer"):
     calibration.mmce(z, jax.nn.softmax(z))
