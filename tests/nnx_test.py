@@ -75,3 +75,16 @@ def test_invalid_rows_raise_or_give_nan():
   z[0, 0, 0] = np.nan
   metric.update(logits=z[0], labels=y[0])
   assert np.isnan(metric.compute())
+
+
+def test_masked_examples_may_hold_nan():
+  z, y = _data()
+  keep = np.arange(10) % 3 > 0
+  expected, metric = CalibrationMetric(), CalibrationMetric()
+  expected.update(logits=z[0][keep], labels=y[0][keep])
+  z[0][~keep], y[0][~keep] = np.nan, -100
+  with jax.debug_nans(True):
+    metric.update(logits=z[0], labels=y[0], mask=keep)
+    np.testing.assert_array_equal(metric.compute(), expected.compute())
+  with pytest.raises(ValueError, match="mask must have the batch shape"):
+    metric.update(logits=z[0], labels=y[0], mask=keep[:3])
