@@ -32,7 +32,7 @@ from squentropy_jax._core.class_sums import (
 # Up to so many classes every class is a strip of its own.
 _FEW = 32
 # Fewer strips are faster, more of them take less memory.
-_STRIPS, _STRIPS_OF_MANY, _MANY = 8, 16, 16384
+_STRIPS, _STRIPS_OF_MANY, _MANY = 8, 32, 16384
 # The exponentials are multiplied by this power of 2, so that none underflows
 # whose share of the sum is a normal number.
 _POWER = 32
@@ -73,34 +73,40 @@ def exp_times_power(z: jax.Array) -> jax.Array:
 
 
 class _Strips:
-  """The strips of ``z``, rows ``[P, C]`` or ``[P, C, S]``."""
+  """The strips of ``z``, rows ``[P, C]`` or ``[P, C, S]``.
+
+  Attributes:
+    width: Classes in a strip.
+    starts: The first class of each. The last strip starts early instead of
+      running over, so its first ``repeated`` classes are in the one before.
+  """
 
   def __init__(self, z: jax.Array, ids: jax.Array) -> None:
-    num_classes = z.shape[1]
-    self.z = z
+    self.z, self.ids = z, ids
     self.dtype = checks.compute_dtype(z.dtype)
-    # The number of the strip where the target stands in it, else -1.
-    self.target = ids
-    self.repeated: jax.Array | None = None
-    if num_classes <= _FEW:
-      self.width, self.starts = 1, list(range(num_classes))
+    size = z.shape[1]
+    if size <= _FEW:
+      self.width, self.starts, self.repeated = 1, list(range(size)), 0
       return
-    strips = _STRIPS if num_classes < _MANY else _STRIPS_OF_MANY
-    # Whole vectors; the last strip starts early instead of running over.
-    width = -(-num_classes // strips // 16) * 16
-    last = -(-num_classes // width) - 1
-    self.width = width
-    self.starts = [k * width for k in range(last)] + [num_classes - width]
-    strip = jnp.minimum(ids // width, last)
-    place = ids - jnp.where(strip == last, self.starts[-1], strip * width)
-    places = lax.broadcasted_iota(
-      jnp.int32, (z.shape[0], width, *z.shape[2:]), 1
-    )
-    # A compare with an iota is done in 64 bits, so it is done once.
-    self.target = lax.optimization_barrier(
-      jnp.where(places == place, strip, -1)
-    )
-    self.repeated = places < last * width - self.starts[-1]
+    wanted = -(-size // (_STRIPS if size < _MANY else _STRIPS_OF_MANY))
+    # Whole vectors. An odd number of them, or else all strips of a power of 2
+    # would share a few lines of the cache.
+    self.width = 16 * (wanted // 32 * 2 + 1)
+    last = (size - 1) // self.width
+    self.starts = [k * self.width for k in range(last)] + [size - self.width]
+    self.repeated = last * self.width - self.starts[-1]
+
+  def _strip_of_target(self) -> jax.Array:
+    """The number of the strip where the target stands in it, else -1."""
+    if self.width == 1:
+      return self.ids
+    last = len(self.starts) - 1
+    strip = jnp.minimum(self.ids // self.width, last)
+    first = jnp.where(strip == last, self.starts[-1], strip * self.width)
+    shape = (self.z.shape[0], self.width, *self.z.shape[2:])
+    # A compare with an iota is done in 64 bits, so there is only this one.
+    is_place = lax.broadcasted_iota(jnp.int32, shape, 1) == self.ids - first
+    return jnp.where(is_place, strip, -1)
 
   def join(
     self,
@@ -115,15 +121,17 @@ class _Strips:
     and the first class of the slice.
     """
     total: Any = empty
+    target = self._strip_of_target()
     for k, start in enumerate(self.starts):
       z, *others = (
         lax.slice_in_dim(a, start, start + self.width, axis=1)
         for a in (self.z, *arrays)
       )
       value = term(z.astype(self.dtype), *others, start)
-      is_out = self.target == k
-      if self.repeated is not None and k == len(self.starts) - 1:
-        is_out |= self.repeated
+      is_out = target == k
+      if self.repeated and k == len(self.starts) - 1:
+        places = lax.broadcasted_iota(jnp.int32, value.shape, 1)
+        is_out |= places < self.repeated
       # A select of the terms instead of the sums is slower.
       joined = value if k == 0 else operation(total, value)
       total = jnp.where(is_out, total, joined)
@@ -230,11 +238,8 @@ class _Rows:
       sums = sums._replace(**{name: field})
     return sums, exps, scale
 
-  def careful(
-    self, exps: jax.Array | None = None, total: jax.Array | None = None
-  ) -> Any:
-    """The sums of any logits."""
-    del total
+  def careful(self, exps: jax.Array | None = None) -> Any:
+    """The sums of any logits; ``exps`` as for `ordinary`, of any values."""
     shift = self.zero
 
     def others(term: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -280,19 +285,21 @@ class _Rows:
       in_range = (total >= 2.0 ** (_POWER + _LOWEST)) & (
         total <= 2.0 ** (_POWER + _HIGHEST)
       )
-      return lax.cond(
-        self.every(in_range), self.ordinary, self.careful, exps, total
-      )
-    if not self.names:
+      is_ordinary = self.every(in_range)
+      out = self.ordinary(exps, total)
+    elif self.names:
+      out = self.ordinary()
+      # An infinite or NaN logit is in every sum.
+      field = getattr(out[0], self.names[-1])
+      is_ordinary = self.every(jnp.isfinite(field))
+    else:
       return self.careful()
-    sums, _, scale = self.ordinary()
-    is_finite = self.every(jnp.isfinite(getattr(sums, self.names[-1])))
-    return lax.cond(
-      is_finite,
-      lambda sums: (sums, None, scale),
-      lambda _: self.careful(),
-      sums,
-    )
+    # A loop of one round at most: unlike a branch it works in place.
+    return lax.while_loop(
+      lambda carry: ~carry[0],
+      lambda carry: (jnp.ones_like(carry[0]), self.careful(carry[1][1])),
+      (is_ordinary, out),
+    )[1]
 
 
 def class_sums(
