@@ -45,22 +45,24 @@ def assert_right(found, kernel, labels, frozen=False):
     heads.assert_close(gradients[1], *expected["kernel"])
 
 
-def head(features, kernel, labels, weights, *, whole, way, **settings):
+def head(features, kernel, labels, weights, *, whole, mode, **settings):
   """The weighted sum, by `linear_loss_sum` or by `linear_loss`."""
   loss = losses.squentropy
   if whole:
     return fused.linear_loss_sum(
-      loss, features, kernel, labels, weights=weights, way=way, **settings
+      loss, features, kernel, labels, weights=weights, mode=mode, **settings
     )[0]
-  each = fused.linear_loss(loss, features, kernel, labels, way=way, **settings)
+  each = fused.linear_loss(
+    loss, features, kernel, labels, mode=mode, **settings
+  )
   return (each * weights).sum()
 
 
-WAYS = [
-  ("stream", False),
-  ("stream", True),
-  ("keep", True),
-  ("frozen", False),
+MODES = [
+  ("recompute", False),
+  ("recompute", True),
+  ("grad_in_forward", True),
+  ("frozen_kernel", False),
 ]
 
 
@@ -74,13 +76,13 @@ def test_mesh(shape, classes):
   def every(features, kernel):
     return [
       jax.value_and_grad(head, (0, 1))(
-        features, kernel, labels, WEIGHTS, whole=w, way=way, mesh=mesh, **AXES
+        features, kernel, labels, WEIGHTS, whole=w, mode=mode, mesh=mesh, **AXES
       )
-      for way, w in WAYS
+      for mode, w in MODES
     ]
 
-  for (way, _), found in zip(WAYS, every(FEATURES, kernel), strict=True):
-    assert_right(found, kernel, labels, frozen=way == "frozen")
+  for (mode, _), found in zip(MODES, every(FEATURES, kernel), strict=True):
+    assert_right(found, kernel, labels, frozen=mode == "frozen_kernel")
 
 
 def test_mesh_of_explicit_axes_takes_what_is_not_spread_yet():
@@ -129,9 +131,9 @@ def test_mesh_of_explicit_axes_takes_a_kernel_that_is_the_same_everywhere():
   def every(features, kernel):
     return [
       jax.value_and_grad(head, (0, 1))(
-        features, kernel, labels, WEIGHTS, whole=w, way=way, mesh=mesh, **AXES
+        features, kernel, labels, WEIGHTS, whole=w, mode=mode, mesh=mesh, **AXES
       )
-      for way, w in WAYS[:3]
+      for mode, w in MODES[:3]
     ]
 
   with jax.set_mesh(mesh):
@@ -159,21 +161,21 @@ def test_narrow_bias_of_classes_that_do_not_divide():
     on_a_mesh = functools.partial(run, mesh=mesh_of((1, 8)), vocab_axis="vocab")
     return jax.value_and_grad(on_a_mesh)(bias)
 
-  total, slope = every(bias)
+  total, gradient = every(bias)
   exact = heads.truth("squentropy", FEATURES, kernel, labels, bias=bias)
   expected = heads.gradients(exact, FEATURES, kernel, np.ones(ROWS))["bias"]
-  assert slope.dtype == bias.dtype
+  assert gradient.dtype == bias.dtype
   np.testing.assert_allclose(total, exact.loss.sum(), rtol=1e-5)
-  heads.assert_close(slope, *expected)
+  heads.assert_close(gradient, *expected)
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_mesh_with_one_axis_named(axis):
   """The other axis of the mesh holds copies, which must not count twice."""
   kernel, labels = problem(64)
-  for way, whole in (("stream", False), ("keep", True)):
+  for mode, whole in (("recompute", False), ("grad_in_forward", True)):
     run = functools.partial(
-      head, whole=whole, way=way, mesh=mesh_of((2, 4)), **{axis: AXES[axis]}
+      head, whole=whole, mode=mode, mesh=mesh_of((2, 4)), **{axis: AXES[axis]}
     )
     found = heads.jit(jax.value_and_grad(run, (0, 1)))(
       FEATURES, kernel, labels, WEIGHTS
@@ -194,7 +196,7 @@ def test_axis_of_several_mesh_axes_and_leading_dimensions():
       labels.reshape(4, 4),
       WEIGHTS.reshape(4, 4),
       whole=True,
-      way=None,
+      mode=None,
       mesh=mesh,
       batch_axis=("replica", "data"),
       vocab_axis="vocab",
@@ -205,12 +207,12 @@ def test_axis_of_several_mesh_axes_and_leading_dimensions():
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize(("way", "whole"), WAYS)
-def test_shard_map_of_the_user(kind, way, whole):
+@pytest.mark.parametrize(("mode", "whole"), MODES)
+def test_shard_map_of_the_user(kind, mode, whole):
   """Differentiated outside and inside, with the check of variances on."""
   kernel, labels = problem(64)
   mesh = mesh_of((2, 4), kind)
-  run = functools.partial(head, whole=whole, way=way, **AXES)
+  run = functools.partial(head, whole=whole, mode=mode, **AXES)
 
   def local(*arguments):
     return jax.lax.psum(run(*arguments), "data")
@@ -232,7 +234,7 @@ def test_shard_map_of_the_user(kind, way, whole):
       lambda *a: (jax.value_and_grad(outer, (0, 1))(*a), inner(*a))
     )(*arguments)
   for found in both:
-    assert_right(found, kernel, labels, frozen=way == "frozen")
+    assert_right(found, kernel, labels, frozen=mode == "frozen_kernel")
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4)], ids=str)
@@ -368,10 +370,10 @@ def test_stats_take_the_lowest_of_equal_classes_of_all_devices():
     )
     return stats.rest_max.sum()
 
-  slope = jax.jit(jax.grad(largest))(kernel)
+  gradient = jax.jit(jax.grad(largest))(kernel)
   expected = np.zeros((WIDTH, 16))
   expected[:, 1] = ROWS
-  np.testing.assert_array_equal(slope, expected)
+  np.testing.assert_array_equal(gradient, expected)
 
 
 # What crosses between devices.
@@ -415,8 +417,8 @@ all-reduce(%p, %q), channel_id=1
   [((2, 4), 1000), ((8, 1), 1000), ((1, 8), 1000), ((2, 4), 1001)],
   ids=str,
 )
-@pytest.mark.parametrize(("way", "whole"), WAYS)
-def test_no_device_gathers_kernel_or_features(way, whole, shape, classes):
+@pytest.mark.parametrize(("mode", "whole"), MODES)
+def test_no_device_gathers_kernel_or_features(mode, whole, shape, classes):
   """Forward go the sums of rows, backward the gradients; nothing else."""
   rows, width = 64, 32
   mesh = mesh_of(shape)
@@ -429,7 +431,7 @@ def test_no_device_gathers_kernel_or_features(way, whole, shape, classes):
     jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, spec))
     for s, d, spec in zip(shapes, dtypes, specs, strict=True)
   ]
-  run = functools.partial(head, whole=whole, way=way, mesh=mesh, **AXES)
+  run = functools.partial(head, whole=whole, mode=mode, mesh=mesh, **AXES)
 
   def sent(f):
     return collectives(heads.jit(f).lower(*arguments).compile().as_text())
@@ -438,13 +440,13 @@ def test_no_device_gathers_kernel_or_features(way, whole, shape, classes):
   forward = sent(run)
   assert {kind for kind, _ in forward} == {"all-reduce"}
   assert sum(size for _, size in forward) <= 6 * rows // shape[0]
-  wanted = 0 if way == "frozen" else (0, 1)
+  wanted = 0 if mode == "frozen_kernel" else (0, 1)
   every = sent(jax.value_and_grad(run, wanted))
   reduced = [size for kind, size in every if kind == "all-reduce"]
   others = [sent for sent in every if sent[0] != "all-reduce"]
   here = -(-classes // shape[1])
   of_features = rows // shape[0] * width
-  of_kernel = 0 if way == "frozen" else width * here
+  of_kernel = 0 if mode == "frozen_kernel" else width * here
   assert sum(reduced) <= 6 * rows + of_features + of_kernel
   # The gradient of a kernel that is not spread is not spread either.
   whole_kernel = [("all-gather", of_kernel * shape[1])]
@@ -491,7 +493,7 @@ def test_sharded_kernel_without_a_mesh_is_refused():
 def test_shard_map_that_cannot_be_seen_into_is_refused():
   kernel, labels = problem(64)
   mesh = mesh_of((2, 4))
-  run = functools.partial(head, whole=True, way=None, **AXES)
+  run = functools.partial(head, whole=True, mode=None, **AXES)
 
   def mapped(**settings):
     jax.shard_map(run, mesh=mesh, out_specs=P(), **settings)(
