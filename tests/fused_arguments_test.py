@@ -179,8 +179,8 @@ def test_bad_ids_of_unused_entries_are_no_error():
 
 
 @pytest.mark.parametrize("name", ["linear_loss", "linear_row_stats"])
-def test_only_sums_are_kept(name):
-  with pytest.raises(ValueError, match=r"use fused\.linear_loss_sum"):
+def test_only_sums_have_their_gradient_in_the_forward_pass(name):
+  with pytest.raises(ValueError, match=r"Use fused\.linear_loss_sum"):
     HEADS[name](FEATURES, KERNEL, LABELS, mode="grad_in_forward")
 
 

@@ -91,8 +91,8 @@ def truth(
   """The loss ``name`` of ``features [N, d] @ kernel [d, V]``.
 
   The errors are to first order. Each product of ``d`` terms is off by less
-  than ``d u |h| |w|``; the loss follows with the sum of its derivatives, and the
-  sums over ``V`` classes add ``V u`` of what they sum up.
+  than ``d u |h| |w|``. The loss follows with the sum of its derivatives, and
+  the sums over ``V`` classes add ``V u`` of what they sum up.
   """
   h, w = (np.asarray(x, np.float64) for x in (features, kernel))
   b = np.zeros(w.shape[1]) if bias is None else np.asarray(bias, np.float64)
