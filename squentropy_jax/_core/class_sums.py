@@ -149,7 +149,7 @@ def no_classes(target: jax.Array, like: jax.Array) -> ClassSums:
   return ClassSums(
     target=target,
     max=jnp.full_like(like, -jnp.inf),
-    max_id=jnp.zeros(like.shape, jnp.int32),
+    max_id=jnp.zeros_like(like, dtype=jnp.int32),
     num_others=zero,
     **dict.fromkeys(SUMS, zero),
   )
