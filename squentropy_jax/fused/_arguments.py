@@ -101,8 +101,9 @@ def _class_ids(labels: Any, batch: tuple[int, ...]) -> Any:
   return prelude.widen_ids(labels)
 
 
-def _of_rows(name: str, values: Any, batch: tuple[int, ...]) -> jax.Array:
-  array = jnp.asarray(checks.as_array(values, name))
+def _of_rows(name: str, values: Any, batch: tuple[int, ...]) -> Any:
+  # NumPy arrays stay so: inside jit those of JAX are traced.
+  array = checks.as_array(values, name)
   if array.shape != batch:
     raise ValueError(
       f"{name} must have the batch shape {batch} of features, one for each "
@@ -111,7 +112,7 @@ def _of_rows(name: str, values: Any, batch: tuple[int, ...]) -> jax.Array:
   return array
 
 
-def _where(where: Any, batch: tuple[int, ...]) -> jax.Array:
+def _where(where: Any, batch: tuple[int, ...]) -> Any:
   array = _of_rows("where", where, batch)
   if array.dtype != jnp.bool_:
     raise TypeError(
@@ -121,7 +122,7 @@ def _where(where: Any, batch: tuple[int, ...]) -> jax.Array:
   return array
 
 
-def _weights(weights: Any, batch: tuple[int, ...]) -> jax.Array:
+def _weights(weights: Any, batch: tuple[int, ...]) -> Any:
   array = _of_rows("weights", weights, batch)
   if array.dtype == jnp.bool_:
     raise TypeError(
@@ -204,13 +205,13 @@ def _layout(
   return layout
 
 
-def _concrete_keep(
+def known_rows(
   arguments: HeadArguments, layout: Layout
 ) -> tuple[bool, np.ndarray | None]:
-  """Whether labels can be read now, and which rows count if that is known.
+  """Whether labels can be read now, and which rows are known to count.
 
   What spans processes is not read: an error on one process would leave the
-  others waiting.
+  others waiting. The rows are None for all, and none where nothing is known.
   """
   computed = (arguments.features, arguments.kernel, arguments.bias)
   masks = (arguments.where, arguments.weights)
@@ -218,7 +219,7 @@ def _concrete_keep(
   if layout.spans_processes or not checks.is_concrete(
     *present, beside=computed
   ):
-    return False, None
+    return False, np.zeros(arguments.features.shape[:-1], bool)
   keep = None if arguments.where is None else np.asarray(arguments.where)
   if arguments.weights is not None:
     used = np.asarray(arguments.weights) != 0
@@ -243,8 +244,8 @@ def _as_jax(labels: Any, num_classes: int) -> Any:
   """Labels as JAX arrays, NumPy ids that int32 cannot hold as -1."""
   if isinstance(labels, tuple):
     ids = prelude.narrow_labels(labels[0], num_classes)
-    return jnp.asarray(ids), jnp.asarray(labels[1])
-  return jnp.asarray(prelude.narrow_labels(labels, num_classes))
+    return checks.as_jax(ids), checks.as_jax(labels[1])
+  return checks.as_jax(prelude.narrow_labels(labels, num_classes))
 
 
 def _soft_cap(soft_cap: Any) -> float | None:
@@ -280,7 +281,7 @@ def checked(
   mode: str | None,
   memory_budget: int | None,
 ) -> tuple[Call, HeadArguments, np.ndarray | None]:
-  """The static and the traced arguments, and which rows count if known.
+  """The static and the traced arguments, and which rows are known to count.
 
   Raises an error that names the argument that does not fit.
   """
@@ -330,7 +331,7 @@ def checked(
   layout = _layout(mesh, batch_axis, vocab_axis, features, kernel)
   if mesh is None and layout.vocab_axis:
     num_classes *= jax.lax.axis_size(layout.vocab_axis)
-  readable, keep = _concrete_keep(arguments, layout)
+  readable, keep = known_rows(arguments, layout)
   if readable:
     _check_range(labels, num_classes, keep)
   if mode is not None and mode not in _plan.MODES:
@@ -341,7 +342,11 @@ def checked(
   if memory_budget is not None:
     memory_budget = checks.as_count("memory_budget", memory_budget)
   call = Call(Head(axis, _soft_cap(soft_cap)), layout, mode, memory_budget)
-  arguments = arguments._replace(labels=_as_jax(labels, num_classes))
+  arguments = arguments._replace(
+    labels=_as_jax(labels, num_classes),
+    where=None if where is None else checks.as_jax(arguments.where),
+    weights=None if weights is None else checks.as_jax(arguments.weights),
+  )
   return call, arguments, keep
 
 
