@@ -15,8 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 from squentropy_jax._core import varying
-from squentropy_jax.fused import _tiles
-from squentropy_jax.fused._tiles import Arrays, Head, Sums
+from squentropy_jax._core.class_sums import ClassSums, no_classes, rescaled
+from squentropy_jax.fused._tiles import Arrays, Head, RowSums
+
+
+def _padded(spec: PartitionSpec, rank: int) -> PartitionSpec:
+  return PartitionSpec(*spec, *(None,) * (rank - len(spec)))
 
 
 class Layout(NamedTuple):
@@ -39,8 +43,8 @@ class Layout(NamedTuple):
 
   @property
   def rows(self) -> PartitionSpec:
-    """What has a row, or rows of rows, in its first axis."""
-    return PartitionSpec(self.batch_axis)
+    """What has rows in its first axis."""
+    return PartitionSpec(*((self.batch_axis,) if self.batch_axis else ()))
 
   @property
   def parts(self) -> PartitionSpec:
@@ -54,7 +58,7 @@ class Layout(NamedTuple):
       "features": self.rows,
       "kernel": PartitionSpec(*before, self.vocab_axis),
       "bias": PartitionSpec(self.vocab_axis),
-      "scale": self.everywhere,
+      "factor": self.rows,
     }
 
   def shards(self, axes: tuple[str, ...]) -> int:
@@ -62,12 +66,35 @@ class Layout(NamedTuple):
     sizes = [self.mesh.shape[a] for a in axes] if self.mesh is not None else []
     return math.prod(sizes)
 
+  @property
+  def is_explicit(self) -> bool:
+    """Whether the types of arrays say how the mesh spreads them."""
+    mesh = self.mesh
+    return mesh is not None and AxisType.Explicit in mesh.axis_types
+
+  @property
+  def spans_processes(self) -> bool:
+    """Whether other processes take part in the computation."""
+    here = jax.process_index()
+    devices = () if self.mesh is None else self.mesh.devices.flat
+    return any(device.process_index != here for device in devices)
+
   def place(self, array: Any, spec: PartitionSpec) -> Any:
     """The array as the mesh spreads it, where types of arrays say how."""
-    if self.mesh is None or AxisType.Explicit not in self.mesh.axis_types:
+    if not self.is_explicit:
       return array
-    spec = PartitionSpec(*spec, *(None,) * (array.ndim - len(spec)))
-    return reshard(array, NamedSharding(self.mesh, spec))
+    assert self.mesh is not None
+    return reshard(array, NamedSharding(self.mesh, _padded(spec, array.ndim)))
+
+  def broadcast(self, number: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+    """One number for every row, from a scalar or from numbers of the rows."""
+    if number.ndim:
+      return self.place(number, self.rows)
+    if not self.is_explicit:
+      return jnp.broadcast_to(number, batch)
+    assert self.mesh is not None
+    sharding = NamedSharding(self.mesh, _padded(self.rows, len(batch)))
+    return lax.broadcast(number, batch, out_sharding=sharding)
 
   def map(
     self, function: Callable[..., Any], in_specs: Any, out_specs: Any
@@ -81,7 +108,7 @@ class Layout(NamedTuple):
 
 
 def first_class(layout: Layout, head: Head, arrays: Arrays) -> jax.Array | int:
-  """The id of the first class at hand."""
+  """The id of the first class on this device."""
   if not layout.vocab_axis:
     return 0
   here = arrays.kernel.shape[head.class_axis]
@@ -89,7 +116,7 @@ def first_class(layout: Layout, head: Head, arrays: Arrays) -> jax.Array | int:
 
 
 def count_possible(layout: Layout, head: Head, arrays: Arrays) -> jax.Array:
-  """How many classes no bias of ``-inf`` takes out, on all devices."""
+  """How many classes have no bias of ``-inf``, on all devices."""
   axis = layout.vocab_axis
   if arrays.bias is None:
     here = arrays.kernel.shape[head.class_axis]
@@ -98,42 +125,44 @@ def count_possible(layout: Layout, head: Head, arrays: Arrays) -> jax.Array:
   return lax.psum(count, axis) if axis else count
 
 
-def add_up(layout: Layout, head: Head, sums: Sums) -> Sums:
-  """The sums over all devices' classes, from each device's own."""
+def add_up(layout: Layout, head: Head, sums: RowSums) -> RowSums:
+  """The sums over the classes of all devices, from those of each device."""
   axis = layout.vocab_axis
   if not axis:
     return sums
-  parts: dict[str, jax.Array] = {}
-  found: dict[str, jax.Array] = {}
-  if head.mass or "rest_max" in head.reads:
-    found["top"] = lax.pmax(lax.stop_gradient(sums.top), axis)
-  if head.mass:
-    shrink = _tiles.shrink_of(sums.top, _tiles.shift_of(found["top"]))
-    parts["mass"] = sums.mass * shrink
-    if head.scaled:
-      parts["tilt"] = sums.tilt * shrink
-  if "rest_sum" in head.reads:
-    parts["total"] = sums.total
-  if "rest_sq" in head.reads:
-    parts["square"] = sums.square
-  if "rest_max" in head.reads:
+  here = sums.classes
+  largest, max_id, columns = here.max, here.max_id, []
+  if head.has_max:
+    largest = lax.pmax(lax.stop_gradient(here.max), axis)
+  if "max" in head.reads:
     never = jnp.iinfo(jnp.int32).max
-    is_top = sums.top == found["top"]
-    found["top_id"] = lax.pmin(jnp.where(is_top, sums.top_id, never), axis)
-    # A NaN is nobody's largest, and must not be lost.
-    is_top = (sums.top_id == found["top_id"]) | jnp.isnan(sums.top)
-    parts["top"] = jnp.where(is_top, sums.top, jnp.zeros_like(sums.top))
+    is_largest = here.max == largest
+    max_id = lax.pmin(jnp.where(is_largest, here.max_id, never), axis)
+    # NaN equals nothing, and must not be lost.
+    is_largest = (here.max_id == max_id) | jnp.isnan(here.max)
+    columns = [jnp.where(is_largest, here.max, jnp.zeros_like(here.max))]
+  records = [x for x in sums if x is not None]
+  for record in records:
+    relative = rescaled(record, largest) if head.has_exps else record
+    columns += [getattr(relative, name) for name in head.sums]
   # One message for all of them.
-  columns = [part[:, None] for part in parts.values()]
-  every = lax.psum(jnp.concatenate([sums.own, *columns], axis=1), axis)
-  targets = sums.own.shape[1]
-  found |= {name: every[:, targets + i] for i, name in enumerate(parts)}
-  # What the loss does not read is the same on every device.
-  rows = sums.own.shape[0]
-  none = varying.vary(
-    _tiles.no_sums(rows, targets, every.dtype), varying.axes_of(every)
-  )
-  return none._replace(own=every[:, :targets], **found)
+  targets = here.target.shape[1]
+  every = [here.target, *(x[:, None] for x in columns)]
+  total = lax.psum(jnp.concatenate(every, axis=1), axis)
+  found = iter(total[:, targets + i] for i in range(len(columns)))
+  if "max" in head.reads:
+    largest = next(found)
+
+  def added() -> ClassSums:
+    # What the loss does not read is the same on every device.
+    none = varying.vary_like(no_classes(total[:, :targets], total[:, 0]), total)
+    if head.has_max:
+      none = none._replace(max=largest)
+    if "max" in head.reads:
+      none = none._replace(max_id=max_id)
+    return none._replace(**{name: next(found) for name in head.sums})
+
+  return RowSums(*(None if x is None else added() for x in sums))
 
 
 def summed(gradient: Any, primal: Any) -> Any:

@@ -28,7 +28,7 @@ SHAPES = {
   "a block and one": (130, 129),
 }
 AXES: dict[str, Sequence[Any]] = {
-  "way": ("value", "frozen", "keep", "stream"),
+  "mode": ("forward", "frozen_kernel", "grad_in_forward", "recompute"),
   "dtype": ("float32", "bfloat16", "float16"),
   "shape": tuple(SHAPES),
   "with_bias": (False, True),
@@ -40,10 +40,10 @@ AXES: dict[str, Sequence[Any]] = {
 }
 
 
-class Cell(NamedTuple):
-  """One setting of each of the `AXES`."""
+class Setting(NamedTuple):
+  """One choice on each of the `AXES`."""
 
-  way: str
+  mode: str
   dtype: str
   shape: str
   with_bias: bool
@@ -57,13 +57,13 @@ class Cell(NamedTuple):
     return "-".join(map(str, self)).replace(" ", "_")
 
 
-def covering(most: int) -> list[Cell]:
-  """At most so many cells, in which every pair of settings meets."""
+def covering(most: int) -> list[Setting]:
+  """At most so many settings, in which every pair of settings meets."""
   every = list(itertools.product(*AXES.values()))
   np.random.default_rng(0).shuffle(every)
 
-  def pairs(cell: Sequence[Any]) -> set[Any]:
-    return set(itertools.combinations(enumerate(cell), 2))
+  def pairs(setting: Sequence[Any]) -> set[Any]:
+    return set(itertools.combinations(enumerate(setting), 2))
 
   missing = set.union(*map(pairs, every[:500]))
   total = sum(
@@ -73,18 +73,18 @@ def covering(most: int) -> list[Cell]:
   found = []
   while missing:
     some, every = every[:60], every[60:]
-    best = max(some, key=lambda cell: len(pairs(cell) & missing))
+    best = max(some, key=lambda setting: len(pairs(setting) & missing))
     missing -= pairs(best)
-    found.append(Cell(*best))
+    found.append(Setting(*best))
   assert len(found) <= most, len(found)
   return found
 
 
-def every_cell() -> list[Cell]:
+def every_setting() -> list[Setting]:
   """The full cross of the settings; losses and class axes take turns."""
   others = itertools.product(*list(AXES.values())[:-2])
   last = itertools.cycle(itertools.product(*list(AXES.values())[-2:]))
-  return [Cell(*cell, *next(last)) for cell in others]
+  return [Setting(*setting, *next(last)) for setting in others]
 
 
 @functools.cache
@@ -94,25 +94,25 @@ def mesh() -> jax.sharding.Mesh:
   return jax.make_mesh((2, 4), ("data", "vocab"), axis_types=auto)
 
 
-def program(cell: Cell) -> Callable[..., Any]:
-  """A function of arrays: value, and gradients where the way has them."""
+def program(setting: Setting) -> Callable[..., Any]:
+  """A function of arrays: value, and gradients where the mode has them."""
   settings: dict[str, Any] = {
-    "class_axis": cell.class_axis,
-    "soft_cap": cell.soft_cap,
-    "way": cell.way,
+    "class_axis": setting.class_axis,
+    "soft_cap": setting.soft_cap,
+    "mode": setting.mode,
     "memory_budget": 1,
-  } | HYPER[cell.loss]
-  if cell.sharded:
+  }
+  if setting.sharded:
     settings |= {
       "mesh": mesh(),
       "batch_axis": "data",
       "vocab_axis": "vocab",
     }
-  loss = getattr(losses, cell.loss)
+  loss = functools.partial(getattr(losses, setting.loss), **HYPER[setting.loss])
 
   def of(arrays, labels, where, cotangent):
     arrays = arrays | {"labels": labels, "where": where}
-    if cell.way == "keep":
+    if setting.mode == "grad_in_forward":
       weights = cotangent / 3.0
       total, _ = fused.linear_loss_sum(
         loss, **arrays, weights=weights, **settings
@@ -122,51 +122,51 @@ def program(cell: Cell) -> Callable[..., Any]:
     each = fused.linear_loss(loss, **arrays, **settings)
     return (each * cotangent).sum()
 
-  if cell.way == "value":
+  if setting.mode == "forward":
     return heads.jit(lambda *arguments: (of(*arguments), {}))
 
   def with_gradients(arrays, *rest):
-    names = ["features"] if cell.way == "frozen" else list(arrays)
+    names = ["features"] if setting.mode == "frozen_kernel" else list(arrays)
     wanted = {name: arrays[name] for name in names}
     return jax.value_and_grad(lambda some: of(arrays | some, *rest))(wanted)
 
   return heads.jit(with_gradients)
 
 
-def check(cell: Cell) -> None:
-  """The cell at every scale of the logits: one compiled program."""
-  rows, classes = SHAPES[cell.shape]
-  if cell.sharded:
+def check(setting: Setting) -> None:
+  """Checks a setting at every scale of the logits: one compiled program."""
+  rows, classes = SHAPES[setting.shape]
+  if setting.sharded:
     rows, classes = 2 * rows, 4 * classes
-    if cell.shape != "aligned":
+    if setting.shape != "aligned":
       classes -= 3  # Does not divide over the devices.
   rng = np.random.default_rng(1)
-  dtype = jnp.dtype(cell.dtype)
+  dtype = jnp.dtype(setting.dtype)
   labels = rng.integers(0, classes - 1, rows)
-  where = rng.random(rows) < 0.8 if cell.with_where else None
+  where = rng.random(rows) < 0.8 if setting.with_where else None
   cotangent = rng.uniform(-2, 2, rows).astype(
     "float64" if dtype == np.float64 else "float32"
   )
   kept = np.ones(rows, bool) if where is None else where
-  run = program(cell)
+  run = program(setting)
   for scale in LOGIT_SCALES:
     arrays = {
       "features": rng.normal(size=(rows, WIDTH)) * scale,
       "kernel": rng.normal(size=(WIDTH, classes)) / WIDTH**0.5,
     }
-    if cell.with_bias:
+    if setting.with_bias:
       arrays["bias"] = rng.normal(size=classes) * scale
       arrays["bias"][-1] = -np.inf
     arrays = {name: jnp.asarray(x, dtype) for name, x in arrays.items()}
     u = 2.0**-53 if dtype == np.float64 else 2.0**-24
     exact = heads.truth(
-      cell.loss,
+      setting.loss,
       arrays["features"],
       arrays["kernel"],
       labels,
       bias=arrays.get("bias"),
-      soft_cap=cell.soft_cap,
-      hyper=HYPER[cell.loss],
+      soft_cap=setting.soft_cap,
+      hyper=HYPER[setting.loss],
       u=u,
     )
     expected = heads.gradients(
@@ -184,7 +184,7 @@ def check(cell: Cell) -> None:
       nan = jnp.asarray(jnp.nan, dtype)
       given["features"] = jnp.where(hole, given["features"], nan)
       given_labels = np.where(where, labels, -100)
-    if cell.class_axis == 0:
+    if setting.class_axis == 0:
       given["kernel"] = given["kernel"].T
     total, found = run(given, given_labels, where, cotangent)
     weights = np.where(kept, cotangent, 0.0).astype(np.float64)
@@ -192,9 +192,10 @@ def check(cell: Cell) -> None:
     heads.assert_close(total, weights @ exact.loss, error)
     for name, gradient in found.items():
       assert gradient.dtype == dtype
-      if name == "kernel" and cell.class_axis == 0:
+      if name == "kernel" and setting.class_axis == 0:
         gradient = gradient.T
-      # A kept gradient is scaled by the cotangent after it was rounded.
-      heads.assert_close(gradient, *expected[name], 1 + (cell.way == "keep"))
+      # A gradient of the forward pass is cast twice.
+      casts = 1 + (setting.mode == "grad_in_forward")
+      heads.assert_close(gradient, *expected[name], casts)
       if name == "features":
         assert not np.any(np.asarray(gradient, np.float64)[~kept])
