@@ -58,11 +58,11 @@ def squentropy(
     \ell(z, y) = -\log \frac{\exp z_y}{\sum_j \exp z_j}
                  + \frac{\text{scale}}{C - 1} \sum_{j \ne y} z_j^2 .
 
-  Soft labels give the expected loss. The loss is strictly convex in the
-  logits. At its optimum the most probable class has the largest logit, but the
-  softmax is less confident than the class probabilities. If a logit of an
-  incorrect class is beyond 1e19, its square overflows float32: the loss is
-  then ``inf`` and its gradient stays finite.
+  Soft labels give the expected loss. For a ``scale`` above 0 the loss is
+  strictly convex in the logits. At its optimum the most probable class has the
+  largest logit, but the softmax is less confident than the class
+  probabilities. If a logit of an incorrect class is beyond 1e19, its square
+  overflows float32: the loss is then ``inf`` and its gradient stays finite.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
