@@ -297,8 +297,14 @@ FEATURES = RNG.normal(size=(6, 8)).astype(np.float32)
 KERNEL = RNG.normal(size=(8, 5)).astype(np.float32)
 
 
-@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["ids", "soft"])
-def test_fused_with_the_last_layer(labels):
+# A fused head takes the classes of a distribution and their probabilities.
+PAIRS = (np.broadcast_to(np.arange(5), SOFT.shape), SOFT)
+
+
+@pytest.mark.parametrize(
+  ("labels", "of_dense"), [(LABELS, LABELS), (PAIRS, SOFT)], ids=["ids", "soft"]
+)
+def test_fused_with_the_last_layer(labels, of_dense):
   from squentropy_jax import fused
 
   loss = functools.partial(hinge, margin=0.3)
@@ -307,7 +313,7 @@ def test_fused_with_the_last_layer(labels):
     return fused.linear_loss(loss, features, kernel, labels).sum()
 
   def dense(features, kernel):
-    return loss(features @ kernel, labels).sum()
+    return loss(features @ kernel, of_dense).sum()
 
   actual = jax.value_and_grad(of_head, (0, 1))(FEATURES, KERNEL)
   truth = jax.value_and_grad(dense, (0, 1))(FEATURES, KERNEL)
