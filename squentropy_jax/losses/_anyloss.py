@@ -31,15 +31,14 @@ def anyloss(
   amplification is so steep that examples far from the decision boundary have
   almost no gradient. Lower it, or warm up with a loss of single examples.
 
+  With the counts of :func:`squentropy_jax.confusion.soft_confusion_matrix`,
+
   .. math::
     \ell = 1 - \text{metric}(\mathrm{TP}, \mathrm{FN}, \mathrm{FP},
-                            \mathrm{TN})
+                            \mathrm{TN}) .
 
-  The counts are those of
-  :func:`squentropy_jax.confusion.soft_confusion_matrix`. The loss is one number
-  for the batch, and the mean of two batches' losses is not the loss of both.
-  To accumulate over batches or devices, add up the counts and apply the metric
-  once.
+  The mean of two batches' losses is not the loss of both. To accumulate over
+  batches or devices, add up the counts and apply the metric once.
 
   Args:
     logits: Scores, any shape, any floating dtype; all entries are one batch.

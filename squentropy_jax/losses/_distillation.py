@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: losses of a student against its teachers.
 
-A student learns from the outputs of other models instead of labels.
+A student learns from the outputs of other models instead of labels. For
+predictions that are numbers, such as coordinates, there is
+:func:`squentropy_jax.regression.assistive_distillation`.
 """
 
 import math

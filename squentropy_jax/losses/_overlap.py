@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of the overlap between predicted and labelled positives."""
+"""Overlap: one minus the overlap of predicted and labelled positives.
+
+Labels are binary, one for each score: 0, 1 or a float between. ``axis`` says
+which entries are one set: ``()`` each entry by itself, an axis or several, or
+``None`` for all entries.
+"""
 
 from collections.abc import Callable, Mapping
 import functools
