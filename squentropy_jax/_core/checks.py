@@ -75,7 +75,10 @@ def as_array(values: Any, name: str) -> Any:
 
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
   """Converts to an array of a floating dtype."""
-  array = jnp.asarray(as_array(values, name))
+  array = as_array(values, name)
+  if not isinstance(array, jax.Array):
+    # Only then, because a conversion of NaN raises under jax_debug_nans.
+    array = jnp.asarray(array)
   if not jnp.issubdtype(array.dtype, jnp.floating):
     raise TypeError(
       f"{name} must be floating point, got dtype {array.dtype}. "

@@ -59,9 +59,9 @@ def ensloss(
 
   Examples:
     >>> logits, labels = jnp.array([0.5, -1.0, 2.0]), jnp.array([1, 1, 0])
-    >>> def loss(logits):
-    ...   return losses.ensloss(jax.random.key(0), logits, labels).mean()
-    >>> print(jax.grad(loss)(logits) < 0)
+    >>> key = jax.random.key(0)
+    >>> grads = jax.grad(lambda z: losses.ensloss(key, z, labels).sum())(logits)
+    >>> print(grads < 0)
     [ True  True False]
 
   References:
