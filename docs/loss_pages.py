@@ -22,7 +22,37 @@ CAPTION = (
   "The logit of the labelled class varies; the other logits are 0, -1 and -2. "
   "Left: the loss. Right: its derivative in the labelled logit."
 )
-CAPTIONS: dict[str, str] = {}
+CAPTIONS = {
+  "anyloss": (
+    "The score of one positive varies, in a batch of five examples, with an "
+    "amplification of 10. With the default, 73, the derivative is one narrow "
+    "peak. Left: the loss. Right: its derivative in the score."
+  ),
+  "comp_sum": f"{CAPTION} The attack lowers the labelled logit by 0.5.",
+  "distillation": (
+    "One logit of the student varies; its other logits are 0, -1 and -2. The "
+    "teachers' logits are 2, 0, -1, -2 and 0.5, 0, -1, -2. Left: the loss. "
+    "Right: its derivative in the student's logit."
+  ),
+  "ensemble": (
+    "Three draws for a batch of 41 margins between -5 and 5. Right: the "
+    "derivatives. Left: their integrals, the losses that have them."
+  ),
+  "overlap": (
+    "The score of a positive varies, which is a set of its own. Left: the "
+    "loss. Right: its derivative in the score."
+  ),
+  "simplex": (
+    f"{CAPTION} The continuous Bernoulli loss is that of the label 1, against "
+    "its score."
+  ),
+  "squentropy": (
+    "The logit of an incorrect class varies; the labelled logit is 2, the "
+    "others are 0 and -1. Left: the loss. Right: its derivative in that logit. "
+    "Cross-entropy does not limit a negative logit; the square term pulls it "
+    "to 0."
+  ),
+}
 # Arguments that every loss has: docs/losses/README.md explains them.
 COMMON = ("logits", "labels", "axis", "where")
 IMPORTS = {

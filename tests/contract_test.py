@@ -17,7 +17,7 @@ import pytest
 from scipy import optimize
 
 from squentropy_jax import RowStats
-from squentropy_jax.losses import _table
+from squentropy_jax.losses import _catalogue
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
 ROW = pytest.mark.parametrize(
@@ -26,7 +26,7 @@ ROW = pytest.mark.parametrize(
 PREDICTS = pytest.mark.parametrize(
   "case", [c for c in CASES if c.predicts], ids=repr
 )
-PROPER = {row.name: row.proper for row in _table.TABLE}
+PROPER = {entry.name: entry.proper for entry in _catalogue.CATALOGUE}
 SOFT = pytest.mark.parametrize(
   "case", [c for c in CASES if c.soft_is_expected], ids=repr
 )

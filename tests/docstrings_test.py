@@ -14,7 +14,15 @@ import pytest
 from support import source
 
 import squentropy_jax
-from squentropy_jax import calibration, fused, losses
+from squentropy_jax import (
+  calibration,
+  confusion,
+  fused,
+  losses,
+  margins,
+  regression,
+  reweighting,
+)
 
 PUBLIC = source.public()
 FUNCTIONS = [n for n, value in PUBLIC.items() if not inspect.isclass(value)]
@@ -59,11 +67,15 @@ def test_examples_in_docstrings(path):
   module = importlib.import_module(source.dotted(path))
   names = vars(module) | {
     "calibration": calibration,
+    "confusion": confusion,
     "fused": fused,
     "jax": jax,
     "jnp": jnp,
     "losses": losses,
+    "margins": margins,
     "np": np,
+    "regression": regression,
+    "reweighting": reweighting,
     "squentropy_jax": squentropy_jax,
   }
   documented = ast.Module | ast.ClassDef | ast.FunctionDef

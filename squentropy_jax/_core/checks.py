@@ -12,9 +12,10 @@ import numpy as np
 _MAX_CLASSES = 2**31 - 1
 
 
-def compute_dtype(dtype: Any) -> np.dtype:
+def compute_dtype(*dtypes: Any) -> np.dtype:
   """The dtype a loss is computed in: float64 stays, all else is float32."""
-  return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+  wide = any(dtype == np.float64 for dtype in dtypes)
+  return np.dtype(np.float64 if wide else np.float32)
 
 
 def explicit_sharding(array: jax.Array) -> Any:
@@ -25,12 +26,16 @@ def explicit_sharding(array: jax.Array) -> Any:
 
 
 def shard_alike(
-  name: str, values: Any, logits: jax.Array, axis: int | None = None
+  name: str,
+  values: Any,
+  logits: jax.Array,
+  axis: int | tuple[int, ...] | None = None,
 ) -> jax.Array:
   """Gives ``values`` the sharding that the type of the logits names.
 
-  ``values`` have the logits' shape, or it without ``axis``. Unsharded values
-  are sharded; values that are sharded otherwise raise a ValueError.
+  ``values`` have the logits' shape, or it without ``axis``, one axis or
+  several. Unsharded values are sharded; values that are sharded otherwise raise
+  a ValueError.
   """
   sharding = explicit_sharding(logits)
   if sharding is None:
@@ -38,7 +43,8 @@ def shard_alike(
   array = jnp.asarray(values)
   spec = sharding.spec
   if array.ndim < logits.ndim:
-    spec = jax.P(*(s for i, s in enumerate(spec) if i != axis))
+    without = axis if isinstance(axis, tuple) else (axis,)
+    spec = jax.P(*(s for i, s in enumerate(spec) if i not in without))
   own = explicit_sharding(array)
   if own is None:
     return jax.sharding.reshard(array, sharding.update(spec=spec))
@@ -212,6 +218,24 @@ def check_interval(
       rounded = x.astype(dtype)
     domain = f"in {interval} as a {np.dtype(dtype)}"
     check_domain(name, value, _in_interval(rounded, interval), domain)
+
+
+def as_vector(
+  name: str,
+  values: Any,
+  size: int,
+  dtype: np.dtype,
+  interval: str = "(-inf, inf)",
+) -> jax.Array:
+  """``size`` numbers of the computation's dtype, each in the interval."""
+  array = jnp.asarray(as_array(values, name))
+  if array.shape != (size,):
+    raise ValueError(
+      f"{name} must be {size} numbers, of shape {(size,)}, got shape "
+      f"{array.shape}."
+    )
+  check_interval(name, array, interval, dtype)
+  return array.astype(dtype)
 
 
 def as_scalar(
