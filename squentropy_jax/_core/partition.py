@@ -18,6 +18,7 @@ paths: Weideman and Trefethen, Parabolic and Hyperbolic Contours for Computing
 the Bromwich Integral, Mathematics of Computation 76, 2007.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -107,25 +108,35 @@ def _sums(
   return path, distance, real, imag
 
 
-def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Logits less their largest, which of them are possible, the largest."""
+def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Logits less their largest, and which of them are possible."""
   possible = z != -jnp.inf
   top = lax.stop_gradient(z.max(-1, keepdims=True))
-  return jnp.where(possible, z - top, jnp.zeros_like(z)), possible, top[..., 0]
+  centred = jnp.maximum(z - top, float(jnp.finfo(z.dtype).min))
+  return jnp.where(possible, centred, jnp.zeros_like(z)), possible
 
 
 @jax.custom_jvp
 def log_partition(z: jax.Array) -> jax.Array:
-  """``log exp[z_1, ..., z_C]`` of the last axis; ``-inf`` is left out."""
-  centred, possible, top = _centred(z)
+  """``log exp[z_1, ..., z_C]`` of the last axis, less the largest logit.
+
+  A logit of ``-inf`` is left out. The largest logit is a constant to
+  differentiation.
+  """
+  centred, possible = _centred(z)
   path, distance, _, imag = _sums(centred, possible)
-  product = jnp.log(distance).sum(-1)
-  return top + (path.saddle[..., 0] - product + jnp.log(imag.sum((-2, -1))))
+  # A distance that overflows does so in halves no more.
+  half = jnp.where(possible, z.max(-1, keepdims=True) / 2 - z / 2, 0.0)
+  far = half > float(jnp.finfo(z.dtype).max) / 4
+  log_half = jnp.log(jnp.where(far, half, 1.0)) + math.log(2.0)
+  log_distance = jnp.where(far, log_half, jnp.log(distance))
+  product = log_distance.sum(-1)
+  return path.saddle[..., 0] - product + jnp.log(imag.sum((-2, -1)))
 
 
 def mean(z: jax.Array) -> jax.Array:
   """The gradient of `log_partition`: mean of the density on the simplex."""
-  centred, possible, _ = _centred(z)
+  centred, possible = _centred(z)
   path, distance, real, imag = _sums(centred, possible)
   d = distance[..., None, :]
   x, y = 1.0 + path.real / d, path.imag / d

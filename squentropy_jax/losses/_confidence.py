@@ -11,17 +11,19 @@ from squentropy_jax._core.distributions import (
   distribution_loss,
   first_largest,
   possible_logits,
+  row_unit,
 )
 from squentropy_jax._core.elementwise import softplus
 
 
-def normalized(
-  logits: jax.Array, *, temperature: jax.typing.ArrayLike = 1.0
-) -> jax.Array:
+def _normalized(logits: jax.Array, *, temperature: jax.Array) -> jax.Array:
   """The logits over their norm and the temperature."""
-  z = logits
-  possible = z != -jnp.inf
-  size = jnp.where(possible, z, jnp.zeros_like(z))
+  possible, size = possible_logits(logits)
+  # A division by the largest floats may become a product with a reciprocal
+  # that is too small for a normal number.
+  size = size * jnp.where(row_unit(logits) > 1.0, 2.0**-40, 1.0).astype(
+    size.dtype
+  )
   # Squares of numbers of at most 1 neither overflow nor all vanish.
   largest = lax.stop_gradient(jnp.abs(size).max(-1, keepdims=True))
   is_zero = largest == 0
@@ -29,21 +31,21 @@ def normalized(
   unit = size / scale
   square = jnp.square(unit).sum(-1, keepdims=True)
   norm = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(square), square))
-  return jnp.where(possible, unit / norm / temperature, z)
+  return jnp.where(possible, unit / norm / temperature, logits)
 
 
-@distribution_loss(domains={"temperature": "(0, inf)"}, log_probs=normalized)
+@distribution_loss(domains={"temperature": "(0, inf)"}, log_probs=_normalized)
 def _logit_norm_cross_entropy(
   z: jax.Array, target: Target, *, temperature: jax.Array
 ) -> jax.Array:
   def of_targets(stats: RowStats) -> jax.Array:
     # The norm of a row whose target goes to -inf goes there with it.
-    num_wrong = jnp.maximum(stats.num_classes - 1.0, 1.0)
-    limit = jnp.log(num_wrong) + 1.0 / temperature
+    num_incorrect = jnp.maximum(stats.num_classes - 1.0, 1.0)
+    limit = jnp.log(num_incorrect) + 1.0 / temperature
     impossible = stats.target == -jnp.inf
     return softplus(jnp.where(impossible, limit, stats.log_odds))
 
-  return target.expected(normalized(z, temperature=temperature), of_targets)
+  return target.expected(_normalized(z, temperature=temperature), of_targets)
 
 
 @distribution_loss(domains={"beta": "[0, inf)"})
@@ -55,6 +57,8 @@ def _confidence_penalty(
   zero = jnp.zeros_like(z)
   top = jnp.where(is_top, finite, zero).sum(-1, keepdims=True)
   below = jnp.where(possible, finite - top, zero)
+  # An infinite difference times a probability of 0 would be NaN.
+  below = jnp.maximum(below, float(jnp.finfo(z.dtype).min))
   others = jnp.where(possible & ~is_top, jnp.exp(below), zero)
   surprise = jnp.log1p(others.sum(-1, keepdims=True)) - below  # -log p.
   terms = jnp.where(possible, surprise * jnp.exp(-surprise), zero)

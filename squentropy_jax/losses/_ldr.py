@@ -14,7 +14,7 @@ from squentropy_jax._core.distributions import (
   per_row,
   possible_logits,
 )
-from squentropy_jax._core.elementwise import softplus
+from squentropy_jax._core.elementwise import HUGE, softplus
 from squentropy_jax._core.rows import Transform, row_loss
 
 
@@ -26,7 +26,19 @@ def over_temperature(
 ) -> jax.Array:
   """What the statistics are of, and the link where there is no margin."""
   del margin
-  return logits / temperature
+  top = lax.stop_gradient(logits.max(-1, keepdims=True))
+  return (logits - top) / temperature
+
+
+# Log-odds above which ``softplus`` is the identity in any dtype.
+_FAR = 1e9
+
+
+def _over(below: jax.Array, temperature: jax.Array) -> jax.Array:
+  """``below / temperature``, at least -1e18, so that its square is finite."""
+  far = below < -HUGE * temperature
+  near = jnp.where(far, jnp.zeros_like(below), below) / temperature
+  return jnp.where(far, -HUGE, near)
 
 
 def _worst_case(
@@ -45,7 +57,7 @@ def _worst_case(
   below = jnp.where(possible, raised - top, zero)
 
   def at(temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = below / temperature[..., None]
+    x = _over(below, temperature[..., None])
     exps = jnp.where(possible, jnp.exp(x), zero)
     total = exps.sum(-1, keepdims=True)
     q = exps / total
@@ -103,24 +115,24 @@ def _aldr_at(
 ) -> jax.Array:
   margin, alpha = per_row(margin), per_row(alpha)
   base_temperature = per_row(base_temperature)
-  zero = jnp.zeros_like(z)
   top = jnp.where(others, z, -jnp.inf).max(-1)
   alone = top == -jnp.inf
-  impossible = stats.target == -jnp.inf
-  target = jnp.where(impossible, zero[..., 0], stats.target)
   top = lax.stop_gradient(jnp.where(alone, 0.0, top))
-  below = jnp.where(others, z - top[..., None], zero)
-  exps = jnp.where(others, jnp.exp(below / temperature[..., None]), zero)
+  below = jnp.where(others, z - top[..., None], jnp.zeros_like(z))
+  exps = jnp.exp(_over(below, temperature[..., None]))
+  exps = jnp.where(others, exps, jnp.zeros_like(z))
   log_sum = jnp.log(jnp.where(alone, 1.0, exps.sum(-1)))
-  log_odds = (top + margin - target) / temperature + log_sum
-  log_odds = jnp.where(alone, -jnp.inf, log_odds)
-  soft_max = temperature * softplus(log_odds)
-  # The limit; its derivatives are those of temperature times log-odds.
-  limit = (top + margin - stats.target) + temperature * log_sum
-  soft_max = jnp.where(impossible, limit, soft_max)
+  gap = top + margin - stats.target
+  # There the loss is the limit for a target of -inf. The general form would
+  # subtract large numbers in its derivative in the temperature.
+  far = gap > _FAR * temperature
+  log_odds = _over(jnp.where(far, jnp.zeros_like(gap), gap), temperature)
+  log_odds = jnp.where(alone, -jnp.inf, log_odds + log_sum)
+  limit = gap + temperature * log_sum
+  soft_max = jnp.where(far, limit, temperature * softplus(log_odds))
   log_classes = jnp.log(stats.num_classes)
-  gap = temperature - base_temperature
-  penalty = alpha * log_classes * jnp.square(gap) / (2.0 * base_temperature)
+  change = temperature - base_temperature
+  penalty = alpha * log_classes * jnp.square(change) / (2.0 * base_temperature)
   return soft_max - temperature * log_classes - penalty
 
 
@@ -137,6 +149,9 @@ def _ldr_kl(
 ) -> jax.Array:
   # The statistics are those of the logits over the temperature.
   soft_max = softplus(stats.log_odds + margin / temperature)
+  # The transform holds a target that overflows at the least finite number.
+  overflow = stats.target <= float(jnp.finfo(soft_max.dtype).min)
+  soft_max = jnp.where(overflow, jnp.inf, soft_max)
   return temperature * (soft_max - jnp.log(stats.num_classes))
 
 
@@ -270,7 +285,8 @@ def _over_own_temperature(
     margin=jnp.zeros_like(margin),
     num_iters=num_iters,
   )
-  return z / temperature[..., None]
+  top = lax.stop_gradient(z.max(-1, keepdims=True))
+  return (z - top) / temperature[..., None]
 
 
 @distribution_loss(domains=_DOMAINS, log_probs=_over_own_temperature)

@@ -21,21 +21,20 @@ from squentropy_jax._core.elementwise import sigmoid
 _SINHC = tuple(1.0 / math.factorial(2 * n + 3) for n in range(12))
 
 
-def simplex_mean(logits: jax.Array) -> jax.Array:
-  """The logarithm of the mean."""
-  top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-  return jnp.log(partition.mean(logits - top))
+def _log_mean(logits: jax.Array) -> jax.Array:
+  return jnp.log(partition.mean(logits))
 
 
-@distribution_loss(log_probs=simplex_mean)
+@distribution_loss(log_probs=_log_mean)
 def _continuous_categorical(z: jax.Array, target: Target) -> jax.Array:
   x = target.distribution(z)
   # Both normalisers follow a shift of all logits, so that it has no effect.
-  z = z - jax.lax.stop_gradient(z.max(-1, keepdims=True))
-  lse = jnp.log(jnp.exp(z).sum(-1, keepdims=True))
-  skip = (z == -jnp.inf) & (x == 0)
+  shifted = z - jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  lse = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+  skip = (shifted == -jnp.inf) & (x == 0)
   zero = jnp.zeros_like(z)
-  soft = jnp.where(skip, zero, x * (lse - jnp.where(skip, zero, z))).sum(-1)
+  terms = x * (lse - jnp.where(skip, zero, shifted))
+  soft = jnp.where(skip, zero, terms).sum(-1)
   return soft + (partition.log_partition(z) - lse[..., 0])
 
 

@@ -4,39 +4,51 @@
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import elementwise
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax._core.elementwise import softplus
+from squentropy_jax._core.elementwise import quotient, softplus
 from squentropy_jax._core.rows import Transform, row_loss
 
-# A variance below so many roundings of the square of the mean counts as 0.
-_ROUNDINGS = 32
+# A variance below so many ulp of the square of the mean counts as 0.
+_ULPS = 32
+# Above this ratio its logarithm is taken by parts, so that it cannot overflow.
+_FAR = 2.0**60
+
+
+def _nan_if_infinite(x: jax.Array) -> jax.Array:
+  """Sets the value and the gradient to NaN where ``x`` has overflowed."""
+  return x * jnp.where(jnp.isinf(x), jnp.nan, 1.0).astype(x.dtype)
 
 
 @row_loss(
   domains={"sharpness": "(0, inf)", "location": "(-inf, inf)"},
-  transform=Transform(subtract="mean"),
+  transform=Transform(subtract="mean", rescale=True),
 )
 def _zscore(
   stats: RowStats,
+  unit: jax.typing.ArrayLike = 1.0,
   *,
   sharpness: jax.Array,
   location: jax.Array,
 ) -> jax.Array:
-  num_wrong = stats.num_classes - 1.0
-  count = jnp.maximum(num_wrong, 1.0)
+  del unit  # The z-score does not depend on it.
+  num_incorrect = stats.num_classes - 1.0
+  count = jnp.maximum(num_incorrect, 1.0)
   rest_mean = stats.rest_sum / count
   rest_variance = stats.rest_sq / count - jnp.square(rest_mean)
   rest_variance = jnp.maximum(rest_variance, 0.0)
-  # Above the rest's mean; a target of -inf is far below it.
-  lead = jnp.maximum(stats.target - rest_mean, -elementwise.HUGE)
-  # The variance of all is num_wrong / num_classes times this.
+  impossible = stats.target == -jnp.inf
+  target = jnp.where(impossible, jnp.zeros_like(rest_mean), stats.target)
+  lead = target - rest_mean
+  # The variance of all is num_incorrect / num_classes times this.
   variance = rest_variance + jnp.square(lead) / stats.num_classes
-  # What is left of equal logits by the rounding of their squares.
+  variance = _nan_if_infinite(variance)
+  # What rounding of their squares leaves of equal logits.
   eps = jnp.finfo(variance.dtype).eps
-  is_zero = variance <= _ROUNDINGS * eps * jnp.square(rest_mean)
+  is_zero = variance <= _ULPS * eps * jnp.square(rest_mean)
   deviation = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(variance), variance))
-  z_score = jnp.sqrt(num_wrong / stats.num_classes) * lead / deviation
+  share = jnp.sqrt(num_incorrect / stats.num_classes)
+  z_score = quotient(share * lead, deviation)
+  z_score = jnp.where(impossible, -jnp.sqrt(num_incorrect), z_score)
   return softplus(sharpness * (location - z_score)) / sharpness
 
 
@@ -122,21 +134,45 @@ def zscore(
   )
 
 
-def taylor(logits: jax.Array) -> jax.Array:
-  """The logarithms of the numerators, exponentials of second order."""
-  # 1 + z + z^2 / 2, without cancelling.
-  return jnp.log(0.5 * (jnp.square(logits + 1.0) + 1.0))
+def _log_ratio(
+  rest: jax.Array,
+  target: jax.Array,
+  root: jax.Array,
+  unit: jax.typing.ArrayLike,
+) -> jax.Array:
+  """``log(1 + rest / target)`` of numerators in squared units of the row.
+
+  ``root`` is the root of the target's numerator, which does not underflow.
+  """
+  rest, target = _nan_if_infinite(rest), _nan_if_infinite(target)
+  far = (unit > jnp.ones_like(rest)) & (rest > _FAR * target)
+  one = jnp.ones_like(rest)
+  near = quotient(jnp.where(far, one, rest), jnp.where(far, one, target))
+  log_rest = jnp.log(jnp.where(far, rest, one))
+  log_target = 2.0 * (jnp.log(root) - jnp.log(unit))
+  return jnp.where(far, log_rest - log_target, jnp.log1p(near))
 
 
-@row_loss(log_probs=taylor)
-def _taylor_softmax(stats: RowStats) -> jax.Array:
-  num_wrong = stats.num_classes - 1.0
-  rest = num_wrong + stats.rest_sum + 0.5 * stats.rest_sq
-  # 1 + z + z^2 / 2, without cancelling.
+def _log_taylor(logits: jax.Array) -> jax.Array:
+  # Of 1 + z + z^2 / 2 = ((z + 1)^2 + 1) / 2, without overflow.
+  return 2.0 * jnp.log(jnp.hypot(logits + 1.0, jnp.ones_like(logits)))
+
+
+@row_loss(log_probs=_log_taylor, transform=Transform(rescale=True))
+def _taylor_softmax(
+  stats: RowStats, unit: jax.typing.ArrayLike = 1.0
+) -> jax.Array:
+  # All numerators are over the square of the unit.
+  one = jnp.ones_like(stats.target) / unit
+  num_incorrect = stats.num_classes - 1.0
+  rest = num_incorrect * jnp.square(one)
+  rest = rest + stats.rest_sum * one + 0.5 * stats.rest_sq
   impossible = stats.target == -jnp.inf
-  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
-  own = 0.5 * (jnp.square(target + 1.0) + 1.0)
-  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
+  zero = jnp.zeros_like(rest)
+  z = jnp.where(impossible, zero, stats.target)
+  target = 0.5 * (jnp.square(z + one) + jnp.square(one))
+  root = jnp.sqrt(0.5) * jnp.hypot(z * unit + 1.0, jnp.ones_like(z))
+  return jnp.where(impossible, zero, _log_ratio(rest, target, root, unit))
 
 
 @_taylor_softmax.public
@@ -197,20 +233,30 @@ def taylor_softmax(
   return _taylor_softmax(logits, labels, axis=axis, where=where)
 
 
-def spherical(
-  logits: jax.Array, *, epsilon: jax.typing.ArrayLike = 1e-2
+def _log_spherical(logits: jax.Array, *, epsilon: jax.Array) -> jax.Array:
+  return 2.0 * jnp.log(jnp.hypot(logits, jnp.sqrt(epsilon)))
+
+
+@row_loss(
+  domains={"epsilon": "(0, inf)"},
+  log_probs=_log_spherical,
+  transform=Transform(rescale=True),
+)
+def _spherical_softmax(
+  stats: RowStats,
+  unit: jax.typing.ArrayLike = 1.0,
+  *,
+  epsilon: jax.Array,
 ) -> jax.Array:
-  """The logarithms of the numerators, the squares and ``epsilon``."""
-  return jnp.log(jnp.square(logits) + epsilon)
-
-
-@row_loss(domains={"epsilon": "(0, inf)"}, log_probs=spherical)
-def _spherical_softmax(stats: RowStats, *, epsilon: jax.Array) -> jax.Array:
-  rest = stats.rest_sq + (stats.num_classes - 1.0) * epsilon
+  # All numerators are over the square of the unit.
+  small = epsilon / unit / unit
+  rest = stats.rest_sq + (stats.num_classes - 1.0) * small
   impossible = stats.target == -jnp.inf
-  target = jnp.where(impossible, jnp.zeros_like(rest), stats.target)
-  own = jnp.square(target) + epsilon
-  return jnp.where(impossible, jnp.zeros_like(rest), jnp.log1p(rest / own))
+  zero = jnp.zeros_like(rest)
+  z = jnp.where(impossible, zero, stats.target)
+  target = jnp.square(z) + small
+  root = jnp.hypot(z * unit, jnp.sqrt(epsilon) * jnp.ones_like(z))
+  return jnp.where(impossible, zero, _log_ratio(rest, target, root, unit))
 
 
 @_spherical_softmax.public
