@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that see the logits through their sum and sum of squares alone."""
+"""The spherical family: losses of the target logit, the sum and sum of squares.
+
+No exponential of a logit is taken. The two softmax alternatives predict
+probabilities of their own, not those of the softmax.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -62,54 +66,59 @@ def zscore(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Logistic loss of the labelled logit's z-score (not the LLM penalty).
+  r"""Computes a logistic loss of the z-score of the labelled logit.
+
+  Use when the k best of very many classes count and no probabilities are
+  needed. This is the Z-loss of 2016. The penalty on the log-normaliser that
+  language models call z-loss is a different function.
+
+  Avoid when probabilities are needed, because none can be inferred from the
+  logits, or when classes are few. With two classes the z-score is 1 or -1 and
+  its gradient is 0.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y`, their
-  mean :math:`\mu` and standard deviation :math:`\sigma` (over :math:`C`, not
-  :math:`C - 1`),
+  mean :math:`\mu` and standard deviation :math:`\sigma` (with divisor
+  :math:`C`, not :math:`C - 1`),
 
   .. math::
     \ell(z, y) = \frac{1}{\text{sharpness}} \log \Bigl(1 + \exp \bigl(
       \text{sharpness} \, (\text{location} - \tfrac{z_y - \mu}{\sigma})
     \bigr)\Bigr) .
 
-  The Z-loss of 2016, which is not the square of the log-normaliser that
-  language models are regularised with under the same name. It does not see the
-  shift and the scale of the logits and works on ranks: use it where the k best
-  classes count and no probabilities are needed: none can be read off it. A
-  z-score is at most :math:`\sqrt{C - 1}`, so the loss never reaches 0; with two
-  classes the z-score is 1 or -1, without slope, and with few every example
-  looks wrong for a ``location`` near that bound. As ``sharpness`` goes to
-  infinity it is the hinge of the z-score. Logits that are all equal have the
-  z-score 0, with the slope of a deviation of 1. Soft labels :math:`p` give the
-  expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  Soft labels give the expected loss. The loss does not depend on the shift and
+  the scale of the logits. A z-score is at most :math:`\sqrt{C - 1}`, so the
+  loss never reaches 0. With few classes a ``location`` near that bound makes
+  every example incorrect. As ``sharpness`` goes to infinity, the loss becomes
+  the hinge of the z-score. If all logits are equal, their z-score is 0, and the
+  gradient is that of a deviation of 1. Masked classes do not count in the mean
+  and the deviation.
 
-  The logits are centred first. The row form alone, as a fused head uses it, has
-  a relative error in the variance of some roundings of
-  :math:`1 + r^2 / \sigma^2`, :math:`r` being the mean of the wrong classes, and
-  takes a variance of 32 roundings of :math:`r^2` or less for 0.
+  The dense loss subtracts the mean first. A fused head does not: its relative
+  error in the variance is some ulp of :math:`1 + r^2 / \sigma^2`, where
+  :math:`r` is the mean of the incorrect classes. It treats a variance of 32 ulp
+  of :math:`r^2` or less as 0, and returns NaN if a square overflows, in float32
+  from a logit of 1e19 on.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    sharpness: Inverse width of the bend, positive. The division by it keeps the
-      slope in the z-score between -1 and 0.
-    location: The z-score at the bend.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    sharpness: Inverse width of the bend, positive: a scalar or one value for
+      each example, shape ``[...]``. The division by it keeps the derivative in
+      the z-score between -1 and 0.
+    location: The z-score at the bend: a scalar or one value for each example,
+      shape ``[...]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in the mean and deviation.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -183,7 +192,14 @@ def taylor_softmax(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Cross-entropy of the softmax with exponentials of second order.
+  r"""Computes cross-entropy of the softmax with exponentials of second order.
+
+  Use when classes are few and the loss should grow like the logarithm of the
+  logits, without a constant to tune.
+
+  Avoid when the largest logit is taken as the prediction, when later code takes
+  the softmax of the logits, or when classes are many. In its authors'
+  experiments it was better than the softmax on few classes and worse on many.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
@@ -191,31 +207,28 @@ def taylor_softmax(
     \ell(z, y) = -\log \frac{1 + z_y + z_y^2 / 2}
                             {\sum_k (1 + z_k + z_k^2 / 2)} .
 
-  Every numerator is at least one half, so that no constant is needed, and the
-  loss grows like a logarithm of the logits. The numerator is least at
-  :math:`z = -1` and grows again below: a very negative logit makes a class
-  likely, and the largest logit need not be the most probable class: read the
-  probabilities off ``taylor_softmax.link(logits)``. In its authors' experiments
-  it beat the softmax on few classes and lost on many. Soft labels :math:`p`
-  give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  Soft labels give the expected loss. Every numerator is at least one half. The
+  numerator is least at :math:`z = -1` and grows again below: a very negative
+  logit makes a class probable, and the largest logit need not be the most
+  probable class. ``taylor_softmax.log_probs`` returns the log-probabilities. In
+  a fused head a square that overflows, in float32 from a logit of 1e19 on,
+  makes the loss NaN.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -268,7 +281,12 @@ def spherical_softmax(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Cross-entropy of squares in the place of exponentials.
+  r"""Computes cross-entropy of probabilities proportional to squared logits.
+
+  Use when an output layer is updated through sums of squares alone.
+
+  Avoid when the largest logit is taken as the prediction, or when later code
+  takes the softmax of the logits.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
@@ -276,32 +294,31 @@ def spherical_softmax(
     \ell(z, y) = -\log \frac{z_y^2 + \text{epsilon}}
                             {\sum_k (z_k^2 + \text{epsilon})} .
 
-  The probabilities do not see the signs of the logits, nor, but for
-  ``epsilon``, their scale: read the class off :math:`z_k^2` and the
-  probabilities off ``spherical_softmax.link(logits)``. The slope of the
-  logarithm of a numerator is at most :math:`1 / \sqrt{\text{epsilon}}`. Soft
-  labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  Soft labels give the expected loss. The probabilities do not depend on the
+  signs of the logits and, apart from ``epsilon``, not on their scale. The
+  prediction is the class of the largest :math:`z_k^2`, and
+  ``spherical_softmax.log_probs`` returns the log-probabilities. The derivative
+  of the logarithm of a numerator is at most :math:`1 / \sqrt{\text{epsilon}}`.
+  In a fused head a square that overflows, in float32 from a logit of 1e19 on,
+  makes the loss NaN.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    epsilon: Added to every square, positive. It needs tuning to the size of the
-      logits.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    epsilon: Added to every square, positive: a scalar or one value for each
+      example, shape ``[...]``. It must be tuned to the size of the logits.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
