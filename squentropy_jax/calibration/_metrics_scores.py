@@ -5,8 +5,10 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax import losses
 from squentropy_jax._core import checks
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.elementwise import softplus
+from squentropy_jax._core.rows import row_loss
 from squentropy_jax.calibration._row_functions import (
   are_probabilities,
   class_index,
@@ -24,9 +26,14 @@ from squentropy_jax.calibration._scored_rows import (
 )
 
 
+@row_loss
+def _cross_entropy(stats: RowStats) -> Array:
+  return softplus(stats.log_odds)
+
+
 @compiled_on_rows()
 def _mean_loss(rows: ScoredRows) -> Array:
-  loss = map_rows(losses.cross_entropy, rows)
+  loss = map_rows(_cross_entropy, rows)
   return mean_over_rows(loss, rows.keep, rows.label_invalid)
 
 

@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from squentropy_jax._core import checks
+from squentropy_jax._core import labels as prelude
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -118,11 +119,11 @@ def read_examples(
     raise ValueError(
       f"labels must have the batch shape {batch} of {name}, got {values.shape}."
     )
-  values = checks.of_bytes(values)
+  values = prelude.widen_ids(values)
   mask = None if where is None else as_mask(where, batch)
   if _can_check(scores, values, where):
-    checks.check_label_range(values, num_classes, where)
-  values = checks.narrowed_labels(values, num_classes)
+    prelude.check_label_range(values, num_classes, where)
+  values = prelude.narrow_labels(values, num_classes)
   return ScoredExamples(scores, jnp.asarray(values), mask)
 
 
