@@ -97,8 +97,8 @@ def test_every_row_loss(case):
     assert_like(found, expected)
 
 
-# A loss that the library does not have: cross-entropy at a temperature, with the
-# entropy of the other classes.
+# A loss that the library does not have: cross-entropy at a temperature, plus
+# the entropy of the other classes.
 
 
 def of_user(stats, *, temperature=1.0, strength=0.5):

@@ -222,9 +222,7 @@ def test_layout_that_does_not_fit_names_its_argument():
     call(mesh=mesh, batch_axis="model")
   with pytest.raises(ValueError, match="must be different axes"):
     call(mesh=mesh, batch_axis="data", vocab_axis="data")
-  with pytest.raises(
-    TypeError, match="must be the name of a mesh axis"
-  ):
+  with pytest.raises(TypeError, match="must be the name of a mesh axis"):
     call(mesh=mesh, batch_axis=(0,))
   with pytest.raises(ValueError, match="Pass the mesh with mesh="):
     call(vocab_axis="vocab")
