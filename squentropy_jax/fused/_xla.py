@@ -133,7 +133,7 @@ def target_by_products(
   head: Head, arrays: Arrays, sums: ClassSums, cotangents: Cotangents
 ) -> Cotangents:
   """The cotangents, that of the target taken back to products plus bias."""
-  factor = _tiles.per_row(arrays.factor)
+  factor = _tiles.as_column(arrays.factor)
   derivative = _tiles.logit_derivative(head, factor, sums.target)
   return cotangents | {"target": cotangents["target"] * derivative}
 
