@@ -185,7 +185,7 @@ def test_many_blocks_of_rows_add_up_in_full_precision(mode):
   kernel = jnp.zeros((1, 3), jnp.bfloat16)
 
   @heads.jit
-  def slope_of(w):
+  def gradient_of(w):
     return jax.grad(
       lambda w: fused.linear_loss_sum(
         losses.cross_entropy,
@@ -197,7 +197,7 @@ def test_many_blocks_of_rows_add_up_in_full_precision(mode):
       )[0]
     )(w)
 
-  gradient = slope_of(kernel)
+  gradient = gradient_of(kernel)
   exact = rows * np.array([[-2, 1, 1]]) / 3
   np.testing.assert_allclose(np.float64(gradient), exact, rtol=2**-8 + 2**-16)
 

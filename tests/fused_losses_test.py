@@ -97,12 +97,12 @@ def test_every_row_loss(case):
     assert_like(found, expected)
 
 
-# A loss that the library does not have: cross-entropy at a temperature, with the
-# entropy of the other classes.
+# A loss that the library does not have: cross-entropy at a temperature, plus
+# the entropy and the maximum of the other classes.
 
 
 def of_user(stats, *, temperature=1.0, strength=0.5):
-  others = stats.rest_lse - stats.rest_expected
+  others = stats.rest_lse - stats.rest_expected + 0.25 * stats.rest_max
   return temperature * (stats.log_z - stats.target) + strength * others
 
 
@@ -123,7 +123,8 @@ def written_out(z, labels, *, temperature=1.0, strength=0.5):
   others = jnp.where(is_target, -jnp.inf, z)
   p = jax.nn.softmax(others, axis=-1)
   entropy = jax.nn.logsumexp(others, axis=-1) - (p * z).sum(-1)
-  return temperature * (log_z - target) + strength * entropy
+  others = entropy + 0.25 * others.max(-1)
+  return temperature * (log_z - target) + strength * others
 
 
 TEMPERATURE = np.linspace(0.5, 2.0, ROWS)

@@ -107,7 +107,7 @@ def test_memory_grows_with_the_tile_and_not_with_rows_times_classes(mode):
   budget = 8 * MIB if mode != "grad_in_forward" else 12 * MIB
   for shape in (small, large):
     used = temporary(losses.squentropy, mode, shape, budget)
-    # Sums and gradients of each row, beside what the budget is for.
+    # Sums and gradients of each row come on top of the budget.
     assert used <= budget + 64 * 4 * shape[0]
     assert used >= budget / 8
 

@@ -70,15 +70,17 @@ def test_gradients_in_any_order(name):
     transposed = jax.linear_transpose(along, h, w)(jnp.float32(1))
     return [jax.grad(head, (0, 1))(h, w), transposed]
 
-  own = HEADS[name]
+  chosen = HEADS[name]
 
   @heads.jit
   def in_a_program(h, w):
     # A jit of the user's has one trace, and so have the calls of one shape.
-    return both_alive(jax.jit(lambda *a: own(*a)), h, w) + together(own, h, w)
+    return both_alive(jax.jit(lambda *a: chosen(*a)), h, w) + together(
+      chosen, h, w
+    )
 
   for found in (
-    *one_by_one(own, FEATURES, KERNEL),
+    *one_by_one(chosen, FEATURES, KERNEL),
     *in_a_program(FEATURES, KERNEL),
   ):
     check(*found)

@@ -66,7 +66,7 @@ def test_bad_label_is_nan_where_it_cannot_be_read():
 
 @pytest.mark.parametrize("bad", [-1, CLASSES])
 def test_bad_id_of_a_pair_is_nan_where_it_cannot_be_read(bad):
-  """Also beside a good id that it is clipped to, and with little weight."""
+  """Also next to a valid id that it is clipped to, and with little weight."""
   ids = np.stack([LABELS, (LABELS + 3) % CLASSES, LABELS], -1)
   ids[2] = bad, int(np.clip(bad, 0, CLASSES - 1)), 4
   ids[3] = 1, bad, 1
@@ -223,18 +223,18 @@ def test_row_stats_and_their_gradients():
   kernel[:, 6] = kernel[:, 3]
   bias = np.float32([0, 0, 0, 1, 0, 0, 1, -np.inf, 0])
   z = np.float64(FEATURES) @ np.float64(kernel) + bias
-  own = np.arange(CLASSES) == LABELS[:, None]
-  rest = np.where(own, -np.inf, z)
+  is_target = np.arange(CLASSES) == LABELS[:, None]
+  rest = np.where(is_target, -np.inf, z)
   possible = rest > -np.inf
   size = np.where(possible, rest, 0.0)
-  target = np.where(own, z, 0.0).sum(-1)
+  target = np.where(is_target, z, 0.0).sum(-1)
   lse = np.log(np.exp(rest).sum(-1))
   p = np.exp(rest - lse[:, None])
   largest = np.arange(CLASSES) == rest.argmax(-1)[:, None]
   mean = (p * size).sum(-1)
   expected = {
-    "target": (target, own * 1.0),
-    "log_odds": (lse - target, p - own),
+    "target": (target, is_target * 1.0),
+    "log_odds": (lse - target, p - is_target),
     "rest_lse": (lse, p),
     "rest_sum": (size.sum(-1), possible * 1.0),
     "rest_sq": (np.square(size).sum(-1), 2 * size),
@@ -275,8 +275,12 @@ def test_formula_of_a_user():
     return (margin + jnp.logaddexp(stats.target, stats.rest_lse) ** 2).sum()
 
   z = np.float64(FEATURES) @ KERNEL
-  own = np.arange(CLASSES) == LABELS[:, None]
-  margin = 1 + np.where(own, -np.inf, z).max(-1) - np.where(own, z, 0).sum(-1)
+  is_target = np.arange(CLASSES) == LABELS[:, None]
+  margin = (
+    1
+    + np.where(is_target, -np.inf, z).max(-1)
+    - np.where(is_target, z, 0).sum(-1)
+  )
   exact = np.maximum(0, margin) + np.square(np.log(np.exp(z).sum(-1)))
   np.testing.assert_allclose(loss(FEATURES), exact.sum(), rtol=1e-6)
 

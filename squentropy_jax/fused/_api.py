@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax.fused import _arguments, _heads
+from squentropy_jax.fused import _arguments, _compiled
 
 Labels = (
   jax.typing.ArrayLike | tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
@@ -99,7 +99,7 @@ def linear_row_stats(
       "Pass the pair to linear_loss."
     )
   _refuse_grad_in_forward(mode)
-  return _heads.stats(call, arguments)
+  return _compiled.stats(call, arguments)
 
 
 def _refuse_grad_in_forward(mode: str | None) -> None:
@@ -214,7 +214,7 @@ def linear_loss(
   )
   _refuse_grad_in_forward(mode)
   chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
-  return _heads.losses(call, *chosen)
+  return _compiled.losses(call, *chosen)
 
 
 def linear_loss_sum(
@@ -308,4 +308,4 @@ def linear_loss_sum(
     memory_budget=memory_budget,
   )
   chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
-  return _heads.loss_sum(call, *chosen)
+  return _compiled.loss_sum(call, *chosen)

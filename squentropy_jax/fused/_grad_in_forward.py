@@ -145,7 +145,7 @@ def _rule(symbolic: bool) -> Callable[..., jax.Array]:
       lambda x: x.astype(cotangent.dtype) * cotangent, (gradient, by_rows)
     )
     gradient = _rules.like(_rules.summed(gradient, arrays), arrays)
-    targets = Targets(None, by_rows.probabilities, None)
+    targets = Targets._make((None, by_rows.probabilities, None))
     of_rows = WeightedRows(targets, by_rows.weights, by_rows.numbers)
     return _residuals.as_cotangent(gradient), of_rows
 

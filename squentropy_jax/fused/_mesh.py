@@ -162,7 +162,8 @@ def add_up(layout: Layout, head: Head, sums: RowSums) -> RowSums:
       none = none._replace(max_id=max_id)
     return none._replace(**{name: next(found) for name in head.sums})
 
-  return RowSums(*(None if x is None else added() for x in sums))
+  classes = added()
+  return RowSums(classes, None if sums.by_factor is None else added())
 
 
 def summed(gradient: Any, primal: Any) -> Any:

@@ -107,7 +107,7 @@ def frozen_sums(
   operand = dtype if operand == jnp.float16 else operand
 
   def each(by_features, before, after, tile):
-    factor = _tiles.per_row(tile.arrays.factor)
+    factor = _tiles.as_column(tile.arrays.factor)
     derivative = _tiles.logit_derivative(head, factor, tile.logits)
     kernel = tile.arrays.kernel.astype(operand)
     shrink = shrink_factor(before.max, shift_of(after.max))[:, None]

@@ -73,7 +73,7 @@ def blocks_within(mode: str, size: Size, budget: int | None) -> Blocks | None:
   ]
   budget = size.budget() if budget is None else budget
   found = [b for b in found if temporary_bytes(mode, size, b) <= budget]
-  # Every row of a tile brings its own sums, every class its part of the kernel.
+  # The cost of a tile is the sums of its rows and the kernel of its classes.
   return min(found, key=lambda b: (1 / b.rows + 1 / b.classes, b), default=None)
 
 

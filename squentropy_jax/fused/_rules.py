@@ -206,7 +206,7 @@ def run_forward(
   return layout.map(
     on_device,
     (specs(call, arrays), layout.rows),
-    Forward(layout.rows, layout.everywhere, layout.parts),
+    Forward._make((layout.rows, layout.everywhere, layout.parts)),
   )(arrays, ids)
 
 

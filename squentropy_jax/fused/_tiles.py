@@ -187,7 +187,9 @@ def logit_derivative(
 
   ``factor`` has the shape of ``z`` or broadcasts to it.
   """
-  out = jnp.ones_like(z) if factor is None else jnp.zeros_like(z) + factor
+  out = (
+    jnp.ones_like(z) if factor is None else jnp.broadcast_to(factor, z.shape)
+  )
   if head.soft_cap is not None:
     capped = finite(z) if factor is None else finite(z) / factor
     # The cap has no derivative at NaN, nor at an impossible class.
@@ -196,7 +198,7 @@ def logit_derivative(
   return out
 
 
-def per_row(factor: jax.Array | None) -> jax.Array | None:
+def as_column(factor: jax.Array | None) -> jax.Array | None:
   """The factor of each row with a class axis of length 1."""
   return None if factor is None else factor[:, None]
 
@@ -229,7 +231,8 @@ class RowSums(NamedTuple):
   Attributes:
     classes: The sums over the classes that are no target of the row.
     by_factor: Has for each sum the sum of its derivative by each logit, times
-      that logit. None if the loss has no factor.
+      that logit. Its ``max`` is that of ``classes``. None if the loss has no
+      factor.
   """
 
   classes: ClassSums
@@ -305,15 +308,14 @@ def cotangent(
   for name, rule in SUMS.items():
     if name in cotangents:
       by_row = (rule.factor * cotangents[name])[:, None]
-      # Without a bias no class is impossible.
-      d = rule.derivative(z, exps)
-      if part.bias is not None:
-        d = sum_derivative(rule, z, exps)
-      g += by_row * d
+      if part.bias is None:  # No class is impossible.
+        g += by_row * rule.derivative(z, exps)
+      else:
+        g += by_row * sum_derivative(rule, z, exps)
   if "max" in cotangents:
     largest = columns(sums.max_id[:, None], start, z.shape[1])
     g = mark(g, largest, pick(g, largest) + cotangents["max"][:, None])
-  g *= logit_derivative(head, per_row(part.factor), z)
+  g *= logit_derivative(head, as_column(part.factor), z)
   return mark(g, columns(ids, start, z.shape[1]), cotangents["target"])
 
 

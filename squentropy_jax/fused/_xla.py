@@ -107,7 +107,8 @@ def sums_of_rows(
       extra, y = each(extra, before.classes, after.classes, tile)
     return (after, extra), y
 
-  sums = _tiles.no_row_sums(head, *ids.shape, arrays.sum_dtype)
+  rows, targets = ids.shape
+  sums = _tiles.no_row_sums(head, rows, targets, arrays.sum_dtype)
   carry = varying.vary((sums, extra), varying.axes_of(arrays, ids))
   (sums, extra), ys = _blocks.over_blocks(
     step, carry, num_classes(head, arrays), width
@@ -132,7 +133,7 @@ def target_by_products(
   head: Head, arrays: Arrays, sums: ClassSums, cotangents: Cotangents
 ) -> Cotangents:
   """The cotangents, that of the target taken back to products plus bias."""
-  factor = _tiles.per_row(arrays.factor)
+  factor = _tiles.as_column(arrays.factor)
   derivative = _tiles.logit_derivative(head, factor, sums.target)
   return cotangents | {"target": cotangents["target"] * derivative}
 

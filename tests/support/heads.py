@@ -52,12 +52,12 @@ def _of_logits(
   possible = z > -np.inf
   size = np.where(possible, z, 0.0)
   count = possible.sum(-1, keepdims=True)
-  top = z.max(-1, keepdims=True)
-  exps = np.exp(z - top)
+  largest = z.max(-1, keepdims=True)
+  exps = np.exp(z - largest)
   p = exps / exps.sum(-1, keepdims=True)
   others = np.where(is_target, 0.0, exps).sum(-1)
   target = np.where(is_target, size, 0.0).sum(-1)
-  odds = top[:, 0] - target + np.log(np.where(others > 0, others, 1.0))
+  odds = largest[:, 0] - target + np.log(np.where(others > 0, others, 1.0))
   loss = np.where(others > 0, np.logaddexp(0.0, odds), 0.0)
   # 1 - p of the target, not rounded away.
   miss = others / exps.sum(-1)

@@ -2,6 +2,7 @@
 """What the public functions compute, compiled, on checked arguments."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,13 +56,28 @@ def _arrays(
   )
 
 
-def _prepared(
-  call: Call, loss: HeadLoss | None, arguments: HeadArguments
-) -> tuple[Call, Arrays, Targets, HeadArguments, jax.Array | None]:
-  """The arguments with placeholders in dropped rows, and what rules take.
+class ReadyCall(NamedTuple):
+  """A call whose dropped rows hold placeholders.
 
-  The last one says which rows are kept, or is None for all.
+  Attributes:
+    call: What is static, with what the loss reads.
+    arrays: What is differentiated.
+    targets: Of the rows.
+    keep: Which rows count, or None for all.
+    numbers: Of the loss.
   """
+
+  call: Call
+  arrays: Arrays
+  targets: Targets
+  keep: jax.Array | None
+  numbers: Numbers
+
+
+def _ready(
+  call: Call, loss: HeadLoss | None, arguments: HeadArguments
+) -> ReadyCall:
+  """What the rules of differentiation take."""
   layout, features = call.layout, arguments.features
   of_rows = ("features", "labels", "where", "weights", "numbers")
   arguments = arguments._replace(
@@ -87,7 +103,7 @@ def _prepared(
       )
     reads, factor = loss.reads(numbers), loss.factor(numbers)
   if factor is not None:
-    # Spread before it is repeated: so its gradient is summed before it is sent.
+    # Varied before it is repeated: its gradient is summed, then sent.
     factor = varying.vary_like(factor, features)
     factor = layout.broadcast(factor, features.shape[:-1])
   arrays = _arrays(call, arguments, keep, factor)
@@ -99,16 +115,16 @@ def _prepared(
   else:
     targets = _targets.hard_targets(arguments.labels, classes, keep)
   head = call.head._replace(reads=reads, scaled=factor is not None)
-  arguments = arguments._replace(numbers=numbers)
-  return call._replace(head=head), arrays, targets, arguments, keep
+  return ReadyCall(call._replace(head=head), arrays, targets, keep, numbers)
 
 
 # Compiled here, so that a call outside jit is one dispatch; inlined in a trace.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def stats(call: Call, arguments: HeadArguments) -> RowStats:
   """`linear_row_stats` on checked arguments."""
-  call, arrays, targets, _, _ = _prepared(call, None, arguments)
-  sums, count = _rules.linear_sums(call, arrays, targets.ids)
+  ready = _ready(call, None, arguments)
+  targets = ready.targets
+  sums, count = _rules.linear_sums(ready.call, ready.arrays, targets.ids)
   used = targets.ids >= 0
   return RowStats(
     *(
@@ -118,28 +134,31 @@ def stats(call: Call, arguments: HeadArguments) -> RowStats:
   )
 
 
+def _row_losses(loss: HeadLoss, ready: ReadyCall) -> jax.Array:
+  targets = ready.targets
+  sums, count = _rules.linear_sums(ready.call, ready.arrays, targets.ids)
+  return _loss.row_losses(loss, ready.numbers, sums, count, targets)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def losses(call: Call, loss: HeadLoss, arguments: HeadArguments) -> jax.Array:
   """`linear_loss` on checked arguments."""
-  call, arrays, targets, arguments, _ = _prepared(call, loss, arguments)
-  sums, count = _rules.linear_sums(call, arrays, targets.ids)
-  return _loss.row_losses(loss, arguments.numbers, sums, count, targets)
+  return _row_losses(loss, _ready(call, loss, arguments))
 
 
 def _weighted_rows(
-  call: Call,
-  arrays: Arrays,
-  targets: Targets,
-  weights: jax.Array,
-  numbers: Numbers,
+  ready: ReadyCall, weights: jax.Array
 ) -> _grad_in_forward.WeightedRows:
-  """The rows with numbers of their own, local to the devices of a shard_map."""
-  rows = _grad_in_forward.WeightedRows(targets, weights, numbers)
-  axes = varying.axes_of(arrays, rows) - frozenset(call.layout.vocab_axis)
+  """The rows with a value of each number, local to a device of a shard_map."""
+  layout = ready.call.layout
+  rows = _grad_in_forward.WeightedRows(ready.targets, weights, ready.numbers)
+  axes = varying.axes_of(ready.arrays, rows) - frozenset(layout.vocab_axis)
   rows = varying.vary(rows, axes)
-  batch = weights.shape
-  each = jax.tree.map(lambda x: call.layout.broadcast(x, batch), rows.numbers)
-  return rows._replace(numbers=each)
+  return rows._replace(
+    numbers=jax.tree.map(
+      lambda x: layout.broadcast(x, weights.shape), rows.numbers
+    )
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -147,7 +166,8 @@ def loss_sum(
   call: Call, loss: HeadLoss, arguments: HeadArguments
 ) -> tuple[jax.Array, jax.Array]:
   """`linear_loss_sum` on checked arguments."""
-  call, arrays, targets, arguments, keep = _prepared(call, loss, arguments)
+  ready = _ready(call, loss, arguments)
+  call, arrays, keep = ready.call, ready.arrays, ready.keep
   weights = arguments.weights
   if weights is None:
     weights = jnp.ones(arguments.features.shape[:-1])
@@ -155,15 +175,11 @@ def loss_sum(
   weights = weights.astype(arrays.sum_dtype)
   if keep is not None:
     weights = jnp.where(keep, weights, jnp.zeros_like(weights))
-  numbers = arguments.numbers
-  in_forward = call.mode == "grad_in_forward" or (
+  if call.mode == "grad_in_forward" or (
     call.mode is None and _rules.grad_in_forward_fits(call, arrays)
-  )
-  if in_forward:
-    rows = _weighted_rows(call, arrays, targets, weights, numbers)
+  ):
+    rows = _weighted_rows(ready, weights)
     total = _grad_in_forward.loss_sum(call, loss, arrays, rows)
   else:
-    sums, count = _rules.linear_sums(call, arrays, targets.ids)
-    each = _loss.row_losses(loss, numbers, sums, count, targets)
-    total = jnp.sum(each * weights)
+    total = jnp.sum(_row_losses(loss, ready) * weights)
   return total, weights.sum()
