@@ -76,6 +76,11 @@ def rounding_error(a: jax.Array, b: jax.Array) -> jax.Array:
   return jax.lax.stop_gradient(lost)
 
 
+def _finite(x: jax.Array) -> jax.Array:
+  """``x``, with a large number instead of an infinity."""
+  return jnp.where(jnp.isinf(x), jnp.clip(x, -HUGE, HUGE), x)
+
+
 @jax.custom_jvp
 def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
   """``weight x``, and 0 where the weight is 0 and ``x`` infinite."""
@@ -84,7 +89,7 @@ def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
 
 
 weighted.defjvps(
-  lambda dw, _, w, x: dw * jnp.clip(x, -HUGE, HUGE),
+  lambda dw, _, w, x: dw * _finite(x),
   lambda dx, _, w, x: w * dx,
 )
 
@@ -98,6 +103,11 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
 quotient.defjvps(
   lambda da, _, a, b: da / b, lambda db, out, a, b: -out * (db / b)
 )
+
+
+def nan_if_infinite(x: jax.Array) -> jax.Array:
+  """``x``, with value and gradient NaN where ``x`` has overflowed."""
+  return x * jnp.where(jnp.isinf(x), jnp.nan, 1.0).astype(x.dtype)
 
 
 def power(log_base: jax.Array, exponent: jax.Array | float) -> jax.Array:

@@ -9,18 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax._core.elementwise import quotient, softplus
+from squentropy_jax._core.elementwise import nan_if_infinite, quotient, softplus
 from squentropy_jax._core.rows import Transform, row_loss
 
 # A variance below so many ulp of the square of the mean counts as 0.
 _ULPS = 32
 # Above this ratio its logarithm is taken by parts, so that it cannot overflow.
 _FAR = 2.0**60
-
-
-def _nan_if_infinite(x: jax.Array) -> jax.Array:
-  """Sets the value and the gradient to NaN where ``x`` has overflowed."""
-  return x * jnp.where(jnp.isinf(x), jnp.nan, 1.0).astype(x.dtype)
 
 
 @row_loss(
@@ -45,7 +40,7 @@ def _zscore(
   lead = target - rest_mean
   # The variance of all is num_incorrect / num_classes times this.
   variance = rest_variance + jnp.square(lead) / stats.num_classes
-  variance = _nan_if_infinite(variance)
+  variance = nan_if_infinite(variance)
   # What rounding of their squares leaves of equal logits.
   eps = jnp.finfo(variance.dtype).eps
   is_zero = variance <= _ULPS * eps * jnp.square(rest_mean)
@@ -153,7 +148,7 @@ def _log_ratio(
 
   ``root`` is the root of the target's numerator, which does not underflow.
   """
-  rest, target = _nan_if_infinite(rest), _nan_if_infinite(target)
+  rest, target = nan_if_infinite(rest), nan_if_infinite(target)
   far = (unit > jnp.ones_like(rest)) & (rest > _FAR * target)
   one = jnp.ones_like(rest)
   near = quotient(jnp.where(far, one, rest), jnp.where(far, one, target))
