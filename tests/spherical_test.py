@@ -86,7 +86,7 @@ def test_equal_logits_have_a_z_score_of_0(fill):
 
 @pytest.mark.parametrize("classes", [5, 10, 1000])
 def test_equal_logits_of_a_head_have_a_z_score_of_0(classes):
-  """A head does not centre: the variance is a rounding error and counts as 0."""
+  """A head does not centre: a variance of some ulp counts as 0."""
   loss = fused.linear_loss(
     losses.zscore,
     jnp.ones((2, 3)),

@@ -88,7 +88,7 @@ def test_five_steps_are_accurate(classes, t2):
   rows = RNG.normal(size=(4, classes)) * np.array([[0.1], [1.0], [5.0], [30.0]])
   rows = rows.astype(F32)
   for row in rows:
-    # Below a t2 of 1 small probabilities end in a kink, where no value is accurate.
+    # Below a t2 of 1 small probabilities end in a kink: no value is accurate.
     label = int(row.argmax()) if t2 < 1 else 1
     expected = cases.bi_tempered_logistic(np.float64(row), label, 0.8, t2)
     actual = losses.bi_tempered_logistic(row, label, t1=0.8, t2=t2)
