@@ -83,10 +83,10 @@ def zscore(
   models call z-loss is a different function. Soft labels give the expected
   loss. The loss does not depend on the shift and the scale of the logits. A
   z-score is at most :math:`\sqrt{C - 1}`, so the loss never reaches 0. With few
-  classes, choose a ``location`` well below that bound. As ``sharpness`` goes to infinity, the loss becomes
-  the hinge of the z-score. If all logits are equal, their z-score is 0, and the
-  gradient is that of a deviation of 1. Masked classes do not count in the mean
-  and the deviation.
+  classes, choose a ``location`` well below that bound. As ``sharpness`` goes to
+  infinity, the loss becomes the hinge of the z-score. If all logits are equal,
+  their z-score is 0, and the gradient is that of a deviation of 1. Masked
+  classes do not count in the mean and the deviation.
 
   The dense loss subtracts the mean first. A fused head does not. Its variance
   has a relative error of some ulp of :math:`1 + r^2 / \sigma^2`, where
