@@ -11,7 +11,7 @@ integral
     \frac{e^s}{\prod_k (s - z_k)} \, ds
 
 has no special case. Its path is a hyperbola through the saddle point on the
-real axis. The hyperbola opens to the left, and its branches are flatter than
+real axis. The hyperbola opens to the left, and its branches are steeper than
 45 degrees. Along it the modulus of the integrand only decreases, for every set
 of nodes. Therefore nothing cancels, and the trapezoidal rule converges
 geometrically. The cost is linear in the number of classes. On such paths:

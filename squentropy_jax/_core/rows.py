@@ -40,10 +40,10 @@ class Transform(NamedTuple):
     subtract: ``"max"`` or ``"mean"`` of the row, for a loss that does not
       change if all logits are shifted, or None. It avoids cancellation in
       dense losses; a fused head leaves it out.
-    rescale: Whether a row with logits above 1e12 is divided by its
-      `row_unit` first, so that no square overflows. The formula then has a
-      second positional argument ``unit`` with the default 1, the value that a
-      fused head uses.
+    rescale: Whether a row with logits above 1e12 is divided by a unit of its
+      own first, so that no square overflows. The formula then has a second
+      positional argument ``unit`` with the default 1. A fused head leaves it
+      out.
   """
 
   divide_by: str | None = None

@@ -15,6 +15,7 @@ from squentropy_jax._core.distributions import (
   Target,
   distribution_loss,
   possible_logits,
+  row_unit,
 )
 from squentropy_jax._core.elementwise import sigmoid, softplus
 from squentropy_jax._core.rows import Transform, row_loss
@@ -296,10 +297,15 @@ def _margin_shift(
   count = possible.sum(-1, keepdims=True, dtype=jnp.int32)
   count = jnp.maximum(count, 1).astype(z.dtype)
   zero = jnp.zeros_like(z)
+  lowest = _lowest(z.dtype)
+  finite = change > lowest
+  unit = row_unit(jnp.where(finite, change, -jnp.inf))
+  z = jnp.where(finite, z / unit, jnp.where(possible, lowest, zero))
 
   def of_targets(stats: RowStats) -> jax.Array:
     centred = z
-    of_target = jnp.maximum(stats.target, _lowest(z.dtype))
+    of_target = stats.target
+    of_target = jnp.where(of_target > lowest, of_target / unit, lowest)
     # The squares below sum to that of the margins for a mean of 0. A second
     # subtraction removes the rounding error of a large mean.
     for _ in range(2):
@@ -309,7 +315,7 @@ def _margin_shift(
     sum_sq = count * jnp.square(of_target) + spread.sum(-1, keepdims=True)
     is_zero = sum_sq <= 0
     norm = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(sum_sq), sum_sq))
-    return weight * jnp.where(is_zero, jnp.zeros_like(norm), norm)
+    return weight * (unit * jnp.where(is_zero, jnp.zeros_like(norm), norm))
 
   return target.expected(change, of_targets)
 

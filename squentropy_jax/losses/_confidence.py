@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses against over-confidence: cross-entropy with bounded logits or entropy.
+"""Losses against over-confidence: they do not reward scaling up the logits.
 
-Cross-entropy can always be lowered by scaling up the logits of a model that
-classifies its training set without error. Both losses remove that incentive.
+If a model classifies its training set without error, scaling up its logits
+always lowers cross-entropy. These losses remove that incentive.
 """
 
 import jax

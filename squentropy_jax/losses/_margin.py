@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hinge losses: 0 once the labelled class leads by a margin.
+"""Hinge losses: zero once the labelled class leads by a margin.
 
 Only the squared one-vs-rest hinge predicts probabilities. The logits of the
 others are scores to rank the classes by.

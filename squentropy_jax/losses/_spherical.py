@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spherical family: losses of the target logit, the sum and sum of squares.
+"""The spherical family: losses of sums and sums of squares of the logits.
 
 No exponential of a logit is taken. The two softmax alternatives predict
 probabilities of their own, not those of the softmax.
@@ -9,18 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax._core.elementwise import quotient, softplus
+from squentropy_jax._core.elementwise import nan_if_infinite, quotient, softplus
 from squentropy_jax._core.rows import Transform, row_loss
 
 # A variance below so many ulp of the square of the mean counts as 0.
 _ULPS = 32
 # Above this ratio its logarithm is taken by parts, so that it cannot overflow.
 _FAR = 2.0**60
-
-
-def _nan_if_infinite(x: jax.Array) -> jax.Array:
-  """Sets the value and the gradient to NaN where ``x`` has overflowed."""
-  return x * jnp.where(jnp.isinf(x), jnp.nan, 1.0).astype(x.dtype)
 
 
 @row_loss(
@@ -45,7 +40,7 @@ def _zscore(
   lead = target - rest_mean
   # The variance of all is num_incorrect / num_classes times this.
   variance = rest_variance + jnp.square(lead) / stats.num_classes
-  variance = _nan_if_infinite(variance)
+  variance = nan_if_infinite(variance)
   # What rounding of their squares leaves of equal logits.
   eps = jnp.finfo(variance.dtype).eps
   is_zero = variance <= _ULPS * eps * jnp.square(rest_mean)
@@ -69,8 +64,7 @@ def zscore(
   r"""Computes a logistic loss of the z-score of the labelled logit.
 
   Use when the k best of very many classes count and no probabilities are
-  needed. This is the Z-loss of 2016. The penalty on the log-normaliser that
-  language models call z-loss is a different function.
+  needed.
 
   Avoid when probabilities are needed, because none can be inferred from the
   logits, or when classes are few. With two classes the z-score is 1 or -1 and
@@ -85,19 +79,20 @@ def zscore(
       \text{sharpness} \, (\text{location} - \tfrac{z_y - \mu}{\sigma})
     \bigr)\Bigr) .
 
-  Soft labels give the expected loss. The loss does not depend on the shift and
-  the scale of the logits. A z-score is at most :math:`\sqrt{C - 1}`, so the
-  loss never reaches 0. With few classes a ``location`` near that bound makes
-  every example incorrect. As ``sharpness`` goes to infinity, the loss becomes
-  the hinge of the z-score. If all logits are equal, their z-score is 0, and the
-  gradient is that of a deviation of 1. Masked classes do not count in the mean
-  and the deviation.
+  This is the Z-loss of 2016. The penalty on the log-normaliser that language
+  models call z-loss is a different function. Soft labels give the expected
+  loss. The loss does not depend on the shift and the scale of the logits. A
+  z-score is at most :math:`\sqrt{C - 1}`, so the loss never reaches 0. With few
+  classes, choose a ``location`` well below that bound. As ``sharpness`` goes to
+  infinity, the loss becomes the hinge of the z-score. If all logits are equal,
+  their z-score is 0, and the gradient is that of a deviation of 1. Masked
+  classes do not count in the mean and the deviation.
 
-  The dense loss subtracts the mean first. A fused head does not: its relative
-  error in the variance is some ulp of :math:`1 + r^2 / \sigma^2`, where
-  :math:`r` is the mean of the incorrect classes. It treats a variance of 32 ulp
-  of :math:`r^2` or less as 0, and returns NaN if a square overflows, in float32
-  from a logit of 1e19 on.
+  The dense loss subtracts the mean first. A fused head does not. Its variance
+  has a relative error of some ulp of :math:`1 + r^2 / \sigma^2`, where
+  :math:`r` is the mean logit of the incorrect classes, and a variance of 32 ulp
+  of :math:`r^2` or less counts as 0. In a fused head a square that overflows,
+  in float32 from a logit of 1e19 on, makes the loss NaN.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -153,7 +148,7 @@ def _log_ratio(
 
   ``root`` is the root of the target's numerator, which does not underflow.
   """
-  rest, target = _nan_if_infinite(rest), _nan_if_infinite(target)
+  rest, target = nan_if_infinite(rest), nan_if_infinite(target)
   far = (unit > jnp.ones_like(rest)) & (rest > _FAR * target)
   one = jnp.ones_like(rest)
   near = quotient(jnp.where(far, one, rest), jnp.where(far, one, target))

@@ -106,17 +106,26 @@ def symmetric_cross_entropy(
   )
 
 
-@row_loss(transform=Transform(subtract="mean"))
+# Relative to the largest logit no sum below has terms of both signs.
+@row_loss(transform=Transform(subtract="max"))
 def _normalized_cross_entropy(stats: RowStats) -> jax.Array:
   num_others = stats.num_classes - 1.0
-  of_target = jnp.minimum(softplus(stats.log_odds), elementwise.HUGE)
+  impossible = stats.target == -jnp.inf
+  log_odds = jnp.where(
+    impossible, jnp.zeros_like(stats.log_odds), stats.log_odds
+  )
+  of_target = softplus(log_odds)
   # The cross-entropies of the other labels: log sum exp z minus their logits.
   alone = num_others == 0
   rest_lse = jnp.where(alone, jnp.zeros_like(of_target), stats.rest_lse)
-  above_rest = softplus(-jnp.where(alone, of_target, stats.log_odds))
+  above_rest = softplus(-jnp.where(alone, of_target, log_odds))
   of_others = num_others * (rest_lse + above_rest) - stats.rest_sum
   total = of_target + of_others
-  return of_target / jnp.where(total == 0, jnp.ones_like(total), total)
+  total = jnp.where(total == 0, jnp.ones_like(total), total)
+  # Sums of logits near the largest float overflow; 0 would be a wrong value.
+  total = elementwise.nan_if_infinite(total)
+  share = elementwise.quotient(of_target, total)
+  return jnp.where(impossible, jnp.ones_like(share), share)
 
 
 @_normalized_cross_entropy.public

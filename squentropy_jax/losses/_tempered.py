@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bi-tempered loss: logistic loss with a tempered logarithm and softmax.
+"""The bi-tempered loss: cross-entropy with a tempered logarithm and softmax.
 
 One temperature bounds the loss of outliers, the other one gives the
 probabilities heavy tails.
