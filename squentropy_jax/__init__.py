@@ -15,8 +15,8 @@ from squentropy_jax import reweighting as reweighting
 from squentropy_jax import rows as rows
 from squentropy_jax._core.class_sums import RowStats as RowStats
 from squentropy_jax._core.rows import row_loss as row_loss
-from squentropy_jax.losses import squentropy as squentropy
-from squentropy_jax.losses import (
+from squentropy_jax.losses._squentropy import squentropy as squentropy
+from squentropy_jax.losses._squentropy import (
   squentropy_with_integer_labels as squentropy_with_integer_labels,
 )
 

@@ -17,7 +17,7 @@ def each(**settings):
   )
 
 
-def whole(**settings):
+def total(**settings):
   return lambda h, w: fused.linear_loss_sum(
     losses.squentropy, h, w, LABELS, weights=COTANGENT, **settings
   )[0]
@@ -30,10 +30,10 @@ def by_stats(h, w):
 
 HEADS = {
   "linear_loss": each(),
-  "linear_loss, stream": each(way="stream"),
-  "linear_loss, frozen": each(way="frozen"),
-  "linear_loss_sum, keep": whole(),
-  "linear_loss_sum, stream": whole(way="stream"),
+  "linear_loss, recompute": each(mode="recompute"),
+  "linear_loss, frozen_kernel": each(mode="frozen_kernel"),
+  "linear_loss_sum": total(),
+  "linear_loss_sum, recompute": total(mode="recompute"),
   "linear_row_stats": by_stats,
 }
 
@@ -47,7 +47,7 @@ def test_gradients_in_any_order(name):
     KERNEL,
     COTANGENT,
   )
-  frozen = name.endswith("frozen")
+  frozen = name.endswith("frozen_kernel")
 
   def check(by_features, by_kernel):
     heads.assert_close(by_features, *exact["features"])

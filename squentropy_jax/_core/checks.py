@@ -73,12 +73,19 @@ def as_array(values: Any, name: str) -> Any:
   return array
 
 
+def as_jax(values: Any, dtype: Any = None) -> jax.Array:
+  """Converts to an array of JAX, of ``dtype`` if one is given.
+
+  What is one already stays as it is: outside of jit jax_debug_nans checks every
+  operation, also a conversion that changes nothing, and dropped rows hold NaN.
+  """
+  array = values if isinstance(values, jax.Array) else jnp.asarray(values)
+  return array if dtype in (None, array.dtype) else array.astype(dtype)
+
+
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
   """Converts to an array of a floating dtype."""
-  array = as_array(values, name)
-  if not isinstance(array, jax.Array):
-    # Only then, because a conversion of NaN raises under jax_debug_nans.
-    array = jnp.asarray(array)
+  array = as_jax(as_array(values, name))
   if not jnp.issubdtype(array.dtype, jnp.floating):
     raise TypeError(
       f"{name} must be floating point, got dtype {array.dtype}. "

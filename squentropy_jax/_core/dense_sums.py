@@ -1,36 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class sums of dense logits (placeholder form: one masked pass)."""
+"""Class sums of dense logits: one form for each platform, one derivative."""
 
+from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
-from squentropy_jax._core import checks
-from squentropy_jax._core import class_sums as sums_of
-from squentropy_jax._core.class_sums import SUMS, ClassSums
+from squentropy_jax._core import checks, strips
+from squentropy_jax._core.class_sums import (
+  RELATIVE,
+  SUMS,
+  ClassSums,
+  no_classes,
+  shift_of,
+)
 from squentropy_jax._core.labels import class_ids
 
+Reads = frozenset[str]
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+
+class Saved(NamedTuple):
+  """What the derivative needs in addition to the sums.
+
+  Attributes:
+    exps: ``exp(z - shift) / scale`` in the shape of the logits; 0 for a class
+      that is left out. None if no sum is relative to the shift.
+    scale: Of the batch shape; a constant.
+    max_id: The first class with the largest other logit, if a loss reads it.
+  """
+
+  exps: jax.Array | None
+  scale: jax.Array | None
+  max_id: jax.Array | None
+
+
+Sums = tuple[ClassSums, Saved | None]
+
+
 def _masked(
   logits: jax.Array,
   ids: jax.Array,
   keep: jax.Array | None,
+  *,
   axis: int,
-  reads: frozenset[str],
-) -> ClassSums:
+  reads: Reads,
+  save: bool,
+) -> Sums:
+  """One masked pass: fuses on accelerators, and partitions along any axis."""
   z = logits.astype(checks.compute_dtype(logits.dtype))
   is_target = class_ids(z, axis) == jnp.expand_dims(ids, axis)
   zero = jnp.zeros_like(z)
   target = jnp.where(is_target, z, zero).sum(axis)
   other = ~is_target & (z != -jnp.inf)
-  largest = jnp.where(other, z, -jnp.inf).max(axis)
-  shift = jnp.expand_dims(sums_of.shift_of(largest), axis)
-  exps = jnp.where(other, jnp.exp(z - shift), zero)
-  kept = jnp.where(other, z, zero)
-  out = sums_of.no_classes(target, target)._replace(
+  if keep is not None:
+    other &= jnp.expand_dims(keep, axis)
+  below = jnp.where(other, z, -jnp.inf)
+  largest = below.max(axis)
+  shift = shift_of(largest)
+
+  def exps_from(shift: jax.Array) -> jax.Array:
+    return jnp.where(other, jnp.exp(z - jnp.expand_dims(shift, axis)), zero)
+
+  # Masked before it is squared: the sum of all squares minus that of the
+  # target is inaccurate if the target dominates.
+  kept, exps = jnp.where(other, z, zero), exps_from(shift)
+  sums = no_classes(target, target)._replace(
     max=largest,
     num_others=other.sum(axis, dtype=jnp.int32).astype(z.dtype),
     **{
@@ -39,24 +77,107 @@ def _masked(
       if name in reads
     },
   )
-  if keep is None:
-    return out
-  return ClassSums(*(jnp.where(keep, f, jnp.ones_like(f)) for f in out))
+  if not save:
+    return sums, None
+  max_id = None
+  if "max" in reads:
+    max_id = jnp.argmax(below, axis=axis).astype(jnp.int32)
+  if not reads & RELATIVE:
+    return sums, Saved(None, None, max_id)
+  # Without the barrier XLA finds the exponentials of the sums again in the
+  # derivative, and keeps a copy as large as the logits.
+  exps = exps_from(lax.optimization_barrier(shift))
+  return sums, Saved(exps, jnp.ones_like(largest), max_id)
 
 
-@_masked.defjvp
-def _masked_jvp(
+@functools.cache
+def _in_strips(axis: int, reads: Reads, save: bool) -> Callable[..., Sums]:
+  """The form for CPUs; under `jax.vmap` it takes a batch of more axes."""
+
+  @jax.custom_batching.custom_vmap
+  def form(logits: jax.Array, ids: jax.Array, keep: jax.Array | None) -> Sums:
+    sums, saved = strips.class_sums(
+      logits, ids, keep, axis=axis, reads=reads, save=save
+    )
+    return sums, Saved(*saved) if save else None
+
+  # The branches of a batched `lax.cond` would both run.
+  @form.def_vmap
+  def batched(size: int, is_batched: Any, *arguments: Any) -> Any:
+    def repeat(is_batched: bool, array: jax.Array) -> jax.Array:
+      if is_batched:
+        return array
+      return jnp.broadcast_to(array, (size, *array.shape))
+
+    arguments = jax.tree.map(repeat, tuple(is_batched), arguments)
+    out = _in_strips(axis + 1, reads, save)(*arguments)
+    return out, jax.tree.map(lambda _: True, out)
+
+  return form
+
+
+def _evaluate(
+  logits: jax.Array,
+  ids: jax.Array,
+  keep: jax.Array | None,
   axis: int,
-  reads: frozenset[str],
-  primals: tuple[Any, ...],
-  tangents: tuple[Any, ...],
-) -> tuple[ClassSums, ClassSums]:
+  reads: Reads,
+  save: bool,
+) -> Sums:
+  masked = functools.partial(_masked, axis=axis, reads=reads, save=save)
+  if checks.explicit_sharding(logits) is not None:
+    sums, saved = masked(logits, ids, keep)
+  else:
+    in_strips = _in_strips(axis, reads, save)
+    sums, saved = lax.platform_dependent(
+      logits, ids, keep, cpu=in_strips, default=masked
+    )
+  if keep is None:
+    return sums, saved
+  sums = jax.tree.map(lambda x: jnp.where(keep, x, jnp.ones_like(x)), sums)
+  if saved is not None and saved.exps is not None:
+    # The exponentials of dropped rows are 0 already.
+    saved = saved._replace(
+      scale=jnp.where(keep, saved.scale, jnp.ones_like(saved.scale))
+    )
+  return sums, saved
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _sums(
+  logits: jax.Array,
+  ids: jax.Array,
+  keep: jax.Array | None,
+  axis: int,
+  reads: Reads,
+) -> ClassSums:
+  return _evaluate(logits, ids, keep, axis, reads, False)[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _sums_and_saved(
+  logits: jax.Array,
+  ids: jax.Array,
+  keep: jax.Array | None,
+  axis: int,
+  reads: Reads,
+) -> tuple[ClassSums, Saved]:
+  sums, saved = _evaluate(logits, ids, keep, axis, reads, True)
+  assert saved is not None
+  return sums, saved
+
+
+def _no_tangent(array: jax.Array | None) -> Any:
+  return None if array is None else np.zeros(array.shape, jax.dtypes.float0)
+
+
+def _with_tangents(
+  axis: int, reads: Reads, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[ClassSums, Saved], tuple[ClassSums, Saved]]:
   logits, ids, keep = primals
-  dtype = checks.compute_dtype(logits.dtype)
+  sums, saved = _sums_and_saved(logits, ids, keep, axis, reads)
+  dtype = sums.target.dtype
   z, dz = logits.astype(dtype), tangents[0].astype(dtype)
-  out = _masked(logits, ids, keep, axis, reads)
-  shift = jax.lax.optimization_barrier(sums_of.shift_of(out.max))
-  shift = jnp.expand_dims(shift, axis)
   class_id = class_ids(z, axis)
   is_target = class_id == jnp.expand_dims(ids, axis)
   left_out = is_target | (z == -jnp.inf)
@@ -65,14 +186,17 @@ def _masked_jvp(
     left_out |= ~jnp.expand_dims(keep, axis)
   zero = jnp.zeros_like(dz)
   dother = jnp.where(left_out, zero, dz)
-  # An entry that is left out holds the shift: finite, and its tangent is 0.
-  other = jnp.where(left_out, shift, z)
-  exps = jnp.exp(other - shift)
-  first = jnp.argmax(jnp.where(left_out, -jnp.inf, z), axis=axis)
-  is_max = class_id == jnp.expand_dims(first, axis).astype(class_id.dtype)
-  tangent = jax.tree.map(jnp.zeros_like, out)._replace(
+  other = jnp.where(left_out, zero, z)
+  exps, dsaved = other, Saved(None, None, _no_tangent(saved.max_id))
+  if saved.exps is not None and saved.scale is not None:
+    exps = saved.exps
+    dsaved = dsaved._replace(
+      exps=exps * dother, scale=jnp.zeros_like(saved.scale)
+    )
+    exps *= jnp.expand_dims(saved.scale, axis)
+  tangent = jax.tree.map(jnp.zeros_like, sums)._replace(
     target=jnp.where(is_target, dz, zero).sum(axis),
-    max_id=jnp.zeros(out.max_id.shape, jax.dtypes.float0),
+    max_id=_no_tangent(sums.max_id),
     **{
       # Multiplied last, the factor does not overflow a huge finite logit.
       name: rule.factor * (rule.derivative(other, exps) * dother).sum(axis)
@@ -80,9 +204,21 @@ def _masked_jvp(
       if name in reads
     },
   )
-  if "max" in reads:
+  if saved.max_id is not None:
+    is_max = class_id == jnp.expand_dims(saved.max_id, axis)
     tangent = tangent._replace(max=jnp.where(is_max, dother, zero).sum(axis))
-  return out, tangent
+  return (sums, saved), (tangent, dsaved)
+
+
+@_sums.defjvp
+def _sums_jvp(
+  axis: int, reads: Reads, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[ClassSums, ClassSums]:
+  out, tangent = _with_tangents(axis, reads, primals, tangents)
+  return out[0], tangent[0]
+
+
+_sums_and_saved.defjvp(_with_tangents)
 
 
 def class_sums(
@@ -91,11 +227,19 @@ def class_sums(
   *,
   axis: int,
   keep: jax.Array | None,
-  reads: frozenset[str],
+  reads: Reads,
 ) -> ClassSums:
   """The sums of ``logits`` around valid class ids of the batch shape.
 
-  Rows outside ``keep`` may hold anything: their sums are finite constants with
-  gradient 0. Fields that are not in ``reads`` may be 0.
+  The logits are read in place, along any axis, and widened inside.
+
+  Args:
+    logits: Logits of any float type.
+    ids: int32 class ids in ``[0, C)``, of the batch shape.
+    axis: The class axis, not negative.
+    keep: Booleans of the batch shape, or None for all rows. Rows outside it may
+      hold anything: their sums are finite constants with gradient 0.
+    reads: The fields of `ClassSums` to fill in addition to the target and the
+      number of others. The other fields may hold anything finite.
   """
-  return _masked(logits, ids, keep, axis, reads)
+  return _sums(logits, ids, keep, axis, reads)

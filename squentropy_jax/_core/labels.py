@@ -166,13 +166,13 @@ def checked(
   keep = None
   if where is not None:
     where = as_where(where, batch, full)
-    if checks.is_concrete(where, beside=(array,)):
+    if checks.is_concrete(where, beside=(array, *others)):
       keep = np.asarray(where)
       keep = np.any(keep, axis=axis) if keep.ndim == len(full) else keep
     where = checks.shard_alike("where", where, array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      readable = checks.is_concrete(targets, beside=(array,))
+      readable = checks.is_concrete(targets, beside=(array, *others))
       if readable and (where is None or keep is not None):
         check_label_range(targets, full[axis], keep)
       targets = narrow_labels(targets, full[axis])

@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class sums of dense logits: values, derivatives, platforms, meshes, memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+import numpy as np
+import pytest
+
+from squentropy_jax import losses, squentropy
+from squentropy_jax._core import class_sums as record
+from squentropy_jax._core import dense_sums, strips
+
+RNG = np.random.default_rng(7)
+ALL = frozenset({*record.SUMS, "max"})
+READS = {"all": ALL, "no max": ALL - {"max"}, "no exp": ALL - record.RELATIVE}
+# One and two classes, strips of one class and of more, whole vectors and one
+# class more, a prime number, strips that repeat classes.
+SIZES = [1, 2, 10, 21, 31, 32, 33, 100, 1000, 1009, 5000]
+WEIGHTS = {
+  "target": 0.7,
+  "max": 0.3,
+  "sum_exp": -1.3,
+  "sum_z_exp": 0.4,
+  "sum": 1.1,
+  "sum_sq": -0.6,
+}
+
+
+def batch(num_classes, rows=4, scale=1.0):
+  logits = RNG.normal(size=(rows, num_classes)).astype(np.float32) * scale
+  labels = RNG.integers(0, num_classes, rows).astype(np.int32)
+  labels[0], labels[-1] = 0, num_classes - 1
+  return logits, labels
+
+
+def patterns(num_classes):
+  """Rows that take every path; each yields logits and labels of one shape."""
+  logits, labels = batch(num_classes)
+  rows = np.arange(len(labels))
+  yield "ordinary", logits, labels
+  yield "wide", 12 * logits, labels
+  yield "shifted", logits + np.float32(1e4), labels
+  yield "negative", logits - np.float32(100), labels
+  yield "tied", np.full_like(logits, 3), labels
+  confident = logits.copy()
+  confident[rows, labels] = 1e4
+  yield "confident", confident, labels
+  confident[rows, labels] = -np.inf
+  yield "impossible target", confident, labels
+  if num_classes > 2:
+    # Some classes, and all except the target.
+    holes = logits.copy()
+    holes[0, 1::3] = -np.inf
+    holes[1, np.arange(num_classes) != labels[1]] = -np.inf
+    yield "impossible classes", holes, labels
+    huge = logits.copy()
+    huge[0, 1], huge[1, (labels[1] + 1) % num_classes] = 1e18, -3e38
+    yield "huge", huge, labels
+
+
+def others_of(row, label):
+  """The ids of the other possible classes, and their logits in float64."""
+  ids = np.flatnonzero((np.arange(row.size) != label) & (row > -np.inf))
+  return ids, np.float64(row[ids])
+
+
+def weighted(reads, axis=1, keep=None):
+  """Class sums, and the gradient of a weighted sum of them, as one program."""
+
+  def total(z, y):
+    sums = dense_sums.class_sums(z, y, axis=axis, keep=keep, reads=reads)
+    terms = [
+      w * getattr(sums, name)
+      for name, w in WEIGHTS.items()
+      if name in reads | {"target"}
+    ]
+    return sum(t.sum() for t in terms), sums
+
+  return jax.jit(jax.grad(total, has_aux=True))
+
+
+def plain(reads, axis=1, keep=None):
+  return jax.jit(
+    lambda z, y: dense_sums.class_sums(z, y, axis=axis, keep=keep, reads=reads)
+  )
+
+
+def shift_of(largest):
+  return 0.0 if largest == -np.inf else float(largest)
+
+
+def check_sums(sums, logits, labels, reads):
+  eps = np.finfo(np.asarray(sums.target).dtype).eps
+  for i, (row, label) in enumerate(zip(logits, labels, strict=True)):
+    _, z = others_of(row, label)
+    got = {name: np.float64(f[i]) for name, f in sums._asdict().items()}
+    assert got["target"] == row[label]
+    assert got["num_others"] == z.size
+    if "max" in reads:
+      assert got["max"] == z.max(initial=-np.inf)
+    shift = shift_of(got["max"])
+    top = z.max(initial=-np.inf)
+    gap = np.abs(z - top)
+    # The relative error of an exponential is half its gap in ulp; one far
+    # below the largest does not count.
+    e = np.exp(z - shift)
+    error = (6 + np.minimum(gap, 20)) * eps
+    if "sum_exp" in reads:
+      assert abs(got["sum_exp"] - e.sum()) <= (error * e).sum()
+      assert 0.5 <= got["sum_exp"] <= 1.001 * max(z.size, 1) or z.size == 0
+    if "sum_z_exp" in reads:
+      bound = (error * np.abs(z) * e).sum()
+      assert abs(got["sum_z_exp"] - (z * e).sum()) <= bound
+    if "sum" in reads:
+      assert abs(got["sum"] - z.sum()) <= 4 * eps * np.abs(z).sum()
+    if "sum_sq" in reads:
+      square = np.square(z).sum()
+      if square > np.finfo(np.float32).max:
+        assert got["sum_sq"] == np.inf
+      else:
+        assert abs(got["sum_sq"] - square) <= 4 * eps * square
+
+
+def check_gradient(gradient, sums, logits, labels, reads):
+  eps = np.finfo(gradient.dtype).eps
+  for i, (row, label) in enumerate(zip(logits, labels, strict=True)):
+    ids, z = others_of(row, label)
+    want, bound = np.zeros(row.size), np.zeros(row.size)
+    want[label] = WEIGHTS["target"]
+    shift = shift_of(sums.max[i])
+    e = np.exp(z - shift)
+    parts = {
+      "sum_exp": e,
+      "sum_z_exp": (1 + z) * e,
+      "sum": np.ones_like(z),
+      "sum_sq": 2 * z,
+      "max": np.arange(z.size) == (z.argmax() if z.size else 0),
+    }
+    gap = np.abs(z - z.max(initial=-np.inf))
+    error = {"sum_exp": gap + 6, "sum_z_exp": gap + 6}
+    for name in reads:
+      part = WEIGHTS[name] * parts[name]
+      want[ids] += part
+      bound[ids] += (error.get(name, 2) + 2) * eps * np.abs(part)
+      if name == "sum_z_exp":
+        # 1 + z is rounded.
+        bound[ids] += eps * e * (1 + np.abs(z))
+    tiny = np.finfo(gradient.dtype).tiny
+    bound[label] = eps
+    assert (np.abs(np.float64(gradient[i]) - want) <= bound + tiny).all()
+
+
+@pytest.mark.parametrize("num_classes", SIZES)
+@pytest.mark.parametrize("reads", READS)
+def test_sums_and_gradient(reads, num_classes):
+  fields = READS[reads]
+  value, gradient = plain(fields), weighted(fields)
+  for name, logits, labels in patterns(num_classes):
+    if name == "huge" and "sum_z_exp" in fields:
+      continue  # The product of two huge logits is infinite.
+    check_sums(value(logits, labels), logits, labels, fields)
+    slope, sums = gradient(logits, labels)
+    check_sums(sums, logits, labels, fields)
+    check_gradient(slope, sums, logits, labels, fields)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_float64(num_classes):
+  value, gradient = plain(READS["no max"]), weighted(READS["no max"])
+  for name, logits, labels in patterns(num_classes):
+    if name == "huge":
+      continue
+    logits = logits.astype(np.float64)
+    check_sums(value(logits, labels), logits, labels, READS["no max"])
+    slope, sums = gradient(logits, labels)
+    check_sums(sums, logits, labels, READS["no max"])
+    check_gradient(slope, sums, logits, labels, READS["no max"])
+
+
+@pytest.mark.parametrize("num_classes", [10, 1009])
+def test_the_form_of_accelerators(num_classes):
+  run = jax.jit(
+    functools.partial(dense_sums._masked, axis=1, reads=ALL, save=True)
+  )
+  ours = jax.jit(
+    functools.partial(strips.class_sums, axis=1, reads=ALL, save=True)
+  )
+  for name, logits, labels in patterns(num_classes):
+    sums, saved = run(logits, labels, None)
+    if name != "huge":
+      check_sums(sums, logits, labels, ALL)
+    _, (exps, scale, max_id) = ours(logits, labels, None)
+    np.testing.assert_array_equal(saved.max_id, max_id)
+    np.testing.assert_allclose(
+      saved.exps * saved.scale[:, None],
+      exps * scale[:, None],
+      rtol=1e-5,
+      atol=1e-37,
+    )
+
+
+def test_the_exponential():
+  z = np.linspace(-22, 44, 100_001, dtype=np.float32)
+  truth = np.exp(np.float64(z)) * 2.0**strips._POWER
+  actual = np.asarray(jax.jit(strips.exp_times_power)(z))
+  error = np.abs(actual - truth) / np.spacing(np.float32(truth))
+  assert error.max() <= 1.01
+  # Below, 0 is reached late enough; nothing is ever in range by mistake.
+  z = np.float32([-108.0, -110.0, -140.0, -1e4, -1e30, -np.inf, np.nan])
+  actual = np.asarray(jax.jit(strips.exp_times_power)(z))
+  np.testing.assert_allclose(
+    actual[:2], np.exp(np.float64(z[:2])) * 2.0**strips._POWER, rtol=2e-7
+  )
+  np.testing.assert_array_equal(actual[2:4], 0)
+  assert np.isnan(actual[5:]).all()
+  out = jax.jit(strips.exp_times_power)(np.float32([90.0, 1e4, 1e30, np.inf]))
+  assert not (np.asarray(out) <= 2.0 ** (strips._POWER + strips._HIGHEST)).any()
+
+
+@pytest.mark.parametrize(
+  ("shape", "axis"),
+  [((7, 10), 0), ((40, 6), 0), ((2, 21, 3, 4), 1), ((3, 100, 5), 1)],
+  ids=str,
+)
+def test_any_axis(shape, axis):
+  logits = jnp.asarray(RNG.normal(size=shape).astype(np.float32))
+  size = shape[axis]
+  labels = jnp.asarray(
+    RNG.integers(0, size, shape[:axis] + shape[axis + 1 :]).astype(np.int32)
+  )
+  last = jnp.moveaxis(logits, axis, -1)
+  for z, want_z in (
+    (logits, last),
+    (logits.at[0, 0].set(-jnp.inf), last.at[0, 0].set(-jnp.inf)),
+    (logits + 100, last + 100),
+  ):
+    del want_z
+    rows = jnp.moveaxis(z, axis, -1).reshape(-1, size)
+    slope, sums = weighted(ALL, axis)(z, labels)
+    want_slope, want = weighted(ALL)(rows, labels.reshape(-1))
+    for a, b in zip(sums, want, strict=True):
+      np.testing.assert_allclose(a.reshape(-1), b, rtol=1e-5, atol=1e-5)
+    slope = jnp.moveaxis(slope, axis, -1).reshape(-1, size)
+    np.testing.assert_allclose(slope, want_slope, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_narrow_logits_are_widened(num_classes, dtype):
+  run = weighted(ALL)
+  for name, logits, labels in patterns(num_classes):
+    if name == "huge":
+      continue
+    narrow = jnp.asarray(logits).astype(dtype)
+    slope, sums = run(narrow, labels)
+    wide_slope, wide = run(narrow.astype(jnp.float32), labels)
+    assert sums.sum_exp.dtype == jnp.float32 and slope.dtype == dtype
+    for a, b in zip(sums, wide, strict=True):
+      np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(slope, wide_slope.astype(dtype))
+
+
+@pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize("reads", READS)
+def test_dropped_rows_are_not_seen(reads, num_classes):
+  logits, labels = batch(num_classes)
+  keep = np.arange(4) != 2
+  run = weighted(READS[reads], keep=jnp.asarray(keep))
+  clean_slope, clean = run(logits, labels)
+  for value in (np.nan, np.inf, -np.inf, 3e38):
+    dirty = logits.copy()
+    dirty[2] = value
+    with jax.debug_nans(True), jax.checking_leaks():
+      slope, sums = run(dirty, labels)
+    for a, b in zip(sums, clean, strict=True):
+      np.testing.assert_array_equal(a, b)
+      assert np.isfinite(a[2])
+    np.testing.assert_array_equal(slope, clean_slope)
+    np.testing.assert_array_equal(slope[2], 0)
+
+
+@pytest.mark.parametrize("num_classes", [10, 1009])
+def test_nan_and_infinity_are_never_lost(num_classes):
+  run = weighted(READS["no max"])
+  for invalid in (np.nan, np.inf):
+    logits, labels = batch(num_classes)
+    logits[1, 5 if labels[1] != 5 else 6] = invalid
+    slope, sums = run(logits, labels)
+    assert np.isnan(sums.sum_exp[1])
+    assert not np.isfinite(sums.sum_sq[1])
+    assert np.isnan(slope[1]).any()
+    clean = np.delete(np.arange(4), 1)
+    part = record.ClassSums(*(f[clean] for f in sums))
+    check_sums(part, logits[clean], labels[clean], READS["no max"])
+
+
+def test_a_dominant_target_does_not_make_the_others_inaccurate():
+  for num_classes in (10, 1000, 4096):
+    logits = jnp.full((1, num_classes), 1e-2).at[0, 3].set(1e4)
+    out = plain(ALL)(logits, jnp.array([3]))
+    want = (num_classes - 1) * np.float64(np.float32(1e-2)) ** 2
+    np.testing.assert_allclose(out.sum_sq, want, rtol=4e-7)
+
+
+@pytest.mark.parametrize("num_classes", [6, 40])
+def test_every_order_and_mode(num_classes):
+  logits, labels = batch(num_classes, rows=3)
+  logits[1, 2 if labels[1] != 2 else 3] = -np.inf
+  possible = jnp.asarray(logits > -np.inf)
+
+  def total(z):
+    # An infinity has no difference quotient.
+    z = jnp.where(possible, z, -jnp.inf)
+    sums = dense_sums.class_sums(
+      z, labels, axis=1, keep=None, reads=READS["no max"]
+    )
+    # The reference is a constant only where it cancels.
+    shift = record.shift_of(sums.max)
+    lse = shift + jnp.log(sums.sum_exp)
+    mean = sums.sum_z_exp / sums.sum_exp
+    return (jnp.tanh(lse) * mean + sums.sum * sums.target + sums.sum_sq).sum()
+
+  z = jnp.where(possible, logits, 0.0)
+  check_grads(jax.jit(total), (z,), order=2, atol=3e-2, rtol=3e-2, eps=1e-2)
+
+  def simple(z):
+    ids = jnp.arange(num_classes)[None] == labels[:, None]
+    other = possible & ~ids
+    lse = jax.nn.logsumexp(z, -1, where=other)
+    p = jnp.where(other, jnp.exp(z - lse[:, None]), 0.0)
+    rest, target = jnp.where(other, z, 0.0), jnp.where(ids, z, 0.0).sum(-1)
+    return (
+      jnp.tanh(lse) * (p * rest).sum(-1)
+      + rest.sum(-1) * target
+      + jnp.square(rest).sum(-1)
+    ).sum()
+
+  direction = jnp.asarray(RNG.normal(size=z.shape).astype(np.float32))
+
+  def third(f):
+    second = lambda x: jnp.vdot(jax.jvp(jax.grad(f), (x,), (direction,))[1], x)
+    return jax.jit(jax.grad(second))(z)
+
+  np.testing.assert_allclose(third(total), third(simple), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_classes", [10, 40])
+def test_vmap_equals_one_batch(num_classes):
+  logits, labels = batch(num_classes, rows=6)
+  logits[4, 1] = -np.inf
+  keep = jnp.arange(6) != 2
+
+  def total(z, y, w):
+    sums = dense_sums.class_sums(z, y, axis=z.ndim - 1, keep=w, reads=ALL)
+    return (sums.sum_exp + sums.sum_sq + sums.max).sum(), sums
+
+  def gradient(axis):
+    grad = jax.grad(total, has_aux=True)
+    return jax.jit(grad if axis is None else jax.vmap(grad, in_axes=axis))
+
+  slope, sums = gradient(None)(logits, labels, keep)
+  v_slope, v_sums = gradient(0)(logits, labels, keep)
+  np.testing.assert_allclose(v_slope, slope, rtol=1e-6)
+  for a, b in zip(v_sums, sums, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  # One row, all labels; two batch axes; a class axis that is batched last.
+  slope, sums = gradient((None, 0, None))(logits[0], labels, keep[0])
+  want, _ = gradient(0)(
+    jnp.broadcast_to(logits[0], logits.shape), labels, jnp.ones(6, bool)
+  )
+  np.testing.assert_allclose(slope, want, rtol=1e-6)
+  text = gradient(0).lower(logits, labels, keep).as_text()
+  assert "while" in text
+
+
+# On meshes. The class axis of explicitly sharded logits keeps its shards.
+
+MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
+
+
+@functools.cache
+def sharded_batch():
+  logits, labels = map(jnp.asarray, batch(1024, rows=8))
+  return logits.at[1, 3:9].set(-jnp.inf), labels.at[1].set(2)
+
+
+def mesh_of(shape, axis_type):
+  return jax.make_mesh(MESHES[shape], ("data", "model"), (axis_type,) * 2)
+
+
+@pytest.mark.parametrize("loss", [squentropy, losses.cross_entropy])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("shape", MESHES)
+def test_sharded_equals_dense(shape, axis_type, loss):
+  logits, labels = sharded_batch()
+  run = jax.jit(jax.value_and_grad(lambda z, y: loss(z, y).sum()))
+  value, gradient = run(logits, labels)
+  mesh = mesh_of(shape, axis_type)
+  with jax.set_mesh(mesh):
+    z = jax.device_put(logits, NamedSharding(mesh, P("data", "model")))
+    y = jax.device_put(labels, NamedSharding(mesh, P("data")))
+    sharded_value, sharded_gradient = run(z, y)
+    np.testing.assert_array_max_ulp(
+      np.asarray(value), np.asarray(sharded_value), 4
+    )
+    np.testing.assert_allclose(
+      gradient, sharded_gradient, rtol=1e-6, atol=1e-6 * np.abs(gradient).max()
+    )
+    if axis_type is AxisType.Explicit:
+      assert sharded_gradient.sharding.spec == P("data", "model")
+      text = run.lower(z, y).compile().as_text()
+      assert "all-gather" not in text
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_soft_labels_and_masks(axis_type):
+  logits, labels = sharded_batch()
+  soft = jax.nn.one_hot(labels, 1024) * 0.75
+  soft = soft.at[:, 0].add(0.25)
+  keep = jnp.arange(8) != 3
+
+  def total(z, p, w):
+    return squentropy(z, p, where=w).sum()
+
+  run = jax.jit(jax.value_and_grad(total))
+  value, gradient = run(logits, soft, keep)
+  mesh = mesh_of("2x4", axis_type)
+  with jax.set_mesh(mesh):
+    both = NamedSharding(mesh, P("data", "model"))
+    sharded_value, sharded_gradient = run(
+      jax.device_put(logits, both),
+      jax.device_put(soft, both),
+      jax.device_put(keep, NamedSharding(mesh, P("data"))),
+    )
+  np.testing.assert_allclose(value, sharded_value, rtol=1e-6)
+  np.testing.assert_allclose(
+    gradient, sharded_gradient, rtol=1e-5, atol=1e-6 * np.abs(gradient).max()
+  )
+
+
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "model")], ids=str)
+def test_one_axis_sharded_explicitly(spec):
+  logits, labels = sharded_batch()
+  run = jax.jit(jax.value_and_grad(lambda z, y: squentropy(z, y).sum()))
+  value, gradient = run(logits, labels)
+  mesh = mesh_of("2x4", AxisType.Explicit)
+  with jax.set_mesh(mesh):
+    z = jax.device_put(logits, NamedSharding(mesh, spec))
+    y = jax.device_put(labels, NamedSharding(mesh, P(spec[0])))
+    sharded_value, sharded_gradient = run(z, y)
+  np.testing.assert_allclose(value, sharded_value, rtol=1e-6)
+  np.testing.assert_allclose(gradient, sharded_gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_unsharded_labels_are_cut_up_and_otherwise_sharded_ones_refused():
+  logits, labels = sharded_batch()
+  keep = np.arange(8) != 3
+  want = squentropy(logits, labels, where=keep)
+  mesh = mesh_of("2x4", AxisType.Explicit)
+  with jax.set_mesh(mesh):
+    z = jax.device_put(logits, NamedSharding(mesh, P("data", "model")))
+    for where in (keep, keep[:, None] & np.ones(logits.shape, bool)):
+      loss = squentropy(z, np.asarray(labels), where=where)
+      assert loss.sharding.spec == P("data")
+      np.testing.assert_allclose(loss, want, rtol=1e-6)
+    y = jax.device_put(labels, NamedSharding(mesh, P("model")))
+    with pytest.raises(ValueError, match="labels must be sharded as"):
+      squentropy(z, y)
+    binary = losses.dice(z, np.ones(logits.shape, np.int32), axis=None)
+    dense = losses.dice(logits, np.ones(logits.shape, np.int32), axis=None)
+    np.testing.assert_allclose(binary, dense, rtol=1e-6)
+
+
+def test_inside_a_shard_map_of_the_user():
+  logits, labels = sharded_batch()
+  mesh = mesh_of("8x1", AxisType.Auto)
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(P("data"), P("data")),
+    out_specs=P("data"),
+  )
+  def per_shard(z, y):
+    return squentropy(z, y)
+
+  run = jax.jit(jax.value_and_grad(lambda z: per_shard(z, labels).sum()))
+  value, gradient = run(logits)
+  dense, dense_gradient = jax.jit(
+    jax.value_and_grad(lambda z: squentropy(z, labels).sum())
+  )(logits)
+  np.testing.assert_allclose(value, dense, rtol=1e-6)
+  np.testing.assert_allclose(gradient, dense_gradient, rtol=1e-5, atol=1e-8)
+
+
+# Memory, of the compiled program.
+
+
+@pytest.mark.parametrize(
+  "shape", [(1024, 32768), (256, 131072), (512, 50257)], ids=str
+)
+def test_value_and_gradient_take_little_memory(shape):
+  logits = jax.ShapeDtypeStruct(shape, jnp.float32)
+  labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+  keep = jax.ShapeDtypeStruct(shape[:1], jnp.bool_)
+
+  def mean(z, y, w):
+    return squentropy(z, y, where=w).mean()
+
+  run = jax.jit(jax.value_and_grad(mean))
+  for where in (None, keep):
+    analysis = run.lower(logits, labels, where).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes <= 0.08 * 4 * shape[0] * shape[1]
