@@ -279,3 +279,28 @@ def test_bad_arguments_are_named():
   ):
     with pytest.raises(error, match=message):
       call()
+
+
+def test_assistive_distillation_takes_inner_for_each_entry():
+  x = np.array([0.01, 0.03, 0.08], np.float32)
+  zero = np.zeros(3, np.float32)
+  loss = functools.partial(
+    regression.assistive_distillation, x, zero, zero + 0.02, zero + 0.05
+  )
+  inner = np.array([0.1, 0.9, 0.5], np.float32)
+  one_by_one = [loss(inner=value)[k] for k, value in enumerate(inner)]
+  np.testing.assert_allclose(loss(inner=inner), one_by_one, rtol=4 * F32)
+  assert loss(inner=0.9)[0] != loss(inner=0.1)[0]
+  keep = np.array([True, False, True])
+  inner[1] = np.nan
+  dropped = loss(inner=inner, where=keep)
+  np.testing.assert_array_equal(dropped[1], 0)
+  assert np.isfinite(dropped).all()
+
+
+@pytest.mark.x64
+def test_mixed_dtypes_are_computed_in_the_widest():
+  x = np.float32([0.01, 0.03])
+  zero = np.zeros(2)
+  loss = regression.assistive_distillation(x, zero, zero + 0.02, zero + 0.05)
+  assert loss.dtype == np.float64
