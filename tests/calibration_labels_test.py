@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from support.calibration_functions import NAMES, arguments, function
 
-from squentropy_jax._core import checks
-from squentropy_jax.calibration import _scored_rows
+from squentropy_jax._core import labels as prelude
 
 
 class _NotChecked(Exception):
@@ -21,7 +20,7 @@ def stop_after_the_check(monkeypatch):
   def stop(labels, num_classes):
     raise _NotChecked
 
-  monkeypatch.setattr(checks, "narrowed_labels", stop)
+  monkeypatch.setattr(prelude, "narrow_labels", stop)
 
 
 def _call_with_an_invalid_label(name):
@@ -60,7 +59,7 @@ def test_labels_are_not_checked_if_the_mesh_spans_processes(monkeypatch):
     empty = False
     is_multi_process = True
 
-  monkeypatch.setattr(_scored_rows, "get_mesh", Mesh)
+  monkeypatch.setattr(jax.sharding, "get_mesh", Mesh)
   with pytest.raises(_NotChecked):
     _call_with_an_invalid_label("brier_score")
   monkeypatch.setattr(Mesh, "is_multi_process", False)
@@ -68,9 +67,10 @@ def test_labels_are_not_checked_if_the_mesh_spans_processes(monkeypatch):
     _call_with_an_invalid_label("brier_score")
 
 
-def test_labels_are_not_checked_if_the_scores_are_traced():
+def test_concrete_labels_are_checked_if_the_scores_are_traced():
   scores, labels, _ = arguments("brier_score")
   labels[1] = 7
   brier_score = function("brier_score")
   traced = jax.jit(lambda scores: brier_score(scores, labels, None))
-  assert np.isnan(traced(scores))
+  with pytest.raises(ValueError, match=r"labels\[1\] = 7"):
+    traced(scores)

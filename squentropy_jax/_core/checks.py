@@ -157,19 +157,30 @@ def check_num_classes(num_classes: int, name: str = "logits") -> None:
     )
 
 
+def _mesh_spans_processes() -> bool:
+  try:
+    mesh = jax.sharding.get_mesh()
+  except ValueError:  # Inside a trace, which has no concrete mesh.
+    return False
+  return not mesh.empty and mesh.is_multi_process
+
+
 def is_concrete(*values: Any, beside: tuple[Any, ...] = ()) -> bool:
   """Whether the values can be read now without waiting for other processes.
 
   Args:
     *values: What is to be read: no tracer, and on this process only.
-    beside: The arrays that are computed with. If one spans processes, an error
-      on this process would leave the others waiting in a collective.
+    beside: The arrays that are computed with. If one of them, or the mesh of
+      `jax.set_mesh`, spans processes, an error on this process would leave the
+      others waiting in a collective.
   """
   for value in values:
     if isinstance(value, core.Tracer):
       return False
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
       return False
+  if beside and _mesh_spans_processes():
+    return False
   for array in beside:
     if isinstance(array, core.Tracer):
       if jax.process_count() > 1:

@@ -16,7 +16,6 @@ from jax.sharding import (
   AxisType,
   PartitionSpec,
   auto_axes,
-  get_mesh,
   use_abstract_mesh,
 )
 from jax.typing import ArrayLike
@@ -86,20 +85,6 @@ def as_mask(
   return mask
 
 
-def _can_check(*arrays: Any) -> bool:
-  """Whether this process may raise an error about the values of arrays.
-
-  If the computation spans processes, an error on one of them would leave the
-  others waiting forever.
-  """
-  try:
-    mesh = get_mesh()
-    spans_processes = not mesh.empty and mesh.is_multi_process
-  except ValueError:  # Within a trace, which has no concrete mesh.
-    spans_processes = False
-  return not spans_processes and checks.is_concrete(*arrays)
-
-
 def read_examples(
   name: str,
   scores: ArrayLike,
@@ -121,7 +106,7 @@ def read_examples(
     )
   values = prelude.widen_ids(values)
   mask = None if where is None else as_mask(where, batch)
-  if _can_check(scores, values, where):
+  if checks.is_concrete(values, where, beside=(scores,)):
     prelude.check_label_range(values, num_classes, where)
   values = prelude.narrow_labels(values, num_classes)
   return ScoredExamples(scores, jnp.asarray(values), mask)
