@@ -55,18 +55,21 @@ class Sum(NamedTuple):
     derivative: The derivative of the summand in ``z`` over ``factor``.
     factor: A constant that is multiplied last, so that nothing overflows.
     relative: Whether the sum is relative to ``exp(shift)``.
+    constant: Whether the derivative is not 0 where ``z`` and ``e`` are, so that
+      a class that is left out must be masked.
   """
 
   term: Callable[[jax.Array, jax.Array], jax.Array]
   derivative: Callable[[jax.Array, jax.Array], jax.Array]
   factor: float = 1.0
   relative: bool = False
+  constant: bool = False
 
 
 SUMS: dict[str, Sum] = {
   "sum_exp": Sum(lambda z, e: e, lambda z, e: e, relative=True),
   "sum_z_exp": Sum(lambda z, e: z * e, lambda z, e: e + z * e, relative=True),
-  "sum": Sum(lambda z, e: z, lambda z, e: jnp.ones_like(z)),
+  "sum": Sum(lambda z, e: z, lambda z, e: jnp.ones_like(z), constant=True),
   "sum_sq": Sum(lambda z, e: z * z, lambda z, e: z, factor=2.0),
 }
 RELATIVE = frozenset(name for name, rule in SUMS.items() if rule.relative)

@@ -206,9 +206,10 @@ def as_column(factor: jax.Array | None) -> jax.Array | None:
 def sum_derivative(rule: Sum, z: jax.Array, exps: jax.Array) -> jax.Array:
   """The derivative of a sum by every logit, 0 for ``-inf``, over its factor."""
   derivative = rule.derivative(finite(z), exps)
-  if rule.relative:  # It is a multiple of ``exps``, which is 0 there.
-    return derivative
-  return jnp.where(z == -jnp.inf, jnp.zeros_like(z), derivative)
+  # A mask that is not needed would take the memory of a tile.
+  if rule.constant:
+    derivative = jnp.where(z == -jnp.inf, jnp.zeros_like(z), derivative)
+  return derivative
 
 
 class Tile(NamedTuple):
