@@ -42,15 +42,6 @@ def test_a_docstring_says_when_to_use_a_loss(family):
     assert any(".. math::" in paragraph for paragraph in doc.body), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_page_runs_as_pasted(family):
-  """Its output too is what the docstring says, which is doctested."""
-  blocks = re.findall(r"```python\n(.*?)```", loss_pages.page(family), re.S)
-  names = {}
-  for block in blocks:
-    exec(compile(block, family, "exec"), names)
-
-
 def test_no_markup_of_the_source_is_left():
   for family in FAMILIES:
     text = loss_pages.page(family)
