@@ -240,3 +240,11 @@ def test_statistics_that_overflow_give_nan(name):
   value, pull = jax.vjp(loss, jnp.asarray(rows(1e20), F32))
   assert np.isnan(value).all()
   assert np.isnan(pull(jnp.ones_like(value))[0]).any(-1).all()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.predicts], ids=repr)
+def test_predicted_probabilities_sum_to_one(case):
+  loss = getattr(losses, case.name)
+  hyper = case.hyperparameters if case.name == "bi_tempered_logistic" else {}
+  log_probs = loss.log_probs(rows(*SIZES).astype(F32), **hyper)
+  np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, rtol=1e-6)
