@@ -24,7 +24,7 @@ def _padded(spec: PartitionSpec, rank: int) -> PartitionSpec:
 
 
 class Layout(NamedTuple):
-  """How rows and classes are spread.
+  """How rows and classes are sharded.
 
   Attributes:
     mesh: The mesh to make a shard_map on, or None.
@@ -62,13 +62,13 @@ class Layout(NamedTuple):
     }
 
   def shards(self, axes: tuple[str, ...]) -> int:
-    """Over how many devices the mesh spreads what goes along some axes."""
+    """The number of devices that these mesh axes shard over."""
     sizes = [self.mesh.shape[a] for a in axes] if self.mesh is not None else []
     return math.prod(sizes)
 
   @property
   def is_explicit(self) -> bool:
-    """Whether the types of arrays say how the mesh spreads them."""
+    """Whether the types of arrays name their sharding."""
     mesh = self.mesh
     return mesh is not None and AxisType.Explicit in mesh.axis_types
 
@@ -80,7 +80,7 @@ class Layout(NamedTuple):
     return any(device.process_index != here for device in devices)
 
   def place(self, array: Any, spec: PartitionSpec) -> Any:
-    """The array as the mesh spreads it, where types of arrays say how."""
+    """The array, resharded where the types of arrays name their sharding."""
     if not self.is_explicit:
       return array
     assert self.mesh is not None
