@@ -31,7 +31,7 @@ from squentropy_jax import fused, losses
 @pytest.mark.parametrize("classes", [64, 61])
 def test_mesh(shape, classes):
   kernel, labels = problem(classes)
-  on_mesh = {"mesh": mesh_of(shape), **AXES}
+  mesh = mesh_of(shape)
 
   @heads.jit
   def every(features, kernel):
@@ -93,7 +93,6 @@ def test_mesh_of_explicit_axes_takes_a_kernel_that_is_the_same_everywhere():
   """Its gradient is the same everywhere too, features' as they are."""
   kernel, labels = problem(64)
   mesh = mesh_of((2, 4), AxisType.Explicit)
-  on_mesh = {"mesh": mesh, **AXES}
   specs = (P("data", None), P(None, None))
 
   @heads.jit
