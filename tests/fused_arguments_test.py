@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad arguments of linear heads are refused, and named."""
+"""Invalid arguments of linear heads raise an error that names them."""
 
 import functools
 
@@ -21,7 +21,7 @@ HEADS = {
 IDS = np.stack([LABELS, LABELS], -1)
 HALVES = np.full((ROWS, 2), 0.5, np.float32)
 
-BAD = {
+INVALID = {
   "integer features": (
     {"features": FEATURES.astype(int)},
     TypeError,
@@ -132,9 +132,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", INVALID)
 def test_argument_that_does_not_fit(name, case):
-  changed, error, message = BAD[case]
+  changed, error, message = INVALID[case]
   arguments = {"features": FEATURES, "kernel": KERNEL, "labels": LABELS}
   with pytest.raises(error, match=message):
     HEADS[name](**arguments | changed)
@@ -164,7 +164,7 @@ def test_sparse_targets_have_no_row_stats():
     fused.linear_row_stats(FEATURES, KERNEL, (IDS, HALVES))
 
 
-def test_bad_ids_of_unused_entries_are_no_error():
+def test_invalid_ids_of_unused_entries_are_no_error():
   ids = np.where(np.arange(2) == 1, -100, IDS)
   probabilities = np.where(np.arange(2) == 1, 0, 2 * HALVES)
   labels = LABELS.copy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other heads got wrong, one test each."""
+"""Faults of other linear heads, one test each."""
 
 import functools
 
@@ -87,7 +87,7 @@ def test_one_is_taken_off_the_probability_before_it_is_rounded(mode):
   )
 
 
-def test_confident_loss_is_positive_and_keeps_its_digits():
+def test_confident_loss_is_positive_and_accurate():
   kernel = np.eye(3, dtype=np.float32)
   features = np.float32([[30.0, 0.25, -1.0], [60.0, 0.5, 0.0]])
   loss = fused.linear_loss(
@@ -95,18 +95,18 @@ def test_confident_loss_is_positive_and_keeps_its_digits():
   )
   exact = np.exp(np.float64(features[:, 1:])).sum(-1)
   exact *= np.exp(-np.float64(features[:, 0]))
-  # Rounding the exponent, near 60, costs 60 u; the rest a few u.
+  # Rounding the exponent, near 60, costs 60 half ulp; all else a few.
   np.testing.assert_allclose(loss, exact, rtol=70 * U)
 
 
 def test_square_of_the_target_is_left_out_not_subtracted():
   """Trained heads: a target of 20, the others some thousandths."""
-  rest = np.float32(1e-3) * np.arange(1, 10, dtype=np.float32)
-  kernel = np.concatenate([np.float32([20.0]), rest])[None]
+  others = np.float32(1e-3) * np.arange(1, 10, dtype=np.float32)
+  kernel = np.concatenate([np.float32([20.0]), others])[None]
   stats = fused.linear_row_stats(
     np.ones((1, 1), np.float32), kernel, np.array([0])
   )
-  exact = np.square(np.float64(rest)).sum()
+  exact = np.square(np.float64(others)).sum()
   np.testing.assert_allclose(stats.rest_sq, [exact], rtol=12 * U)
 
 
@@ -136,7 +136,7 @@ def test_backward_products_have_narrow_operands():
     assert found == [("bfloat16", "bfloat16")] * count
 
 
-def test_mean_of_narrow_inputs_has_the_digits_of_float32():
+def test_mean_of_narrow_inputs_is_as_accurate_as_float32():
   rng = np.random.default_rng(2)
   h = jnp.bfloat16(rng.normal(size=(256, 64)))
   w = jnp.bfloat16(rng.normal(size=(64, 1000)) / 8)

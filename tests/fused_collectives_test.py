@@ -56,50 +56,50 @@ SENT_ROWS, SENT_WIDTH = 64, 32
 
 
 @functools.cache
-def sent(whole, mode, shape, classes, wanted):
+def sent(summed, mode, shape, classes, wanted):
   """What the program of a head sends, with its gradients by ``wanted``."""
   mesh = mesh_of(shape)
   rows, width = SENT_ROWS, SENT_WIDTH
   shapes = ((rows, width), (width, classes), (rows,), (rows,))
   dtypes = (np.float32, np.float32, np.int32, np.float32)
-  # Classes that do not divide cannot be spread before the call.
+  # Classes that do not divide cannot be sharded before the call.
   of_kernel = P() if classes % shape[1] else IN_SPECS[1]
   specs = (IN_SPECS[0], of_kernel, *IN_SPECS[2:])
   arguments = [
     jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, spec))
     for s, d, spec in zip(shapes, dtypes, specs, strict=True)
   ]
-  run = functools.partial(head, whole=whole, mode=mode, mesh=mesh, **AXES)
+  run = functools.partial(head, summed=summed, mode=mode, mesh=mesh, **AXES)
   if wanted:
     run = jax.value_and_grad(run, wanted)
   return collectives(heads.jit(run).lower(*arguments).compile().as_text())
 
 
-SPREADS = [((2, 4), 1000), ((8, 1), 1000), ((1, 8), 1000), ((2, 4), 1001)]
+LAYOUTS = [((2, 4), 1000), ((8, 1), 1000), ((1, 8), 1000), ((2, 4), 1001)]
 
 
-@pytest.mark.parametrize(("shape", "classes"), SPREADS, ids=str)
-@pytest.mark.parametrize("whole", [False, True])
-def test_forward_go_the_sums_of_rows(whole, shape, classes):
-  found = sent(whole, None, shape, classes, ())
+@pytest.mark.parametrize(("shape", "classes"), LAYOUTS, ids=str)
+@pytest.mark.parametrize("summed", [False, True])
+def test_forward_pass_sends_the_sums_of_rows(summed, shape, classes):
+  found = sent(summed, None, shape, classes, ())
   assert {kind for kind, _ in found} == {"all-reduce"}
   # The largest logit, and in one message at most five sums a row.
   assert sum(size for _, size in found) <= 6 * SENT_ROWS // shape[0]
 
 
-@pytest.mark.parametrize(("shape", "classes"), SPREADS, ids=str)
-@pytest.mark.parametrize(("mode", "whole"), MODES)
-def test_no_device_gathers_kernel_or_features(mode, whole, shape, classes):
-  """Forward go the sums of rows, backward the gradients; nothing else."""
+@pytest.mark.parametrize(("shape", "classes"), LAYOUTS, ids=str)
+@pytest.mark.parametrize(("mode", "summed"), MODES)
+def test_no_device_gathers_kernel_or_features(mode, summed, shape, classes):
+  """The forward pass sends sums of rows, the backward pass gradients."""
   frozen = mode == "frozen_kernel"
-  every = sent(whole, mode, shape, classes, (0,) if frozen else (0, 1))
+  every = sent(summed, mode, shape, classes, (0,) if frozen else (0, 1))
   reduced = [size for kind, size in every if kind == "all-reduce"]
   others = [sent for sent in every if sent[0] != "all-reduce"]
   here = -(-classes // shape[1])
   of_features = SENT_ROWS // shape[0] * SENT_WIDTH
   of_kernel = 0 if frozen else SENT_WIDTH * here
   assert sum(reduced) <= 6 * SENT_ROWS + of_features + of_kernel
-  # The gradient of a kernel that is not spread is not spread either.
+  # The gradient of a kernel that is not sharded is not sharded either.
   uneven = classes % shape[1] > 0
   whole_kernel = [("all-gather", of_kernel * shape[1])]
   assert others == (whole_kernel if uneven and of_kernel else [])

@@ -95,7 +95,7 @@ def readable(labels=LABELS, layout=None, **changed):
   return _arguments.known_rows(arguments, layout or Layout())[0]
 
 
-def spread():
+def of_processes():
   """An array with parts on other processes, as far as the checks know."""
   array = unittest.mock.Mock(spec=jax.Array)
   array.is_fully_addressable, array.shape = False, FEATURES.shape
@@ -107,7 +107,7 @@ def spread():
 )
 def test_labels_are_not_read_where_an_array_spans_processes(name):
   assert readable()
-  assert not readable(**{name: spread()})
+  assert not readable(**{name: of_processes()})
 
 
 def test_labels_are_not_read_where_the_mesh_spans_processes():

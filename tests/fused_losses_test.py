@@ -9,6 +9,7 @@ import functools
 import cases
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
@@ -353,3 +354,53 @@ def test_numbers_in_a_shard_map_of_the_user():
 
   found, expected = both(*arguments)
   assert_like(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_on_a_mesh_of_explicit_axes():
+  """They may be sharded or not; each gradient is what its number is."""
+  mesh = mesh_of((2, 4), AxisType.Explicit)
+  kernel = np.float32(WIDE[:, :64])
+  modes = ("recompute", "grad_in_forward")
+
+  def head(mode, features, kernel, temperature, margin):
+    return fused.linear_loss_sum(
+      functools.partial(losses.ldr_kl, temperature=temperature, margin=margin),
+      features,
+      kernel,
+      LABELS,
+      weights=COTANGENT,
+      where=KEEP,
+      mode=mode,
+      mesh=mesh,
+      **AXES,
+    )[0]
+
+  def dense(features, kernel, temperature, margin):
+    loss = losses.ldr_kl(
+      features @ kernel, LABELS, temperature=temperature, margin=margin
+    )
+    return loss @ np.float32(WEIGHTS)
+
+  arguments = FEATURES, kernel, np.float32(TEMPERATURE), np.float32(0.7)
+  expected = heads.jit(jax.value_and_grad(dense, (0, 1, 2, 3)))(*arguments)
+
+  @heads.jit
+  def every(*arguments):
+    return [
+      jax.value_and_grad(functools.partial(head, mode), (0, 1, 2, 3))(
+        *arguments
+      )
+      for mode in modes
+    ]
+
+  with jax.set_mesh(mesh):
+    for of_rows in (P("data"), P(None)):
+      specs = (P("data", None), P(None, "vocab"), of_rows, P())
+      placed = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in zip(arguments, specs, strict=True)
+      ]
+      for found in every(*placed):
+        assert_like(found, expected, rtol=1e-4, atol=1e-5)
+        shardings = [jax.typeof(g).sharding.spec for g in found[1]]
+        assert shardings == list(specs)

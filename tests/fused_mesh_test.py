@@ -37,7 +37,14 @@ def test_mesh(shape, classes):
   def every(features, kernel):
     return [
       jax.value_and_grad(head, (0, 1))(
-        features, kernel, labels, WEIGHTS, whole=w, mode=mode, mesh=mesh, **AXES
+        features,
+        kernel,
+        labels,
+        WEIGHTS,
+        summed=w,
+        mode=mode,
+        mesh=mesh,
+        **AXES,
       )
       for mode, w in MODES
     ]
@@ -46,8 +53,8 @@ def test_mesh(shape, classes):
     assert_right(found, kernel, labels, frozen=mode == "frozen_kernel")
 
 
-def test_mesh_of_explicit_axes_takes_what_is_not_spread_yet():
-  """Rows are dropped, weighed by default, and aimed at sparse targets."""
+def test_mesh_of_explicit_axes_takes_what_is_not_sharded_yet():
+  """With dropped rows, default weights and sparse targets."""
   kernel, labels = problem(64)
   mesh = mesh_of((2, 4), AxisType.Explicit)
   where = np.arange(ROWS) % 3 != 0
@@ -92,7 +99,14 @@ def test_mesh_of_explicit_axes_takes_a_kernel_that_is_the_same_everywhere():
   def every(features, kernel):
     return [
       jax.value_and_grad(head, (0, 1))(
-        features, kernel, labels, WEIGHTS, whole=w, mode=mode, mesh=mesh, **AXES
+        features,
+        kernel,
+        labels,
+        WEIGHTS,
+        summed=w,
+        mode=mode,
+        mesh=mesh,
+        **AXES,
       )
       for mode, w in MODES[:3]
     ]
@@ -134,9 +148,9 @@ def test_narrow_bias_of_classes_that_do_not_divide():
 def test_mesh_with_one_axis_named(axis):
   """The other axis of the mesh holds copies, which must not count twice."""
   kernel, labels = problem(64)
-  for mode, whole in (("recompute", False), ("grad_in_forward", True)):
+  for mode, summed in (("recompute", False), ("grad_in_forward", True)):
     run = functools.partial(
-      head, whole=whole, mode=mode, mesh=mesh_of((2, 4)), **{axis: AXES[axis]}
+      head, summed=summed, mode=mode, mesh=mesh_of((2, 4)), **{axis: AXES[axis]}
     )
     found = heads.jit(jax.value_and_grad(run, (0, 1)))(
       FEATURES, kernel, labels, WEIGHTS
@@ -156,7 +170,7 @@ def test_axis_of_several_mesh_axes_and_leading_dimensions():
       kernel,
       labels.reshape(4, 4),
       WEIGHTS.reshape(4, 4),
-      whole=True,
+      summed=True,
       mode=None,
       mesh=mesh,
       batch_axis=("replica", "data"),

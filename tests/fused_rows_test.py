@@ -42,7 +42,7 @@ def test_labels_of_any_integer_dtype(dtype):
     heads.assert_close(head(labels), truth().loss, truth().loss_error)
 
 
-def test_bad_label_is_nan_where_it_cannot_be_read():
+def test_invalid_label_is_nan_where_it_cannot_be_read():
   labels = np.where(np.arange(ROWS) == 2, -1, LABELS)
   where = np.ones(ROWS, bool)
 
@@ -50,27 +50,27 @@ def test_bad_label_is_nan_where_it_cannot_be_read():
   def traced(h, labels, where):
     return fused.linear_loss(losses.squentropy, h, KERNEL, labels, where=where)
 
-  bad = np.isnan(traced(FEATURES, labels, where))
-  np.testing.assert_array_equal(bad, np.arange(ROWS) == 2)
+  invalid = np.isnan(traced(FEATURES, labels, where))
+  np.testing.assert_array_equal(invalid, np.arange(ROWS) == 2)
   gradient = jax.grad(lambda h: traced(h, labels, where).sum())(FEATURES)
-  np.testing.assert_array_equal(np.isnan(gradient).all(-1), bad)
+  np.testing.assert_array_equal(np.isnan(gradient).all(-1), invalid)
   # Too large for int32, and not class 0 for that.
   wide = np.where(np.arange(ROWS) == 2, 2**32, LABELS)
   loss = losses.squentropy
-  bad = jax.jit(
+  invalid = jax.jit(
     lambda k: fused.linear_loss(loss, FEATURES, KERNEL, wide, where=k)
   )(where)
-  bad = np.isnan(bad)
-  np.testing.assert_array_equal(bad, np.arange(ROWS) == 2)
+  invalid = np.isnan(invalid)
+  np.testing.assert_array_equal(invalid, np.arange(ROWS) == 2)
 
 
-@pytest.mark.parametrize("bad", [-1, CLASSES])
-def test_bad_id_of_a_pair_is_nan_where_it_cannot_be_read(bad):
+@pytest.mark.parametrize("invalid", [-1, CLASSES])
+def test_invalid_id_of_a_pair_is_nan_where_it_cannot_be_read(invalid):
   """Also next to a valid id that it is clipped to, and with little weight."""
   ids = np.stack([LABELS, (LABELS + 3) % CLASSES, LABELS], -1)
-  ids[2] = bad, int(np.clip(bad, 0, CLASSES - 1)), 4
-  ids[3] = 1, bad, 1
-  ids[4, 1] = bad
+  ids[2] = invalid, int(np.clip(invalid, 0, CLASSES - 1)), 4
+  ids[3] = 1, invalid, 1
+  ids[4, 1] = invalid
   probabilities = np.float32([[0.25, 0.5, 0.25]] * ROWS)
   probabilities[2, 0] = 1e-30
   probabilities[4] = 0.5, 0, 0.5
@@ -201,7 +201,7 @@ def test_leading_batch_dimensions():
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_one_class(rows):
-  """Compiled: as a constant, the tile of the rest has met other rules."""
+  """Compiled: as a constant, the empty tile would take other rules of XLA."""
 
   @jax.jit
   def head(h):
@@ -362,9 +362,9 @@ def test_sums_of_micro_batches_add_up():
     run = jax.value_and_grad(head, has_aux=True)
     return [run(w, slice(*ends)) for ends in ((None,), (0, 2), (2, None))]
 
-  whole, *parts = every(KERNEL)
+  at_once, *parts = every(KERNEL)
   added = jax.tree.map(jnp.add, *parts)
   for one, other in zip(
-    jax.tree.leaves(whole), jax.tree.leaves(added), strict=True
+    jax.tree.leaves(at_once), jax.tree.leaves(added), strict=True
   ):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

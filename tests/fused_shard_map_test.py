@@ -32,9 +32,9 @@ def test_shard_map_of_the_user(kind):
   kernel, labels = problem(64)
   mesh = mesh_of((2, 4), kind)
 
-  def run(mode, whole, arguments):
+  def run(mode, summed, arguments):
     def local(*arguments):
-      total = head(*arguments, whole=whole, mode=mode, **AXES)
+      total = head(*arguments, summed=summed, mode=mode, **AXES)
       return jax.lax.psum(total, "data")
 
     def inside(features, kernel, *rest):
@@ -48,7 +48,7 @@ def test_shard_map_of_the_user(kind):
 
   @heads.jit
   def every(*arguments):
-    return [run(mode, whole, arguments) for mode, whole in MODES]
+    return [run(mode, summed, arguments) for mode, summed in MODES]
 
   with jax.set_mesh(mesh):
     arguments = [
@@ -152,7 +152,7 @@ def test_sum_is_local_inside_a_shard_map_and_global_around_one():
   np.testing.assert_array_equal(count, np.full(8, 2.0))
   exact = heads.truth("squentropy", FEATURES, kernel, labels)
   np.testing.assert_allclose(total, exact.loss.reshape(8, 2).sum(-1), rtol=1e-5)
-  whole, count = fused.linear_loss_sum(
+  total, count = fused.linear_loss_sum(
     losses.squentropy,
     FEATURES,
     kernel,
@@ -161,13 +161,13 @@ def test_sum_is_local_inside_a_shard_map_and_global_around_one():
     batch_axis="data",
   )
   assert count == 16.0
-  np.testing.assert_allclose(whole, exact.loss.sum(), rtol=1e-5)
+  np.testing.assert_allclose(total, exact.loss.sum(), rtol=1e-5)
 
 
 def test_shard_map_that_cannot_be_seen_into_is_refused():
   kernel, labels = problem(64)
   mesh = mesh_of((2, 4))
-  run = functools.partial(head, whole=True, mode=None, **AXES)
+  run = functools.partial(head, summed=True, mode=None, **AXES)
 
   def mapped(**settings):
     jax.shard_map(run, mesh=mesh, out_specs=P(), **settings)(
@@ -176,6 +176,6 @@ def test_shard_map_that_cannot_be_seen_into_is_refused():
 
   with pytest.raises(ValueError, match="Leave check_vma on"):
     mapped(in_specs=IN_SPECS, check_vma=False)
-  whole_kernel = (IN_SPECS[0], P(), *IN_SPECS[2:])
+  replicated_kernel = (IN_SPECS[0], P(), *IN_SPECS[2:])
   with pytest.raises(ValueError, match="must be split over vocab_axis"):
-    mapped(in_specs=whole_kernel)
+    mapped(in_specs=replicated_kernel)

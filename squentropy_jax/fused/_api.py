@@ -171,7 +171,7 @@ def linear_loss(
     memory_budget: Bytes of temporary memory on each device. The tiles shrink
       until they fit, down to a smallest tile. The default is one and a half
       times the size of the two gradients in float32, and at least 16 MiB.
-    label_smoothing: Share of the target that is spread over all possible
+    label_smoothing: Share of the target that is distributed over all possible
       classes. It is exact, for losses that declare ``uniform``:
       ``cross_entropy``, ``squentropy`` and ``rescaled_square``.
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from squentropy_jax._core import checks, varying
+from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
 from squentropy_jax.fused import _loss, _plan
 from squentropy_jax.fused._loss import HeadLoss, Numbers
-from squentropy_jax.fused._mesh import Layout
+from squentropy_jax.fused._mesh import Layout, checked_layout
 from squentropy_jax.fused._rules import Call
 from squentropy_jax.fused._tiles import Arrays, Head
 
@@ -130,79 +130,6 @@ def _weights(weights: Any, batch: tuple[int, ...]) -> Any:
     )
   checks.check_real("weights", array)
   return array
-
-
-def _axis_names(name: str, axis: Any) -> tuple[str, ...]:
-  names = () if axis is None else (axis,) if isinstance(axis, str) else axis
-  if not all(isinstance(n, str) for n in names):
-    raise TypeError(
-      f"{name} must be the name of a mesh axis, or a tuple of names, got "
-      f"{axis!r}."
-    )
-  return tuple(names)
-
-
-def _layout(
-  mesh: Mesh | None,
-  batch_axis: Any,
-  vocab_axis: Any,
-  features: Any,
-  kernel: Any,
-) -> Layout:
-  if not isinstance(mesh, Mesh | None):
-    raise TypeError(
-      f"mesh must be a jax.sharding.Mesh, got {mesh!r}. Make one with "
-      "jax.make_mesh."
-    )
-  layout = Layout(
-    mesh,
-    _axis_names("batch_axis", batch_axis),
-    _axis_names("vocab_axis", vocab_axis),
-  )
-  both = layout.batch_axis + layout.vocab_axis
-  if len(set(both)) < len(both):
-    raise ValueError(
-      f"batch_axis {batch_axis!r} and vocab_axis {vocab_axis!r} must be "
-      "different axes."
-    )
-  if mesh is not None:
-    unknown = [name for name in both if name not in mesh.axis_names]
-    if unknown or not both:
-      raise ValueError(
-        "with a mesh, batch_axis or vocab_axis must name axes of it, which are "
-        f"{mesh.axis_names}, got {batch_axis!r} and {vocab_axis!r}."
-      )
-    shards = layout.shards(layout.batch_axis)
-    if layout.batch_axis and (features.ndim < 2 or features.shape[0] % shards):
-      raise ValueError(
-        f"features must have a first axis of rows that the {shards} devices of "
-        f"batch_axis {batch_axis!r} divide, got {features.shape}. Add rows and "
-        "drop them with where=."
-      )
-    return layout
-  bound = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
-  if not bound >= set(both):
-    raise ValueError(
-      f"batch_axis {batch_axis!r} and vocab_axis {vocab_axis!r} must be axes "
-      f"of a jax.shard_map around the call, which has {sorted(bound)}. Pass "
-      "the mesh with mesh= outside a shard_map."
-    )
-  for name, array in (("features", features), ("kernel", kernel)):
-    if checks.explicit_sharding(array) is not None:
-      raise ValueError(
-        f"{name} is sharded, {jax.typeof(array)}, and each device would gather "
-        "it. Pass mesh=, batch_axis= and vocab_axis=."
-      )
-  vocab = set(layout.vocab_axis)
-  if not vocab <= varying.axes_of(kernel) or vocab & varying.axes_of(features):
-    raise ValueError(
-      f"inside shard_map the kernel must be split over vocab_axis "
-      f"{vocab_axis!r} and the features must not be, got kernel "
-      f"{jax.typeof(kernel)} and features {jax.typeof(features)}. Leave "
-      "check_vma on: without it JAX does not know how arrays are split, and "
-      "gradients are wrong."
-    )
-  return layout
 
 
 def known_rows(
@@ -328,7 +255,7 @@ def checked(
     None if where is None else _where(where, batch),
     None if weights is None else _weights(weights, batch),
   )
-  layout = _layout(mesh, batch_axis, vocab_axis, features, kernel)
+  layout = checked_layout(mesh, batch_axis, vocab_axis, features, kernel)
   if mesh is None and layout.vocab_axis:
     num_classes *= jax.lax.axis_size(layout.vocab_axis)
   readable, keep = known_rows(arguments, layout)

@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-from squentropy_jax._core import varying
+from squentropy_jax._core import checks, varying
 from squentropy_jax._core.class_sums import ClassSums, no_classes, rescaled
 from squentropy_jax.fused._tiles import Arrays, Head, RowSums
 
@@ -24,7 +24,7 @@ def _padded(spec: PartitionSpec, rank: int) -> PartitionSpec:
 
 
 class Layout(NamedTuple):
-  """How rows and classes are spread.
+  """How rows and classes are sharded.
 
   Attributes:
     mesh: The mesh to make a shard_map on, or None.
@@ -62,13 +62,13 @@ class Layout(NamedTuple):
     }
 
   def shards(self, axes: tuple[str, ...]) -> int:
-    """Over how many devices the mesh spreads what goes along some axes."""
+    """The number of devices that these mesh axes shard over."""
     sizes = [self.mesh.shape[a] for a in axes] if self.mesh is not None else []
     return math.prod(sizes)
 
   @property
   def is_explicit(self) -> bool:
-    """Whether the types of arrays say how the mesh spreads them."""
+    """Whether the types of arrays name their sharding."""
     mesh = self.mesh
     return mesh is not None and AxisType.Explicit in mesh.axis_types
 
@@ -80,7 +80,7 @@ class Layout(NamedTuple):
     return any(device.process_index != here for device in devices)
 
   def place(self, array: Any, spec: PartitionSpec) -> Any:
-    """The array as the mesh spreads it, where types of arrays say how."""
+    """The array, resharded where the types of arrays name their sharding."""
     if not self.is_explicit:
       return array
     assert self.mesh is not None
@@ -105,6 +105,80 @@ class Layout(NamedTuple):
     return jax.shard_map(
       function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs
     )
+
+
+def _axis_names(name: str, axis: Any) -> tuple[str, ...]:
+  names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+  if not all(isinstance(n, str) for n in names):
+    raise TypeError(
+      f"{name} must be the name of a mesh axis, or a tuple of names, got "
+      f"{axis!r}."
+    )
+  return tuple(names)
+
+
+def checked_layout(
+  mesh: Mesh | None,
+  batch_axis: Any,
+  vocab_axis: Any,
+  features: Any,
+  kernel: Any,
+) -> Layout:
+  """The layout that the arguments name, or an error that says what is wrong."""
+  if not isinstance(mesh, Mesh | None):
+    raise TypeError(
+      f"mesh must be a jax.sharding.Mesh, got {mesh!r}. Make one with "
+      "jax.make_mesh."
+    )
+  layout = Layout(
+    mesh,
+    _axis_names("batch_axis", batch_axis),
+    _axis_names("vocab_axis", vocab_axis),
+  )
+  both = layout.batch_axis + layout.vocab_axis
+  if len(set(both)) < len(both):
+    raise ValueError(
+      f"batch_axis {batch_axis!r} and vocab_axis {vocab_axis!r} must be "
+      "different axes."
+    )
+  if mesh is not None:
+    unknown = [name for name in both if name not in mesh.axis_names]
+    if unknown or not both:
+      raise ValueError(
+        "with a mesh, batch_axis or vocab_axis must name axes of it, which are "
+        f"{mesh.axis_names}, got {batch_axis!r} and {vocab_axis!r}."
+      )
+    shards = layout.shards(layout.batch_axis)
+    if layout.batch_axis and (features.ndim < 2 or features.shape[0] % shards):
+      raise ValueError(
+        f"features must have a first axis of rows that the {shards} devices of "
+        f"batch_axis {batch_axis!r} divide, got {features.shape}. Add rows and "
+        "drop them with where=."
+      )
+    return layout
+  bound = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+  if not bound >= set(both):
+    raise ValueError(
+      f"batch_axis {batch_axis!r} and vocab_axis {vocab_axis!r} must be axes "
+      f"of a jax.shard_map around the call, which has {sorted(bound)}. Pass "
+      "the mesh with mesh= outside a shard_map."
+    )
+  for name, array in (("features", features), ("kernel", kernel)):
+    if checks.explicit_sharding(array) is not None:
+      raise ValueError(
+        f"{name} is sharded, {jax.typeof(array)}, and each device would gather "
+        "it. Pass mesh=, batch_axis= and vocab_axis=."
+      )
+  vocab = set(layout.vocab_axis)
+  if not vocab <= varying.axes_of(kernel) or vocab & varying.axes_of(features):
+    raise ValueError(
+      f"inside shard_map the kernel must be split over vocab_axis "
+      f"{vocab_axis!r} and the features must not be, got kernel "
+      f"{jax.typeof(kernel)} and features {jax.typeof(features)}. Leave "
+      "check_vma on: without it JAX does not know how arrays are split, and "
+      "gradients are wrong."
+    )
+  return layout
 
 
 def first_class(layout: Layout, head: Head, arrays: Arrays) -> jax.Array | int:

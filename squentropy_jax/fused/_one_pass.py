@@ -48,7 +48,7 @@ def gradient_in_forward(
   total = _xla.num_classes(head, arrays)
 
   def over_a_block(carry, block):
-    whole, extra = carry
+    by_classes, extra = carry
     of_head, some_rows = block
     some, some_ids = _xla.with_rows(arrays, of_head), of_head.ids
     found, _, tiles = _xla.sums_of_rows(
@@ -65,33 +65,33 @@ def gradient_in_forward(
     def over_classes(carry, start, width, z):
       part = _xla.classes_of(head, some, start, width)
       g = _tiles.cotangent(head, part, z, sums, cotangents, some_ids, start)
-      whole, by_rows = carry
+      by_classes, by_rows = carry
       # What is written once need not be read.
       old = _xla.zeros_like(part, wanted - of_rows, axes)
       if not one_block:
-        old = _xla.cut_classes(head, whole, start, width)
+        old = _xla.cut_classes(head, by_classes, start, width)
       new = _xla.add_products(head, old | by_rows, g, part)
-      whole = _xla.put_classes(head, whole, new, start)
-      return (whole, {n: new[n] for n in by_rows}), None
+      by_classes = _xla.put_classes(head, by_classes, new, start)
+      return (by_classes, {n: new[n] for n in by_rows}), None
 
-    (whole, by_rows), _ = _blocks.over_blocks(
+    (by_classes, by_rows), _ = _blocks.over_blocks(
       over_classes,
-      (whole, _xla.zeros_like(some, of_rows, axes)),
+      (by_classes, _xla.zeros_like(some, of_rows, axes)),
       total,
       blocks.classes,
       tiles,
     )
     extra = jax.tree.map(jnp.add, extra, more)
-    return (whole, extra), (by_rows, y)
+    return (by_classes, extra), (by_rows, y)
 
-  whole = _xla.zeros_like(
+  by_classes = _xla.zeros_like(
     arrays, wanted - of_rows, axes, kernel_dtype if one_block else None
   )
   of_head = _xla.Rows(arrays.features, arrays.factor, ids)
-  (whole, extra), (by_rows, ys) = _blocks.over_rows(
-    over_a_block, (whole, extra), (of_head, rows), blocks.rows
+  (by_classes, extra), (by_rows, ys) = _blocks.over_rows(
+    over_a_block, (by_classes, extra), (of_head, rows), blocks.rows
   )
-  return whole | by_rows, ys, extra
+  return by_classes | by_rows, ys, extra
 
 
 def frozen_sums(

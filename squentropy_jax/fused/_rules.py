@@ -48,7 +48,7 @@ class Call(NamedTuple):
 
   Attributes:
     head: The head and what its loss reads.
-    layout: How it is spread over devices.
+    layout: How it is sharded over devices.
     mode: The mode asked for, or None.
     budget: Bytes of temporary memory on each device, or None.
   """
@@ -139,7 +139,7 @@ def like(gradient: Gradient, arrays: Arrays) -> Gradient:
 
 
 def specs(call: Call, arrays: Arrays) -> Arrays:
-  """How the arrays are spread."""
+  """How the arrays are sharded."""
   by_name = call.layout.by_name(call.head.class_axis)
   return Arrays._make(
     None if x is None else by_name[name] for name, x in arrays._asdict().items()
@@ -149,7 +149,7 @@ def specs(call: Call, arrays: Arrays) -> Arrays:
 def gradient_specs(
   call: Call, wanted: frozenset[str]
 ) -> dict[str, PartitionSpec]:
-  """How the gradients of what is wanted are spread."""
+  """How the gradients of what is wanted are sharded."""
   by_name = call.layout.by_name(call.head.class_axis)
   return {name: by_name[name] for name in sorted(wanted)}
 
@@ -314,20 +314,20 @@ def _rule(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
       wanted = frozenset({"features"}) | (wanted & {"factor"})
     out = run_forward(call, mode, arrays, ids)
     notes = _residuals.note(wanted | {mode}, (*Arrays._fields, "frozen_kernel"))
-    kept = out._replace(
+    saved = out._replace(
       by_features=_residuals.filled(out.by_features, call.head.sums)
     )
-    return (out.sums.classes, out.num_classes), (arrays, ids, kept, notes)
+    return (out.sums.classes, out.num_classes), (arrays, ids, saved, notes)
 
   def backward(call, residuals, cotangent):
-    arrays, ids, kept, notes = residuals
+    arrays, ids, saved, notes = residuals
     chosen = _residuals.noted(notes)
     wanted = chosen - {"frozen_kernel"}
     mode = "frozen_kernel" if chosen - wanted else "recompute"
     if mode == "recompute":
-      kept = kept._replace(by_features={})
-    cotangents = _cotangents(call.head, cotangent[0], kept.sums.classes)
-    gradient = _run_backward(call, mode, wanted, arrays, ids, kept, cotangents)
+      saved = saved._replace(by_features={})
+    cotangents = _cotangents(call.head, cotangent[0], saved.sums.classes)
+    gradient = _run_backward(call, mode, wanted, arrays, ids, saved, cotangents)
     return _residuals.as_cotangent(gradient), None
 
   sums_of.defvjp(forward, backward, symbolic_zeros=symbolic)

@@ -61,7 +61,7 @@ def cut_classes(
 def put_classes(
   head: Head, gradient: Gradient, part: Gradient, start: jax.Array | int
 ) -> Gradient:
-  """The inverse of `cut_classes`, rounding to the dtypes of the whole."""
+  """The inverse of `cut_classes`; ``part`` is cast to the gradient's dtypes."""
   return gradient | {
     name: lax.dynamic_update_slice_in_dim(
       gradient[name], part[name].astype(gradient[name].dtype), start, axis
@@ -194,9 +194,9 @@ def recomputed_gradient(
   cotangents = target_by_products(head, arrays, sums, cotangents)
   every_row = Rows(arrays.features, arrays.factor, ids), sums, cotangents
 
-  def over_classes(whole, start, width, _):
+  def over_classes(gradient, start, width, _):
     part = classes_of(head, arrays, start, width)
-    of_rows = {n: g for n, g in whole.items() if n == "features"}
+    of_rows = {n: g for n, g in gradient.items() if n == "features"}
     of_classes = zeros_like(part, wanted - {"features"}, axes)
 
     def over_rows(carry, row, height, _):
@@ -222,8 +222,8 @@ def recomputed_gradient(
       arrays.features.shape[0],
       blocks.rows,
     )
-    return put_classes(head, whole | of_rows, of_classes, start), None
+    return put_classes(head, gradient | of_rows, of_classes, start), None
 
-  whole = zeros_like(arrays, wanted, axes, kernel_dtype)
+  gradient = zeros_like(arrays, wanted, axes, kernel_dtype)
   total = num_classes(head, arrays)
-  return _blocks.over_blocks(over_classes, whole, total, blocks.classes)[0]
+  return _blocks.over_blocks(over_classes, gradient, total, blocks.classes)[0]

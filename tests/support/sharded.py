@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A problem for heads whose rows and classes are spread over eight devices."""
+"""A problem for heads whose rows and classes are sharded over eight devices."""
 
 import functools
 from typing import Any
@@ -64,13 +64,13 @@ def head(
   labels: Any,
   weights: Any,
   *,
-  whole: bool,
+  summed: bool,
   mode: str | None,
   **settings: Any,
 ) -> jax.Array:
   """The weighted sum, by `linear_loss_sum` or by `linear_loss`."""
   loss = losses.squentropy
-  if whole:
+  if summed:
     return fused.linear_loss_sum(
       loss, features, kernel, labels, weights=weights, mode=mode, **settings
     )[0]
