@@ -95,9 +95,7 @@ def _in_strips(axis: int, reads: Reads, save: bool) -> Callable[..., Sums]:
   """The form for CPUs; under `jax.vmap` it takes a batch of more axes."""
 
   @jax.custom_batching.custom_vmap
-  def form(
-    logits: jax.Array, ids: jax.Array, keep: jax.Array | None
-  ) -> Sums:
+  def form(logits: jax.Array, ids: jax.Array, keep: jax.Array | None) -> Sums:
     sums, saved = strips.class_sums(
       logits, ids, keep, axis=axis, reads=reads, save=save
     )
