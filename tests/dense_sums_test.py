@@ -59,7 +59,7 @@ def patterns(num_classes):
     holes[1, np.arange(num_classes) != labels[1]] = -np.inf
     yield "impossible classes", holes, labels
     huge = logits.copy()
-    huge[0, 1], huge[1, (labels[1] + 1) % num_classes] = 1e18, -3e38
+    huge[0, 1], huge[1, (labels[1] + 1) % num_classes] = 1e18, -2e38
     yield "huge", huge, labels
 
 
@@ -155,8 +155,12 @@ def check_gradient(gradient, sums, logits, labels, reads):
     assert (np.abs(np.float64(gradient[i]) - want) <= bound + tiny).all()
 
 
-@pytest.mark.parametrize("num_classes", SIZES)
-@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize(
+  ("reads", "num_classes"),
+  [("all", size) for size in SIZES]
+  + [("no max", size) for size in (1, 10, 33, 1009)]
+  + [("no exp", size) for size in (10, 100)],
+)
 def test_sums_and_gradient(reads, num_classes):
   fields = READS[reads]
   value, gradient = plain(fields), weighted(fields)
@@ -212,7 +216,7 @@ def test_the_exponential():
   error = np.abs(actual - truth) / np.spacing(np.float32(truth))
   assert error.max() <= 1.01
   # Below, 0 is reached late enough; nothing is ever in range by mistake.
-  z = np.float32([-108.0, -110.0, -140.0, -1e4, -1e30, -np.inf, np.nan])
+  z = np.float32([-108.0, -109.0, -140.0, -1e4, -1e30, -np.inf, np.nan])
   actual = np.asarray(jax.jit(strips.exp_times_power)(z))
   np.testing.assert_allclose(
     actual[:2], np.exp(np.float64(z[:2])) * 2.0**strips._POWER, rtol=2e-7
@@ -266,8 +270,10 @@ def test_narrow_logits_are_widened(num_classes, dtype):
     np.testing.assert_array_equal(slope, wide_slope.astype(dtype))
 
 
-@pytest.mark.parametrize("num_classes", [10, 100])
-@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize(
+  ("reads", "num_classes"),
+  [("all", 10), ("no max", 10), ("no exp", 10), ("all", 100)],
+)
 def test_dropped_rows_are_not_seen(reads, num_classes):
   logits, labels = batch(num_classes)
   keep = np.arange(4) != 2

@@ -162,7 +162,9 @@ class _Rows:
     save: bool,
   ) -> None:
     self.z, self.ids, self.keep = z, ids, keep
-    self.reads, self.save = reads, save
+    self.reads = reads
+    # Where classes are few, computing them again is faster than storing them.
+    self.save = save and z.shape[1] > _FEW
     self.strips = _Strips(z, ids)
     self.names = [name for name in SUMS if name in reads]
     self.relative = bool(reads & RELATIVE)
@@ -205,7 +207,7 @@ class _Rows:
     """The sums of finite logits whose exponentials need no shift.
 
     ``exps`` are the exponentials times ``2**_POWER`` if they are saved,
-    ``total`` is their sum.
+    ``total`` is the sum of the exponentials.
     """
     sums = no_classes(self.target, self.zero)._replace(
       num_others=self.zero + (self.z.shape[1] - 1)
@@ -214,7 +216,6 @@ class _Rows:
     if "max" in self.reads:
       sums = sums._replace(max=self.largest())
     if total is not None:
-      total *= 2.0**-_POWER
       if "max" not in self.reads:
         # Any shift near it will do.
         sums = sums._replace(max=jnp.log(total))
@@ -282,9 +283,11 @@ class _Rows:
         total = _sum_all(exps)
       else:
         total = self.strips.join(lambda z, _: exp_times_power(z))
-      in_range = (total >= 2.0 ** (_POWER + _LOWEST)) & (
-        total <= 2.0 ** (_POWER + _HIGHEST)
-      )
+      # XLA repeats a chain of additions for each use of its result, but not a
+      # division. The ids are never negative, which XLA does not know.
+      power = jnp.where(self.ids < 0, 1.0, 2.0**_POWER)
+      total = total / power.astype(self.strips.dtype)
+      in_range = (total >= 2.0**_LOWEST) & (total <= 2.0**_HIGHEST)
       is_ordinary = self.every(in_range)
       out = self.ordinary(exps, total)
     elif self.names:
@@ -328,6 +331,10 @@ def class_sums(
     save,
   )
   sums, exps, scale = rows.evaluate()
+  if save and not rows.save and rows.relative:
+    z = rows.z.astype(sums.max.dtype)
+    exps = rows.masked(jnp.exp(z - shift_of(sums.max)))
+    scale = jnp.ones_like(sums.max)
   max_id = None
   if save and "max" in reads:
     max_id = rows.first(sums.max).reshape(batch)
