@@ -23,7 +23,6 @@ from rich.table import Table
 from benchmarks import runner
 import squentropy_jax
 from squentropy_jax import losses
-from squentropy_jax.losses import _catalogue
 
 # The shape of the logits and the class axis.
 SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
@@ -49,6 +48,10 @@ PEER = "optax cross-entropy"
 REQUIRED = {"bi_tempered_logistic": {"t1": 0.8, "t2": 1.2}}
 
 
+def _names_with(attribute: str) -> list[str]:
+  return [n for n in dir(losses) if hasattr(getattr(losses, n), attribute)]
+
+
 def mean_of(loss: Callable[..., jax.Array], **arguments: Any) -> Any:
   """The batch mean of a loss, as a function of logits and labels."""
   return lambda z, y: loss(z, y, **arguments).mean()
@@ -66,36 +69,6 @@ def with_class_mask(axis: int) -> Callable[..., jax.Array]:
   return mean
 
 
-<<<<<<< HEAD
-def _names_with(attribute: str) -> list[str]:
-  names = [entry.name for entry in _catalogue.CATALOGUE]
-  return [name for name in names if hasattr(getattr(losses, name), attribute)]
-
-
-def variants(shape: tuple[int, int]) -> dict[str, Callable[..., jax.Array]]:
-  """Means over the batch, of ``(logits, labels)``."""
-  squentropy = squentropy_jax.squentropy
-  names = ["squentropy", "cross_entropy", "rescaled_square"]
-  # Every loss of class ids has a row, at the smallest shape; every row loss
-  # one at a large shape as well.
-  if shape == SHAPES["ImageNet head"]:
-    names = _names_with("log_probs")
-  elif shape == SHAPES["32k vocabulary"]:
-    names = _names_with("row")
-  return (
-    {PEER: mean_of(optax.softmax_cross_entropy_with_integer_labels)}
-    | {
-      name: mean_of(getattr(losses, name), **REQUIRED.get(name, {}))
-      for name in names
-    }
-    | {
-      "squentropy, batch mask": mean_of(
-        squentropy, where=jnp.arange(shape[0]) < shape[0] - 1
-      ),
-      "squentropy, class mask": with_class_mask,
-      "squentropy, vmap": mean_of(jax.vmap(squentropy)),
-    }
-=======
 def variants(
   shape: tuple[int, ...], axis: int
 ) -> dict[str, Callable[..., jax.Array]]:
@@ -105,9 +78,9 @@ def variants(
   # Every loss of class ids has a row at one small shape, and every row loss at
   # a large shape as well.
   if shape == SHAPES["ImageNet head"][0]:
-    names = [row.name for row in _table.TABLE if row.class_ids]
+    names = _names_with("log_probs")
   elif shape == SHAPES["32k vocabulary"][0]:
-    names = [row.name for row in _table.TABLE if row.row_form]
+    names = _names_with("row")
   batch = list(shape)
   batch.pop(axis)
   keep = jnp.arange(math.prod(batch)).reshape(batch) > 0
@@ -119,7 +92,6 @@ def variants(
     functions[name] = mean_of(getattr(losses, name), axis=axis, **arguments)
   functions["squentropy, batch mask"] = mean_of(
     squentropy, axis=axis, where=keep
->>>>>>> w-dense
   )
   functions["cross_entropy, batch mask"] = mean_of(
     losses.cross_entropy, axis=axis, where=keep

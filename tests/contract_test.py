@@ -122,7 +122,7 @@ def gradients_close(actual, expected):
 
 
 def size_of(case, logits, labels, **hyperparameters):
-  """What the rounding errors of a loss are relative to, the loss itself or terms."""
+  """What rounding errors are relative to: the loss itself, or its terms."""
   sized = case if case.size is None else case._replace(reference=case.size)
   return np.abs(reference(sized, logits, labels, **hyperparameters))
 
