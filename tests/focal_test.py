@@ -35,7 +35,8 @@ def test_an_exponent_or_weight_of_0_is_cross_entropy():
     functools.partial(losses.dual_focal, gamma=0.0),
     functools.partial(losses.poly1, epsilon=0.0),
   ):
-    np.testing.assert_array_equal(loss(LOGITS, LABELS), entropy)
+    # A distribution loss sums a row in another order than a row loss.
+    np.testing.assert_allclose(loss(LOGITS, LABELS), entropy, rtol=2 * EPS)
     # Also where the base of the power is 0.
     gradient = jax.grad(loss)(jnp.array([200.0, 0.0]), 0)
     np.testing.assert_allclose(gradient, [0, 0], atol=1e-30)

@@ -2,8 +2,8 @@
 """True losses to 200 digits, from the papers' formulas; writes the table.
 
 ``python tests/support/references.py`` writes tests/data/references.json,
-which `accuracy_test` compares with. Inputs and outputs are hexadecimal floats, so
-that they are exact. Long rows are given by the recipe in `row_of`.
+which `accuracy_test` compares with. Inputs and outputs are hexadecimal floats,
+so that they are exact. Long rows are given by the recipe in `row_of`.
 """
 
 import json
