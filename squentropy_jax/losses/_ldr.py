@@ -46,7 +46,7 @@ def _ldr_kl(
   soft_max = softplus(stats.log_odds + margin / temperature)
   # The transform sets a target that overflows to the least finite number.
   overflow = stats.target <= float(jnp.finfo(soft_max.dtype).min)
-  soft_max = jnp.where(overflow, jnp.inf, soft_max)
+  soft_max += jnp.where(overflow, jnp.inf, 0.0).astype(soft_max.dtype)
   return temperature * (soft_max - jnp.log(stats.num_classes))
 
 
