@@ -137,7 +137,11 @@ class _Strips:
       total = jnp.where(is_out, total, joined)
     if self.width == 1:
       return total
-    reduction = {jnp.add: jnp.sum, jnp.maximum: jnp.max, jnp.minimum: jnp.min}
+    reduction: dict[Any, Callable[..., jax.Array]] = {
+      jnp.add: jnp.sum,
+      jnp.maximum: jnp.max,
+      jnp.minimum: jnp.min,
+    }
     return reduction[operation](total, axis=1, keepdims=True)
 
 
@@ -231,6 +235,7 @@ class _Rows:
     for name in self.names:
       rule = SUMS[name]
       if name == "sum_exp":
+        assert total is not None
         field = total * jnp.exp(-sums.max)
       else:
         arrays = (exps,) if rule.relative and exps is not None else ()
