@@ -32,7 +32,7 @@ from squentropy_jax._core.class_sums import (
 # Up to so many classes every class is a strip of its own.
 _FEW = 32
 # Fewer strips are faster, more of them take less memory.
-_STRIPS, _STRIPS_OF_MANY, _MANY = 8, 32, 16384
+_STRIPS, _STRIPS_OF_MANY, _MANY = 8, 40, 16384
 # The exponentials are multiplied by this power of 2, so that none underflows
 # whose share of the sum is a normal number.
 _POWER = 32
