@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Every command makes the environment it needs on first use: with uv where it
-# is present, else with venv and pip, from the same hash-pinned files.
+# Each command makes the environment that it needs on first use. It installs the
+# hash-pinned files in requirements/ with uv if uv is installed, else with pip.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -8,73 +8,83 @@ SHELL := /bin/sh
 .PHONY: help demo test test-full test-compile test-newest \
   lint types benchmark replicate pins
 
-# Only a package registry may be reachable, so uv must not fetch interpreters.
+VENV := .venv
+COMPILE := .venv-compile
+NEWEST := .venv-newest
+PY := $(VENV)/bin/python
+
+# uv must not download interpreters: only a package registry may be reachable.
 export UV_PYTHON_DOWNLOADS := never
-# Trust what the machine trusts, as pip does.
+# uv trusts the certificates of the machine, as pip does.
 export UV_SYSTEM_CERTS := 1
-# An active environment or a search path of the caller's must not leak in.
+# The caller's active environment and search path must not leak in.
 unexport PYTHONPATH
 unexport VIRTUAL_ENV
 
-VENV := .venv
-PY := $(VENV)/bin/python
-NEWEST := .venv-newest
-COMPILE := .venv-compile
+# $(call create,FOLDER,PYTHON) makes an environment.
+# $(call install,FOLDER) ARGUMENTS installs packages into it.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
-
-# The first of some commands that runs (a version shim may not) and is Python
-# 3.$(1) or newer. Without uv it must have ensurepip, packaged apart on Debian.
-find = $(shell for python in $(2); do $$python -c 'import sys \
-  $(if $(UV),,; import ensurepip, venv); \
-  sys.version_info >= (3, $(1)) and print(sys.executable)' 2>/dev/null \
-  | grep . && break; done)
-PYTHON = $(call find,11,python3.13 python3.12 python3.11 python3 python)
-NEWEST_PYTHON = $(call find,12,python3.14 python3.13 python3.12 python3 python \
-  $(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.*/bin/python3 \
-    2>/dev/null | sort -rV))
-
-# $(call create,FOLDER,PYTHON); $(call install,FOLDER) ARGUMENTS
 ifdef UV
 create = uv venv --quiet --clear --python $(2) $(1)
 install = uv pip install --quiet --python $(1)/bin/python
+modules = sys
 else
 create = $(2) -m venv --clear $(1)
 install = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
+# Debian packages ensurepip separately, and venv does not work without it.
+modules = sys, ensurepip
 endif
-# The package itself, from the checkout: setuptools is there, nothing is fetched.
+# The checkout itself, built with the setuptools of the environment.
 editable = --no-deps --no-build-isolation --editable .
 
+# The first command that runs and is Python 3.MINIMUM or newer. A command may be
+# a version manager's placeholder, which does not run.
+MINIMUM := 11
+PYTHON = $(shell \
+  for python in python3.13 python3.12 python3.11 python3 python; do \
+    "$$python" -c 'import $(modules); \
+      print(sys.executable) if sys.version_info >= (3, $(MINIMUM)) else exit(1)' \
+      2>/dev/null && break; \
+  done)
+
+# $(call environment,FOLDER) makes an environment, if there is none that works.
+define environment
+@if ! $(1)/bin/python -c 'import sys; \
+  sys.exit(sys.version_info < (3, $(MINIMUM)))' 2>/dev/null; then \
+  python="$(PYTHON)"; \
+  if [ -z "$$python" ]; then \
+    echo "Found no Python 3.$(MINIMUM) or newer$(if $(UV),, with venv)." \
+      "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+    exit 1; \
+  fi; \
+  echo "Making $(1) with $$("$$python" --version)"; \
+  $(call create,$(1),"$$python"); \
+fi
+endef
+
 help:
-	@echo "make demo         train the losses on real data and write a report"
-	@echo "make test         run every test"
-	@echo "make test-full    the full cross of the linear heads' settings"
-	@echo "make test-compile compiles for TPUs and a GPU, with neither at hand"
-	@echo "make test-newest  the same on the newest jax, with Python 3.12 or newer"
-	@echo "make lint         check style and formatting"
-	@echo "make types        check types"
-	@echo "make benchmark    measure speed and memory against a peer"
-	@echo "make replicate    test the paper's claim on 47 data sets (1.5 hours if anew)"
-	@echo "make pins         renew requirements/*.txt (needs uv)"
-	@echo "PYTHON=... names the Python that makes the environment."
+	@echo "make demo          compare losses on a small data set and write a report"
+	@echo "make test          run all tests (about 9 minutes on two cores)"
+	@echo "make lint          check style, formatting and wording"
+	@echo "make types         check the types with mypy"
+	@echo "make benchmark     measure speed and memory, next to other libraries"
+	@echo "make test-full     test all combinations of the fused heads' options"
+	@echo "make test-compile  compile for TPU and GPU (no such device is needed)"
+	@echo "make test-newest   run all tests with the newest jax (Python 3.12+)"
+	@echo "make replicate     train what the replication lacks, and write its page"
+	@echo "make pins          update the pinned requirements (needs uv)"
+	@echo
+	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
 
 $(VENV)/.made:
-	@python="$(PYTHON)"; \
-	if [ -z "$$python" ]; then \
-	  echo "No Python 3.11 or newer$(if $(UV),, with venv) was found on the" \
-	    "path. Install one, or name it: make PYTHON=/path/to/python3" >&2; \
-	  exit 1; \
-	fi; \
-	if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  2>/dev/null; then \
-	  echo "Making $(VENV) with $$($$python --version)"; \
-	  $(call create,$(VENV),$$python); \
-	fi
+	$(call environment,$(VENV))
 	@$(if $(UV),,$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip)
 	@touch $@
 
-# $(VENV)/.study and $(VENV)/.test stand for the files of those names.
+# $(VENV)/.study and $(VENV)/.test record that the file of that name in
+# requirements/ is installed.
 $(VENV)/.%: requirements/%.txt setup.cfg pyproject.toml $(VENV)/.made
-	@echo "Installing $< into $(VENV) (once; about 0.7 GB)"
+	@echo "Installing $< into $(VENV) (once, about 0.7 GB)"
 	@$(call install,$(VENV)) --require-hashes --requirement $<
 	@$(call install,$(VENV)) $(editable)
 	@touch $@
@@ -82,32 +92,33 @@ $(VENV)/.%: requirements/%.txt setup.cfg pyproject.toml $(VENV)/.made
 demo: $(VENV)/.study
 	$(VENV)/bin/squentropy-study run digits --fresh --out reports/digits
 
-# Float64 is a setting of the process, so its tests run in one of their own.
+# jax has one float width per process, so the float64 tests run separately.
 test: $(VENV)/.test
 	JAX_ENABLE_X64=0 $(PY) -m pytest -n 2
 	JAX_ENABLE_X64=1 $(PY) -m pytest -n 2
 
+test-full: $(VENV)/.test
+	$(PY) -m pytest -n 2 -m full
+
 lint: $(VENV)/.test
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(PY) tests/support/lint.py
 
 types: $(VENV)/.test
 	$(PY) -m mypy
 
-# Fetches its data; what has results is skipped, what was stopped goes on.
+benchmark: $(VENV)/.test
+	$(PY) -m benchmarks
+
+# Downloads its data with pip, which uv does not install.
 replicate: $(VENV)/.test
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(call install,$(VENV)) pip
 	$(PY) -m replication
 
-benchmark: $(VENV)/.test
-	$(PY) -m benchmarks
-
-test-full: $(VENV)/.test
-	$(PY) -m pytest -n 2 -m full
-
-# Apart, because jax looks for devices of every platform it is installed for.
+# A separate environment, because jax starts every platform that is installed.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made
-	@echo "Installing $< into $(COMPILE) (once; about 2 GB)"
+	@echo "Installing $< into $(COMPILE) (once, about 2 GB)"
 	@$(call create,$(COMPILE),$(PY))
 	@$(call install,$(COMPILE)) --require-hashes --requirement $<
 	@touch $@
@@ -115,17 +126,12 @@ $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made
 test-compile: $(COMPILE)/.made
 	$(COMPILE)/bin/python -m pytest tests/compile_test.py
 
-# Not pinned on purpose: this says whether today's releases still work.
+# Deliberately not pinned: this shows whether today's releases still work.
+test-newest: MINIMUM := 12
 test-newest:
-	@python="$(NEWEST_PYTHON)"; \
-	if [ -z "$$python" ]; then \
-	  echo "No Python 3.12 or newer was found, which the newest jax needs." >&2; \
-	  exit 1; \
-	fi; \
-	if ! $(NEWEST)/bin/python -c '' 2>/dev/null; then \
-	  $(call create,$(NEWEST),$$python); \
-	fi
-	$(call install,$(NEWEST)) --upgrade --editable '.[study,tables,test]'
+	$(call environment,$(NEWEST))
+	$(call install,$(NEWEST)) --upgrade \
+	  --editable '.[study,tables,replication,test]'
 	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2
 	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2
 
@@ -133,10 +139,10 @@ compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
   --generate-hashes --no-header --no-annotate --no-emit-index-url \
   --no-emit-find-links
 
-# The demo's pins are a part of the tests': both go into one environment.
+# study.txt is a subset of test.txt, because both go into one environment.
 pins:
-	$(compile) setup.cfg --extra study --extra tables --extra test --extra dev \
-	  --output-file requirements/test.txt
+	$(compile) setup.cfg --extra study --extra tables --extra replication \
+	  --extra test --extra dev --output-file requirements/test.txt
 	$(compile) setup.cfg --extra compile --extra test \
 	  --constraint requirements/test.txt --output-file requirements/compile.txt
 	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study \

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration metrics and recalibrators against one softmax of the same array.
+"""Times calibration metrics and recalibrators against a softmax of the array.
 
 ``python -m benchmarks calibration`` prints the time of each as a ratio to
 ``jax.nn.softmax``, and its temporary memory as a share of the array. The same
-metrics of scikit-learn, and of torchmetrics and netcal where they are
-installed (the extra ``peers`` of setup.cfg), stand in the same table.
+table has the metrics of scikit-learn, and of torchmetrics and netcal if they
+are installed (the extra ``peers`` of setup.cfg).
 """
 
 from collections.abc import Callable
@@ -29,13 +29,13 @@ SHAPES = {
 }
 REPEATS = 7
 BASE = "softmax"
-# Peers that may not be there.
+# Peers that need not be installed.
 OPTIONAL = ("netcal", "torchmetrics")
 Function = Callable[[Any, Any], Any]
 
 
 def stats_errors(p: jax.Array, y: jax.Array) -> list[jax.Array]:
-  """The three errors that are read from one pass over the rows."""
+  """The three errors that share one pass over the rows."""
   stats = calibration.bin_stats(p, y)
   return [
     calibration.expected_calibration_error(stats),
@@ -65,7 +65,7 @@ OTHERS: dict[str, Function] = {
 
 
 def every_scalar(p: jax.Array, y: jax.Array) -> list[Any]:
-  """All scalar metrics but the class-wise one, in one program."""
+  """All scalar metrics except the class-wise one, in one program."""
   return [metric(p, y) for metric in SCALARS.values()]
 
 
@@ -74,7 +74,7 @@ def _on_numpy(f: Function) -> Function:
 
 
 def peers(shape: tuple[int, int]) -> dict[str, Function]:
-  """The same metrics of other libraries, those that are installed."""
+  """The same metrics of the other libraries that are installed."""
   classes = shape[1]
 
   def auroc(p: np.ndarray, y: np.ndarray) -> float:
@@ -108,15 +108,15 @@ def peers(shape: tuple[int, int]) -> dict[str, Function]:
 
 
 def measure(shape: tuple[int, int]) -> list[dict[str, Any]]:
-  """A row for each function."""
+  """Returns a row of the table for each function."""
   key_z, key_y = jax.random.split(jax.random.key(0))
   p = jax.nn.softmax(2 * jax.random.normal(key_z, shape), axis=-1)
   y = jax.random.categorical(key_y, jnp.log(p)).astype(jnp.int32)
-  own = {
+  functions = {
     BASE: lambda p, y: jax.nn.softmax(p, axis=-1),
     "every scalar metric": every_scalar,
   }
-  compiled = runner.compile_all(own | SCALARS | OTHERS, (p, y))
+  compiled = runner.compile_all(functions | SCALARS | OTHERS, (p, y))
   seconds = runner.interleaved(compiled | peers(shape), (p, y), REPEATS)
   rows = []
   for name, values in seconds.items():
@@ -137,11 +137,11 @@ def measure(shape: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  """Measures every shape, prints a table for each and appends the CSV."""
+  """Measures every shape, prints a table for each and appends to the CSV."""
   console = Console(width=100)
   for name in OPTIONAL:
     if not importlib.util.find_spec(name):
-      console.print(f"{name} is not installed: no row for its ECE.")
+      console.print(f"{name} is not installed: its ECE is left out.")
   every = []
   for title, shape in SHAPES.items():
     rows = measure(shape)

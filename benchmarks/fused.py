@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear heads against the matrix products that they cannot do without.
 
-``python -m benchmarks fused`` prints, for every way of working, loss and memory
-budget, the time as a ratio to the products alone, measured in the same run, and
-the temporary memory. The products are given a cotangent, and write all logits.
-Peers stand beside where they are installed: optax on full logits, tokamax,
-jax-cce, and on a CPU PyTorch, beside its own products.
+``python -m benchmarks fused`` prints, for every mode, loss and memory budget,
+the time as a ratio to the products alone, measured in the same run, and the
+temporary memory. The products get a cotangent, and write all logits. Peers are
+measured where they are installed: optax on full logits, tokamax, jax-cce, and
+on a CPU PyTorch, with its own products.
 """
 
 from collections.abc import Callable
@@ -36,22 +36,22 @@ PRODUCTS = {
 
 
 class Setting(NamedTuple):
-  """A way of working.
+  """A mode of the heads and a memory budget.
 
   Attributes:
-    way: Its name.
+    mode: The mode.
     budget: MiB, or None for the default.
-    goal: The ratios to reach, for cross-entropy and for squentropy.
-    memory: MiB not to exceed.
+    goal: The largest ratios allowed, for cross-entropy and for squentropy.
+    memory: The most MiB allowed.
   """
 
-  way: str
+  mode: str
   budget: int | None = None
   goal: tuple[float, float] | None = None
   memory: int | None = None
 
   def __str__(self) -> str:
-    return self.way + (f", {self.budget} MiB" if self.budget else "")
+    return self.mode + (f", {self.budget} MiB" if self.budget else "")
 
 
 class Shape(NamedTuple):
@@ -71,11 +71,11 @@ CPU_SHAPES = {
     32768,
     jnp.float32,
     (
-      Setting("keep", None, (1.08, 1.08), 100),
-      Setting("keep", 45, (1.15, 1.15), 45),
-      Setting("stream", 16, (1.25, 1.25), 16),
-      Setting("frozen", 36, (0.97, 1.05), 36),
-      Setting("value", None, (1.0, 1.0)),
+      Setting("grad_in_forward", None, (1.08, 1.08), 100),
+      Setting("grad_in_forward", 45, (1.15, 1.15), 45),
+      Setting("recompute", 16, (1.25, 1.25), 16),
+      Setting("frozen_kernel", 36, (0.97, 1.05), 36),
+      Setting("forward", None, (1.0, 1.0)),
     ),
   ),
   "B": Shape(
@@ -84,11 +84,11 @@ CPU_SHAPES = {
     131072,
     jnp.float32,
     (
-      Setting("keep", None, (1.20, 1.20), 260),
-      Setting("keep", 140, (1.40, 1.40), 140),
-      Setting("stream", 13, (1.20, 1.20), 13),
-      Setting("frozen", 20, (0.90, 1.05), 20),
-      Setting("value", None, (1.0, 1.0)),
+      Setting("grad_in_forward", None, (1.20, 1.20), 260),
+      Setting("grad_in_forward", 140, (1.40, 1.40), 140),
+      Setting("recompute", 13, (1.20, 1.20), 13),
+      Setting("frozen_kernel", 20, (0.90, 1.05), 20),
+      Setting("forward", None, (1.0, 1.0)),
     ),
   ),
 }
@@ -99,10 +99,10 @@ OTHER_SHAPES = {
     128256,
     jnp.bfloat16,
     (
-      Setting("keep", None, (1.20, 1.20), 1300),
-      Setting("stream", 300, (1.55, 1.55), 300),
-      Setting("frozen"),
-      Setting("value"),
+      Setting("grad_in_forward", None, (1.20, 1.20), 1300),
+      Setting("recompute", 300, (1.55, 1.55), 300),
+      Setting("frozen_kernel"),
+      Setting("forward"),
     ),
   ),
 }
@@ -138,20 +138,21 @@ def product(count: int) -> Callable[..., Any]:
 
 
 def head(name: str, setting: Setting) -> Callable[..., Any]:
-  """The mean of a loss, with the gradients of the way."""
+  """The mean of a loss, with the gradients of the mode."""
   loss = getattr(losses, name)
   budget = None if setting.budget is None else setting.budget * 2**20
 
   def mean(h: Any, w: Any, _: Any, labels: Any, g: Any) -> jax.Array:
-    settings: dict[str, Any] = {"way": setting.way, "memory_budget": budget}
-    if setting.way == "keep":
+    settings: dict[str, Any] = {"mode": setting.mode, "memory_budget": budget}
+    if setting.mode == "grad_in_forward":
       total, count = fused.linear_loss_sum(loss, h, w, labels, **settings)
       return total / count
     return fused.linear_loss(loss, h, w, labels, **settings).mean()
 
-  if setting.way == "value":
+  if setting.mode == "forward":
     return mean
-  return jax.value_and_grad(mean, 0 if setting.way == "frozen" else (0, 1))
+  frozen = setting.mode == "frozen_kernel"
+  return jax.value_and_grad(mean, 0 if frozen else (0, 1))
 
 
 def on_full_logits(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
@@ -173,7 +174,7 @@ def imported(name: str) -> Any:
 
 
 def jax_peers() -> dict[str, Callable[..., Any]]:
-  """Heads of others, by name and version; value and both gradients."""
+  """The heads of peers by name and version: value and both gradients."""
   optax_loss = optax.softmax_cross_entropy_with_integer_labels
   peers = {
     "optax, full logits": on_full_logits(optax_loss),
@@ -233,12 +234,12 @@ def error_of_bfloat16(shape: Shape) -> float:
   for rows in range(0, shape.rows, 64):
     z = h[rows : rows + 64].astype(np.float64) @ wide
     at = np.arange(len(z)), labels[rows : rows + 64]
-    own = z[at]
-    top = z.max(-1)
-    lse = top + np.log(np.exp(z - top[:, None]).sum(-1))
+    target = z[at]
+    largest = z.max(-1)
+    lse = largest + np.log(np.exp(z - largest[:, None]).sum(-1))
     z[at] = 0.0
     square = np.square(z).sum(-1) / (shape.classes - 1)
-    exact += float((lse - own + square).sum())
+    exact += float((lse - target + square).sum())
   return abs(float(total) / float(count) / (exact / shape.rows) - 1)
 
 
@@ -264,11 +265,12 @@ def measure(
   for key, values in seconds.items():
     loss, setting = key if isinstance(key, tuple) else (key, None)
     count, goal, most = 3, None, None
+    frozen = setting is not None and setting.mode == "frozen_kernel"
     over = ""
     if setting is not None:
       # One pass sums up a product for exponentials and one for squares.
-      frozen = 3 if loss == "squentropy" else 2
-      count = {"value": 1, "frozen": frozen}.get(setting.way, 3)
+      in_one_pass = 3 if loss == "squentropy" else 2
+      count = {"forward": 1, "frozen_kernel": in_one_pass}.get(setting.mode, 3)
       goal = setting.goal and setting.goal[loss == "squentropy"]
       most = setting.memory
       plain = seconds["cross_entropy", setting]
@@ -284,7 +286,7 @@ def measure(
         "classes": shape.classes,
         "dtype": jnp.dtype(shape.dtype).name,
         "loss": loss,
-        "way": "" if setting is None else str(setting),
+        "mode": "" if setting is None else str(setting),
         "milliseconds": f"{1e3 * statistics.median(values):.2f}",
         "floor": PRODUCTS[count],
         "ratio_to_floor": (
@@ -293,9 +295,7 @@ def measure(
         "goal": "" if goal is None else f"{goal:.2f}",
         "ratio_to_cross_entropy": over,
         "goal_to_cross_entropy": (
-          "1.04"
-          if loss == "squentropy" and setting and setting.way != "frozen"
-          else ""
+          "1.04" if loss == "squentropy" and setting and not frozen else ""
         ),
         "temporary_mib": "" if memory is None else f"{memory:.1f}",
         "goal_mib": "" if most is None else str(most),
@@ -311,7 +311,7 @@ def main() -> None:
   every = []
   columns = {
     "loss": "loss",
-    "way": "way",
+    "mode": "mode",
     "milliseconds": "ms",
     "floor": "floor",
     "ratio_to_floor": "ratio",
@@ -327,7 +327,7 @@ def main() -> None:
     sizes = f"{shape.rows} x {shape.width} x {shape.classes}"
     table = Table(title=f"{title}: {sizes}, {rows[0]['dtype']}")
     for column, short in columns.items():
-      text = column in ("loss", "way", "floor")
+      text = column in ("loss", "mode", "floor")
       table.add_column(short, justify="left" if text else "right")
     for row in rows:
       table.add_row(*(str(row[column]) for column in columns))

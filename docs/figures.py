@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the figures of docs/losses: ``python docs/figures.py``.
 
-Each shows losses of one family, and their slopes, against the margin: the
-labelled logit, where the other logits are 0, -1 and -2.
+Each shows losses of one family and their derivatives, as a rule against the
+margin: the logit of the labelled class, where the other logits are 0, -1, -2.
 """
 
 from collections.abc import Callable, Mapping
 import functools
+import io
 import pathlib
+import re
 import sys
 
 import jax
@@ -15,14 +17,24 @@ import jax.numpy as jnp
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from squentropy_jax import losses
+from squentropy_jax import confusion, losses, reweighting
 
 FOLDER = pathlib.Path(__file__).parent / "losses"
 OTHERS = jnp.array([0.0, -1.0, -2.0])
-MARGINS = jnp.linspace(-5.0, 5.0, 161)
-# Told apart by every kind of eye, and by their dashes in print.
+# None of them is an integer, where two logits are equal and some losses jump.
+POINTS = jnp.linspace(-5.0, 5.0, 80)
+# Distinct for colour-blind readers, and by their dashes in print.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def of_incorrect(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
+  """A loss of class 0, as a function of the logit of class 1."""
+
+  def of_logit(logit: jax.Array) -> jax.Array:
+    return loss(jnp.stack([2.0, logit, 0.0, -1.0]), 0, **hyper)
+
+  return of_logit
 
 
 def of_row(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
@@ -40,12 +52,12 @@ def of_score(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
 
 
 def in_set(metric: Callable[..., jax.Array]) -> Callable:
-  """A loss of a small set, as a function of the score of one positive."""
+  """A loss of a small batch, as a function of the score of one positive."""
   fixed, labels = jnp.array([1.0, 0.2, -0.3, -2.0]), [1, 1, 0, 0, 0]
 
   def of_margin(score: jax.Array) -> jax.Array:
     scores = jnp.append(score, fixed)
-    # The default is so steep that all its slopes are one peak.
+    # With the default the derivative is one narrow peak.
     return losses.anyloss(
       scores, jnp.array(labels), metric=metric, amplification=10.0
     )
@@ -54,14 +66,14 @@ def in_set(metric: Callable[..., jax.Array]) -> Callable:
 
 
 def drawn(seed: int) -> Callable:
-  """The integral of one drawn slope; all margins drawn are one set."""
+  """The integral of one draw of derivatives, over a batch of 41 margins."""
+  at = jnp.linspace(-5.0, 5.0, 41)
+  derivatives = reweighting.calibrated_loss_derivatives(
+    jax.random.key(seed), at
+  )
 
   def of_margin(margin: jax.Array) -> jax.Array:
-    slopes = losses.calibrated_loss_derivatives(
-      jax.random.key(seed), jnp.linspace(-5.0, 5.0, 41)
-    )
-    at = jnp.linspace(-5.0, 5.0, 41)
-    steps = (slopes[1:] + slopes[:-1]) / 2 * (at[1] - at[0])
+    steps = (derivatives[1:] + derivatives[:-1]) / 2 * (at[1] - at[0])
     area = jnp.append(0.0, jnp.cumsum(steps))
     return jnp.interp(margin, at, area - area[-1])
 
@@ -69,14 +81,14 @@ def drawn(seed: int) -> Callable:
 
 
 def attacked(margin: jax.Array) -> jax.Array:
-  """Where the attack lowers the labelled logit by a half."""
+  """A loss where the attack lowers the labelled logit by 0.5."""
   clean = jnp.append(margin, OTHERS)
   moved = clean - 0.5 * (jnp.arange(4) == 0)
   return losses.smooth_adversarial_comp_sum(clean, moved, 0)
 
 
 def distilled(temperature: float) -> Callable:
-  """From two teachers, one of them unsure."""
+  """Distillation from two teachers, one more confident than the other."""
   teachers = jnp.array([[2.0, 0.0, -1.0, -2.0], [0.5, 0.0, -1.0, -2.0]])
 
   def of_margin(margin: jax.Array) -> jax.Array:
@@ -91,29 +103,30 @@ def distilled(temperature: float) -> Callable:
 CROSS_ENTROPY = of_row(losses.cross_entropy)
 FIGURES: Mapping[str, Mapping[str, Callable]] = {
   "squentropy": {
-    "cross-entropy": CROSS_ENTROPY,
-    "squentropy": of_row(losses.squentropy),
-    "squentropy, scale 0.3": of_row(losses.squentropy, scale=0.3),
+    "cross_entropy": of_incorrect(losses.cross_entropy),
+    "squentropy": of_incorrect(losses.squentropy),
+    "squentropy, scale 0.3": of_incorrect(losses.squentropy, scale=0.3),
+    "rescaled_square": of_incorrect(losses.rescaled_square),
   },
   "square": {
     "rescaled_square": of_row(losses.rescaled_square),
     "target_value 3": of_row(losses.rescaled_square, target_value=3.0),
   },
   "comp_sum": {
-    "cross-entropy (tau 1)": CROSS_ENTROPY,
+    "cross_entropy (tau 1)": CROSS_ENTROPY,
     "comp_sum, tau 0.7": of_row(losses.comp_sum, tau=0.7),
     "generalized, q 0.7": of_row(losses.generalized_cross_entropy),
     "mean_absolute_error": of_row(losses.mean_absolute_error),
     "smooth adversarial": attacked,
   },
   "focal": {
-    "cross-entropy": CROSS_ENTROPY,
+    "cross_entropy": CROSS_ENTROPY,
     "focal": of_row(losses.focal),
     "dual_focal": of_row(losses.dual_focal),
     "poly1": of_row(losses.poly1),
   },
   "symmetric": {
-    "cross-entropy": CROSS_ENTROPY,
+    "cross_entropy": CROSS_ENTROPY,
     "symmetric": of_row(losses.symmetric_cross_entropy),
     "normalized": of_row(losses.normalized_cross_entropy),
     "unhinged": of_row(losses.unhinged),
@@ -127,20 +140,20 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     "jensen_shannon, pi 0.1": of_row(losses.jensen_shannon, pi=0.1),
   },
   "tempered": {
-    "cross-entropy (1, 1)": CROSS_ENTROPY,
+    "cross_entropy (1, 1)": CROSS_ENTROPY,
     "t1 0.5, t2 1": of_row(losses.bi_tempered_logistic, t1=0.5, t2=1.0),
     "t1 1, t2 2": of_row(losses.bi_tempered_logistic, t1=1.0, t2=2.0),
     "t1 0.5, t2 2": of_row(losses.bi_tempered_logistic, t1=0.5, t2=2.0),
   },
   "confidence": {
-    "cross-entropy": CROSS_ENTROPY,
+    "cross_entropy": CROSS_ENTROPY,
     "logit norm, 1": of_row(losses.logit_norm_cross_entropy),
     "logit norm, 0.3": of_row(losses.logit_norm_cross_entropy, temperature=0.3),
     "penalty, beta 0.5": of_row(losses.confidence_penalty, beta=0.5),
   },
   "margin": {
     "one_vs_rest_hinge": of_row(losses.one_vs_rest_hinge),
-    "the same, not squared": of_row(
+    "one_vs_rest_hinge, not squared": of_row(
       functools.partial(losses.one_vs_rest_hinge, squared=False)
     ),
     "crammer_singer": of_row(losses.crammer_singer),
@@ -153,14 +166,14 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     "aldr_kl": of_row(losses.aldr_kl, margin=1.0),
   },
   "spherical": {
-    "cross-entropy": CROSS_ENTROPY,
+    "cross_entropy": CROSS_ENTROPY,
     "zscore": of_row(losses.zscore),
     "taylor_softmax": of_row(losses.taylor_softmax),
     "spherical_softmax": of_row(losses.spherical_softmax, epsilon=0.1),
   },
   "simplex": {
     "brier": of_row(losses.brier),
-    "distance": of_row(
+    "softmax_regression, distance": of_row(
       functools.partial(losses.softmax_regression, squared=False)
     ),
     "continuous_categorical": of_row(losses.continuous_categorical),
@@ -172,10 +185,10 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     "self-adjusting": of_score(losses.self_adjusting_dice),
   },
   "anyloss": {
-    "accuracy": in_set(losses.accuracy),
-    "f_beta": in_set(losses.f_beta),
-    "balanced_accuracy": in_set(losses.balanced_accuracy),
-    "geometric_mean": in_set(losses.geometric_mean),
+    "accuracy": in_set(confusion.accuracy),
+    "f_beta": in_set(confusion.f_beta),
+    "balanced_accuracy": in_set(confusion.balanced_accuracy),
+    "geometric_mean": in_set(confusion.geometric_mean),
   },
   "ensemble": {f"draw {k}": drawn(k) for k in range(3)},
   "distillation": {
@@ -185,42 +198,82 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
 }
 
 
+# What is on the horizontal axis; the margin if the family is not named here.
+LABELS = {
+  "squentropy": "logit of an incorrect class",
+  "overlap": "score of a positive",
+  "anyloss": "score of a positive",
+}
+
+
 def broken_at_jumps(
-  values: jax.Array, slopes: jax.Array
+  values: jax.Array, derivatives: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Both lines without the point before each jump of the values."""
-  steepest = jnp.maximum(jnp.abs(slopes[1:]), jnp.abs(slopes[:-1]))
-  step = jnp.abs(jnp.diff(values))
-  jumps = jnp.append(step > 0.02 + 2.0 * steepest * jnp.diff(MARGINS), False)
-  gaps = jnp.where(jumps, jnp.nan, 0.0)
-  return values + gaps, slopes + gaps
+  mean = (derivatives[1:] + derivatives[:-1]) / 2.0
+  unexplained = jnp.abs(jnp.diff(values) - mean * jnp.diff(POINTS))
+  gaps = jnp.where(jnp.append(unexplained > 0.1, False), jnp.nan, 0.0)
+  return values + gaps, derivatives + gaps
+
+
+def smaller(svg: str) -> str:
+  """An SVG with coordinates in tenths of a point, and with less markup."""
+
+  def rounded(match: re.Match) -> str:
+    return f"{float(match.group()):.1f}".removesuffix(".0")
+
+  def attribute(match: re.Match) -> str:
+    # After "M", points without a letter are the ends of lines.
+    text = re.sub(r"-?\d+\.\d+(e-?\d+)?", rounded, match.group())
+    return text.replace("\nL ", " ").replace("\n", " ").replace(' "', '"')
+
+  font = "; font-family: 'DejaVu Sans', sans-serif"
+  for old, new in (
+    (r"<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", ""),
+    (r'( d| x| y|transform)="[^"]*"', attribute),
+    # Groups do nothing but bear names, and rotations are by 0 degrees.
+    (r'<g id="[^"]*">|<g>|</g>| transform="rotate\(-0 [^"]*"', ""),
+    (font, ""),
+    (r"(?<=butt)}", f"{font}}}"),
+  ):
+    svg = re.sub(old, new, svg, flags=re.S)
+  lines = [line.strip() for line in svg.splitlines()]
+  return "\n".join(line for line in lines if line) + "\n"
 
 
 def draw(family: str, path: pathlib.Path) -> None:
-  """One picture: losses on the left, slopes on the right."""
+  """One picture: losses on the left, derivatives on the right."""
   figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.7), layout="constrained")
   for style, (name, loss) in enumerate(FIGURES[family].items()):
     line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
-    values, slopes = jax.vmap(jax.value_and_grad(loss))(MARGINS)
-    lines = broken_at_jumps(values, slopes)
-    panels[0].plot(MARGINS, lines[0], label=name, **line)
-    panels[1].plot(MARGINS, lines[1], **line)
+    values, derivatives = jax.jit(jax.vmap(jax.value_and_grad(loss)))(POINTS)
+    lines = broken_at_jumps(values, derivatives)
+    panels[0].plot(POINTS, lines[0], label=name, **line)
+    panels[1].plot(POINTS, lines[1], **line)
   panels[0].legend(fontsize=7, frameon=False)
-  for panel, title in zip(panels, ("loss", "slope"), strict=True):
-    panel.set_xlabel("margin")
+  for panel, title in zip(panels, ("loss", "derivative"), strict=True):
+    panel.set_xlabel(LABELS.get(family, "margin"), fontsize=8)
     panel.set_title(title, fontsize=9)
     panel.axvline(0.0, color="0.8", lw=0.8, zorder=0)
     panel.axhline(0.0, color="0.8", lw=0.8, zorder=0)
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8)
-  metadata = {"Date": None} if path.suffix == ".svg" else None
-  figure.savefig(path, dpi=110, facecolor="white", metadata=metadata)
+  if path.suffix == ".svg":
+    text = io.StringIO()
+    figure.savefig(text, format="svg", facecolor="white")
+    path.write_text(smaller(text.getvalue()), encoding="utf-8")
+  else:
+    figure.savefig(path, dpi=110, facecolor="white")
   plt.close(figure)
 
 
 def main(folder: pathlib.Path = FOLDER, suffix: str = ".svg") -> None:
   """Every picture, with nothing in it that changes from run to run."""
-  settings = {"svg.hashsalt": "squentropy_jax", "svg.fonttype": "none"}
+  settings = {
+    "svg.hashsalt": "squentropy_jax",
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+  }
   with mpl.rc_context(settings):
     for family in FIGURES:
       draw(family, folder / f"{family}{suffix}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax Linen with padded batches: the mask goes into the loss.
+"""Flax Linen with padded batches: the loss takes the mask.
 
 Needs flax, optax and scikit-learn. Run: python examples/flax_linen.py
 """
@@ -34,7 +34,7 @@ def train_step(state, features, labels, where):
   def objective(params):
     logits = state.apply_fn({"params": params}, features)
     loss = squentropy_jax.squentropy(logits, labels, where=where)
-    # Dropped rows are 0 in the sum, so divide by the rows that count.
+    # Dropped rows are 0 in the sum, so divide by the number of kept rows.
     return loss.sum() / where.sum()
 
   loss, grads = jax.value_and_grad(objective)(state.params)
@@ -42,7 +42,7 @@ def train_step(state, features, labels, where):
 
 
 def padded_batches(features, labels):
-  """All rows in batches of one shape; the last one is filled up."""
+  """All rows in batches of one shape; the last one is padded."""
   for start in range(0, len(labels), BATCH):
     part = features[start : start + BATCH], labels[start : start + BATCH]
     fill = BATCH - len(part[1])
@@ -54,7 +54,7 @@ def padded_batches(features, labels):
 
 
 def main():
-  """Trains on the first 1500 digits, tests on the rest."""
+  """Trains on the first 1500 digits, tests on the other 297."""
   features, labels = load_digits(return_X_y=True)
   features = (features / 16).astype(np.float32)
   model = Classifier()
@@ -69,7 +69,17 @@ def main():
       state, loss = train_step(state, *batch)
   logits = state.apply_fn({"params": state.params}, features[1500:])
   correct = logits.argmax(-1) == jnp.asarray(labels[1500:])
-  print(f"loss {loss:.3f}  test accuracy {correct.mean():.3f}")
+  print(f"training loss {loss:.3f}  test accuracy {correct.mean():.3f}")
+
+  # The last batch has 220 rows and 36 of padding, whose labels are -100.
+  *_, (padded, ids, where) = padded_batches(features[:1500], labels[:1500])
+  logits = state.apply_fn({"params": state.params}, padded)
+  masked = squentropy_jax.squentropy(logits, ids, where=where)
+  plain = squentropy_jax.squentropy(logits[where], ids[where])
+  print(
+    f"mean loss of the {where.sum()} kept rows: with a mask "
+    f"{masked.sum() / where.sum():.4f}, without padding {plain.mean():.4f}"
+  )
 
 
 if __name__ == "__main__":

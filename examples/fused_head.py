@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dense and a fused head side by side: the same training, other memory.
+"""A dense and a fused head side by side: the same training, less memory.
 
 Every token of a vocabulary is followed by one other token, which a small
-embedding model learns. The dense head makes the logits of all rows; the fused
-one makes them in tiles and never holds them together.
+embedding model learns. The dense head computes the logits of all rows. The
+fused head computes them in tiles and never holds all of them.
 
 Needs optax. Run: python examples/fused_head.py
 """
@@ -17,7 +17,7 @@ import optax
 from squentropy_jax import fused, losses
 
 ROWS, WIDTH, CLASSES = 1024, 32, 2048
-BUDGET = 2**21  # Bytes that the fused head may take beside its arguments.
+BUDGET = 2**21  # Bytes of temporary memory for the fused head.
 STEPS = 60
 Z_LOSS = 1e-4
 
@@ -25,13 +25,13 @@ next_token = jax.random.permutation(jax.random.key(0), CLASSES)
 
 
 def dense_loss(params, tokens):
-  """The mean loss of logits that are all there at once."""
+  """The mean loss of all logits."""
   logits = params["embedding"][tokens] @ params["kernel"]
   return losses.squentropy(logits, next_token[tokens]).mean()
 
 
 def fused_loss(params, tokens):
-  """The same number; the sum and the count would add up over micro-batches."""
+  """The same number. Micro-batches would add up both totals and divide once."""
   total, count = fused.linear_loss_sum(
     losses.squentropy,
     params["embedding"][tokens],
@@ -42,7 +42,7 @@ def fused_loss(params, tokens):
   return total / count
 
 
-def own_formula(params, tokens):
+def formula(params, tokens):
   """Cross-entropy, z-loss and accuracy, all from one pass over the classes."""
   stats = fused.linear_row_stats(
     params["embedding"][tokens],
@@ -50,12 +50,11 @@ def own_formula(params, tokens):
     next_token[tokens],
     memory_budget=BUDGET,
   )
-  log_normaliser = jnp.logaddexp(stats.target, stats.rest_lse)
-  loss = losses.cross_entropy.row(stats) + Z_LOSS * log_normaliser**2
+  loss = losses.cross_entropy.row(stats) + Z_LOSS * stats.log_z**2
   hit = stats.target > stats.rest_max
   return loss.mean(), {
     "accuracy": hit.mean(),
-    "log-normaliser": log_normaliser.mean(),
+    "log-normalizer": stats.log_z.mean(),
   }
 
 
@@ -91,21 +90,21 @@ def train(loss, has_aux=False):
 
 
 def main():
-  """Trains by each of the three, and prints what a step needs."""
+  """Trains with each of the three, and prints the memory of a step."""
   everything = jnp.arange(CLASSES)
-  report = jax.jit(functools.partial(own_formula, tokens=everything))
+  report = jax.jit(functools.partial(formula, tokens=everything))
   print(f"The logits take {ROWS * CLASSES * 4 / 2**20:.0f} MiB.")
   for name, loss, has_aux in (
     ("dense", dense_loss, False),
     ("fused", fused_loss, False),
-    ("fused, own formula", own_formula, True),
+    ("fused, formula", formula, True),
   ):
     params, memory = train(loss, has_aux)
     _, found = report(params)
     print(
       f"{name:20} temporary memory of a step {memory:5.1f} MiB, "
       f"accuracy {found['accuracy']:.4f}, "
-      f"log-normaliser {found['log-normaliser']:.2f}"
+      f"log-normalizer {found['log-normalizer']:.2f}"
     )
 
 

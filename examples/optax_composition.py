@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loss per example composes with: smoothing, masks, mixtures, optax.
+"""Label smoothing, mixtures, masks and gradient accumulation with any loss.
 
 Needs optax. Run: python examples/optax_composition.py
 """
@@ -17,26 +17,26 @@ STEPS = 200
 
 
 def smoothed(logits, labels, amount=0.1):
-  """Label smoothing is a soft label; no loss needs an option for it."""
+  """Squentropy with smoothed labels: a loss takes target distributions."""
   one_hot = jax.nn.one_hot(labels, NUM_CLASSES, dtype=logits.dtype)
   return squentropy_jax.squentropy(logits, optax.smooth_labels(one_hot, amount))
 
 
 def mixed(logits, labels, share=0.5):
-  """A mixture of two losses is their weighted sum."""
+  """A weighted sum of two losses."""
   return share * losses.cross_entropy(logits, labels) + (
     1 - share
   ) * losses.rescaled_square(logits, labels, target_value=5.0)
 
 
 def masked_mean(loss, logits, labels, where):
-  """The mean over kept rows, 0 without any; the mask goes into the loss."""
+  """The mean over kept rows, or 0 if there is none; the loss takes the mask."""
   total = loss(logits, labels, where=where).sum()
   return total / jnp.maximum(where.sum(), 1)
 
 
 def make_data(key, rows):
-  """Points around one centre per class."""
+  """Random points around one centre for each class."""
   centres = jax.random.normal(jax.random.key(7), (NUM_CLASSES, 32))
   label_key, noise_key = jax.random.split(key)
   labels = jax.random.randint(label_key, (rows,), 0, NUM_CLASSES)
@@ -47,8 +47,8 @@ def make_data(key, rows):
 def train(objective):
   """Trains a linear classifier, with gradients averaged over 4 micro-batches.
 
-  Micro-batches have equally many rows, so a mean of their means is right. With
-  masks it is not: then sum the losses and the counts, and divide once.
+  The mean of the micro-batches' means is right because they have equally many
+  rows. With masks, sum the losses and the counts, and divide once.
   """
   optimizer = optax.MultiSteps(optax.adam(3e-2), every_k_schedule=4)
   kernel = jnp.zeros((32, NUM_CLASSES))
@@ -81,7 +81,7 @@ def main():
     kernel, values = train(objective)
     accuracy = ((test_x @ kernel).argmax(-1) == test_y).mean()
     print(
-      f"{name:32} loss {values[0]:.2f} -> {values[-1]:.2f}"
+      f"{name:32} training loss {values[0]:.2f} -> {values[-1]:.2f}"
       f"  test accuracy {accuracy:.3f}"
     )
 
@@ -93,7 +93,8 @@ def main():
   assert jnp.isfinite(value)
   assert not grads[3].any()
   print(
-    f"three rows and a padded one of NaN: loss {value:.3f}, gradient finite"
+    f"mean loss of 3 rows, with a fourth of NaN masked: {value:.3f}; the "
+    "gradient is finite"
   )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Squentropy in a plain JAX training loop, and how calibrated the result is.
+"""Trains with squentropy in plain JAX, then recalibrates the result.
 
 Needs scikit-learn for its bundled digits. Run: python examples/quickstart.py
 """
@@ -36,7 +36,7 @@ def apply(params, features):
 
 
 def objective(params, features, labels):
-  """The mean over examples: losses do not reduce, you do."""
+  """The mean over examples, because a loss returns one number per example."""
   return squentropy_jax.squentropy(apply(params, features), labels).mean()
 
 
@@ -56,14 +56,14 @@ def report(name, logits, labels):
   """Prints accuracy, negative log-likelihood and calibration error."""
   stats = calibration.bin_stats(jax.nn.softmax(logits), labels)
   print(
-    f"{name:18} accuracy {calibration.accuracy(logits, labels):.3f}"
+    f"{name:26} accuracy {calibration.accuracy(logits, labels):.3f}"
     f"  NLL {calibration.negative_log_likelihood(logits, labels):.3f}"
     f"  ECE {calibration.expected_calibration_error(stats):.3f}"
   )
 
 
 def main():
-  """Trains, then fits a temperature on data kept apart for it."""
+  """Trains, then fits a temperature on held-out data."""
   (train_x, train_y), (fit_x, fit_y), (test_x, test_y) = load()
   key1, key2 = jax.random.split(jax.random.key(0))
   params = {
@@ -73,13 +73,13 @@ def main():
     "b2": jnp.zeros((1, 10)),
   }
   params, losses = train(params, train_x, train_y)
-  print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+  print(f"training loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 
   logits = apply(params, test_x)
-  report("softmax", logits, test_y)
-  # Squentropy's softmax is less confident than the data: fit one number.
+  report("test, softmax", logits, test_y)
+  # Squentropy's softmax is less confident than accurate; one number fixes that.
   scaling = calibration.fit_temperature(apply(params, fit_x), fit_y)
-  report("with temperature", calibration.apply(scaling, logits), test_y)
+  report("test, temperature scaled", calibration.apply(scaling, logits), test_y)
 
 
 if __name__ == "__main__":

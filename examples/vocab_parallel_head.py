@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A language model's head with its classes spread over the devices of a mesh.
+"""A language model's head with its classes sharded over a mesh.
 
 Two groups of devices share the rows of a batch, and in each group four devices
 share the vocabulary: no device holds the kernel, or the logits, of all classes.
-Runs on eight devices made of one processor; on real ones leave out the line
+It runs on eight CPU devices of one processor. On real devices remove the line
 that asks for them.
 
 Needs optax. Run: python examples/vocab_parallel_head.py
@@ -47,7 +47,7 @@ def loss_of(params, tokens):
 
 
 def accuracy_of(params, tokens):
-  """How often the target has the largest logit of all devices."""
+  """The share of rows whose target has the largest logit of all classes."""
   stats = fused.linear_row_stats(
     params["embedding"][tokens],
     params["kernel"],
@@ -59,15 +59,15 @@ def accuracy_of(params, tokens):
 
 
 def main():
-  """Trains, and shows where the kernel is and what crosses devices."""
+  """Trains, and prints how the kernel is sharded and what is gathered."""
   keys = jax.random.split(jax.random.key(1))
   params = {
     "embedding": jax.random.normal(keys[0], (CLASSES, WIDTH)),
     "kernel": jax.random.normal(keys[1], (WIDTH, CLASSES)) / WIDTH**0.5,
   }
-  spread = {"embedding": P(), "kernel": P(None, "vocab")}
+  specs = {"embedding": P(), "kernel": P(None, "vocab")}
   params = jax.device_put(
-    params, {name: NamedSharding(mesh, s) for name, s in spread.items()}
+    params, {name: NamedSharding(mesh, s) for name, s in specs.items()}
   )
   here = params["kernel"].addressable_shards[0].data.shape
   print(f"kernel {params['kernel'].shape}, on each device {here}")

@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does squentropy's claim hold up? See docs/replication/plan.md."""
+"""Tests the claims of the squentropy paper on real data sets.
+
+docs/replication/plan.md says what is tested, and docs/replication/README.md
+what came out.
+"""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make replicate``: runs what is missing of the plan, then writes the page.
+"""``make replicate``: trains what is missing, then writes tables and figures.
 
-A data set whose rows stand in ``docs/replication/results.csv`` is skipped; one
-that was interrupted goes on where it was, or starts afresh if the code or its
-data have changed since.
+A data set that has rows in ``docs/replication/results.csv.gz`` is skipped. An
+interrupted one continues where it stopped. It starts again if its data or the
+numerics of the library have changed.
 """
 
 import argparse
@@ -19,61 +19,43 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from replication import page, plan, sources
-from squentropy_study import _evaluate, _losses, _store
+from replication import page, plan, records, sources
+import squentropy_study as study
 
-ROOT = pathlib.Path(__file__).parents[1]
-DOCS = ROOT / "docs" / "replication"
-RESULTS, CURVES = DOCS / "results.csv", DOCS / "curves.csv"
-SETS = DOCS / "sets.csv"
-# Points of a curve that are kept; the study reads about sixty.
+# The study evaluates about sixty points of a curve. Every third one is kept.
 _EVERY = 3
 
 
-def _curves(
-  out: pathlib.Path, name: str, losses: tuple[str, ...]
-) -> pd.DataFrame:
-  """Means over the runs of what the study read while it trained."""
+def _curves(results: study.Results, name: str) -> pd.DataFrame:
+  """Means over runs of what the study measured during training."""
   rows = []
-  for spec in losses:
-    cell = _store.read_cell(out, spec)
-    means = cell.curves.mean(axis=-1)
-    for index, readout in enumerate(_losses.readouts(_losses.parse(spec))):
-      for point in range(_EVERY - 1, len(cell.curve_epochs), _EVERY):
-        values = dict(zip(_evaluate.METRICS, means[point, index], strict=True))
-        key = (name, spec, readout, cell.curve_epochs[point])
-        rows.append((*key, values["accuracy"], values["nll"], values["ece"]))
-  columns = ["data", "loss", "readout", "epoch", "accuracy", "nll", "ece"]
+  metrics = ("accuracy", "nll", "ece")
+  for method in results.methods:
+    epochs = results.curve_epochs(method.loss)
+    means = [results.curve(method, metric).mean(axis=-1) for metric in metrics]
+    for point in range(_EVERY - 1, len(epochs), _EVERY):
+      key = (name, *method, epochs[point])
+      rows.append((*key, *(mean[point] for mean in means)))
+  columns = ["data", "loss", "probability_map", "epoch", *metrics]
   return pd.DataFrame(rows, columns=columns)
 
 
-def _read(path: pathlib.Path) -> pd.DataFrame:
-  """One of the three tables; a digest of digits alone stays a text."""
-  return pd.read_csv(path, dtype={"source": str, "data_sha256": str})
+def _reason(done: subprocess.CompletedProcess) -> str:
+  """The last line of an error, without the note of jax after a traceback."""
+  lines = done.stderr.strip().splitlines()
+  lines = [x for x in lines if not x.startswith(("---", "For simplicity, JAX"))]
+  return lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def _append(path: pathlib.Path, rows: pd.DataFrame) -> None:
-  """Puts rows in the place of those of their data sets.
-
-  The file holds all of them afterwards, or is left as it was.
-  """
-  if path.exists():
-    before = _read(path)
-    others = before[~before["data"].isin(rows["data"])]
-    rows = pd.concat([others, rows], ignore_index=True)
-  # Nine digits give a float32 back exactly.
-  text = rows.to_csv(index=False, float_format="%.9g")
-  _store.write(path, text.encode())
-
-
-def _study(path: pathlib.Path, out: pathlib.Path) -> None:
-  """Runs the study of one data set in a process of its own."""
+def _run_study(path: pathlib.Path, out: pathlib.Path) -> None:
+  """Runs the study of one data set in a new process."""
   words = shlex.split(plan.settings(path.stem).command(str(out.absolute())))
   command = [sys.executable, "-m", "squentropy_study", *words[1:]]
-  # Two processes share two cores better than two threads of each would.
+  # Two processes with one thread each are faster than two with two threads.
   flags = os.environ.get("XLA_FLAGS", "")
   flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+  root = str(records.ROOT)
+  environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": root}
 
   def run(*options: str) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -86,26 +68,28 @@ def _study(path: pathlib.Path, out: pathlib.Path) -> None:
     )
 
   done = run()
-  # Refused: what is there is of other code or other data.
-  if done.returncode == 2 and _store.read_config(out) is not None:
+  # The study refuses to resume with other data or other numerics.
+  if done.returncode == 2 and study.read_config(out) is not None:
     done = run("--fresh")
   if done.returncode:
-    lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-    raise RuntimeError(lines[-1])
+    raise RuntimeError(_reason(done))
 
 
-def _set(path: pathlib.Path, out: pathlib.Path) -> pd.DataFrame:
-  """A row on a data set: its size, and what code and which data were run."""
+def _about(path: pathlib.Path, out: pathlib.Path) -> pd.DataFrame:
+  """The row of a data set: its size, its digest, and the code that was run."""
   with np.load(path) as arrays:
     x, y = arrays["x"], arrays["y"]
-  config = _store.read_config(out) or {}
+  config = study.read_config(out) or {}
+  versions = config["versions"]
   return pd.DataFrame(
     {
       "data": path.stem,
       "rows": y.size,
       "features": x[0].size,
       "classes": np.unique(y).size,
-      "source": config["versions"]["source"],
+      "code": "squentropy_jax {squentropy_jax}, numerics {numerics}".format(
+        **versions
+      ),
       "data_sha256": config["data_sha256"],
     },
     index=[0],
@@ -113,7 +97,10 @@ def _set(path: pathlib.Path, out: pathlib.Path) -> pd.DataFrame:
 
 
 def _longest_first(paths: list[pathlib.Path]) -> list[pathlib.Path]:
-  """So that two processes end at about the same time; images take longest."""
+  """Sorts by training time, so that two processes end at about the same time.
+
+  Images take longest, then data sets with many rows.
+  """
 
   def length(path: pathlib.Path) -> tuple[bool, int]:
     with np.load(path) as arrays:
@@ -123,23 +110,35 @@ def _longest_first(paths: list[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def main() -> None:
-  """Runs every set of the plan that has no results yet."""
+  """Trains on every data set of the plan that has no results yet."""
   parser = argparse.ArgumentParser(prog="python -m replication")
-  parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "data")
+  parser.add_argument(
+    "--folder",
+    type=pathlib.Path,
+    default=records.ROOT / "data",
+    help="where downloads and studies are kept; default: data",
+  )
   parser.add_argument(
     "--sets",
     nargs="+",
     choices=sources.NAMES,
     default=sources.NAMES,
     metavar="NAME",
-    help="only these; default: all of the plan",
+    help="train on these data sets only; default: all of the plan",
   )
-  parser.add_argument("--processes", type=int, default=2)
+  parser.add_argument(
+    "--processes",
+    type=int,
+    default=2,
+    help="how many data sets are trained at the same time; default: 2",
+  )
   arguments = parser.parse_args()
   console = Console(markup=False)
-  done = set(_read(RESULTS)["data"]) if RESULTS.exists() else set()
+  done = set()
+  if records.RESULTS.exists():
+    done = set(records.read(records.RESULTS)["data"])
   names = [name for name in arguments.sets if name not in done]
-  console.print(f"{len(names)} of {len(arguments.sets)} data sets are left")
+  console.print(f"{len(names)} of {len(arguments.sets)} data sets to train")
   left = _longest_first(
     [sources.fetch(name, arguments.folder) for name in names]
   )
@@ -147,16 +146,15 @@ def main() -> None:
 
   def run(path: pathlib.Path) -> None:
     out = arguments.folder / "studies" / path.stem
-    _study(path, out)
-    settings = plan.settings(path.stem)
-    about = _set(path, out)
-    curves = _curves(out, path.stem, settings.losses)
+    _run_study(path, out)
+    about = _about(path, out)
+    curves = _curves(study.load(out), path.stem)
     rows = pd.read_csv(out / "results.csv").assign(data=path.stem)
     with appending:
-      _append(SETS, about)
-      _append(CURVES, curves)
-      # Last: a set counts as finished once its results are here.
-      _append(RESULTS, rows)
+      records.append(records.SETS, about)
+      records.append(records.CURVES, curves)
+      # The last one, because a data set with results is skipped next time.
+      records.append(records.RESULTS, rows)
 
   failed = []
   with futures.ThreadPoolExecutor(arguments.processes) as pool:
@@ -164,19 +162,23 @@ def main() -> None:
     try:
       for number, future in enumerate(futures.as_completed(under_way), 1):
         name, error = under_way[future], future.exception()
-        said = f"{number}/{len(left)} {name}"
+        text = f"{number}/{len(left)} {name}"
         if error is not None:
           failed.append(name)
-          said += f" failed: {error}"
-        console.print(said, soft_wrap=True)
+          text += f" failed: {error}"
+        console.print(text, soft_wrap=True)
     except KeyboardInterrupt:
       pool.shutdown(cancel_futures=True)
-      sys.exit("stopped; make replicate goes on")
-  if RESULTS.exists():
-    page.write(DOCS, *map(_read, (RESULTS, CURVES, SETS)))
-    console.print(f"Results: {DOCS / 'tables.md'}")
+      sys.exit("Interrupted. Run make replicate again to continue.")
+  if records.RESULTS.exists():
+    tables = (records.RESULTS, records.CURVES, records.SETS)
+    page.write(records.DOCS, *map(records.read, tables))
+    console.print(f"Results: {records.DOCS / 'tables.md'}")
   if failed:
-    sys.exit(f"failed: {', '.join(failed)}; make replicate tries them again")
+    sys.exit(
+      f"These data sets failed: {', '.join(failed)}. Run make replicate again "
+      "to retry them."
+    )
 
 
 if __name__ == "__main__":

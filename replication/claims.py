@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparisons of the plan and the rule by which a claim holds."""
+"""The comparisons of the plan, and its rule for calling a loss better."""
 
 import math
 
@@ -7,76 +7,83 @@ import numpy as np
 import pandas as pd
 
 from replication import plan
-from squentropy_study import _summary
-from squentropy_study._summary import Comparison, Method
+import squentropy_study as study
+from squentropy_study import BASELINE, Comparison, MethodAtLength
 
-# A set is fitted from this mean accuracy on the training rows on.
+# Mean accuracy on the training rows from which on a data set is fitted.
 FITTED = 0.99
-BASELINE = (_summary.BASELINE, "softmax")
+# Cross-entropy and its probability map.
+CROSS_ENTROPY = (BASELINE, "softmax")
+NOT_SIGNIFICANT = "not significantly different"
 
 
 def on_several(rows: pd.DataFrame) -> pd.DataFrame:
-  """The rows of losses that were trained on more than one data set."""
+  """Returns the rows of losses that were trained on several data sets."""
   sets = rows.groupby("loss")["data"].nunique()
   return rows[rows["loss"].isin(sets.index[sets > 1])]
 
 
-def _spreads(rows: pd.DataFrame) -> dict[Method, pd.DataFrame]:
-  """Standard deviation of the accuracy over seeds, the mean of the folds."""
-  keys = list(Method._fields)
-  diverged = _summary.means(rows)
+def _spreads(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
+  """Computes the spread over seeds by method: one row per data set.
+
+  The spread is the standard deviation of the accuracy over the seeds of a fold,
+  averaged over folds.
+  """
+  keys = list(MethodAtLength._fields)
+  means = study.dataset_means(rows)
   spread = rows.groupby([*keys, "data", "fold"], sort=False)["accuracy"].std()
   table = spread.groupby([*keys, "data"], sort=False).mean().reset_index()
   result = {}
   for names, chosen in table.groupby(keys, sort=False):
-    method = Method(*names)
+    method = MethodAtLength(*names)
     values = chosen.set_index("data")[["accuracy"]]
-    # Where a run diverged there is no spread either.
-    gone = diverged[method]["accuracy"].isna()
-    values[gone.reindex(values.index)] = np.nan
+    # A data set on which a run diverged has no mean, and no spread either.
+    diverged = means[method]["accuracy"].isna()
+    values[diverged.reindex(values.index)] = np.nan
     result[method] = values
   return result
 
 
 def compare(
-  rows: pd.DataFrame, against: tuple[str, str] = BASELINE
+  rows: pd.DataFrame, against: tuple[str, str] = CROSS_ENTROPY
 ) -> list[Comparison]:
-  """Every other loss against one, in every measure of the plan."""
-  comparisons = _summary.compare(rows, against)
+  """Compares every other loss with one, in every measure of the plan."""
+  comparisons = study.compare(rows, against)
   spreads = _spreads(rows)
   for method in spreads:
     if method.loss != against[0]:
-      pairs = _summary.pairs(spreads, method, against)
-      ours, theirs = (table["accuracy"].to_numpy() for table in pairs)
+      pair = study.pair(spreads, method, against)
+      ours, theirs = (table["accuracy"].to_numpy() for table in pair)
       comparisons.append(
-        _summary.comparison(method, "spread", ours, theirs, against)
+        study.compare_values(method, "spread", ours, theirs, against)
       )
   return comparisons
 
 
-def against(
-  rows: pd.DataFrame, loss: str, readout: str = "softmax"
+def squentropy_against(
+  rows: pd.DataFrame, loss: str, probability_map: str = "softmax"
 ) -> list[Comparison]:
-  """Squentropy against another loss, on the sets that have both."""
+  """Compares squentropy with a loss, on the data sets that have both."""
   chosen = rows[rows["loss"].isin([plan.SQUENTROPY, loss])]
   having = chosen["data"][chosen["loss"] == loss].unique()
   if not having.size:
     return []
-  return compare(chosen[chosen["data"].isin(having)], (loss, readout))
+  return compare(chosen[chosen["data"].isin(having)], (loss, probability_map))
 
 
-def scaled_baseline(rows: pd.DataFrame) -> list[Comparison]:
-  """The baseline after its temperature against squentropy as it is."""
-  means = _summary.means(rows)
+def scaled_cross_entropy(rows: pd.DataFrame) -> list[Comparison]:
+  """Compares temperature-scaled cross-entropy with unscaled squentropy."""
+  means = study.dataset_means(rows)
   result = []
-  for regime in dict.fromkeys(rows["regime"]):
-    theirs = means[Method(plan.SQUENTROPY, "softmax", regime)]
-    ours = means[Method(*BASELINE, regime)].loc[theirs.index]
-    method = Method(f"{_summary.BASELINE}, scaled", "softmax", regime)
+  for length in dict.fromkeys(rows["training_length"]):
+    theirs = means[MethodAtLength(plan.SQUENTROPY, "softmax", length)]
+    ours = means[MethodAtLength(*CROSS_ENTROPY, length)].loc[theirs.index]
+    name = f"{BASELINE}, temperature-scaled"
+    method = MethodAtLength(name, "softmax", length)
     for metric in ("ece", "nll"):
       scaled, plain = ours[f"{metric}_scaled"], theirs[metric]
       result.append(
-        _summary.comparison(
+        study.compare_values(
           method,
           metric,
           scaled.to_numpy(),
@@ -88,54 +95,86 @@ def scaled_baseline(rows: pd.DataFrame) -> list[Comparison]:
 
 
 def fitted(rows: pd.DataFrame) -> dict[tuple[str, str], set[str]]:
-  """Data sets whose training rows are fitted, by loss and length."""
-  # One readout: a second one of the same logits is no second training.
-  rows = rows[rows["readout"] == "softmax"]
-  means = rows.groupby(["loss", "regime", "data"], sort=False)[
+  """Finds the data sets whose training rows a loss fits.
+
+  Args:
+    rows: One row per run.
+
+  Returns:
+    The names of the data sets, by loss and training length.
+  """
+  # Another probability map of the same logits is no second training.
+  rows = rows[rows["probability_map"] == "softmax"]
+  means = rows.groupby(["loss", "training_length", "data"], sort=False)[
     "train_accuracy"
   ].mean()
   return {
-    (loss, regime): set(each.index.get_level_values("data")[each >= FITTED])
-    for (loss, regime), each in means.groupby(["loss", "regime"], sort=False)
+    (loss, length): set(each.index.get_level_values("data")[each >= FITTED])
+    for (loss, length), each in means.groupby(
+      ["loss", "training_length"], sort=False
+    )
   }
 
 
 def _temperatures(rows: pd.DataFrame) -> dict[str, pd.Series]:
-  """Fitted for the baseline, the median of its runs, by length and data set."""
-  chosen = rows[rows["loss"] == _summary.BASELINE]
+  """Median temperature of cross-entropy by data set, for each length."""
+  chosen = rows[rows["loss"] == BASELINE]
   return {
-    str(regime): each.groupby("data", sort=False)["temperature"].median()
-    for regime, each in chosen.groupby("regime", sort=False)
+    str(length): each.groupby("data", sort=False)["temperature"].median()
+    for length, each in chosen.groupby("training_length", sort=False)
   }
 
 
 def over_confident(rows: pd.DataFrame, above: float) -> dict[str, set[str]]:
-  """Data sets with a temperature of the baseline above one, by length."""
+  """Finds the data sets on which cross-entropy is over-confident.
+
+  Args:
+    rows: One row per run.
+    above: The temperature above which it counts as over-confident.
+
+  Returns:
+    The names of the data sets, by training length.
+  """
   return {
-    regime: set(each.index[each > above])
-    for regime, each in _temperatures(rows).items()
+    length: set(each.index[each > above])
+    for length, each in _temperatures(rows).items()
   }
 
 
 def by_temperature(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-  """Squentropy's differences beside the baseline's temperature, by length."""
-  means = _summary.means(rows)
+  """Squentropy minus cross-entropy, with the temperature of cross-entropy.
+
+  Args:
+    rows: One row per run.
+
+  Returns:
+    One row per data set, by training length.
+  """
+  means = study.dataset_means(rows)
   result = {}
-  for regime, each in _temperatures(rows).items():
-    method = Method(plan.SQUENTROPY, "softmax", regime)
-    change = _summary.pairs(means, method).differences
-    result[regime] = change.assign(temperature=each.reindex(change.index))
+  for length, each in _temperatures(rows).items():
+    method = MethodAtLength(plan.SQUENTROPY, "softmax", length)
+    change = study.pair(means, method).differences
+    result[length] = change.assign(temperature=each.reindex(change.index))
   return result
 
 
-def judgement(comparison: Comparison) -> str:
-  """Of "better than the other loss", by the rule of the plan."""
+def decision(comparison: Comparison) -> str:
+  """Applies the rule of the plan.
+
+  Args:
+    comparison: A loss and another one.
+
+  Returns:
+    Whether the loss is ``better``, ``worse`` or ``not significantly
+    different``.
+  """
   c = comparison
   sign = 1 if c.metric == "accuracy" else -1
   low, high = sorted((sign * c.low, sign * c.high))
   if math.isnan(low) or c.p_value >= 0.05 or low <= 0 <= high:
-    return "not told apart"
-  # Of a loss that diverged no claim holds, whatever the other sets say.
+    return NOT_SIGNIFICANT
+  # A loss that diverged on some data set is not called better.
   if (c.diverged if low > 0 else c.other_diverged) > 0:
-    return "not told apart"
-  return "holds" if low > 0 else "fails"
+    return NOT_SIGNIFICANT
+  return "better" if low > 0 else "worse"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and figures of the replication, made from its rows alone."""
+"""Writes tables and figures from the committed rows."""
 
 from collections.abc import Iterable, Sequence
 import math
@@ -7,55 +7,55 @@ import pathlib
 
 import pandas as pd
 
-from replication import claims, figures, plan
-from squentropy_study import _overview, _store, _summary
-from squentropy_study._summary import Comparison, Method
+from replication import claims, plan, plotting, records
+import squentropy_study as study
+from squentropy_study import BASELINE, Comparison, MethodAtLength
 
-# What the plan names, in the order of its claims; then what stands beside.
+# The measures of the claims first, in their order.
 _METRICS = {
   "accuracy": "accuracy",
   "ece": "ECE",
   "spread": "spread of the accuracy over seeds",
   "nll": "NLL",
   "brier": "Brier score",
-  "ace": "equal-mass ECE",
+  "ace": "ECE with equal-mass bins",
   "aurc": "AURC",
   "nll_scaled": "NLL after temperature scaling",
   "ece_scaled": "ECE after temperature scaling",
 }
-# Of these there is a number for each data set.
+# The measures that are listed for each data set.
 _SHOWN = ("accuracy", "ece", "nll", "ece_scaled", "nll_scaled")
-# Three batches of 64 rows in a training half.
+# Three batches of 64 rows in the training half.
 _SMALL = 384
-# Of the long training, in percent.
-_SHARES = (5, 10, 20, 50, 100)
+# Percentages of the long training.
+_PERCENT = (5, 10, 20, 50, 100)
 _COMPARED = (
   "loss",
   "training",
-  "sets",
-  "wins",
-  "ties",
-  "losses",
+  "data sets",
+  "better",
+  "equal",
+  "worse",
   "diverged",
   "other diverged",
-  "mean difference",
+  "mean difference [95 % interval]",
   "median",
   "p",
-  '"better"',
+  "result",
 )
 
 
 def _table(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
-  """Markdown."""
+  """Formats a Markdown table."""
   head = tuple(head)
   cells = [head, ("---",) * len(head), *lines]
   return "".join(f"| {' | '.join(map(str, line))} |\n" for line in cells)
 
 
-def _name(method: Comparison | Method) -> str:
-  if method.readout == "softmax":
+def _name(method: Comparison | MethodAtLength) -> str:
+  if method.probability_map == "softmax":
     return f"`{method.loss}`"
-  return f"`{method.loss}` ({method.readout})"
+  return f"`{method.loss}` ({method.probability_map})"
 
 
 def _line(c: Comparison, name: str) -> tuple[object, ...]:
@@ -64,165 +64,185 @@ def _line(c: Comparison, name: str) -> tuple[object, ...]:
     mean += f" [{c.low:+.4f}, {c.high:+.4f}]"
   if c.finite < c.sets:
     mean += f" over {c.finite}"
-  counts = (c.sets, c.wins, c.ties, c.losses, c.diverged, c.other_diverged)
-  said = (mean, f"{c.median:+.4f}", f"{c.p_value:.2g}", claims.judgement(c))
-  return (name, c.regime, *counts, *said)
+  counts = (c.sets, c.better, c.equal, c.worse, c.diverged, c.other_diverged)
+  rest = (mean, f"{c.median:+.4f}", f"{c.p_value:.2g}", claims.decision(c))
+  return (name, c.training_length, *counts, *rest)
 
 
 def comparisons(compared: Sequence[Comparison]) -> str:
-  """A table for each metric."""
+  """Formats a table for each measure."""
   parts = []
   for metric, title in _METRICS.items():
     chosen = [c for c in compared if c.metric == metric]
-    chosen.sort(key=lambda c: c.regime == "long")
+    chosen.sort(key=lambda c: c.training_length == "long")
     lines = (_line(c, _name(c)) for c in chosen)
     parts += [f"### {title[0].upper()}{title[1:]}\n", _table(_COMPARED, lines)]
   return "\n".join(parts)
 
 
-def _apart(
-  rows: pd.DataFrame, chosen: dict[str, set[str]], kinds: tuple[str, str]
+def _by_group(
+  rows: pd.DataFrame, chosen: dict[str, set[str]], groups: tuple[str, str]
 ) -> str:
-  """Claims 1 and 2 on the chosen sets of a length and on the others."""
+  """Compares accuracy and ECE separately on two groups of data sets.
+
+  Args:
+    rows: One row per run.
+    chosen: The data sets of the first group, by training length.
+    groups: The names of the two groups.
+
+  Returns:
+    A table of squentropy against cross-entropy.
+  """
   lines = []
-  both = rows[rows["loss"].isin([plan.SQUENTROPY, _summary.BASELINE])]
-  for regime, names in chosen.items():
-    of_length = both[both["regime"] == regime]
+  both = rows[rows["loss"].isin([plan.SQUENTROPY, BASELINE])]
+  for length, names in chosen.items():
+    of_length = both[both["training_length"] == length]
     inside = of_length["data"].isin(names)
-    for kind, keep in zip(kinds, (inside, ~inside), strict=True):
+    for group, keep in zip(groups, (inside, ~inside), strict=True):
       part = of_length[keep]
       if part.empty:
         continue
-      for c in _summary.compare(part):
+      for c in study.compare(part):
         if c.metric in ("accuracy", "ece"):
-          lines.append(_line(c, f"`{c.loss}`, {_METRICS[c.metric]}, {kind}"))
+          lines.append(_line(c, f"`{c.loss}`, {_METRICS[c.metric]}, {group}"))
   return _table(_COMPARED, lines)
 
 
 def by_fit(rows: pd.DataFrame) -> str:
-  """How many sets are fitted, and the claims on both kinds apart."""
+  """Counts fitted data sets, and compares on fitted and on other ones."""
   sets = claims.fitted(rows)
   lines = []
-  for (loss, regime), names in sets.items():
-    chosen = rows[(rows["loss"] == loss) & (rows["regime"] == regime)]
-    lines.append((f"`{loss}`", regime, chosen["data"].nunique(), len(names)))
+  for (loss, length), names in sets.items():
+    chosen = rows[(rows["loss"] == loss) & (rows["training_length"] == length)]
+    lines.append((f"`{loss}`", length, chosen["data"].nunique(), len(names)))
   by_both = {
-    regime: sets[plan.SQUENTROPY, regime] & sets[_summary.BASELINE, regime]
-    for regime in dict.fromkeys(rows["regime"])
+    length: sets[plan.SQUENTROPY, length] & sets[BASELINE, length]
+    for length in dict.fromkeys(rows["training_length"])
   }
-  counted = _table(("loss", "training", "sets", "fitted"), lines)
-  return f"{counted}\n{_apart(rows, by_both, ('fitted', 'not fitted'))}"
+  counted = _table(("loss", "training", "data sets", "fitted"), lines)
+  return f"{counted}\n{_by_group(rows, by_both, ('fitted', 'not fitted'))}"
 
 
 def by_confidence(rows: pd.DataFrame) -> str:
-  """Temperatures, and the claims by the baseline's confidence."""
-  medians = rows.groupby([*Method._fields, "data"], sort=False)[
-    "temperature"
-  ].median()
+  """Compares by the confidence of cross-entropy, and lists temperatures."""
+  keys = list(MethodAtLength._fields)
+  medians = rows.groupby([*keys, "data"], sort=False)["temperature"].median()
   lines = []
-  for names, each in medians.groupby(list(Method._fields), sort=False):
-    method = Method(*names)
+  for names, each in medians.groupby(keys, sort=False):
+    method = MethodAtLength(*names)
     quartiles = (f"{x:.2f}" for x in each.quantile([0.25, 0.5, 0.75]))
-    lines.append((_name(method), method.regime, *quartiles))
+    lines.append((_name(method), method.training_length, *quartiles))
   head = ("loss", "training", "lower quartile", "median", "upper quartile")
-  kinds = ("over-confident", "not over-confident")
-  twice = ("temperature above 2", "temperature of 2 or less")
+  groups = ("over-confident", "not over-confident")
+  at_two = ("temperature above 2", "temperature of 2 or less")
   return "\n".join(
     (
-      _apart(rows, claims.over_confident(rows, 1.0), kinds),
-      "Apart at another temperature (not in the plan):\n",
-      _apart(rows, claims.over_confident(rows, 2.0), twice),
-      "The temperatures fitted for each loss, medians of its runs, over data "
-      "sets (not in the plan):\n",
+      _by_group(rows, claims.over_confident(rows, 1.0), groups),
+      "The same with a threshold of 2 instead of 1 (not in the plan):\n",
+      _by_group(rows, claims.over_confident(rows, 2.0), at_two),
+      "The fitted temperature of each loss: quartiles over data sets of the "
+      "median over runs (not in the plan):\n",
       _table(head, lines),
     )
   )
 
 
 def by_size(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
-  """The claims on small sets, which see few updates, and on the others."""
+  """Compares on small data sets, which get few updates, and on the others."""
   small = set(sets.index[sets["rows"] < _SMALL])
-  chosen = dict.fromkeys(dict.fromkeys(rows["regime"]), small)
-  return _apart(rows, chosen, (f"under {_SMALL} rows", f"{_SMALL} or more"))
+  chosen = dict.fromkeys(dict.fromkeys(rows["training_length"]), small)
+  groups = (f"under {_SMALL} rows", f"{_SMALL} rows or more")
+  return _by_group(rows, chosen, groups)
 
 
-def along(curves: pd.DataFrame) -> str:
-  """Squentropy against cross-entropy at some points of the training."""
-  curves = figures.shares(curves)
+def during_training(curves: pd.DataFrame) -> str:
+  """Compares squentropy with cross-entropy at some points of the training."""
+  curves = plotting.progress(curves)
   lines = []
   for metric in ("accuracy", "ece", "nll"):
-    table = curves.pivot(index=["share", "data"], columns="loss", values=metric)
-    for share in _SHARES:
-      ours = table.loc[share][plan.SQUENTROPY].to_numpy()
-      theirs = table.loc[share][_summary.BASELINE].to_numpy()
-      method = Method(plan.SQUENTROPY, "softmax", f"{share} %")
-      c = _summary.comparison(method, metric, ours, theirs)
+    table = curves.pivot(
+      index=["percent", "data"], columns="loss", values=metric
+    )
+    for percent in _PERCENT:
+      ours = table.loc[percent][plan.SQUENTROPY].to_numpy()
+      theirs = table.loc[percent][BASELINE].to_numpy()
+      method = MethodAtLength(plan.SQUENTROPY, "softmax", f"{percent} %")
+      c = study.compare_values(method, metric, ours, theirs)
       lines.append(_line(c, f"`{c.loss}`, {_METRICS[metric]}"))
   return _table(_COMPARED, lines)
 
 
-def alone(rows: pd.DataFrame) -> str:
-  """The losses of data sets that have some which no other has."""
+def on_one_set(rows: pd.DataFrame) -> str:
+  """Lists the losses of the data set that has losses of its own."""
   common = set(claims.on_several(rows)["loss"])
   names = rows["data"][~rows["loss"].isin(common)].unique()
-  keys = ["data", "regime", "loss", "readout"]
+  keys = ["data", "training_length", "loss", "probability_map"]
   means = (
     rows[rows["data"].isin(names)]
     .groupby(keys, sort=False)[list(_SHOWN)]
     .mean()
   )
   lines = [
-    (data, regime, _name(Method(loss, readout, regime)), *_digits(values))
-    for (data, regime, loss, readout), values in means.iterrows()
+    (
+      data,
+      length,
+      _name(MethodAtLength(loss, probability_map, length)),
+      *(f"{value:.4f}" for value in values),
+    )
+    for (data, length, loss, probability_map), values in means.iterrows()
   ]
   lines.sort(key=lambda line: line[1] == "long")
-  head = ("set", "training", "loss", *(_METRICS[name] for name in _SHOWN))
+  head = ("data set", "training", "loss", *(_METRICS[m] for m in _SHOWN))
   return _table(head, lines)
 
 
-def _digits(values: Iterable[float]) -> list[str]:
-  return [f"{value:.4f}" for value in values]
-
-
 def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
-  """Both losses side by side; first where squentropy lowers the ECE most."""
+  """Lists both losses by data set, sorted by how much the ECE changes."""
   parts = []
   sizes = sets[["rows", "features", "classes"]]
-  means = _summary.means(rows)
-  for regime in dict.fromkeys(rows["regime"]):
-    ours = means[Method(plan.SQUENTROPY, "softmax", regime)]
-    theirs = means[Method(*claims.BASELINE, regime)].loc[ours.index]
-    order = (ours["ece"] - theirs["ece"]).sort_values().index
+  means = study.dataset_means(rows)
+  for length in dict.fromkeys(rows["training_length"]):
+    ours = means[MethodAtLength(plan.SQUENTROPY, "softmax", length)]
+    theirs = means[MethodAtLength(*claims.CROSS_ENTROPY, length)]
+    theirs = theirs.loc[ours.index]
     lines = []
-    for name in order:
+    for name in (ours["ece"] - theirs["ece"]).sort_values().index:
       numbers = [
         f"{theirs[metric][name]:.4f}, {ours[metric][name]:.4f}"
         for metric in _SHOWN
       ]
       lines.append((name, *sizes.loc[name], *numbers))
-    head = ("set", *sizes.columns, *(_METRICS[name] for name in _SHOWN))
-    parts += [f"### {regime.capitalize()} training\n", _table(head, lines)]
+    head = ("data set", *sizes.columns, *(_METRICS[name] for name in _SHOWN))
+    parts += [f"### {length.capitalize()} training\n", _table(head, lines)]
   return "\n".join(parts)
 
 
-def _head(sets: pd.DataFrame) -> str:
-  states = ", ".join(f"`{x}`" for x in sorted(sets["source"].unique()))
-  return (
-    "# Every comparison of the replication\n\n"
-    "Made by `make replicate` from results.csv, the rows of "
-    f"{len(sets)} data sets. "
-    "What it all comes to: [README.md](README.md).\n\n"
-    "The difference is the loss minus the other one, each the mean over folds "
-    "and seeds: above 0 is better for accuracy and worse for all others. "
-    "Brackets: 95 % interval of the mean, a bootstrap (BCa) over data sets; p: "
-    "Wilcoxon's signed-rank test. The last column is the rule of "
-    "[the plan](plan.md): whether the loss of the line is better than the "
-    'other one. "Linear": the square loss read as the probabilities it '
-    "estimates. ECE: calibration error; NLL: likelihood loss; AURC: area under "
-    "the curve of risk against coverage ([what they mean](../calibration.md))."
-    "\n\n"
-    f"Digest of the code that made the rows: {states}.\n"
-  )
+def _introduction(sets: pd.DataFrame) -> str:
+  code = ", ".join(sorted(sets["code"].unique()))
+  return f"""# All comparisons of the replication
+
+The conclusions are in [README.md](README.md). `make replicate` writes this page
+from results.csv.gz, which has the runs on {len(sets)} data sets.
+
+How to read the tables:
+
+- **Mean difference** is the loss of the line minus the other loss. Each of the
+  two is a mean over folds and seeds. A positive difference is better for
+  accuracy, and worse for all other measures.
+- **95 % interval** is a bootstrap interval (BCa) of the mean over data sets.
+- **p** is the p-value of the two-sided Wilcoxon signed-rank test.
+- **Result** applies the rule of [the plan](plan.md#what-counts): the loss is
+  better or worse than the other one if the interval excludes 0 and p < 0.05.
+- **Better, equal, worse** count data sets. On **diverged** ones, a run of the
+  loss gave a number that is not finite.
+- **(log_probs)** marks the square loss with the probabilities that it
+  estimates (`rescaled_square.log_probs`), not with the softmax of its logits.
+- ECE is the expected calibration error, NLL the negative log-likelihood, and
+  AURC the area under the risk-coverage curve ([definitions](
+  ../calibration.md)).
+
+The code that made the rows: {code}.
+"""
 
 
 def write(
@@ -235,55 +255,61 @@ def write(
 
   Args:
     docs: The folder to write to.
-    rows: A row per run, as in ``results.csv``.
-    curves: As in ``curves.csv``.
-    sets: As in ``sets.csv``.
+    rows: One row per run, as in ``results.csv.gz``.
+    curves: One row per curve point, as in ``curves.csv.gz``.
+    sets: One row per data set, as in ``sets.csv``.
   """
   sets = sets.set_index("data")
   several = claims.on_several(rows)
   compared = claims.compare(several)
-  parts = [_head(sets), "## Against cross-entropy\n", comparisons(compared)]
-  for readout in ("softmax", "linear"):
-    chosen = claims.against(rows, plan.SQUARE, readout)
+  parts = [
+    _introduction(sets),
+    "## All losses against cross-entropy\n",
+    comparisons(compared),
+  ]
+  for probability_map in ("softmax", "log_probs"):
+    chosen = claims.squentropy_against(rows, plan.SQUARE, probability_map)
     compared += chosen
     parts += [
-      f"## Squentropy against `{plan.SQUARE}`, read as {readout}\n",
+      f"## Squentropy against `{plan.SQUARE}` ({probability_map})\n",
       comparisons(chosen),
     ]
   parts += [
-    "## Fitted training rows\n\nFitted: a mean accuracy of "
-    f"{claims.FITTED:g} or more on the training rows; below, of squentropy and "
-    "of cross-entropy.\n",
+    "## Data sets whose training rows are fitted\n\nA loss fits a data set if "
+    "its mean accuracy on the training rows is "
+    f"{claims.FITTED:g} or more. The second table has a group of the data sets "
+    "that both squentropy and cross-entropy fit, and a group of all others.\n",
     by_fit(several),
-    "## Over-confidence\n\nCross-entropy is over-confident on a set if the "
-    "median over its runs of the temperature fitted for it is above 1.\n",
+    "## Data sets on which cross-entropy is over-confident\n\nCross-entropy is "
+    "over-confident on a data set if the temperature fitted for it, the median "
+    "over runs, is above 1.\n",
     by_confidence(several),
     f"## Squentropy against `{plan.SMOOTHED}` (not in the plan)\n",
-    comparisons(claims.against(rows, plan.SMOOTHED)),
-    "## Cross-entropy after its temperature against squentropy as it is (not "
-    "in the plan)\n",
+    comparisons(claims.squentropy_against(rows, plan.SMOOTHED)),
+    "## Temperature-scaled cross-entropy against unscaled squentropy (not in "
+    "the plan)\n",
     _table(
       _COMPARED,
       (
         _line(c, f"`{c.loss}`, {_METRICS[c.metric]}")
-        for c in claims.scaled_baseline(rows)
+        for c in claims.scaled_cross_entropy(rows)
       ),
     ),
-    "## Along the training (not in the plan)\n\nOf one and the same run; the "
-    "short training ends at 10 %.\n",
-    along(curves),
-    "## Small sets (not in the plan)\n\nSets under "
-    f"{_SMALL} rows train on fewer than three batches of 64 in an epoch, so "
-    "that the short training is 60 updates or fewer.\n",
+    "## During training (not in the plan)\n\nThe short training ends at 10 % "
+    "of the long one.\n",
+    during_training(curves),
+    f"## Small data sets (not in the plan)\n\nData sets with under {_SMALL} "
+    "rows have fewer than three batches of 64 in an epoch. Their short "
+    "training is 60 updates or fewer.\n",
     by_size(several, sets),
-    "## With the grid of the rescaled square loss\n",
-    alone(rows),
-    "## Each data set\n\nCross-entropy first, squentropy second. Features are "
-    "counted after categories have become columns.\n",
+    "## Constants of the rescaled square loss, on wordnet\n",
+    on_one_set(rows),
+    "## Each data set\n\nThe first number is cross-entropy, the second one "
+    "squentropy. The number of features counts one column per category.\n",
     each_set(rows, sets),
   ]
-  _store.write(docs / "summary.csv", _summary.to_csv(compared))
-  _store.write(docs / "tables.md", "\n".join(parts).encode())
-  _store.write(docs / "differences.png", _overview.picture(several, "light"))
-  _store.write(docs / "by_epoch.png", figures.by_epoch(curves))
-  _store.write(docs / "over_confidence.png", figures.by_temperature(rows))
+  records.write(docs / "summary.csv", study.comparisons_csv(compared))
+  records.write(docs / "tables.md", "\n".join(parts).encode())
+  records.write(docs / "differences.png", study.differences_figure(several))
+  records.write(docs / "by_epoch.png", plotting.by_epoch(curves))
+  records.write(docs / "over_confidence.png", plotting.by_temperature(rows))

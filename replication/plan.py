@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan in numbers; docs/replication/plan.md says why."""
+"""The settings of the plan. docs/replication/plan.md explains them."""
 
 from squentropy_study import Settings
 
 SQUENTROPY = "squentropy"
-# What it is compared with beside cross-entropy.
+# The losses that it is compared with, in addition to cross-entropy.
 SQUARE = "rescaled_square:target_value=10"
 SMOOTHED = "cross_entropy:smoothing=0.1"
 LOSSES: tuple[str, ...] = (
@@ -14,7 +14,7 @@ LOSSES: tuple[str, ...] = (
   SMOOTHED,
 )
 IMAGES = ("fashion_mnist",)
-# From 42 classes on the square loss is rescaled, so a grid of both constants.
+# With 42 classes or more the square loss needs other constants: this is a grid.
 MANY_CLASSES = tuple(
   f"rescaled_square:target_weight={weight},target_value={value}"
   for weight in (1, 15)
@@ -23,7 +23,7 @@ MANY_CLASSES = tuple(
 
 
 def settings(name: str) -> Settings:
-  """The study of one data set, read in the folder that holds its file."""
+  """Returns the settings for a data set, to run in the folder of its file."""
   losses = LOSSES
   if name == "wordnet":
     losses = tuple(x for x in LOSSES if "target_value" not in x) + MANY_CLASSES

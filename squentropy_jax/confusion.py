@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soft confusion matrix of a binary classifier, and metrics of it."""
+"""Soft confusion matrices of binary classifiers, and their metrics."""
 
 import functools
 from typing import NamedTuple
@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
 from squentropy_jax._core.elementwise import sigmoid
+from squentropy_jax._core.hyperparameters import Hyperparameters
+
+_HYPERPARAMETERS = Hyperparameters({"amplification": "(0, inf)"}, {})
 
 
 class SoftConfusionMatrix(NamedTuple):
-  """Counts of a binary classifier in which an example counts by shares.
+  """Counts of a binary classifier; an example may count in parts.
 
   Attributes:
     true_positive: Labelled 1, predicted 1.
@@ -30,7 +33,7 @@ class SoftConfusionMatrix(NamedTuple):
 
 @jax.custom_jvp
 def _above_half(z: jax.Array) -> jax.Array:
-  """``sigmoid(z) - 1/2``; its slope keeps its digits on both sides."""
+  """``sigmoid(z) - 1/2``; the derivative is accurate on both sides of 0."""
   return 0.5 * jnp.tanh(0.5 * z)
 
 
@@ -60,7 +63,10 @@ def soft_confusion_matrix(
   amplification: jax.typing.ArrayLike = 73.0,
   where: jax.typing.ArrayLike | None = None,
 ) -> SoftConfusionMatrix:
-  r"""The confusion matrix of a set, with smooth predictions; differentiable.
+  r"""Computes a differentiable confusion matrix of a binary classifier.
+
+  Use when a metric of the confusion matrix is to be trained on or reported
+  with a gradient. The matrices of two batches add up to that of both.
 
   .. math::
     \hat y = \sigma(L (\sigma(z) - 1/2)), \quad
@@ -73,19 +79,20 @@ def soft_confusion_matrix(
     logits: Scores, any shape, any floating dtype.
     labels: Labels of the same shape, the integers 0 and 1 or floats between.
     amplification: :math:`L` above 0, the steepness of the step at 1/2.
-    where: Which entries count, booleans of the same shape.
+    where: Which entries to keep, booleans of the same shape.
 
   Returns:
-    Four scalars, float32 or wider.
+    The four counts, scalars, float32 or wider.
 
   Raises:
     TypeError: If ``logits`` is not floating or ``labels`` not numbers.
     ValueError: If shapes differ, if a concrete label is outside ``[0, 1]`` (a
-      traced one gives NaN), or ``amplification`` not above 0.
+      traced one gives NaN), or if a concrete ``amplification`` is not above 0.
 
   Examples:
     >>> logits = jnp.array([2.0, 0.4, -0.4, -1.4])
-    >>> counts = soft_confusion_matrix(logits, jnp.array([1, 0, 0, 0]))
+    >>> labels = jnp.array([1, 0, 0, 0])
+    >>> counts = confusion.soft_confusion_matrix(logits, labels)
     >>> print(f"{counts.true_positive:.3f} {counts.false_positive:.3f}")
     1.000 1.000
 
@@ -96,25 +103,25 @@ def soft_confusion_matrix(
   .. seealso:: :func:`squentropy_jax.losses.anyloss`
   """
   z, y, keep = prelude.checked_entries(logits, labels, where)
-  steepness = checks.as_scalar(
-    "amplification", amplification, z.dtype, "(0, inf)"
+  numbers, _ = prelude.checked_numbers(
+    _HYPERPARAMETERS, {"amplification": amplification}, z, keep
   )
-  return _soft_confusion_matrix(z, y, keep, steepness)
+  return _soft_confusion_matrix(z, y, keep, **numbers)
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-  """``part / whole``; 1 of nothing, where there is nothing to get wrong."""
-  nothing = whole == 0
+  """``part / whole``, and 1 for a whole of 0, which holds no error."""
+  is_empty = whole == 0
   one = jnp.ones_like(whole)
-  return jnp.where(nothing, one, part / jnp.where(nothing, one, whole))
+  return jnp.where(is_empty, one, part / jnp.where(is_empty, one, whole))
 
 
 def _floats(confusion: SoftConfusionMatrix) -> SoftConfusionMatrix:
-  """The counts in float32 or wider; whole numbers are counts too."""
+  """The counts in float32 or wider, also those given as integers."""
   if not isinstance(confusion, SoftConfusionMatrix):
     raise TypeError(
-      f"confusion must be a SoftConfusionMatrix, got {confusion!r}; "
-      "soft_confusion_matrix(logits, labels) returns one."
+      f"confusion must be a SoftConfusionMatrix, got {confusion!r}. Pass what "
+      "soft_confusion_matrix(logits, labels) returns."
     )
   counts = map(jnp.asarray, confusion)
   return SoftConfusionMatrix(
@@ -123,62 +130,64 @@ def _floats(confusion: SoftConfusionMatrix) -> SoftConfusionMatrix:
 
 
 def _recalls(confusion: SoftConfusionMatrix) -> tuple[jax.Array, jax.Array]:
-  """The shares of positives and of negatives that are predicted right."""
+  """The recall of the positives and that of the negatives."""
   tp, fn, fp, tn = _floats(confusion)
   return _ratio(tp, tp + fn), _ratio(tn, tn + fp)
 
 
 def accuracy(confusion: SoftConfusionMatrix) -> jax.Array:
-  r"""Share of right predictions in a soft confusion matrix.
+  r"""Computes the accuracy from a soft confusion matrix.
 
   .. math::
     \frac{\mathrm{TP} + \mathrm{TN}}
          {\mathrm{TP} + \mathrm{FN} + \mathrm{FP} + \mathrm{TN}}
 
   Args:
-    confusion: What :func:`soft_confusion_matrix` returns.
+    confusion: The matrix, as :func:`soft_confusion_matrix` returns it.
 
   Returns:
-    A scalar in [0, 1]; 1 for an empty set.
+    A scalar in [0, 1]; 1 for an empty matrix.
 
   Raises:
     TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
 
   Examples:
-    >>> print(losses.accuracy(SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))))
+    >>> matrix = confusion.SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
+    >>> print(confusion.accuracy(matrix))
     0.7
 
   References:
     Han, Moniz and Chawla, `AnyLoss <https://arxiv.org/abs/2405.14745>`_, 2024.
   """
   confusion = _floats(confusion)
-  right = confusion.true_positive + confusion.true_negative
-  wrong = confusion.false_positive + confusion.false_negative
-  return _ratio(right, right + wrong)
+  correct = confusion.true_positive + confusion.true_negative
+  errors = confusion.false_positive + confusion.false_negative
+  return _ratio(correct, correct + errors)
 
 
 def f_beta(
   confusion: SoftConfusionMatrix, *, beta: jax.typing.ArrayLike = 1.0
 ) -> jax.Array:
-  r"""F score: weighted harmonic mean of precision and recall.
+  r"""Computes the F score, a weighted harmonic mean of precision and recall.
 
   .. math::
     \frac{(1 + \beta^2) \mathrm{TP}}
          {(1 + \beta^2) \mathrm{TP} + \beta^2 \mathrm{FN} + \mathrm{FP}}
 
   Args:
-    confusion: What :func:`soft_confusion_matrix` returns.
-    beta: How much recall counts against precision, above 0.
+    confusion: The matrix, as :func:`soft_confusion_matrix` returns it.
+    beta: Weight of recall relative to precision, above 0.
 
   Returns:
-    A scalar in [0, 1]; 1 for an empty set, 0 for one without positives.
+    A scalar in [0, 1]; 1 for an empty matrix, 0 for one without positives.
 
   Raises:
     TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
     ValueError: If ``beta`` is not above 0.
 
   Examples:
-    >>> print(losses.f_beta(SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))))
+    >>> matrix = confusion.SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
+    >>> print(confusion.f_beta(matrix))
     0.6666667
 
   References:
@@ -193,14 +202,14 @@ def f_beta(
 
 
 def balanced_accuracy(confusion: SoftConfusionMatrix) -> jax.Array:
-  r"""Mean of the recalls of positives and of negatives.
+  r"""Computes the mean of the recalls of positives and of negatives.
 
   .. math::
     \frac{1}{2} \Bigl( \frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FN}}
       + \frac{\mathrm{TN}}{\mathrm{TN} + \mathrm{FP}} \Bigr)
 
   Args:
-    confusion: What :func:`soft_confusion_matrix` returns.
+    confusion: The matrix, as :func:`soft_confusion_matrix` returns it.
 
   Returns:
     A scalar in [0, 1]. The recall of a class without examples is 1.
@@ -209,8 +218,8 @@ def balanced_accuracy(confusion: SoftConfusionMatrix) -> jax.Array:
     TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
 
   Examples:
-    >>> counts = SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
-    >>> print(f"{losses.balanced_accuracy(counts):.4f}")
+    >>> matrix = confusion.SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
+    >>> print(f"{confusion.balanced_accuracy(matrix):.4f}")
     0.7083
 
   References:
@@ -221,25 +230,25 @@ def balanced_accuracy(confusion: SoftConfusionMatrix) -> jax.Array:
 
 
 def geometric_mean(confusion: SoftConfusionMatrix) -> jax.Array:
-  r"""Geometric mean of the recalls of positives and of negatives.
+  r"""Computes the geometric mean of the recalls of both classes.
 
   .. math::
     \sqrt{\frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FN}} \cdot
           \frac{\mathrm{TN}}{\mathrm{TN} + \mathrm{FP}}}
 
   Args:
-    confusion: What :func:`soft_confusion_matrix` returns.
+    confusion: The matrix, as :func:`soft_confusion_matrix` returns it.
 
   Returns:
-    A scalar in [0, 1], with slope 0 at 0. The recall of a class without
+    A scalar in [0, 1], with gradient 0 at 0. The recall of a class without
     examples is 1.
 
   Raises:
     TypeError: If ``confusion`` is not a ``SoftConfusionMatrix``.
 
   Examples:
-    >>> counts = SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
-    >>> print(f"{losses.geometric_mean(counts):.4f}")
+    >>> matrix = confusion.SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4]))
+    >>> print(f"{confusion.geometric_mean(matrix):.4f}")
     0.7071
 
   References:
@@ -247,10 +256,11 @@ def geometric_mean(confusion: SoftConfusionMatrix) -> jax.Array:
   """
 
   def root(x: jax.Array) -> jax.Array:
-    # A recall near 0 has next to no slope in the logits, which the root's
-    # infinite one does not outweigh.
-    zero = x == 0
-    return jnp.where(zero, x, jnp.sqrt(jnp.where(zero, jnp.ones_like(x), x)))
+    # The root's infinite derivative at 0 would make the gradient NaN where the
+    # recall underflows.
+    is_zero = x == 0
+    safe = jnp.where(is_zero, jnp.ones_like(x), x)
+    return jnp.where(is_zero, x, jnp.sqrt(safe))
 
   positives, negatives = _recalls(confusion)
   return root(positives) * root(negatives)

@@ -17,49 +17,51 @@ def aldr_kl_temperature(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""The temperature of each example in :func:`squentropy_jax.losses.aldr_kl`.
+  r"""Computes the temperature of each example in the ALDR-KL loss.
+
+  Use it to see which examples :func:`squentropy_jax.losses.aldr_kl` treats as
+  ambiguous.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
-  the :math:`\lambda` that solves
+  it is the :math:`\lambda` that solves
 
   .. math::
     \lambda = \text{base\_temperature} \, \Bigl(1 -
       \frac{\mathrm{KL}(q(\lambda) \Vert u)}{\text{alpha} \log C}\Bigr),
     \qquad q_k(\lambda) \propto
-      \exp \frac{z_k + \text{margin} \, [k \ne y]}{\lambda} .
+      \exp \frac{z_k + \text{margin} \, [k \ne y]}{\lambda} ,
 
-  It lies between :math:`\text{base\_temperature} \, (1 - 1 / \text{alpha})`,
-  for a sure model, and ``base_temperature``, for one without preference. Soft
-  labels give the expected temperature.
+  where :math:`u` is the uniform distribution. It lies between
+  :math:`\text{base\_temperature} \, (1 - 1 / \text{alpha})`, for a confident
+  prediction, and ``base_temperature``, for a uniform one. Soft labels give the
+  expected temperature. Masked classes do not count in :math:`C`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
     base_temperature: Temperature of an example without any preference,
-      positive.
-    alpha: How strongly the temperature is held, in units of
-      :math:`\log(C) / \text{base\_temperature}`; above 1. From 1.5 on the
-      default number of steps is enough; close to 1 the solution may be one of
-      several.
-    margin: Lead that the labelled class is to have, not negative.
-    num_iters: Steps of the fixed-point iteration, an int; one of Newton's
-      method follows.
+      positive: a scalar or one value for each example, shape ``[...]``.
+    alpha: Weight of the penalty on the temperature, in units of
+      :math:`\log(C) / \text{base\_temperature}`, above 1: a scalar or one value
+      for each example, shape ``[...]``. From 1.5 on, the default number of
+      steps is enough. Close to 1 the solution need not be unique.
+    margin: The lead that the labelled class should have, 0 or more: a scalar
+      or one value for each example, shape ``[...]``.
+    num_iters: Steps of the fixed-point iteration, a static int. One Newton step
+      follows.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in :math:`C`.
+      classes, booleans of the logits' shape.
 
   Returns:
     The temperature of each example, shape ``[...]``, float32 or wider; 0 for
     dropped ones.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])

@@ -9,40 +9,42 @@ import jax.numpy as jnp
 
 from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.hyperparameters import Hyperparameters
+
+_HYPERPARAMETERS = Hyperparameters({"inner": "[0, 1]"}, {})
 
 
 @functools.partial(jax.jit, inline=True)
 def _assistive(
-  x: jax.Array,
-  target: jax.Array,
-  tough: jax.Array,
-  tolerant: jax.Array,
+  arrays: tuple[jax.Array, ...],
   keep: jax.Array | None,
-  parameters: tuple[jax.Array, ...],
+  tough_factors: jax.Array,
+  tolerant_factors: jax.Array,
+  weights: jax.Array,
+  inner: jax.Array,
 ) -> jax.Array:
-  tough_slopes, tolerant_slopes, weights, inner = parameters
-  # The absolute value, of slope 0 at 0.
+  x, target, *teachers = arrays
+  # The absolute value, with derivative 0 at 0.
   error = jnp.maximum(x - target, target - x)
-  # Errors of the teachers, moved to the student's side.
   tough, tolerant = (
-    jax.lax.stop_gradient(jnp.abs(t - target)) for t in (tough, tolerant)
+    jax.lax.stop_gradient(jnp.abs(t - target)) for t in teachers
   )
   inside = error <= tolerant
   square = (error - tolerant) * (error + tolerant) + 3.0 * tolerant
   main = jnp.where(inside, 3.0 * error, square)
 
-  def assist(threshold: jax.Array, slopes: jax.Array) -> jax.Array:
+  def assist(threshold: jax.Array, factors: jax.Array) -> jax.Array:
     within = (error > inner * threshold) & (error <= threshold)
-    slope = jnp.where(within, slopes[1], jnp.zeros_like(error))
-    slope = jnp.where(error > threshold, slopes[0], slope)
-    return slope * jnp.abs(threshold - error)
+    factor = jnp.where(within, factors[1], jnp.zeros_like(error))
+    factor = jnp.where(error > threshold, factors[0], factor)
+    return factor * jnp.abs(threshold - error)
 
   loss = (
     weights[0] * main
-    + weights[1] * assist(tough, tough_slopes)
-    + weights[2] * assist(tolerant, tolerant_slopes)
+    + weights[1] * assist(tough, tough_factors)
+    + weights[2] * assist(tolerant, tolerant_factors)
   )
-  return loss if keep is None else jnp.where(keep, loss, jnp.zeros_like(loss))
+  return prelude.drop(loss, keep)
 
 
 def assistive_distillation(
@@ -51,13 +53,19 @@ def assistive_distillation(
   tough: jax.typing.ArrayLike,
   tolerant: jax.typing.ArrayLike,
   *,
-  tough_slopes: jax.typing.ArrayLike | Sequence[float] = (1.9, -0.45),
-  tolerant_slopes: jax.typing.ArrayLike | Sequence[float] = (1.8, -0.4),
+  tough_factors: jax.typing.ArrayLike | Sequence[float] = (1.9, -0.45),
+  tolerant_factors: jax.typing.ArrayLike | Sequence[float] = (1.8, -0.4),
   inner: jax.typing.ArrayLike = 0.15,
   weights: jax.typing.ArrayLike | Sequence[float] = (2.0, 1.0, 1.0),
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Regression loss, steeper beyond two teachers' errors and flatter within.
+  r"""Computes a regression loss that depends on two teachers' errors.
+
+  Use when you regress coordinates, such as facial landmarks, and have an exact
+  and an inexact teacher.
+
+  Avoid when you watch the loss: it is discontinuous at the inner thresholds,
+  and a smaller value need not mean a smaller error.
 
   With the student's error :math:`e = |x - g|` and those of a tough and a
   tolerant teacher, :math:`e_1` and :math:`e_2`,
@@ -68,22 +76,23 @@ def assistive_distillation(
       3 e & e \le e_2 \\ e^2 + 3 e_2 - e_2^2 & e > e_2 \end{cases}, \qquad
     a_i(e) = \begin{cases}
       0 & e \le \text{inner} \cdot e_i \\
-      \text{slopes}_{i, 1} \, (e_i - e) & e \le e_i \\
-      \text{slopes}_{i, 0} \, (e - e_i) & e > e_i \end{cases} .
+      \text{factors}_{i, 1} \, (e_i - e) & e \le e_i \\
+      \text{factors}_{i, 0} \, (e - e_i) & e > e_i \end{cases} .
 
-  Made for the coordinates of facial landmarks, not for classes. It jumps at the
-  inner thresholds, so it is no continuous loss, and its value no measure of
-  progress. Teachers are constants to differentiation.
+  The teachers' predictions are constants to differentiation.
 
   Args:
-    predictions: The student's, any shape, any floating dtype.
-    targets: What is to be predicted, floats of the same shape.
+    predictions: The student's predictions, any shape, any floating dtype.
+    targets: The true values, floats of the same shape.
     tough: The more exact teacher's predictions, of the same shape.
     tolerant: The less exact teacher's predictions, of the same shape.
-    tough_slopes: Slopes beyond and within the tough teacher's error.
-    tolerant_slopes: Slopes beyond and within the tolerant teacher's error.
-    inner: Share of a teacher's error below which it does not assist, in [0, 1].
-    weights: Of the main term, the tough and the tolerant teacher's.
+    tough_factors: Two factors, beyond and within the tough teacher's error.
+    tolerant_factors: Two factors, beyond and within the tolerant teacher's
+      error.
+    inner: Share of a teacher's error below which its term is 0, in [0, 1], a
+      scalar or one value for each entry.
+    weights: Three weights, of the main term, the tough teacher's and the
+      tolerant teacher's.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
       loss and gradient 0.
 
@@ -92,7 +101,8 @@ def assistive_distillation(
 
   Raises:
     TypeError: If an array is not floating or ``where`` not boolean.
-    ValueError: If a shape does not fit or ``inner`` is outside [0, 1].
+    ValueError: If a shape does not fit or a concrete ``inner`` is outside
+      [0, 1].
 
   Examples:
     >>> x, zero = jnp.array([0.001, 0.01, 0.03, 0.08]), jnp.zeros(4)
@@ -107,34 +117,23 @@ def assistive_distillation(
 
   .. seealso:: :func:`squentropy_jax.losses.ensemble_distillation`
   """
-  x = checks.as_floats(predictions, "predictions")
-  dtype = checks.compute_dtype(x.dtype)
-  others = []
-  for name, value in (
-    ("targets", targets),
-    ("tough", tough),
-    ("tolerant", tolerant),
-  ):
-    other = checks.as_floats(value, name)
-    if other.shape != x.shape:
-      raise ValueError(
-        f"{name} must have the shape of predictions {x.shape}, got "
-        f"{other.shape}."
-      )
-    others.append(other.astype(dtype))
-  parameters = []
-  for name, numbers, size in (
-    ("tough_slopes", tough_slopes, 2),
-    ("tolerant_slopes", tolerant_slopes, 2),
-    ("weights", weights, 3),
-  ):
-    array = jnp.asarray(numbers)
-    if array.shape != (size,):
-      raise ValueError(f"{name} must be {size} numbers, got {numbers!r}.")
-    checks.check_interval(name, array, "(-inf, inf)", dtype)
-    parameters.append(array.astype(dtype))
-  parameters.append(checks.as_scalar("inner", inner, dtype, "[0, 1]"))
-  if where is not None:
-    where = prelude.as_where(where, x.shape, x.shape)
-    x, *others = (jnp.where(where, a, jnp.zeros_like(a)) for a in (x, *others))
-  return _assistive(x.astype(dtype), *others, where, tuple(parameters))
+  named = {
+    "predictions": predictions,
+    "targets": targets,
+    "tough": tough,
+    "tolerant": tolerant,
+  }
+  arrays, keep = prelude.checked_arrays(named, where)
+  x = arrays[0]
+  numbers, _ = prelude.checked_numbers(
+    _HYPERPARAMETERS, {"inner": inner}, x, keep, axes=()
+  )
+  vector = functools.partial(checks.as_vector, dtype=x.dtype)
+  return _assistive(
+    arrays,
+    keep,
+    vector("tough_factors", tough_factors, 2),
+    vector("tolerant_factors", tolerant_factors, 2),
+    vector("weights", weights, 3),
+    numbers["inner"],
+  )

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 
 from squentropy_jax._core import checks, elementwise
 from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.hyperparameters import Hyperparameters
 
 # Keeps every derivative below 0, which makes the loss calibrated.
-_STRICT = 1e-6
+_MARGIN_BELOW_ZERO = 1e-6
+_HYPERPARAMETERS = Hyperparameters(
+  {"box_cox": "(-inf, inf)", "clip": "(0, inf)", "tail": bool}, {}
+)
 
 
 def _inverse_box_cox(draws: jax.Array, box_cox: jax.Array) -> jax.Array:
@@ -32,22 +36,22 @@ def _assigned(
   clip: jax.Array,
   tail: bool,
 ) -> jax.Array:
-  """Derivatives made of the draws, the steepest for the smallest margin."""
-  steepness = _inverse_box_cox(draws, box_cox).ravel()
+  """Derivatives made of the draws, the largest for the smallest margin."""
+  sizes = _inverse_box_cox(draws, box_cox).ravel()
   if keep is None:
     order = jnp.argsort(margins.ravel())
   else:
     # The dropped last, so that the kept entries share the kept draws.
-    steepness = jnp.where(keep.ravel(), steepness, -jnp.inf)
+    sizes = jnp.where(keep.ravel(), sizes, -jnp.inf)
     order = jnp.lexsort((margins.ravel(), ~keep.ravel()))
-  steepness = -jnp.sort(-steepness)
+  sizes = -jnp.sort(-sizes)
   ranks = jnp.argsort(order)
-  slopes = -jnp.minimum(steepness[ranks].reshape(margins.shape), clip)
+  derivatives = -jnp.minimum(sizes[ranks].reshape(margins.shape), clip)
   if tail:
     beyond = margins > 1.0
-    slopes /= jnp.where(beyond, margins, jnp.ones_like(margins))
-  slopes -= _STRICT
-  return slopes if keep is None else jnp.where(keep, slopes, 0.0)
+    derivatives /= jnp.where(beyond, margins, jnp.ones_like(margins))
+  derivatives -= _MARGIN_BELOW_ZERO
+  return derivatives if keep is None else jnp.where(keep, derivatives, 0.0)
 
 
 def calibrated_loss_derivatives(
@@ -59,28 +63,33 @@ def calibrated_loss_derivatives(
   tail: bool = True,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Batch statistic: derivatives of a random convex, calibrated loss.
+  r"""Draws the derivatives of a random convex, calibrated loss for a batch.
 
-  Draws :math:`g_i \sim N(0, 1)` are made positive, sorted and dealt out to the
-  margins :math:`s_i`, the largest to the smallest margin,
+  Use when you write a training step of your own around
+  :func:`squentropy_jax.losses.ensloss`, which multiplies the margins by these
+  derivatives.
+
+  Draws :math:`g_i \sim N(0, 1)` are made positive and sorted. The largest goes
+  to the smallest of the margins :math:`s_i`,
 
   .. math::
     d_i = -\min\bigl((1 + \lambda g)^{1 / \lambda}_{(i)}, \text{clip}\bigr)
           \cdot \min(1, 1 / s_i)^{[\text{tail}]} - 10^{-6} .
 
-  Up to margin 1 they increase with the margin, as those of a convex loss; all
-  are negative, which makes it calibrated.
+  Up to margin 1 the derivatives increase with the margin, as those of a convex
+  loss do. All are negative, which makes the loss calibrated. Each depends on
+  the order of all margins of the batch.
 
   Args:
     key: A key of :func:`jax.random.key`, a new one for every step.
     margins: Scores times the sign of the label, any shape, any floating dtype;
-      all entries are one set.
+      all entries are one batch.
     box_cox: :math:`\lambda` of the inverse Box-Cox transformation; 0 is the
       exponential function.
     clip: Bound of the absolute derivatives, above 0.
-    tail: Whether derivatives fall off as one over the margin beyond 1.
-    where: Which entries to keep, booleans of the same shape; dropped ones get 0
-      and take no draw.
+    tail: Whether derivatives decrease as one over the margin beyond 1.
+    where: Which entries to keep, booleans of the same shape. Dropped ones get 0
+      and use no draw.
 
   Returns:
     The derivatives, of the margins' shape, float32 or wider; constants to
@@ -88,7 +97,8 @@ def calibrated_loss_derivatives(
 
   Raises:
     TypeError: If ``key`` is not a key or ``margins`` not floating.
-    ValueError: If the shape of ``where`` differs or ``clip`` is not above 0.
+    ValueError: If the shape of ``where`` differs or a concrete ``clip`` is not
+      above 0.
 
   Examples:
     >>> margins = jnp.array([-2.0, 0.5, 3.0, -1.0])
@@ -106,15 +116,22 @@ def calibrated_loss_derivatives(
   .. seealso:: :func:`squentropy_jax.losses.ensloss`
   """
   checks.check_key(key)
-  array = checks.as_floats(margins, "margins")
-  array = array.astype(checks.compute_dtype(array.dtype))
-  if where is not None:
-    where = prelude.as_where(where, array.shape, array.shape)
-  lamda = checks.as_scalar("box_cox", box_cox, array.dtype)
-  bound = checks.as_scalar("clip", clip, array.dtype, "(0, inf)")
-  tail = checks.as_flag("tail", tail)
+  (array,), keep = prelude.checked_arrays({"margins": margins}, where)
+  numbers, static = prelude.checked_numbers(
+    _HYPERPARAMETERS,
+    {"box_cox": box_cox, "clip": clip, "tail": tail},
+    array,
+    keep,
+  )
   array = jax.lax.stop_gradient(array)
   draws = jax.random.normal(key, array.shape, array.dtype)
   return jax.lax.stop_gradient(
-    _assigned(draws, array, where, lamda, bound, tail)
+    _assigned(
+      draws,
+      array,
+      keep,
+      numbers["box_cox"],
+      numbers["clip"],
+      dict(static)["tail"],
+    )
   )

@@ -1,21 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does another loss help on this data? Trains, compares, and reports.
+"""Compares losses on your own data: trains, evaluates and writes a report.
 
-The command is ``squentropy-study``; these functions do the same from Python.
+The command ``squentropy-study`` does the same as :func:`run` and
+:func:`report`. Names are imported on first use, because they need the packages
+of the extra ``study``.
 """
 
-from squentropy_study._errors import StudyError
-from squentropy_study._results import Results
-from squentropy_study._run import Progress, report, run
-from squentropy_study._settings import Settings
-from squentropy_study._verdict import verdict
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from squentropy_study import _extra
+
+if TYPE_CHECKING:
+  from squentropy_study._charts import figure_png, figure_style
+  from squentropy_study._comparisons import (
+    Comparison,
+    MethodAtLength,
+    Pairs,
+    compare,
+    compare_values,
+    comparisons_csv,
+    dataset_means,
+    pair,
+    read_results,
+  )
+  from squentropy_study._data import Dataset, load_data
+  from squentropy_study._encoding import EncodedTable, encode_table
+  from squentropy_study._results import BASELINE, Method, ResultRow, Results
+  from squentropy_study._run import Progress, load, report, run
+  from squentropy_study._settings import Settings
+  from squentropy_study._store import read_config
+  from squentropy_study._study_error import StudyError
+  from squentropy_study._summary_page import differences_figure
+  from squentropy_study._train import RunResult
+  from squentropy_study._verdict import Statement, verdict
 
 __all__ = [
+  "BASELINE",
+  "Comparison",
+  "Dataset",
+  "EncodedTable",
+  "Method",
+  "MethodAtLength",
+  "Pairs",
   "Progress",
+  "ResultRow",
   "Results",
+  "RunResult",
   "Settings",
+  "Statement",
   "StudyError",
+  "compare",
+  "compare_values",
+  "comparisons_csv",
+  "dataset_means",
+  "differences_figure",
+  "encode_table",
+  "figure_png",
+  "figure_style",
+  "load",
+  "load_data",
+  "pair",
+  "read_config",
+  "read_results",
   "report",
   "run",
   "verdict",
 ]
+
+_MODULES = {
+  "_charts": ("figure_png", "figure_style"),
+  "_comparisons": (
+    "Comparison",
+    "MethodAtLength",
+    "Pairs",
+    "compare",
+    "compare_values",
+    "comparisons_csv",
+    "dataset_means",
+    "pair",
+    "read_results",
+  ),
+  "_data": ("Dataset", "load_data"),
+  "_encoding": ("EncodedTable", "encode_table"),
+  "_results": ("BASELINE", "Method", "ResultRow", "Results"),
+  "_run": ("Progress", "load", "report", "run"),
+  "_settings": ("Settings",),
+  "_store": ("read_config",),
+  "_study_error": ("StudyError",),
+  "_summary_page": ("differences_figure",),
+  "_train": ("RunResult",),
+  "_verdict": ("Statement", "verdict"),
+}
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a public name on first use."""
+  for module, names in _MODULES.items():
+    if name in names:
+      with _extra.required():
+        home = importlib.import_module(f"{__name__}.{module}")
+      # The next access finds the name without this function.
+      globals()[name] = getattr(home, name)
+      return globals()[name]
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  """Lists the public names, also those that are not imported yet."""
+  return sorted({*globals(), *__all__})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets, and the folds every loss and seed shares."""
+"""Data sets, and the folds that all losses and seeds share."""
 
 from collections.abc import Callable
 import hashlib
@@ -11,23 +11,24 @@ import numpy as np
 from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from squentropy_study import _readers
-from squentropy_study._errors import StudyError, unknown_name
+from squentropy_study import _data_files
+from squentropy_study._study_error import StudyError, unknown_name
 
-# Of so many parts one is for the temperature and one for the test.
+# Without cross-validation one part of four fits the temperature and one part
+# is the test part.
 _PARTS = 4
 
 
 class Dataset(NamedTuple):
-  """Rows of numbers with one class id each.
+  """A data set: numeric features and one class id per row.
 
   Attributes:
-    name: What the user calls it.
+    name: The name or path that the user gave.
     features: ``[rows, columns]`` or ``[rows, height, width, channels]``,
-      floating, as they come; NaN for gaps.
+      floating, not standardised; NaN where a value is missing.
     labels: ``[rows]``, int32 class ids from 0.
     classes: Names of the classes.
-    notes: Sentences on what was done to make numbers of it.
+    notes: Sentences on how the file was turned into numbers.
   """
 
   name: str
@@ -37,12 +38,12 @@ class Dataset(NamedTuple):
   notes: tuple[str, ...] = ()
 
 
-class Part(NamedTuple):
-  """Rows of each fold, ``[folds, rows]``; short folds end in dropped rows.
+class FoldRows(NamedTuple):
+  """One part of each fold, ``[folds, rows]``, padded to the same length.
 
   Attributes:
-    rows: Which rows.
-    keep: Whether the place is a row of the fold.
+    rows: Row numbers in the data set.
+    keep: False where the entry is padding.
   """
 
   rows: np.ndarray
@@ -50,19 +51,19 @@ class Part(NamedTuple):
 
 
 class Folds(NamedTuple):
-  """A data set with disjoint rows to train on, recalibrate on and report on.
+  """A data set with disjoint training, calibration and test rows per fold.
 
   Attributes:
-    features: All rows, float32; NaN for gaps.
+    features: All rows, float32; NaN where a value is missing.
     labels: ``[rows]``, int32.
-    num_classes: How many classes there are.
-    shift: What a fold subtracts from the features, ``[folds, columns]`` (of an
-      image, one number per channel): their mean over its training rows.
-    scale: What it multiplies them with then: the inverse of their deviation; 0
-      for a column that is constant in its training rows, which says nothing.
-    train: ``[folds, rows]``, rows to train on; equally many in each fold.
-    calibration: Rows to fit the temperature on.
-    test: Rows to report on.
+    num_classes: Number of classes.
+    shift: Subtracted from the features of a fold, ``[folds, columns]`` (for
+      images ``[folds, channels]``): the mean over its training rows.
+    scale: Multiplies the shifted features: the inverse of their standard
+      deviation, or 0 for a column that is constant in the training rows.
+    train: ``[folds, rows]``, training rows; equally many in each fold.
+    calibration: Rows that fit the temperature.
+    test: Rows that are reported.
   """
 
   features: np.ndarray
@@ -71,12 +72,12 @@ class Folds(NamedTuple):
   shift: np.ndarray
   scale: np.ndarray
   train: np.ndarray
-  calibration: Part
-  test: Part
+  calibration: FoldRows
+  test: FoldRows
 
   @property
-  def rows(self) -> dict[str, int]:
-    """Rows per part; of the largest fold where they differ."""
+  def row_counts(self) -> dict[str, int]:
+    """Number of rows in each part, of the largest fold."""
     return {
       "train": self.train.shape[1],
       "calibration": self.calibration.rows.shape[1],
@@ -93,48 +94,62 @@ _BUNDLED: dict[str, Callable] = {
 
 
 def names() -> tuple[str, ...]:
-  """The data sets that come with scikit-learn and need no download."""
+  """Returns the data sets that scikit-learn brings without a download."""
   return tuple(_BUNDLED)
 
 
-def load(name: str, label: str | None = None) -> Dataset:
-  """Loads a data set by name, or from a file or folder.
+def short_name(name: str) -> str:
+  """Returns the name of a data set, or of a file without its endings."""
+  path = Path(name)
+  return Path(path.stem).stem if _data_files.is_compressed(path) else path.stem
+
+
+def load_data(name: str, label: str | None = None) -> Dataset:
+  """Loads a bundled data set or a data file.
 
   Args:
-    name: One of :func:`names`, or a path.
-    label: Column of classes, for a file that is a table.
+    name: A bundled data set (``digits``, ``iris``, ``wine``,
+      ``breast_cancer``) or the path of a CSV, TSV, Parquet or NPZ file.
+    label: The column of a table with the classes.
 
   Returns:
     The data set.
 
   Raises:
     StudyError: The name is unknown, or the file cannot be read.
+
+  Examples:
+    >>> from squentropy_study import load_data
+    >>> load_data("iris").features.shape
+    (150, 4)
   """
   if name not in _BUNDLED:
     path = Path(name)
     if not path.exists():
       if path.suffix or path.name != name:
-        raise StudyError(f"there is no file {name}")
+        raise StudyError(f"there is no file {name}; check the path")
       raise unknown_name("data set", name, names())
-    read = _readers.read(path, label)
-    return Dataset(name, *read)
+    return Dataset(name, *_data_files.read(path, label))
   if label is not None:
-    raise StudyError(f"{name} has its labels apart; leave out --label")
+    raise StudyError(
+      f"{name} already has labels, so it has no column to choose; leave out "
+      "--label"
+    )
   bunch = _BUNDLED[name]()
   classes = tuple(map(str, bunch.target_names))
   return Dataset(name, bunch.data, bunch.target.astype(np.int32), classes)
 
 
 def describe(name: str) -> str:
-  """One line on a data set."""
-  dataset = load(name)
+  """Returns one line on a bundled data set."""
+  dataset = load_data(name)
   rows, features = dataset.features.shape
   size = f"{rows} rows, {features} features, {len(dataset.classes)} classes"
   return f"{name}: {size}"
 
 
 def digest(dataset: Dataset) -> str:
-  """A SHA-256 of everything in a data set that decides numbers."""
+  """Returns a SHA-256 of everything in a data set that decides numbers."""
   result = hashlib.sha256()
   for array in (dataset.features, dataset.labels):
     result.update(f"{array.dtype.str} {array.shape} ".encode())
@@ -144,10 +159,10 @@ def digest(dataset: Dataset) -> str:
 
 
 def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
-  """At most so many rows of a data set, each class by its share."""
+  """Returns a stratified sample of at most ``rows`` rows."""
   if rows >= dataset.labels.size:
     return dataset
-  _check_counts(dataset, 2, f"a draw of {rows} rows")
+  _check_counts(dataset, 2, f"a sample of {rows} rows")
   if rows < len(dataset.classes):
     raise StudyError(
       f"rows must be at least the {len(dataset.classes)} classes of "
@@ -156,8 +171,9 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
   size = dataset.labels.size
   if rows > size - len(dataset.classes):
     raise StudyError(
-      f"rows must leave out a row of each class of {dataset.name}: at most "
-      f"{size - len(dataset.classes)}, or {size} for all; got {rows}"
+      f"a stratified sample of {dataset.name} must leave out one row per "
+      f"class: rows must be at most {size - len(dataset.classes)}, or {size} "
+      f"for all rows; got {rows}"
     )
   index, _ = train_test_split(
     np.arange(size),
@@ -165,7 +181,7 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
     stratify=dataset.labels,
     random_state=seed,
   )
-  note = f"{rows} of {size} rows drawn, each class by its share"
+  note = f"stratified sample of {rows} of {size} rows"
   return dataset._replace(
     features=dataset.features[index],
     labels=dataset.labels[index],
@@ -179,46 +195,46 @@ def _check_counts(dataset: Dataset, least: int, purpose: str) -> None:
     rare = dataset.classes[counts.argmin()]
     rows = f"{counts.min()} row{'s' if counts.min() != 1 else ''}"
     raise StudyError(
-      f"class {rare!r} of {dataset.name} has {rows}, too few for {purpose}, "
-      f"which needs {least}; add rows, or leave the class out"
+      f"class {rare!r} of {dataset.name} has {rows}, but {purpose} needs at "
+      f"least {least} rows of each class; add rows, or remove the class"
     )
 
 
-def _stack(parts: list[np.ndarray]) -> Part:
-  """Fills short folds up with places that are dropped."""
+def _pad(parts: list[np.ndarray]) -> FoldRows:
+  """Pads the parts of all folds to the longest one."""
   size = max(map(len, parts))
-  return Part(
+  return FoldRows(
     np.stack([np.pad(part, (0, size - len(part))) for part in parts]),
     np.stack([np.arange(size) < len(part) for part in parts]),
   )
 
 
-def _standard(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Shift and scale over all axes but the last, without gaps.
+def _standardization(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns shift and scale of the last axis, ignoring missing values.
 
-  A column that is empty or constant in these rows has the scale 0: nothing can
-  be learned from it, and rows with another value in it must not be driven away.
+  The scale of an empty or constant column is 0: the column is not informative
+  in these rows, and another value in a test row must not move its logits.
   """
   axes = tuple(range(features.ndim - 1))
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", category=RuntimeWarning)
     mean = np.nan_to_num(np.nanmean(features, axis=axes))
     deviation = np.nanstd(features, axis=axes)
-    # The deviation of a constant need not come out as 0.
+    # The computed deviation of a constant may differ from 0.
     varies = np.nanmax(features, axis=axes) > np.nanmin(features, axis=axes)
   return mean, np.where(varies, 1 / np.where(varies, deviation, 1), 0)
 
 
 def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
-  """Deals the rows, class by class, into parts; a fold is a choice of them.
+  """Splits the rows into stratified parts and assigns the parts to folds.
 
-  Fold ``i`` reports on part ``i``, fits the temperature on the next part and
-  trains on the others. One fold is the first of four.
+  Fold ``i`` tests on part ``i``, fits the temperature on the next part and
+  trains on all others. A single fold is the first fold of four.
 
   Args:
     dataset: The rows.
-    folds: How many folds: 1, or 3 and more for cross-validation.
-    seed: Seed of the deal; the same for every loss and every training seed.
+    folds: Number of folds: 1, or 3 and more for cross-validation.
+    seed: Seed of the split; the same for every loss and every training seed.
 
   Returns:
     The folds.
@@ -227,26 +243,30 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
     StudyError: A class has too few rows to be in every part.
   """
   parts = _PARTS if folds == 1 else folds
-  _check_counts(dataset, parts, "rows to train on, recalibrate on and test on")
-  deal = StratifiedKFold(parts, shuffle=True, random_state=seed)
+  _check_counts(
+    dataset, parts, "a split into training, calibration and test rows"
+  )
+  splitter = StratifiedKFold(parts, shuffle=True, random_state=seed)
   rows = np.arange(dataset.labels.size)
-  dealt = [index for _, index in deal.split(rows, dataset.labels)]
-  # In float64 before they are rounded: a year has few digits after its mean.
+  split = [index for _, index in splitter.split(rows, dataset.labels)]
+  # In float64, because a large offset would cancel in float32.
   features = dataset.features.astype(np.float64)
-  mean, inverse = _standard(features)
+  mean, inverse = _standardization(features)
   features = ((features - mean) * inverse).astype(np.float32)
   order = np.random.default_rng(seed)
   train, calibration, test = [], [], []
   for number in range(folds):
     after = (number + 1) % parts
-    others = [p for k, p in enumerate(dealt) if k not in (number, after)]
+    others = [p for k, p in enumerate(split) if k not in (number, after)]
     train.append(order.permutation(np.concatenate(others)))
-    calibration.append(dealt[after])
-    test.append(dealt[number])
-  # Folds differ by a few rows; compiled together they train on as many.
+    calibration.append(split[after])
+    test.append(split[number])
+  # All folds train in one compiled program, so they need the same length.
   size = min(map(len, train))
   train = [rows[:size] for rows in train]
-  standards = [_standard(features[rows].astype(np.float64)) for rows in train]
+  standards = [
+    _standardization(features[rows].astype(np.float64)) for rows in train
+  ]
   shift, scale = zip(*standards, strict=True)
   return Folds(
     features,
@@ -255,6 +275,6 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
     np.stack(shift).astype(np.float32),
     np.stack(scale).astype(np.float32),
     np.stack(train),
-    _stack(calibration),
-    _stack(test),
+    _pad(calibration),
+    _pad(test),
   )

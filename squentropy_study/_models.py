@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks and optimisers by name."""
+"""Models and optimizers by name."""
 
 from collections.abc import Callable
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from squentropy_study._errors import StudyError
+from squentropy_study._study_error import StudyError
 
 
 def _flat(x: jax.Array) -> jax.Array:
@@ -19,7 +19,7 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Module):
-  """One linear map."""
+  """One linear layer."""
 
   def __init__(self, shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
     self.logits = nnx.Linear(math.prod(shape), classes, rngs=rngs)
@@ -44,40 +44,40 @@ class MLP(nnx.Module):
 
 
 class BatchNormMLP(nnx.Module):
-  """Three hidden layers of 256 units, a batch normalisation before each map."""
+  """Three hidden layers of 256 units, batch normalisation before each layer."""
 
   def __init__(self, shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
     widths = (math.prod(shape), 256, 256, 256)
     self.norms = nnx.List(
-      # A short run has few steps to forget the first statistics in.
+      # The default momentum of 0.99 adapts too slowly for short training.
       nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
       for width in widths
     )
-    self.maps = nnx.List(
+    self.layers = nnx.List(
       nnx.Linear(width, after, rngs=rngs)
       for width, after in zip(widths, (*widths[1:], classes), strict=True)
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps ``[rows, ...]`` to logits ``[rows, classes]``."""
-    x = self.maps[0](self.norms[0](_flat(x)))
-    for norm, linear in zip(self.norms[1:], self.maps[1:], strict=True):
+    x = self.layers[0](self.norms[0](_flat(x)))
+    for norm, linear in zip(self.norms[1:], self.layers[1:], strict=True):
       x = linear(norm(nnx.relu(x)))
     return x
 
 
 class Convolution(nnx.Module):
-  """A 3x3 convolution, ReLU, and the maximum of each 2x2 square.
+  """A 3x3 convolution, ReLU and 2x2 max pooling.
 
-  Runs train together under ``vmap``, each with weights of its own, for which
-  XLA has no fast convolution on CPU; a product with the patches is one.
+  All runs train under one ``vmap`` with separate weights. XLA has no fast
+  convolution for that on CPU, so it is written as a product with patches.
   """
 
   def __init__(self, channels: int, features: int, *, rngs: nnx.Rngs):
     self.linear = nnx.Linear(9 * channels, features, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps ``[rows, height, width, channels]`` to half the height and width."""
+    """Maps ``[rows, height, width, channels]`` to half height and width."""
     rows, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [
@@ -90,7 +90,7 @@ class Convolution(nnx.Module):
 
 
 class CNN(nnx.Module):
-  """Two convolutions of 16 and 32 channels, each pooled, and 128 units."""
+  """Two pooled convolutions of 16 and 32 channels, and 128 hidden units."""
 
   def __init__(self, shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
     height, width, channels = shape
@@ -106,7 +106,7 @@ class CNN(nnx.Module):
 
 
 class Model(NamedTuple):
-  """A network as the report speaks of it."""
+  """A model and its description in the report."""
 
   build: Callable[..., nnx.Module]
   description: str
@@ -122,7 +122,9 @@ MODELS = {
     "normalisation before each layer",
   ),
   "cnn": Model(
-    CNN, "two convolutions (16 and 32 channels, 3x3, pooled) and 128 units"
+    CNN,
+    "two 3x3 convolutions (16 and 32 channels), each with 2x2 max pooling, and "
+    "one hidden layer of 128 units",
   ),
   "linear": Model(Linear, "one linear layer"),
 }
@@ -135,15 +137,15 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 OPTIMIZER_NOTES = {
   "adam": "Adam, no weight decay",
   "adamw": "AdamW, weight decay 0.01",
-  "sgd": "gradient descent with Nesterov momentum 0.9, no weight decay",
+  "sgd": "SGD with Nesterov momentum 0.9, no weight decay",
 }
 
 
 def check_shape(model: str, data: str, shape: tuple[int, ...]) -> None:
-  """Raises unless a network takes rows of that shape."""
+  """Raises unless a model takes rows of that shape."""
   if model == "cnn" and (len(shape) != 3 or min(shape[:2]) < 4):
     raise StudyError(
-      f"cnn needs images (rows, height, width, channels) of 4 x 4 or more, and "
-      f"a row of {data} has shape {shape}; use --model mlp, or give the images "
-      "as a folder of IDX files or as x of an .npz file"
+      "model cnn needs images of shape (height, width, channels), at least 4 x "
+      f"4; a row of {data} has shape {shape}. Use --model mlp, or store images "
+      "as array x of an .npz file"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study is: everything that decides its numbers."""
+"""The settings of a study."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,36 +7,37 @@ import itertools
 import math
 import shlex
 
-from squentropy_study import _losses, _models
-from squentropy_study._errors import StudyError, unknown_name
+from squentropy_study import _loss_specs, _models
+from squentropy_study._study_error import StudyError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Everything that decides the numbers of a study.
+  """Everything that decides the numbers of a study, apart from the data.
 
   Attributes:
-    data: Name of a data set, or path of a file or folder.
-    label: Column of classes, where the data are a table that needs one.
-    rows: Draw so many rows at most; None for all.
+    data: Name of a bundled data set, or path of a file.
+    label: The column of a table with the classes.
+    rows: Size of a stratified sample of the rows; None uses all rows.
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
-    seeds: How many seeds, numbered from 0. A seed decides the initial weights
-      and the order of the rows, alike for every loss.
-    epochs: When to report, rising. Training ends with the last; an earlier one
-      is the same run read sooner, which is exact because the learning rate is
-      constant and nothing else depends on the length of the run.
-    folds: 1, or 3 and more for cross-validation; see ``_data.fold``.
-    model: Name of the network.
-    optimizer: Name of the optimiser.
+    seeds: Number of seeds, numbered from 0. A seed decides the initial weights
+      and the order of the rows, and is the same for every loss.
+    epochs: Training lengths to report, increasing. There is one training; an
+      earlier length is evaluated on the way. This is exact because nothing in
+      the training depends on its length: the learning rate is constant.
+    folds: 1, or 3 and more for cross-validation. Each fold has its own test
+      part, fits the temperature on the next part and trains on the others.
+    model: Name of the model.
+    optimizer: Name of the optimizer.
     batch_size: Rows per step; all training rows if there are fewer.
     learning_rate: Constant learning rate.
-    data_seed: Seed of the rows drawn and of the folds.
+    data_seed: Seed of the sample of rows and of the folds.
   """
 
   data: str
   label: str | None = None
   rows: int | None = None
-  losses: tuple[str, ...] = _losses.DEFAULT
+  losses: tuple[str, ...] = _loss_specs.DEFAULT
   seeds: int = 5
   epochs: tuple[int, ...] = (40, 300)
   folds: int = 1
@@ -47,28 +48,30 @@ class Settings:
   data_seed: int = 0
 
   def __post_init__(self) -> None:
-    """Refuses settings that cannot be run."""
+    """Raises StudyError for settings that cannot be run."""
     if not self.losses:
-      raise StudyError("losses: name at least one loss")
-    for spec in self.losses:
-      _losses.parse(spec)
-    repeated = {spec for spec in self.losses if self.losses.count(spec) > 1}
+      raise StudyError("losses must name at least one loss, got none")
+    for loss in self.losses:
+      _loss_specs.parse(loss)
+    repeated = {loss for loss in self.losses if self.losses.count(loss) > 1}
     if repeated:
-      raise StudyError(f"losses: {min(repeated)!r} is named twice")
+      raise StudyError(
+        f"losses must differ, got {min(repeated)!r} twice; remove one"
+      )
     if self.seeds < 1:
       raise StudyError(f"seeds must be at least 1, got {self.seeds}")
-    rising = all(a < b for a, b in itertools.pairwise(self.epochs))
-    if not self.epochs or self.epochs[0] < 1 or not rising:
+    increasing = all(a < b for a, b in itertools.pairwise(self.epochs))
+    if not self.epochs or self.epochs[0] < 1 or not increasing:
       raise StudyError(
-        "epochs must be rising numbers from 1, as in 40,300; got "
+        "epochs must be increasing integers from 1, such as 40,300; got "
         + (",".join(map(str, self.epochs)) or "none")
       )
     if self.rows is not None and self.rows < 1:
       raise StudyError(f"rows must be at least 1, got {self.rows}")
     if self.folds != 1 and self.folds < 3:
       raise StudyError(
-        "folds must be 1, or 3 and more (a part to test on, one for the "
-        f"temperature, the others to train on); got {self.folds}"
+        "folds must be 1, or 3 and more (one part to test, one for the "
+        f"temperature, the others to train); got {self.folds}"
       )
     if self.model not in _models.MODELS:
       raise unknown_name("model", self.model, _models.MODELS)
@@ -82,22 +85,22 @@ class Settings:
       )
     if not 0 <= self.data_seed < 2**32:
       raise StudyError(
-        f"data seed must be in 0 .. 2**32 - 1, got {self.data_seed}"
+        f"data seed must be between 0 and 2**32 - 1, got {self.data_seed}"
       )
 
   @property
   def runs(self) -> int:
-    """Trainings per loss: every seed in every fold."""
+    """Number of training runs per loss: one per seed and fold."""
     return self.seeds * self.folds
 
   @property
   def repeats(self) -> str:
     """The runs in words."""
     seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
-    return f"{self.folds} folds of {seeds}" if self.folds > 1 else seeds
+    return f"{self.folds} folds x {seeds}" if self.folds > 1 else seeds
 
   @property
-  def regimes(self) -> dict[str, int]:
+  def training_lengths(self) -> dict[str, int]:
     """Names of the training lengths, and their epochs."""
     if len(self.epochs) == 1:
       return {"single": self.epochs[0]}
@@ -105,7 +108,7 @@ class Settings:
     return dict(zip(["short", *middle, "long"], self.epochs, strict=True))
 
   def command(self, out: str) -> str:
-    """The command line that runs this study, every option written out."""
+    """Returns the command line of this study, with every option."""
     options: dict[str, Sequence[object]] = {
       "--label": [] if self.label is None else [self.label],
       "--rows": [] if self.rows is None else [self.rows],

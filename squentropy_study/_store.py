@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a study: what is kept in it, and never half written."""
+"""Reads and writes the folder of a study; every write is atomic."""
 
 from collections.abc import Iterator
 import contextlib
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 
-from squentropy_study import _versions
-from squentropy_study._errors import UNREADABLE, StudyError
+from squentropy_study import _fingerprint
 from squentropy_study._settings import Settings
-from squentropy_study._train import Cell, Reached, State
+from squentropy_study._study_error import UNREADABLE, StudyError
+from squentropy_study._train import RunResult, TrainingProgress, TrainState
 
 CONFIG = "config.json"
 _FORMAT = 1
@@ -29,33 +29,34 @@ _OUTPUTS = ("results.csv", "reliability.png", "training.png", "report.html")
 SUMMARY = "summary.csv"
 _SUMMARY_OUTPUTS = {SUMMARY, "summary.png", "summary.html"}
 _PARTIAL = ".part"
-_UNDER_WAY = ".checkpoint"
-_PARTS = {"command", "settings", "rows", "notes", "versions"}
+_RUNS = "runs"
+_CHECKPOINT = ".checkpoint"
+_KEYS = {"command", "settings", "rows", "notes", "versions"}
 
 
 @contextlib.contextmanager
-def _mendable(action: str, path: Path) -> Iterator[None]:
-  """Turns what the file system refuses into an error of one line."""
+def _file_errors(action: str, path: Path) -> Iterator[None]:
+  """Turns an error of the file system into a StudyError."""
   try:
     yield
   except (OSError, ValueError) as error:
     if isinstance(error, OSError):
       reason = error.strerror or str(error)
-    # TensorStore, which writes for orbax, tells a full disk by a ValueError.
+    # TensorStore, which writes for orbax, raises ValueError on a full disk.
     elif code := re.search(r"os_error_code='(\d+)'", str(error)):
       reason = os.strerror(int(code[1]))
     else:
       raise
     raise StudyError(
-      f"cannot {action} {path}: {reason}; mend that, or name another folder "
+      f"cannot {action} {path}: {reason}; fix that, or name another folder "
       "with --out"
     ) from None
 
 
 def write(path: Path, data: bytes) -> None:
-  """Writes a file so that it holds all of the data or is left as it was."""
+  """Writes all of the data, or leaves the file as it was."""
   partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-  with _mendable("write", path):
+  with _file_errors("write", path):
     try:
       with partial.open("wb") as file:
         file.write(data)
@@ -67,38 +68,47 @@ def write(path: Path, data: bytes) -> None:
 
 
 def make_summary_folder(out: Path) -> None:
-  """Makes the folder of a summary, or refuses one that holds anything else."""
-  with _mendable("use", out):
+  """Creates the folder of a summary; raises if it holds anything else."""
+  with _file_errors("use", out):
     held = {path.name for path in out.glob("*") if path.suffix != _PARTIAL}
-    # Its own table is the first file of a summary.
+    # A summary always holds its table.
     if held and not (SUMMARY in held and held <= _SUMMARY_OUTPUTS):
       other = min(held - _SUMMARY_OUTPUTS or held)
       raise StudyError(
-        f"{out} holds something else ({other}); name a new or empty folder "
-        "with --out"
+        f"{out} holds files of another kind ({other}); name a new or empty "
+        "folder with --out"
       )
     if held:
       first, *_ = (out / SUMMARY).read_text().splitlines() or [""]
-      if not first.startswith("loss,readout,regime,metric,sets,"):
+      if not first.startswith("loss,probability_map,training_length,metric,"):
         raise StudyError(
-          f"{out / SUMMARY} is no summary of studies; name another folder "
+          f"{out / SUMMARY} is not a summary of studies; name another folder "
           "with --out"
         )
     out.mkdir(parents=True, exist_ok=True)
 
 
-def read_config(out: Path) -> dict | None:
-  """The configuration of the study in a folder; None if it holds none."""
+def read_config(folder: str | Path) -> dict[str, Any] | None:
+  """Reads the configuration of a study.
+
+  Args:
+    folder: The folder of the study.
+
+  Returns:
+    The content of ``config.json``: ``command``, ``settings``, ``rows`` (row
+    counts), ``notes``, ``data_sha256`` and ``versions``. None if the folder
+    holds no study.
+  """
   try:
-    config = json.loads((out / CONFIG).read_text())
+    config = json.loads((Path(folder) / CONFIG).read_text())
   except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
   ours = isinstance(config, dict) and config.get("squentropy_study") == _FORMAT
-  return config if ours and config.keys() >= _PARTS else None
+  return config if ours and config.keys() >= _KEYS else None
 
 
 def read_settings(out: Path, config: dict) -> Settings:
-  """The settings in the configuration of a folder."""
+  """Returns the settings in the configuration of a folder."""
   lists = ("losses", "epochs")
   try:
     fields: dict[str, Any] = {
@@ -120,47 +130,47 @@ def prepare(
   *,
   fresh: bool,
 ) -> None:
-  """Makes the folder ready for a study, or refuses to touch it.
+  """Prepares the folder for a study, or raises and changes nothing.
 
   Args:
     out: The folder; created if missing.
-    settings: The study to be put in it.
+    settings: The settings of the study.
     command: The command line to record.
-    rows: How many rows each part of a fold has, to record.
-    notes: What was done to the data, to record.
+    rows: Row counts of the parts of a fold, to record.
+    notes: Notes on the data, to record.
     data_sha256: Digest of the data.
-    fresh: Drop what an earlier study left there instead of going on with it.
+    fresh: Delete an earlier study in the folder instead of resuming it.
 
   Raises:
-    StudyError: The folder holds something else, or a study which differs in
-      its settings (other losses are welcome), its data or its versions, or
-      cannot be written.
+    StudyError: The folder cannot be written, or holds files of another kind,
+      or a study with other data, versions or settings. Only the losses may
+      differ.
   """
   config = {
     "squentropy_study": _FORMAT,
     "command": command,
-    # Through text and back: tuples become lists, as they will be when read.
+    # Through JSON, because it is compared with a configuration read from it.
     "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
     "rows": rows,
     "notes": list(notes),
     "data_sha256": data_sha256,
-    "versions": _versions.versions(),
+    "versions": _fingerprint.versions(),
   }
-  with _mendable("use", out):
+  with _file_errors("use", out):
     _check(out, config, fresh=fresh)
     out.mkdir(parents=True, exist_ok=True)
-  # First of all files: whatever kills the process, the folder says whose it is.
+  # The first file: a killed process leaves a folder that says what it is.
   write(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-  with _mendable("use", out):
-    (out / "cells").mkdir(exist_ok=True)
-    # What killed processes have left half written.
-    for folder in (out, out / "cells"):
+  with _file_errors("use", out):
+    (out / _RUNS).mkdir(exist_ok=True)
+    # Partial files of killed processes.
+    for folder in (out, out / _RUNS):
       for path in folder.glob(f".*.[0-9]*{_PARTIAL}"):
         path.unlink(missing_ok=True)
 
 
 def _check(out: Path, config: dict, *, fresh: bool) -> None:
-  """Refuses a folder that holds anything but this study."""
+  """Raises if a folder holds anything but this study."""
   if out.exists() and not out.is_dir():
     raise StudyError(f"{out} is a file; name a folder with --out")
   earlier = read_config(out)
@@ -168,37 +178,38 @@ def _check(out: Path, config: dict, *, fresh: bool) -> None:
     held = [path.name for path in out.glob("*") if path.suffix != _PARTIAL]
     if held:
       raise StudyError(
-        f"{out} holds something else ({min(held)}); name a new or empty "
-        f"folder with --out"
+        f"{out} holds files of another kind ({min(held)}); name a new or empty "
+        "folder with --out"
       )
   elif fresh:
-    for path in [*map(out.joinpath, _OUTPUTS), *(out / "cells").glob("*.npz")]:
+    for path in [*map(out.joinpath, _OUTPUTS), *(out / _RUNS).glob("*.npz")]:
       path.unlink(missing_ok=True)
-    for path in (out / "cells").glob(f"*{_UNDER_WAY}"):
+    for path in (out / _RUNS).glob(f"*{_CHECKPOINT}"):
       shutil.rmtree(path)
   else:
     for key, value in _identity(out, config).items():
       was = _identity(out, earlier).get(key)
       if was != value:
-        what = f"{key} {was}, now {value}"
+        difference = f"{key} was {was}, now {value}"
         if key == "data_sha256":
-          what = "its data have changed since"
+          difference = "its data have changed"
         raise StudyError(
-          f"{out} holds another study ({what}); name another folder with "
-          "--out, or replace it with --fresh"
+          f"{out} holds another study ({difference}); name another folder with "
+          "--out, or replace the study with --fresh"
         )
 
 
 def _identity(out: Path, config: dict) -> dict[str, Any]:
-  """What must be alike for the cells of a study to stand side by side."""
+  """Returns what must agree before run results are shown side by side."""
   data = {"data_sha256": config.get("data_sha256")}
   try:
-    parts = {**config["settings"], **config["versions"], **data}
-  except TypeError as error:
+    versions = _fingerprint.fingerprint(config["versions"])
+    identity = {**config["settings"], **versions, **data}
+  except (AttributeError, TypeError) as error:
     raise _damaged(out, error) from None
-  # Each loss has a cell of its own: a study may grow.
-  parts.pop("losses", None)
-  return parts
+  # Each loss has a run result of its own, so losses may be added.
+  identity.pop("losses", None)
+  return identity
 
 
 def _damaged(out: Path, error: Exception) -> StudyError:
@@ -207,88 +218,89 @@ def _damaged(out: Path, error: Exception) -> StudyError:
   )
 
 
-def _cell_path(out: Path, spec: str, ending: str = ".npz") -> Path:
-  name = spec.replace(":", "-").replace(",", "_")
-  return out / "cells" / f"{name}{ending}"
+def _run_result_path(out: Path, loss: str, ending: str = ".npz") -> Path:
+  name = loss.replace(":", "-").replace(",", "_")
+  return out / _RUNS / f"{name}{ending}"
 
 
-def has_cell(out: Path, spec: str) -> bool:
-  """Whether training with a loss is finished and kept."""
-  return _cell_path(out, spec).exists()
+def has_run_result(out: Path, loss: str) -> bool:
+  """Returns whether the training with a loss is finished and saved."""
+  return _run_result_path(out, loss).exists()
 
 
 class Checkpoint:
-  """Keeps a training under way, so that a killed study goes on from there."""
+  """Saves an unfinished training, so that a killed study can be resumed."""
 
-  def __init__(self, out: Path, spec: str, every: float):
-    """Looks for what an earlier call has kept.
+  def __init__(self, out: Path, loss: str, every: float):
+    """Names the checkpoint of a loss.
 
     Args:
       out: Folder of the study.
-      spec: The loss.
-      every: Seconds between two savings.
+      loss: The loss.
+      every: Seconds between two checkpoints.
     """
-    self._path = _cell_path(out, spec, _UNDER_WAY).absolute()
+    self._path = _run_result_path(out, loss, _CHECKPOINT).absolute()
     self._every = every
     self._last = time.monotonic()
 
   def _manager(self) -> orbax.CheckpointManager:
-    # The earlier step goes only when the next is whole.
+    # orbax deletes the earlier step only after the next one is complete.
     options = orbax.CheckpointManagerOptions(
       max_to_keep=1, enable_async_checkpointing=False
     )
     return orbax.CheckpointManager(self._path, options=options)
 
-  def restore(self, fresh: State) -> Reached | None:
-    """What was reached, given a state of the same structure."""
+  def restore(self, initial: TrainState) -> TrainingProgress | None:
+    """Returns the saved progress with the tree structure of a state."""
     if not self._path.exists():
       return None
     with self._manager() as manager:
       step = manager.latest_step()
       if step is None:
         return None
-      kept = manager.restore(step, args=orbax.args.StandardRestore())
-    leaves, structure = jax.tree.flatten(fresh)
+      saved = manager.restore(step, args=orbax.args.StandardRestore())
+    leaves, structure = jax.tree.flatten(initial)
     state = [
       jnp.asarray(x, leaf.dtype)
-      for x, leaf in zip(kept["state"], leaves, strict=True)
+      for x, leaf in zip(saved["state"], leaves, strict=True)
     ]
     parts = (
-      list(map(np.asarray, kept.get(p) or [])) for p in Reached._fields[1:]
+      list(map(np.asarray, saved.get(name) or []))
+      for name in TrainingProgress._fields[1:]
     )
-    return Reached(jax.tree.unflatten(structure, state), *parts)
+    return TrainingProgress(jax.tree.unflatten(structure, state), *parts)
 
-  def save(self, epoch: int, reached: Reached) -> None:
-    """Keeps what was reached, if the last saving was long enough ago."""
+  def save(self, epoch: int, progress: TrainingProgress) -> None:
+    """Saves the progress, if the last checkpoint is old enough."""
     if time.monotonic() - self._last < self._every:
       return
-    kept = {**reached._asdict(), "state": jax.tree.leaves(reached.state)}
-    # An empty list would not come back.
-    kept = {name: value for name, value in kept.items() if value}
-    with _mendable("write", self._path), self._manager() as manager:
-      manager.save(epoch, args=orbax.args.StandardSave(kept))
+    parts = {**progress._asdict(), "state": jax.tree.leaves(progress.state)}
+    # orbax does not restore empty lists.
+    parts = {name: value for name, value in parts.items() if value}
+    with _file_errors("write", self._path), self._manager() as manager:
+      manager.save(epoch, args=orbax.args.StandardSave(parts))
     self._last = time.monotonic()
 
   def remove(self) -> None:
-    """Drops it, once the loss is finished."""
+    """Deletes the checkpoint after the training with the loss is finished."""
     shutil.rmtree(self._path, ignore_errors=True)
 
 
-def write_cell(out: Path, spec: str, cell: Cell) -> None:
-  """Keeps what training with a loss left behind."""
+def write_run_result(out: Path, loss: str, result: RunResult) -> None:
+  """Saves the run result of a loss."""
   buffer = io.BytesIO()
-  np.savez_compressed(buffer, **cell._asdict())
-  write(_cell_path(out, spec), buffer.getvalue())
+  np.savez_compressed(buffer, **result._asdict())
+  write(_run_result_path(out, loss), buffer.getvalue())
 
 
-def read_cell(out: Path, spec: str) -> Cell:
-  """Reads it back."""
-  path = _cell_path(out, spec)
-  with _mendable("read", path):
+def read_run_result(out: Path, loss: str) -> RunResult:
+  """Reads the run result of a loss."""
+  path = _run_result_path(out, loss)
+  with _file_errors("read", path):
     data = io.BytesIO(path.read_bytes())
   try:
     with np.load(data, allow_pickle=False) as arrays:
-      return Cell(**{name: arrays[name] for name in Cell._fields})
+      return RunResult(**{name: arrays[name] for name in RunResult._fields})
   except UNREADABLE as error:
     reason = str(error).partition("\n")[0] or type(error).__name__
     raise StudyError(

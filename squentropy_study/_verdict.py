@@ -1,46 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the numbers say, in sentences that name the regime they hold in."""
+"""Sentences on the results, each with the training length it is of."""
 
+from collections.abc import Mapping
 import math
 from typing import NamedTuple
 
-from squentropy_study._results import COLUMNS, Difference, Method, Results
+from squentropy_study._results import (
+  BASELINE,
+  MEASURES,
+  Difference,
+  Method,
+  Results,
+)
 
+_ACCURACY = {
+  -1: "is less accurate than",
+  0: "is not significantly different from",
+  1: "is more accurate than",
+}
 _CALIBRATION = {
+  -1: "is better calibrated than",
+  0: "is not significantly different from",
+  1: "is worse calibrated than",
+}
+_LIKELIHOOD = {
+  -1: "has a lower NLL than",
+  0: "is not significantly different from",
+  1: "has a higher NLL than",
+}
+_NOT_TESTED = "cannot be compared statistically with"
+_GROUPS = {
   -1: "better calibrated",
-  0: "no clear difference",
+  0: "not significantly different",
   1: "worse calibrated",
 }
-_SIZE = {-1: "lower", 0: "no clear difference", 1: "higher"}
-_UNDECIDED = "undecided"
 
 
 class Statement(NamedTuple):
-  """A part of the verdict: what it is about, and what is said."""
+  """A part of the verdict.
+
+  Attributes:
+    title: What the statement is about.
+    text: Sentences.
+  """
 
   title: str
   text: str
 
 
 def baseline(results: Results) -> Method:
-  """Cross-entropy where it was run, else the first loss named."""
+  """Returns the loss to compare with: cross-entropy, or the first loss."""
   for method in results.methods:
-    if method.loss == "cross_entropy":
+    if method.loss == BASELINE:
       return method
   return results.methods[0]
 
 
 def challenger(results: Results) -> Method | None:
-  """The loss the verdict is about: squentropy if run, else the next one."""
-  others = [m for m in results.methods if m.loss != baseline(results).loss]
-  for method in others:
-    if method.loss.partition(":")[0] == "squentropy":
-      return method
-  return others[0] if others else None
+  """Returns the first loss that is not the baseline, None without one."""
+  old = baseline(results)
+  others = (method for method in results.methods if method.loss != old.loss)
+  return next(others, None)
 
 
 def interval(difference: Difference, decimals: int) -> str:
-  """``+0.012 [+0.003, +0.021]``, or without brackets for one seed."""
+  """Returns ``+0.012 [+0.003, +0.021]``, without brackets if not tested."""
   mean = f"{difference.mean:+.{decimals}f}"
   if math.isnan(difference.low):
     return mean
@@ -48,154 +72,160 @@ def interval(difference: Difference, decimals: int) -> str:
   return f"{mean} [{low:+.{decimals}f}, {high:+.{decimals}f}]"
 
 
-def _after(results: Results, regime: str) -> str:
-  epochs = results.settings.regimes[regime]
-  return f"after {epochs} epoch{'s' if epochs > 1 else ''}"
-
-
-def _word(
-  results: Results, difference: Difference, words: dict[int, str]
-) -> str:
-  """What may be said; without folds it is said of these test rows alone."""
-  if math.isnan(difference.low):
-    return _UNDECIDED
-  word = words[difference.sign]
-  one_split = difference.sign and results.settings.folds == 1
-  return f"{word} on these test rows" if one_split else word
+def _after(results: Results, length: str) -> str:
+  epochs = results.settings.training_lengths[length]
+  return f"After {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
 def _compare(
-  results: Results, new: Method, column: str, words: dict[int, str]
+  results: Results,
+  new: Method,
+  name: str,
+  phrases: Mapping[int, str],
 ) -> str:
-  """``higher after 40 epochs (0.9 against 0.8, +0.1 [...]); ...``."""
-  clauses = []
+  """Returns a sentence for each training length."""
   old = baseline(results)
-  for regime in results.settings.regimes:
-    ours = results.per_seed(new, regime, column).mean()
-    theirs = results.per_seed(old, regime, column).mean()
-    difference = results.difference(new, old, regime, column)
-    clauses.append(
-      f"{_word(results, difference, words)} {_after(results, regime)} "
-      f"({ours:.3f} against {theirs:.3f}, {interval(difference, 3)})"
+  short = {m.name: m.short for m in MEASURES}[name]
+  sentences = []
+  for length in results.settings.training_lengths:
+    ours = results.per_seed(new, length, name).mean()
+    theirs = results.per_seed(old, length, name).mean()
+    difference = results.difference(new, old, length, name)
+    tested = not math.isnan(difference.low)
+    phrase = phrases[difference.sign] if tested else _NOT_TESTED
+    one_split = difference.sign and results.settings.folds == 1
+    where = " on these test rows" if one_split else ""
+    sentences.append(
+      f"{_after(results, length)}, {new.loss} {phrase} {old.loss}{where} "
+      f"({short} {ours:.3f} compared with {theirs:.3f}, difference "
+      f"{interval(difference, 3)})."
     )
-  return "; ".join(clauses)
+  return " ".join(sentences)
 
 
-def _depends(results: Results, new: Method) -> Statement:
-  """Whether the length matters, and what the numbers are of."""
+def _scope(results: Results, new: Method) -> Statement:
+  """Says whether the training length matters, and where the results hold."""
   old = baseline(results)
   settings = results.settings
   differences = [
-    results.difference(new, old, regime, "ece") for regime in settings.regimes
+    results.difference(new, old, length, "ece")
+    for length in settings.training_lengths
   ]
   signs = {difference.sign for difference in differences}
   if all(math.isnan(difference.low) for difference in differences):
-    opening = "Nothing is decided: that needs three seeds or more that differ"
-  elif len(settings.regimes) == 1:
-    opening = "One training length was measured; another may turn the answer"
+    opening = (
+      "No difference in calibration is tested, because a test needs at least "
+      f"three {results.unit}s with different results"
+    )
+  elif len(differences) == 1:
+    opening = (
+      "Only one training length was evaluated, and another one may give a "
+      "different result"
+    )
   elif signs == {0}:
-    opening = "Nothing is told apart in calibration at the lengths measured"
+    opening = (
+      "The difference in calibration is not significant at any training length"
+    )
   elif signs >= {-1, 1}:
-    opening = "The answer on calibration depends on how long one trains"
+    opening = (
+      "The sign of the difference in calibration depends on the training length"
+    )
   elif 0 in signs:
-    opening = "A difference in calibration shows at some of the lengths only"
+    opening = (
+      "The difference in calibration is significant at some training lengths "
+      "only"
+    )
   else:
-    opening = "The answer on calibration is the same at each length measured"
-  split = "" if settings.folds > 1 else ", and this one split"
+    opening = (
+      "The difference in calibration has the same sign at every training length"
+    )
+  conditions = "this model and this optimizer"
+  if settings.folds == 1:
+    conditions = "this model, this optimizer and this split of the rows"
   return Statement(
-    "What it depends on",
-    f"{opening}; all of it is of {settings.data}, this network and optimiser"
-    f"{split}.",
+    "Scope",
+    f"{opening}. The results hold for {settings.data} with {conditions}.",
   )
 
 
-def _against(
-  results: Results,
-  new: Method,
-  column: str,
-  title: str,
-  words: dict[int, str],
-) -> Statement:
-  """One sentence on a number."""
-  name = {c.name: c.short for c in COLUMNS}[column]
-  said = _compare(results, new, column, words)
-  old = baseline(results).loss
-  return Statement(title, f"{new.loss} against {old}, by {name}: {said}.")
-
-
 def _recalibrated(results: Results, new: Method) -> Statement:
-  """What temperature scaling, the cheap alternative, does to both."""
+  """Compares both losses after temperature scaling."""
   old = baseline(results)
   fitted = []
-  for regime in results.settings.regimes:
+  for length in results.settings.training_lengths:
     ours, theirs = (
-      results.per_seed(method, regime, "temperature").mean()
+      results.per_seed(method, length, "temperature").mean()
       for method in (new, old)
     )
-    fitted.append(f"{ours:.2f} and {theirs:.2f} {_after(results, regime)}")
+    fitted.append(
+      f"{_after(results, length)}, the fitted temperature of {new.loss} is "
+      f"{ours:.2f} and that of {old.loss} is {theirs:.2f}."
+    )
   return Statement(
-    "With temperature scaling",
-    f"{new.loss} against {old.loss}, by ECE: "
-    f"{_compare(results, new, 'ece_scaled', _CALIBRATION)}. The temperatures "
-    f"were {', '.join(fitted)}; above 1 means over-confident before, below 1 "
-    f"under-confident.",
+    "After temperature scaling",
+    f"{_compare(results, new, 'ece_scaled', _CALIBRATION)} "
+    f"{' '.join(fitted)} Above 1 the model was over-confident before scaling, "
+    "below 1 under-confident.",
   )
 
 
 def _others(results: Results, others: list[Method]) -> Statement:
-  """The remaining methods, sorted by what can be said of their ECE."""
+  """Groups the other methods by the significance of their ECE."""
   old = baseline(results)
-  clauses = []
-  for regime in results.settings.regimes:
+  sentences = []
+  for length in results.settings.training_lengths:
     groups: dict[str, list[str]] = {}
     for method in others:
-      difference = results.difference(method, old, regime, "ece")
+      difference = results.difference(method, old, length, "ece")
+      tested = not math.isnan(difference.low)
+      group = _GROUPS[difference.sign] if tested else "not tested"
       text = f"{results.label(method)} ({interval(difference, 3)})"
-      groups.setdefault(_word(results, difference, _CALIBRATION), []).append(
-        text
-      )
-    said = "; ".join(f"{k}: {', '.join(v)}" for k, v in groups.items())
-    clauses.append(f"A{_after(results, regime)[1:]}, {said}")
+      groups.setdefault(group, []).append(text)
+    listed = "; ".join(f"{k}: {', '.join(v)}" for k, v in groups.items())
+    sentences.append(f"{_after(results, length)}, {listed}.")
   return Statement(
-    "The others", f"Against {old.loss}, by ECE. {'. '.join(clauses)}."
+    "Other losses",
+    f"Difference in ECE from {old.loss}. {' '.join(sentences)}",
   )
 
 
-def _brackets(results: Results, new: Method) -> Statement:
-  """What the intervals are, and what they leave out."""
+def _intervals(results: Results, new: Method) -> Statement:
+  """Explains the intervals and their limitations."""
   settings = results.settings
   if settings.folds > 1:
-    said = (
-      f"{settings.folds} folds; they share rows to train on, so it is somewhat "
-      "too narrow"
+    pairs = f"{settings.folds} folds"
+    limitation = (
+      "The folds share training rows, so the intervals are somewhat too narrow."
     )
   else:
-    rows = results.cells[new.loss].test_keep[0].sum()
-    said = (
-      f"{settings.seeds} seeds; it covers chance in training and not the "
-      f"choice of the {rows} test rows, which takes --folds"
+    pairs = f"{settings.seeds} seeds"
+    rows = results.run_results[new.loss].test_keep[0].sum()
+    limitation = (
+      "They cover the randomness of the training, but not the choice of the "
+      f"{rows} test rows; use --folds for that."
     )
   return Statement(
     "Intervals",
-    f"Brackets: 95 % interval of the difference (Student), paired over {said}. "
-    "Fewer than three runs, or runs that all differ alike, have none. Many "
-    "numbers are compared and nothing is corrected for that: of twenty without "
-    "a difference, about one seems to have one.",
+    "Brackets are 95 % confidence intervals of the mean difference (paired "
+    f"Student's t over {pairs}). {limitation} There is no interval with fewer "
+    "than three pairs or if all differences are equal. There is no correction "
+    "for multiple testing: about one in twenty comparisons without a true "
+    "difference appears significant.",
   )
 
 
 def verdict(results: Results) -> list[Statement]:
-  """Three sentences generated from the numbers.
+  """Summarises the results in sentences.
 
   A loss is called better or worse only together with the training length, and
-  only where the 95 % interval leaves out 0.
+  only if the 95 % confidence interval of the difference excludes 0.
 
   Args:
     results: The numbers.
 
   Returns:
-    What is said of accuracy, of calibration, and of what both depend on; one
-    statement where nothing can be compared.
+    Statements on accuracy, on calibration and on their scope; a single one if
+    nothing can be compared.
   """
   new, old = challenger(results), baseline(results)
   if new is None:
@@ -204,20 +234,20 @@ def verdict(results: Results) -> list[Statement]:
   diverged = _diverged(results)
   if diverged:
     text = (
-      f"Training with {', '.join(diverged)} gave numbers that are not finite "
-      "for at least one run (see the table), so nothing is concluded; try a "
-      "lower learning rate."
+      f"Training with {', '.join(diverged)} gave values that are not finite in "
+      "at least one run (see the table), so nothing is compared. Try a lower "
+      "learning rate."
     )
     return [Statement("Diverged", text)]
   return [
-    _against(results, new, "accuracy", "Accuracy", _SIZE),
-    _against(results, new, "ece", "Calibration", _CALIBRATION),
-    _depends(results, new),
+    Statement("Accuracy", _compare(results, new, "accuracy", _ACCURACY)),
+    Statement("Calibration", _compare(results, new, "ece", _CALIBRATION)),
+    _scope(results, new),
   ]
 
 
 def _diverged(results: Results) -> list[str]:
-  """Losses with a number that is not finite."""
+  """Returns the losses with a value that is not finite."""
   return sorted(
     {
       row.loss
@@ -228,22 +258,22 @@ def _diverged(results: Results) -> list[str]:
 
 
 def notes(results: Results) -> list[Statement]:
-  """What stands below the verdict: likelihood, temperature, the other losses.
+  """Returns statements on likelihood, temperature scaling and other losses.
 
   Args:
     results: The numbers.
 
   Returns:
-    The statements; none where the verdict concludes nothing.
+    The statements; none if the verdict compares nothing.
   """
   new, old = challenger(results), baseline(results)
   if new is None or _diverged(results):
     return []
   statements = [
-    _against(results, new, "nll", "Likelihood", _SIZE),
+    Statement("Likelihood", _compare(results, new, "nll", _LIKELIHOOD)),
     _recalibrated(results, new),
   ]
   others = [method for method in results.methods if method not in (new, old)]
   if others:
     statements.append(_others(results, others))
-  return [*statements, _brackets(results, new)]
+  return [*statements, _intervals(results, new)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses and gradients in units in the last place of the truth.
+"""Errors of losses and gradients in ulp of the true value.
 
-With u such a unit and K the largest gap between a logit and the target's, the
+With u one ulp and K the largest gap between a logit and the target's, the
 bounds are: cross-entropy 4 + K/2 u (1 u more per factor 32 of the class count
 above 1000) and its gradient's entries 8 + K u; sums of squares 4 u and their
 gradient's entries 8 u; squentropy the sum of both, each in its own unit. The
@@ -25,7 +25,7 @@ DTYPES = [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)]
 
 
 def unit(truth, dtype):
-  """The unit in the last place, of the normal numbers."""
+  """One ulp, at least that of the smallest normal number."""
   truth = np.abs(truth).astype(dtype)
   return np.spacing(np.maximum(truth, np.finfo(dtype).tiny)).astype(np.float64)
 
@@ -64,35 +64,35 @@ def value_bound(name, entries, rows, labels, dtype):
   exponential = 4 + gap(rows, labels) / 2
   if size > 1000:
     exponential += np.log(size / 1000) / np.log(32)
-  own = value_of(entries, name)
+  true = value_of(entries, name)
   if name == "cross_entropy":
-    return exponential * unit(own, dtype)
+    return exponential * unit(true, dtype)
   if name == "rescaled_square":
-    return 4 * unit(own, dtype)
+    return 4 * unit(true, dtype)
   entropy = value_of(entries, "cross_entropy")
   # The sum itself is rounded once.
   return (
     exponential * unit(entropy, dtype)
-    + 4 * unit(own - entropy, dtype)
-    + 0.5 * unit(own, dtype)
+    + 4 * unit(true - entropy, dtype)
+    + 0.5 * unit(true, dtype)
   )
 
 
 def gradient_bound(name, entries, rows, labels, dtype):
   """The bound on the error of every entry of the gradient."""
   exponential = 8 + gap(rows, labels)[:, None]
-  own = gradient_of(entries, name)
+  true = gradient_of(entries, name)
   if name == "cross_entropy":
-    return exponential * unit(own, dtype)
+    return exponential * unit(true, dtype)
   if name == "rescaled_square":
-    return 8 * unit(own, dtype)
+    return 8 * unit(true, dtype)
   entropy = gradient_of(entries, "cross_entropy")
-  return exponential * unit(entropy, dtype) + 8 * unit(own - entropy, dtype)
+  return exponential * unit(entropy, dtype) + 8 * unit(true - entropy, dtype)
 
 
 def report(entries, errors, bounds):
-  bad = np.flatnonzero(~(errors <= bounds))
-  return [(entries[i]["regime"], errors[i], bounds[i]) for i in bad]
+  outside = np.flatnonzero(~(errors <= bounds))
+  return [(entries[i]["regime"], errors[i], bounds[i]) for i in outside]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,13 +105,15 @@ def test_values(name, dtype):
     errors = np.abs(actual - truth)
     # A truth below the normal numbers may be flushed to 0.
     bounds = value_bound(name, entries, rows, labels, dtype)
-    wrong = report(entries, errors, bounds + np.where(truth < tiny, tiny, 0))
-    assert not wrong
+    violations = report(
+      entries, errors, bounds + np.where(truth < tiny, tiny, 0)
+    )
+    assert not violations
     assert (actual[truth > tiny] > 0).all()
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_any_row_keeps_the_bound_of_its_exponential(classes):
+def test_any_row_is_within_the_bound_of_its_exponential(classes):
   rng = np.random.default_rng(1)
   rows = np.float32(30 * rng.normal(size=(4000, classes)))
   labels = rows.argmax(-1)
@@ -131,11 +133,11 @@ def test_any_row_keeps_the_bound_of_its_exponential(classes):
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients(name, dtype):
   tiny = np.finfo(dtype).tiny
-  slope = jax.jit(jax.grad(lambda z, y: LOSSES[name](z, y).sum()))
+  gradient = jax.jit(jax.grad(lambda z, y: LOSSES[name](z, y).sum()))
   for entries, rows, labels in by_shape(dtype):
     if "logits" not in entries[0]:
       continue
-    actual = np.float64(slope(rows, labels))
+    actual = np.float64(gradient(rows, labels))
     truth = gradient_of(entries, name)
     bounds = gradient_bound(name, entries, rows, labels, dtype)
     errors = np.abs(actual - truth)
@@ -145,11 +147,11 @@ def test_gradients(name, dtype):
     )
 
 
-def test_cross_entropy_gradient_rows_sum_to_nothing():
-  slope = jax.jit(jax.grad(lambda z, y: losses.cross_entropy(z, y).sum()))
+def test_cross_entropy_gradients_sum_to_zero():
+  gradient = jax.jit(jax.grad(lambda z, y: losses.cross_entropy(z, y).sum()))
   for entries, rows, labels in by_shape(np.float32):
     if "logits" in entries[0]:
-      actual = np.float64(slope(rows, labels))
+      actual = np.float64(gradient(rows, labels))
       largest = unit(np.abs(actual).max(-1), np.float32)
       bounds = (8 + gap(rows, labels)) * largest
       assert not report(entries, np.abs(actual.sum(-1)), bounds)
@@ -163,11 +165,11 @@ def test_the_table_is_what_its_script_writes():
       assert references.truth(name, entry) == entry["truth"][name]
 
 
-def test_soft_labels_keep_the_digits_of_a_confident_row():
+def test_soft_labels_of_a_confident_row_are_accurate():
   logits = jnp.array([[40.0, 0.0, -1.0]])
   one_hot = jnp.array([[1.0, 0.0, 0.0]])
   truth = np.log1p(np.exp(-40.0) + np.exp(-41.0))
   value = losses.cross_entropy(logits, one_hot)[0]
   np.testing.assert_allclose(value, truth, rtol=24 * 6e-8)
-  slope = jax.grad(lambda z: losses.cross_entropy(z, one_hot).sum())(logits)
-  np.testing.assert_allclose(slope[0, 0], -truth, rtol=64 * 6e-8)
+  gradient = jax.grad(lambda z: losses.cross_entropy(z, one_hot).sum())(logits)
+  np.testing.assert_allclose(gradient[0, 0], -truth, rtol=64 * 6e-8)

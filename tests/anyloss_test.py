@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import losses
+from squentropy_jax import confusion, losses
 
 F32 = np.finfo(np.float32).eps
 P = np.array([0.9, 0.6, 0.4, 0.2, 0.55])
 Y = np.array([1, 1, 0, 0, 0])
 METRICS = (
-  losses.accuracy,
-  losses.f_beta,
-  losses.balanced_accuracy,
-  losses.geometric_mean,
+  confusion.accuracy,
+  confusion.f_beta,
+  confusion.balanced_accuracy,
+  confusion.geometric_mean,
 )
 
 
@@ -44,21 +44,21 @@ def test_worked_numbers(amplification, expected):
     losses.anyloss, logit(P), Y, amplification=amplification
   )
   actual = [loss(metric=metric) for metric in METRICS]
-  actual.append(loss(metric=losses.f_beta, beta=2.0))
+  actual.append(loss(metric=confusion.f_beta, beta=2.0))
   np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.x64
-def test_slopes_of_the_metrics():
+def test_gradients_of_the_metrics():
   for metric in METRICS:
     loss = jax.jit(
       functools.partial(losses.anyloss, metric=metric, amplification=9.0)
     )
-    slope = jax.grad(loss)(logit(P), Y)
+    grads = jax.grad(loss)(logit(P), Y)
     for k in range(5):
       step = 1e-6 * np.eye(5)[k]
       centred = loss(logit(P) + step, Y) - loss(logit(P) - step, Y)
-      np.testing.assert_allclose(slope[k], centred / 2e-6, rtol=1e-7, atol=1e-9)
+      np.testing.assert_allclose(grads[k], centred / 2e-6, rtol=1e-7, atol=1e-9)
 
 
 def test_steep_steps_give_the_hard_metric():
@@ -87,9 +87,9 @@ def test_f1_is_the_dice_loss_of_the_soft_predictions():
   z = np.float32(logit(P))
   score = 73.0 * np.float32(P - 0.5)
   np.testing.assert_allclose(
-    losses.anyloss(z, Y, metric=losses.f_beta),
+    losses.anyloss(z, Y, metric=confusion.f_beta),
     losses.dice(score, Y, smoothing=0.0, axis=None),
-    # One roundings of the score, times the amplification.
+    # The rounding error of the score, times the amplification.
     rtol=73 * 4 * F32,
   )
 
@@ -97,35 +97,36 @@ def test_f1_is_the_dice_loss_of_the_soft_predictions():
 def test_balanced_accuracy_of_a_balanced_set_is_accuracy():
   z = np.float32(logit(P))[:4]
   np.testing.assert_allclose(
-    losses.anyloss(z, Y[:4], metric=losses.balanced_accuracy),
-    losses.anyloss(z, Y[:4], metric=losses.accuracy),
+    losses.anyloss(z, Y[:4], metric=confusion.balanced_accuracy),
+    losses.anyloss(z, Y[:4], metric=confusion.accuracy),
     rtol=8 * F32,
   )
 
 
 def test_counts_add_up_and_add_over_batches():
   z = np.float32(logit(P))
-  whole = losses.soft_confusion_matrix(z, Y)
-  np.testing.assert_allclose(sum(whole), 5, rtol=4 * F32)
+  of_all = confusion.soft_confusion_matrix(z, Y)
+  np.testing.assert_allclose(sum(of_all), 5, rtol=4 * F32)
   first, second = (
-    losses.soft_confusion_matrix(z[part], Y[part])
+    confusion.soft_confusion_matrix(z[part], Y[part])
     for part in (slice(2), slice(2, 5))
   )
-  for a, b, c in zip(first, second, whole, strict=True):
+  for a, b, c in zip(first, second, of_all, strict=True):
     np.testing.assert_allclose(a + b, c, rtol=4 * F32)
 
 
-def test_confident_examples_keep_a_slope():
-  # In float32 the amplified prediction is 1 from p = 0.728, its slope is not 0.
+def test_confident_examples_have_a_gradient():
+  # From p = 0.728 on the amplified prediction is 1 in float32, but its
+  # derivative is not 0.
   z = np.array([2.0, -1.0, -3.0], np.float32)
   y = np.array([1, 0, 0])
-  slope = jax.grad(lambda z: losses.soft_confusion_matrix(z, y).true_positive)(
-    z
-  )
+  grads = jax.grad(
+    lambda z: confusion.soft_confusion_matrix(z, y).true_positive
+  )(z)
   p = 1 / (1 + np.exp(-2.0))
   one = 1 / (1 + np.exp(-73 * (p - 0.5)))
   expected = 73 * p * (1 - p) * one * np.exp(-73 * (p - 0.5)) * one
-  np.testing.assert_allclose(slope[0], expected, rtol=73 * 4 * F32)
+  np.testing.assert_allclose(grads[0], expected, rtol=73 * 4 * F32)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -133,23 +134,23 @@ def test_confident_examples_keep_a_slope():
 def test_one_class_alone(metric, label):
   z = np.array([0.3, -0.2, 1e4, -1e4], np.float32)
   y = np.full(4, label)
-  loss, slope = jax.value_and_grad(
+  loss, grads = jax.value_and_grad(
     lambda z: losses.anyloss(z, y, metric=metric)
   )(z)
   assert 0 <= loss <= 1
-  assert np.isfinite(slope).all()
-  if metric is losses.f_beta and label == 0:
+  assert np.isfinite(grads).all()
+  if metric is confusion.f_beta and label == 0:
     assert loss == 1  # Nothing can be found.
   else:
-    assert (slope[:2] < 0 if label else slope[:2] > 0).all()
+    assert (grads[:2] < 0 if label else grads[:2] > 0).all()
   z = np.where(y, 1e4, -1e4).astype(np.float32)
   perfect = losses.anyloss(z, y, metric=metric)
-  assert perfect == float(metric is losses.f_beta and label == 0)
-  wrong, slope = jax.value_and_grad(
+  assert perfect == float(metric is confusion.f_beta and label == 0)
+  wrong, grads = jax.value_and_grad(
     lambda z: losses.anyloss(z, y, metric=metric, amplification=1e4)
   )(-z)
-  assert wrong == {losses.balanced_accuracy: 0.5}.get(metric, 1)
-  np.testing.assert_array_equal(slope, 0)
+  assert wrong == {confusion.balanced_accuracy: 0.5}.get(metric, 1)
+  np.testing.assert_array_equal(grads, 0)
 
 
 def test_bad_arguments_are_named():
@@ -157,11 +158,11 @@ def test_bad_arguments_are_named():
   with pytest.raises(
     ValueError, match=r"amplification must be in \(0, inf\), got 0"
   ):
-    losses.anyloss(z, y, metric=losses.accuracy, amplification=0)
+    losses.anyloss(z, y, metric=confusion.accuracy, amplification=0)
   with pytest.raises(ValueError, match=r"beta must be in \(0, inf\), got -1"):
-    losses.anyloss(z, y, metric=losses.f_beta, beta=-1)
+    losses.anyloss(z, y, metric=confusion.f_beta, beta=-1)
   with pytest.raises(TypeError, match="beta"):
-    losses.anyloss(z, y, metric=losses.accuracy, beta=2.0)
+    losses.anyloss(z, y, metric=confusion.accuracy, beta=2.0)
   with pytest.raises(TypeError, match="metric must be a function of a Soft"):
     losses.anyloss(z, y, metric="f_beta")
   for metric in METRICS:
@@ -171,6 +172,6 @@ def test_bad_arguments_are_named():
 
 def test_whole_numbers_are_counts():
   for metric in METRICS:
-    floats = metric(losses.SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4])))
+    floats = metric(confusion.SoftConfusionMatrix(*jnp.array([3.0, 1, 2, 4])))
     for counts in ((3, 1, 2, 4), jnp.array([3, 1, 2, 4])):
-      assert metric(losses.SoftConfusionMatrix(*counts)) == floats
+      assert metric(confusion.SoftConfusionMatrix(*counts)) == floats

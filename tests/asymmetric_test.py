@@ -48,9 +48,9 @@ def test_an_exponent_of_0_is_a_logarithm():
     for q in (0.0, 1e-9):
       actual = loss(LOGITS, LABELS, a=2.5, q=q)
       np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
-    # No seam in the exponent: the slope is the limit's.
-    slope = jax.grad(lambda q, f=loss: f(LOGITS, LABELS, a=2.5, q=q).sum())
-    np.testing.assert_allclose(slope(0.0), slope(1e-4), rtol=1e-3)
+    # The derivative in the exponent is continuous at the limit.
+    gradient = jax.grad(lambda q, f=loss: f(LOGITS, LABELS, a=2.5, q=q).sum())
+    np.testing.assert_allclose(gradient(0.0), gradient(1e-4), rtol=1e-3)
 
 
 def test_jensen_shannon_runs_from_cross_entropy_to_the_absolute_error():
@@ -79,7 +79,7 @@ def test_jensen_shannon_with_next_to_no_weight_on_the_label():
     loss = losses.jensen_shannon(z, labels, pi=pi)
     return loss.sum(), loss
 
-  slope, actual = jax.jit(jax.grad(loss, has_aux=True))(z, np.zeros(4, int))
+  gradient, actual = jax.jit(jax.grad(loss, has_aux=True))(z, np.zeros(4, int))
   expected = [
     cases.jensen_shannon(np.float64(z[0]), 0, pi=pi),
     1 - np.log(pi),
@@ -87,7 +87,7 @@ def test_jensen_shannon_with_next_to_no_weight_on_the_label():
     1 - np.log(pi),
   ]
   np.testing.assert_allclose(actual, expected, rtol=1e-6)
-  assert np.isfinite(slope).all()
+  assert np.isfinite(gradient).all()
 
 
 def test_bounds_and_what_is_lost_at_a_sure_label():
@@ -100,7 +100,7 @@ def test_bounds_and_what_is_lost_at_a_sure_label():
   unhinged = losses.asymmetric_unhinged(ends, labels)
   top = (1.5**0.9 - 0.5**0.9) / 0.9
   np.testing.assert_allclose(unhinged, [top, 0], rtol=8 * EPS)
-  # Confident examples keep their digits: the loss is a multiple of 1 - p.
+  # Confident examples are accurate: the loss is a multiple of 1 - p.
   z, sure = np.array([[20.0, 0.0]], F32), np.exp(-20.0)
   generalized = losses.asymmetric_generalized_cross_entropy(z, [0])
   np.testing.assert_allclose(generalized, 2 * sure, rtol=40 * EPS)
@@ -121,6 +121,6 @@ def test_bounds_and_what_is_lost_at_a_sure_label():
     ("jensen_shannon", {"pi": 1.0}, r"pi must be in \(0, 1\)"),
   ],
 )
-def test_hyperparameters_outside_their_domain_are_refused(name, hyper, domain):
+def test_hyperparameters_outside_their_domain_raise(name, hyper, domain):
   with pytest.raises(ValueError, match=domain):
     getattr(losses, name)(LOGITS, LABELS, **hyper)

@@ -42,7 +42,7 @@ def _by_trapezoids(p, y, bins):
 
 
 def _isotonic(p, y, bins):
-  # The map at its knots, brought back to the order of the rows.
+  # The map at its knots, in the order of the rows.
   params = calibration.fit_isotonic_regression(jnp.log(p), y)
   order = jnp.argsort(jnp.max(p, axis=-1))
   return jnp.zeros_like(params.accuracy).at[order].set(params.accuracy)
@@ -85,7 +85,7 @@ RECALIBRATED = {name: _recalibrated(fit) for name, fit in FITS.items()}
 
 @functools.cache
 def _values(data, dtype):
-  """What this library makes of a data set, in one program."""
+  """Every value of this library for a data set, in one program."""
   names = {key.split("/")[1] for key in CASES if key.endswith(data)}
   p, z, y = (
     PEERS[f"{kind}/{data}"] for kind in ("probabilities", "inputs", "labels")
@@ -115,11 +115,11 @@ def _check(key, dtype, atol):
 
 
 def _tolerance(key, atol):
-  # Both take the integral on a grid; the peer stops its search for the width
-  # a thousandth beside it.
+  # Both integrate on a grid, and the peer's search for the width stops at a
+  # relative error of 1e-3.
   if key.startswith("relplot/smooth"):
     return 1e-3
-  # These compute in float32, whatever they are given.
+  # These compute in float32 for any input.
   return max(atol, 3e-7) if key.startswith("torch") else atol
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binned statistics: exact sums, masks, bad rows, and the errors read from."""
+"""Binned statistics: exact sums, masks and invalid rows, and their errors."""
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,11 @@ def test_expected_calibration_error_meets_its_definition(norm):
   p, y = _data()
   stats = calibration.bin_stats(p, y, num_bins=10)
   got = float(calibration.expected_calibration_error(stats, norm=norm))
-  # Sums are exact; the powers and the last sum round a few times in float32.
+  # Sums are exact. The powers and the last sum round a few times in float32.
   assert got == pytest.approx(_reference_error(p, y, 10, norm), rel=2e-6)
 
 
-def test_narrow_confidences_are_widened_before_they_meet_an_edge():
+def test_narrow_confidences_are_widened_before_binning():
   # The numbers nearest to 0.7: on, below and above the edge 7/10.
   for dtype, want in ((np.float32, 7), (jnp.bfloat16, 6), (np.float16, 7)):
     p = jnp.array([[0.7, 0.3]], dtype)
@@ -73,7 +73,7 @@ def test_confidence_does_not_stall_past_the_integers_of_float32():
   assert confidence[10] == np.float32(0.7)
 
 
-def test_a_label_out_of_range_raises_and_poisons_under_jit():
+def test_a_label_out_of_range_raises_or_gives_nan_under_jit():
   p, y = _data(4)
   y[2] = 5
   with pytest.raises(ValueError, match=r"labels\[2\] = 5"):
@@ -88,6 +88,6 @@ def test_a_label_out_of_range_raises_and_poisons_under_jit():
   jax.tree.map(np.testing.assert_array_equal, masked, rows)
 
 
-def test_logits_given_for_probabilities_are_loud():
+def test_logits_instead_of_probabilities_give_nan():
   stats = calibration.bin_stats(jnp.array([[3.0, -1.0]]), jnp.array([0]))
   assert np.isnan(calibration.expected_calibration_error(stats))

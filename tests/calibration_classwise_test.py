@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over classes and bins: many rows, few classes, both ways of adding."""
+"""Sums over classes and bins: many rows, few classes, both algorithms."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from squentropy_jax import calibration
-from squentropy_jax.calibration import _classwise
+from squentropy_jax.calibration import _metrics_classwise
 
 
 def test_accelerators_sum_classes_as_the_cpu_does():
@@ -21,7 +21,10 @@ def test_accelerators_sum_classes_as_the_cpu_does():
   keep[7] = False
   sums = [
     jax.jit(functools.partial(f, num_bins=7))(p, keep)
-    for f in (_classwise._compared_sums, _classwise._scattered_sums)
+    for f in (
+      _metrics_classwise._compared_sums,
+      _metrics_classwise._scattered_sums,
+    )
   ]
   for a, b in zip(*sums, strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-5)
@@ -32,7 +35,9 @@ def test_accelerators_sum_classes_as_the_cpu_does():
 def test_accelerators_sum_classes_without_a_copy(dtype):
   p = jax.ShapeDtypeStruct((3000, 2000), dtype)
   keep = jax.ShapeDtypeStruct((3000,), bool)
-  sums = jax.jit(functools.partial(_classwise._compared_sums, num_bins=15))
+  sums = jax.jit(
+    functools.partial(_metrics_classwise._compared_sums, num_bins=15)
+  )
   memory = sums.lower(p, keep).compile().memory_analysis()
   assert memory.temp_size_in_bytes < 0.05 * p.size * p.dtype.itemsize
 
@@ -45,9 +50,8 @@ def test_equal_rows_in_any_number_have_no_spread(num_classes):
   y = np.zeros(n, np.int32)
   y[: n // 8] = 1
   frequency = np.bincount(y, minlength=num_classes) / n
-  forecast = p[0].astype(np.float64)
-  gap = frequency - forecast
-  # A block adds up 256 numbers, each time rounded to half a unit of 2^-24.
+  gap = frequency - p[0].astype(np.float64)
+  # A block sums 256 numbers, each with a rounding error of half of 2^-24.
   rounding = 256 * 2.0**-25
   error = calibration.classwise_calibration_error(p, y)
   np.testing.assert_allclose(error, np.abs(gap).mean(), atol=rounding)

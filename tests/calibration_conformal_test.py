@@ -31,9 +31,9 @@ def _data(n=40, c=5):
     functools.partial(calibration.aps_score, key=jax.random.key(0)),
   ],
 )
-def test_every_row_in_turn_is_covered_exactly_as_promised(score):
-  # With each row held out once, a score of rank r or below is covered: by
-  # counting, and not only on average.
+def test_every_row_in_turn_is_covered_at_the_exact_rate(score):
+  # With each row held out once, exactly the scores of rank r or below are
+  # covered.
   p, y = _data()
   n = len(y) - 1
   # Scores once for all rows: each keeps its random number.
@@ -63,7 +63,7 @@ def test_rank_does_not_round():
     np.testing.assert_array_equal(params.threshold, 1 - p[rank - 1, 0])
 
 
-def test_too_few_rows_promise_nothing_but_all_classes():
+def test_sets_of_too_few_rows_contain_all_classes():
   params = calibration.fit_conformal(P, np.array([0, 2, 1]), alpha=0.1)
   assert params.threshold == np.inf
   for score in (calibration.lac_score, calibration.aps_score):
@@ -74,13 +74,13 @@ def test_too_few_rows_promise_nothing_but_all_classes():
 @pytest.mark.parametrize(
   "score", [calibration.lac_score, calibration.aps_score]
 )
-def test_logits_are_no_probabilities(score):
+def test_logits_instead_of_probabilities_give_nan(score):
   logits = np.log(P) + 1
   assert np.all(np.isnan(score(logits)))
   y = np.array([0, 2, 1])
   params = calibration.fit_conformal(logits, y, alpha=0.5, score=score)
   assert np.isnan(params.threshold)
-  # A score of the user's own may take them.
+  # A user's score may take them.
   params = calibration.fit_conformal(
     logits, y, alpha=0.5, score=lambda z: score(jax.nn.softmax(z))
   )
@@ -99,7 +99,7 @@ SCORES = {
 
 
 def _conformal(p, y):
-  """Sets, and the three numbers in a row, of every score."""
+  """The sets of every score, and threshold, coverage and size in a row."""
   out = {}
   for name, score in SCORES.items():
     params = calibration.fit_conformal(p, y, alpha=0.25, score=score)
@@ -167,14 +167,14 @@ def test_random_scores_make_smaller_sets_of_new_rows():
   random_coverage, random_size = coverage_and_size(
     *jax.random.split(jax.random.key(2))
   )
-  # Four deviations of the threshold's rank, and of the share of new rows.
+  # Four standard deviations of the threshold's rank and of the new coverage.
   slack = 4 * math.sqrt(2 * 0.2 * 0.8 / n)
   assert coverage > 0.8 - slack
   assert abs(random_coverage - 0.8) < slack
   assert random_size < 0.97 * size
 
 
-def test_dropped_and_bad_rows():
+def test_dropped_and_invalid_rows():
   p, y = _data()
   keep = np.arange(len(y)) % 2 == 0
   holed, labels = np.array(p), y.copy()
@@ -184,10 +184,10 @@ def test_dropped_and_bad_rows():
   want = fit(p[keep], y[keep])
   np.testing.assert_array_equal(got.threshold, want.threshold)
   for arguments in ((holed, y), (p, labels)):
-    bad = fit(*arguments, where=np.ones_like(keep))
-    assert np.isnan(bad.threshold)
-    # Nothing is known to be outside.
-    assert np.all(calibration.prediction_set(bad, p))
+    invalid = fit(*arguments, where=np.ones_like(keep))
+    assert np.isnan(invalid.threshold)
+    # A set of unknown extent contains every class.
+    assert np.all(calibration.prediction_set(invalid, p))
   sets = calibration.prediction_set(got, p)
   size = calibration.mean_set_size(sets, where=keep)
   assert size == pytest.approx(np.asarray(sets)[keep].sum(-1).mean())
@@ -210,11 +210,13 @@ def test_arguments_are_checked():
     calibration.fit_conformal(P, y, alpha=0.1, score="lac")
   with pytest.raises(TypeError, match="key must be one random key"):
     calibration.aps_score(P, key=3)
-  with pytest.raises(TypeError, match="params must be what fit_conformal"):
+  with pytest.raises(
+    TypeError, match="params must be the result of fit_conformal"
+  ):
     calibration.prediction_set(calibration.TemperatureScaling(1.0), P)
   with pytest.raises(ValueError, match=r"params\.threshold must have shape"):
     calibration.prediction_set(calibration.ConformalThreshold(P[0]), P)
-  with pytest.raises(ValueError, match="score must keep the shape"):
+  with pytest.raises(ValueError, match="score must return the shape"):
     calibration.fit_conformal(P, y, alpha=0.1, score=lambda p: p[:, 0])
   with pytest.raises(TypeError, match="sets must be booleans"):
     calibration.set_coverage(P, y)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures show the numbers they are given."""
+"""Plots show the numbers of their arguments."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,7 +40,7 @@ def test_reliability_diagram():
   ax.figure.canvas.draw()
 
 
-def test_a_diagram_of_nothing_can_be_drawn():
+def test_plots_without_examples():
   p, y = _data()
   stats = calibration.bin_stats(p[:0], y[:0])
   calibration.plots.reliability_diagram(stats).figure.canvas.draw()

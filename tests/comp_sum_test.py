@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comp-sum losses: worked values, limits, and the seams of the family."""
+"""Comp-sum losses: worked values, limits and special cases."""
 
 import functools
 
@@ -67,7 +67,7 @@ def test_one_family_runs_through_its_members():
 
 
 @pytest.mark.parametrize("tau", [1 - 1e-6, 1.0, 1 + 1e-6])
-def test_nothing_breaks_at_the_order_of_cross_entropy(tau):
+def test_the_order_of_cross_entropy_is_no_singularity(tau):
   row, label = np.array([3.0, -2.0, 0.5], F32), 0
   loss = np.log1p(np.exp(-5.0) + np.exp(-2.5))
 
@@ -80,25 +80,25 @@ def test_nothing_breaks_at_the_order_of_cross_entropy(tau):
   np.testing.assert_allclose(
     jax.grad(jax.grad(of_tau))(tau), loss**3 / 3, rtol=1e-4
   )
-  slopes = jax.grad(lambda z: losses.comp_sum(z, label, tau=tau))(row)
+  gradient = jax.grad(lambda z: losses.comp_sum(z, label, tau=tau))(row)
   np.testing.assert_allclose(
-    slopes, jax.nn.softmax(row) - np.eye(3, dtype=F32)[0], rtol=1e-5
+    gradient, jax.nn.softmax(row) - np.eye(3, dtype=F32)[0], rtol=1e-5
   )
 
 
 @pytest.mark.parametrize("tau", [1.0, 1.5, 2.0, 3.0])
 def test_bounded_orders_are_finite_at_the_ends(tau):
   z = np.array([[0.0, 1e4], [1e4, 0.0], [0.0, 0.0], [-np.inf, 0.0]], F32)
-  loss, slopes = jax.jit(
+  loss, gradient = jax.jit(
     jax.vmap(jax.value_and_grad(lambda z: losses.comp_sum(z, 0, tau=tau)))
   )(z)
   top = 1e4 if tau == 1 else 1 / (tau - 1)
   np.testing.assert_allclose(loss[:2], [top, 0], rtol=1e-6)
   np.testing.assert_allclose(loss[3], np.inf if tau == 1 else top, rtol=1e-6)
-  assert np.isfinite(slopes).all()
+  assert np.isfinite(gradient).all()
 
 
-def test_confident_losses_keep_their_digits():
+def test_losses_of_confident_examples_are_accurate():
   z = np.array([[20.0, 0.0], [60.0, 0.0], [80.0, 1.0]], F32)
   labels = np.zeros(3, int)
   odds = [float(mpmath.exp(b - a)) for a, b in z.tolist()]
@@ -124,7 +124,7 @@ def test_the_adversarial_loss_bounds_the_ramp_losses(tau):
     assert (loss >= attacked * (1 - 8 * EPS)).all()
 
 
-def test_an_attack_that_does_nothing_costs_nothing():
+def test_an_attack_that_changes_nothing_adds_nothing():
   smooth = losses.smooth_adversarial_comp_sum
   plain = losses.comp_sum(LOGITS, LABELS, tau=1.5)
   np.testing.assert_array_equal(
@@ -135,8 +135,8 @@ def test_an_attack_that_does_nothing_costs_nothing():
   np.testing.assert_allclose(
     smooth(z, z + F32(2**13), [0]), losses.cross_entropy(z, [0])
   )
-  slopes = jax.grad(lambda m: smooth(LOGITS, m, LABELS).sum())(LOGITS)
-  np.testing.assert_array_equal(slopes, 0)
+  gradient = jax.grad(lambda m: smooth(LOGITS, m, LABELS).sum())(LOGITS)
+  np.testing.assert_array_equal(gradient, 0)
   # nu = 0 leaves the comp-sum loss of the scaled logits.
   moved = LOGITS[:, ::-1]
   np.testing.assert_allclose(
@@ -186,7 +186,7 @@ def test_classes_impossible_for_the_clean_example_do_not_count():
     ("generalized_cross_entropy", {"q": 1.1}),
   ],
 )
-def test_hyperparameters_outside_their_domain_are_refused(name, hyper):
+def test_hyperparameters_outside_their_domain_raise(name, hyper):
   loss = getattr(losses, name)
   (key,) = hyper
   with pytest.raises(ValueError, match=f"{key} must be"):
@@ -214,24 +214,24 @@ def test_a_class_impossible_after_the_attack_alone_is_infinitely_far():
 
   for labels in (LABELS[:4], np.full((4, 5), 0.25, F32) * mask):
     labels = labels if labels.ndim == 1 else labels / labels.sum(-1)[:, None]
-    slopes, loss = run(z, moved, labels)
+    gradient, loss = run(z, moved, labels)
     np.testing.assert_array_equal(np.isinf(loss), [False, True, True, False])
     assert np.isfinite(np.asarray(loss)[[0, 3]]).all()
-    assert np.isfinite(slopes).all()
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5])
-def test_an_overflow_leaves_finite_slopes(tau):
+def test_an_overflow_leaves_a_finite_gradient(tau):
   z = np.array([[0.0, 89.0, 1.0], [0.0, 1e4, 1.0]], F32)
 
   def loss(z, tau):
     return losses.comp_sum(z, [0, 0], tau=tau).sum()
 
-  slopes, by_tau = jax.grad(loss, (0, 1))(z, tau)
-  assert np.isfinite(slopes).all()
-  assert (slopes[:, 0] < 0).all()
-  assert (slopes[:, 1] > 0).all()
-  assert (slopes[:, 2] >= 0).all()
+  gradient, by_tau = jax.grad(loss, (0, 1))(z, tau)
+  assert np.isfinite(gradient).all()
+  assert (gradient[:, 0] < 0).all()
+  assert (gradient[:, 1] > 0).all()
+  assert (gradient[:, 2] >= 0).all()
   assert not np.isnan(by_tau)
 
 

@@ -107,9 +107,16 @@ def test_dense_gradient_holds_no_copy_of_the_logits(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("way", ["value", "frozen", "stream", "keep"])
-def test_fused_head_stays_within_its_budget(target, way):
-  budget = {"keep": 160, "stream": 32, "frozen": 32, "value": 32}[way] * 2**20
+@pytest.mark.parametrize(
+  "mode", ["forward", "frozen_kernel", "recompute", "grad_in_forward"]
+)
+def test_fused_head_stays_within_its_budget(target, mode):
+  budget = {
+    "grad_in_forward": 160,
+    "recompute": 32,
+    "frozen_kernel": 32,
+    "forward": 32,
+  }[mode] * 2**20
 
   def head(features, kernel, labels):
     return fused.linear_loss_sum(
@@ -117,27 +124,29 @@ def test_fused_head_stays_within_its_budget(target, way):
       features,
       kernel,
       labels,
-      way=way,
+      mode=mode,
       memory_budget=budget,
     )[0]
 
   function = head
-  if way != "value":
-    function = jax.value_and_grad(head, 0 if way == "frozen" else (0, 1))
+  if mode != "forward":
+    function = jax.value_and_grad(
+      head, 0 if mode == "frozen_kernel" else (0, 1)
+    )
   specs = {"features": P(), "kernel": P(), "labels": P()}
   assert temporary(compiled(target, function, specs)) <= budget
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("way", ["stream", "keep"])
-def test_vocabulary_on_several_devices_is_not_gathered(target, way):
+@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
+def test_vocabulary_on_several_devices_is_not_gathered(target, mode):
   def head(features, kernel, labels):
     return fused.linear_loss_sum(
       losses.squentropy,
       features,
       kernel,
       labels,
-      way=way,
+      mode=mode,
       mesh=mesh_of(target),
       batch_axis="data",
       vocab_axis="vocab",

@@ -22,8 +22,7 @@ LABELS = np.arange(8) % 5
 def test_worked_numbers():
   close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
   close(losses.confidence_penalty(PROBE, 0), 1.2379879824)
-  # The code that printed these adds 1e-7 to the norm, which they show: ours is
-  # off by that much and no more.
+  # The code that gave these values adds 1e-7 to the norm.
   norm = np.linalg.norm(PROBE)
   for temperature, value in ((1.0, 1.2796833867), (0.04, 8.3846641983)):
     ours = losses.logit_norm_cross_entropy
@@ -46,17 +45,17 @@ def test_the_length_of_the_logits_does_not_matter(scale):
   np.testing.assert_allclose(
     loss(LOGITS * F32(scale), LABELS), expected, rtol=16 * EPS
   )
-  slopes = jax.grad(lambda z: loss(z, LABELS).sum())(LOGITS)
+  gradients = jax.grad(lambda z: loss(z, LABELS).sum())(LOGITS)
   # So that no gradient points along them.
-  np.testing.assert_allclose((slopes * LOGITS).sum(-1), 0, atol=1e-5)
+  np.testing.assert_allclose((gradients * LOGITS).sum(-1), 0, atol=1e-5)
 
 
 def test_no_direction_at_all():
-  loss, slope = jax.value_and_grad(losses.logit_norm_cross_entropy)(
+  loss, gradient = jax.value_and_grad(losses.logit_norm_cross_entropy)(
     jnp.zeros(4), 1
   )
   np.testing.assert_allclose(loss, np.log(4), rtol=4 * EPS)
-  np.testing.assert_allclose(slope, [0.25, -0.75, 0.25, 0.25], rtol=4 * EPS)
+  np.testing.assert_allclose(gradient, [0.25, -0.75, 0.25, 0.25], rtol=4 * EPS)
 
 
 def test_the_penalty_is_the_entropy():
@@ -69,14 +68,14 @@ def test_the_penalty_is_the_entropy():
   np.testing.assert_array_equal(
     losses.confidence_penalty(LOGITS, LABELS, beta=0.0), plain
   )
-  # Equal logits are where it is largest, and its slope is 0 there.
-  slope = jax.grad(
+  # It is largest for equal logits, where its gradient is 0.
+  gradient = jax.grad(
     lambda z: losses.confidence_penalty(z, 0) - losses.cross_entropy(z, 0)
   )(jnp.full(4, 3.0))
-  np.testing.assert_allclose(slope, 0, atol=1e-7)
+  np.testing.assert_allclose(gradient, 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan])
-def test_temperatures_outside_their_domain_are_refused(temperature):
+def test_temperatures_outside_their_domain_raise(temperature):
   with pytest.raises(ValueError, match=r"temperature must be in \(0, inf\)"):
     losses.logit_norm_cross_entropy(LOGITS, LABELS, temperature=temperature)

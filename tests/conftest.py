@@ -29,6 +29,8 @@ if __name__ == "__main__":
 import hypothesis
 import jax
 
+pytest_plugins = ["support.study"]
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -17,7 +17,7 @@ import pytest
 from scipy import optimize
 
 from squentropy_jax import RowStats
-from squentropy_jax.losses import _table
+from squentropy_jax.losses import _catalogue
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
 ROW = pytest.mark.parametrize(
@@ -26,7 +26,7 @@ ROW = pytest.mark.parametrize(
 PREDICTS = pytest.mark.parametrize(
   "case", [c for c in CASES if c.predicts], ids=repr
 )
-PROPER = {row.name: row.proper for row in _table.TABLE}
+PROPER = {entry.name: entry.proper for entry in _catalogue.CATALOGUE}
 SOFT = pytest.mark.parametrize(
   "case", [c for c in CASES if c.soft_is_expected], ids=repr
 )
@@ -58,8 +58,8 @@ def gradient(loss):
   return jit(jax.grad(total))
 
 
-def value_and_slopes(loss, logits, labels, where=None):
-  """Losses and their slopes in the logits and, if soft, in the labels."""
+def value_and_gradients(loss, logits, labels, where=None):
+  """Losses and their gradients in the logits and, if soft, in the labels."""
 
   def of(logits, labels):
     return loss(logits, labels, where=where)
@@ -82,8 +82,8 @@ def by_operation(function):
 
 
 def both(loss):
-  """`value_and_slopes` of one loss, operation by operation."""
-  return by_operation(functools.partial(value_and_slopes, loss))
+  """`value_and_grads` of one loss, operation by operation."""
+  return by_operation(functools.partial(value_and_gradients, loss))
 
 
 def reference(case, logits, labels, **hyperparameters):
@@ -99,36 +99,36 @@ def reference(case, logits, labels, **hyperparameters):
   return np.array(values)
 
 
-def reference_slope(case, logits, labels, **hyperparameters):
+def reference_gradient(case, logits, labels, **hyperparameters):
   """Central differences of the reference; 0 at impossible classes."""
-  step, slope = 1e-5, np.zeros(logits.shape)
+  step, grad = 1e-5, np.zeros(logits.shape)
   for k in range(logits.shape[-1]):
     if (logits[:, k] == -np.inf).all():
       continue
     up, down = np.float64(logits), np.float64(logits)
     up[:, k] += step
     down[:, k] -= step
-    slope[:, k] = (
+    grad[:, k] = (
       reference(case, up, labels, **hyperparameters)
       - reference(case, down, labels, **hyperparameters)
     ) / (2 * step)
-  return slope
+  return grad
 
 
-def slopes_close(actual, expected):
+def gradients_close(actual, expected):
   np.testing.assert_allclose(
     actual, expected, rtol=1e-5, atol=4e-6 * np.abs(expected).max()
   )
 
 
 def size_of(case, logits, labels, **hyperparameters):
-  """What the roundings of a loss are relative to, the loss itself or terms."""
+  """What rounding errors are relative to: the loss itself, or its terms."""
   sized = case if case.size is None else case._replace(reference=case.size)
   return np.abs(reference(sized, logits, labels, **hyperparameters))
 
 
 def close(actual, expected, ulps=64, size=None):
-  """Equal up to roundings of the largest term."""
+  """Equal up to rounding errors of the largest term."""
   size = np.abs(expected) if size is None else size
   tolerance = ulps * np.finfo(F32).eps * np.maximum(size, 1e-30)
   np.testing.assert_array_less(
@@ -154,14 +154,15 @@ def test_value(case, scale):
 
 
 @EVERY
-def test_gradient_is_the_slope_of_the_reference(case):
+def test_gradient_is_the_gradient_of_the_reference(case):
   hyper = case.hyperparameters
-  slopes_close(
-    gradient(case.loss)(LOGITS, LABELS), reference_slope(case, LOGITS, LABELS)
+  gradients_close(
+    gradient(case.loss)(LOGITS, LABELS),
+    reference_gradient(case, LOGITS, LABELS),
   )
-  slopes_close(
+  gradients_close(
     by_operation(gradient(case.loss))(LOGITS, LABELS, **hyper),
-    reference_slope(case, LOGITS, LABELS, **hyper),
+    reference_gradient(case, LOGITS, LABELS, **hyper),
   )
 
 
@@ -231,7 +232,9 @@ def test_a_hyperparameter_may_have_a_value_for_each_example(case):
       assert gradient_of[name][3] == 0
     for i in np.flatnonzero(keep)[:2]:
       one, expected = by_operation(
-        jax.value_and_grad(lambda h, i=i: case.loss(LOGITS[i], labels[i], **h))
+        jax.value_and_grad(
+          lambda h, z=LOGITS[i], y=labels[i]: case.loss(z, y, **h)
+        )
       )(each[i])
       np.testing.assert_allclose(losses[i], one, rtol=1e-5, atol=1e-6)
       for name, value in expected.items():
@@ -281,7 +284,7 @@ def test_proper_is_what_is_least_at_the_distribution_of_labels(case):
 
   least = np.stack(
     [
-      # Not from the origin, where squares have no slope.
+      # Not from the origin, where squares have no gradient.
       optimize.minimize(expected, [0.3, 0.2, 0.1], args=(p,), tol=1e-7).x
       for p in labels
     ]
@@ -325,7 +328,7 @@ def test_batch_shapes_and_vmap(case):
       "one": case.loss(logits[0], labels[0]),
       "none": case.loss(logits[:0], labels[:0]),
       "mapped": jax.vmap(case.loss)(logits, labels),
-      "slopes": jax.vmap(jax.grad(case.loss))(logits, labels),
+      "gradients": jax.vmap(jax.grad(case.loss))(logits, labels),
     }
 
   actual = every(LOGITS, LABELS)
@@ -339,7 +342,7 @@ def test_batch_shapes_and_vmap(case):
     close(values, expected, ulps=8, size=size)
   close(actual["one"], expected[0], ulps=8, size=size[0])
   np.testing.assert_allclose(
-    actual["slopes"],
+    actual["gradients"],
     gradient(case.loss)(LOGITS, LABELS),
     rtol=1e-5,
     atol=1e-6,
@@ -358,14 +361,14 @@ def test_narrow_logits_are_widened_first(case):
 
   for dtype in ("float16", "bfloat16", "float8_e4m3fn"):
     narrow = jnp.asarray(LOGITS).astype(dtype)
-    slope, loss = every(narrow)
+    grad, loss = every(narrow)
     chex.assert_type(loss, jnp.float32)
-    chex.assert_type(slope, narrow.dtype)
-    wide_slope, wide_loss = every(narrow.astype(jnp.float32))
+    chex.assert_type(grad, narrow.dtype)
+    wide_gradient, wide_loss = every(narrow.astype(jnp.float32))
     np.testing.assert_array_equal(loss, wide_loss)
     np.testing.assert_array_equal(
-      slope.astype(jnp.float32),
-      wide_slope.astype(narrow.dtype).astype(jnp.float32),
+      grad.astype(jnp.float32),
+      wide_gradient.astype(narrow.dtype).astype(jnp.float32),
     )
 
 
@@ -445,14 +448,14 @@ def test_dropped_examples_leave_no_trace(case):
   logits[1], logits[3], logits[4] = np.nan, np.inf, -np.inf
   labels[1], labels[3] = -100, 99
   expected = np.asarray(compiled(case.loss)(LOGITS, LABELS))[keep]
-  one_program = jit(functools.partial(value_and_slopes, case.loss))
-  jitted, slope = (np.asarray(x) for x in one_program(logits, labels, keep))
+  one_program = jit(functools.partial(value_and_gradients, case.loss))
+  jitted, grad = (np.asarray(x) for x in one_program(logits, labels, keep))
   for actual in (np.asarray(case.loss(logits, labels, where=keep)), jitted):
     np.testing.assert_array_max_ulp(actual[keep], expected, 2)
     np.testing.assert_array_equal(actual[~keep], 0)
-  np.testing.assert_array_equal(slope[~keep], 0)
+  np.testing.assert_array_equal(grad[~keep], 0)
   np.testing.assert_allclose(
-    slope[keep],
+    grad[keep],
     np.asarray(gradient(case.loss)(LOGITS, LABELS))[keep],
     rtol=1e-6,
     atol=1e-7,
@@ -469,12 +472,12 @@ def test_masked_and_impossible_classes_are_removed(case):
   garbage = np.where(kept, LOGITS, F32(np.nan))
   impossible = np.where(kept, LOGITS, F32(-np.inf))
   expected = reference(case, impossible, labels)
-  slopes = reference_slope(case, impossible, labels)
+  grads = reference_gradient(case, impossible, labels)
   for logits, where in ((garbage, mask), (impossible, None), (LOGITS, mask)):
-    loss, slope = both(case.loss)(logits, labels, where)
+    loss, grad = both(case.loss)(logits, labels, where)
     close(loss, expected, ulps=128, size=size_of(case, impossible, labels))
-    np.testing.assert_array_equal(slope[:, ~kept], 0)
-    slopes_close(slope, slopes)
+    np.testing.assert_array_equal(grad[:, ~kept], 0)
+    gradients_close(grad, grads)
 
 
 @EVERY
@@ -487,9 +490,9 @@ def test_a_row_without_classes_is_dropped_by_a_mask_and_nan_without(case):
   loss = np.asarray(case.loss(logits, labels, where=mask))
   assert loss[1] == 0
   assert np.isfinite(loss).all()
-  _, slope = both(case.loss)(logits, labels, mask)
-  np.testing.assert_array_equal(slope[1], 0)
-  assert np.isfinite(slope).all()
+  _, grad = both(case.loss)(logits, labels, mask)
+  np.testing.assert_array_equal(grad[1], 0)
+  assert np.isfinite(grad).all()
   empty = np.where(mask, LOGITS, F32(-np.inf))
   loss = np.asarray(compiled(case.loss)(empty, LABELS))
   np.testing.assert_array_equal(np.isnan(loss), ~mask[:, 0])
@@ -505,18 +508,18 @@ def test_a_masked_target_is_nan(case):
 
 @EVERY
 def test_corner_rows(case):
-  one, slope = both(case.loss)(F32([[0.5]]), np.array([0]))
+  one, grad = both(case.loss)(F32([[0.5]]), np.array([0]))
   close(one[0], case.single_class, size=1.0)
-  assert np.isfinite(slope).all()
+  assert np.isfinite(grad).all()
   logits, labels = LOGITS.copy(), LABELS.copy()
   logits[0], labels[0] = [-np.inf, 0.5, -np.inf, -np.inf, -np.inf], 1
   logits[1], labels[1] = [*OTHERS, -np.inf, -np.inf], 3
-  loss, slope = both(case.loss)(logits, labels)
+  loss, grad = both(case.loss)(logits, labels)
   close(loss[0], case.single_class, size=1.0)
   np.testing.assert_allclose(loss[1], case.impossible_target, rtol=1e-6)
   # Only that of a square is infinite, and only in the target itself.
-  assert not np.isnan(slope[1, 3])
-  assert np.isfinite(np.delete(slope, 8)).all()
+  assert not np.isnan(grad[1, 3])
+  assert np.isfinite(np.delete(grad, 8)).all()
 
 
 @EVERY
@@ -529,15 +532,15 @@ def test_positive_infinity_and_nan_are_nan(case):
 
 
 @EVERY
-def test_bad_labels_poison_their_row_alone(case):
+def test_bad_labels_set_to_nan_their_row_alone(case):
   labels = np.array([0, 5, -1, -100, 1, 2**31 - 1])
   bad = np.array([False, True, True, True, False, True])
   np.testing.assert_array_equal(
     np.isnan(compiled(case.loss)(LOGITS, labels)), bad
   )
-  slope = np.asarray(gradient(case.loss)(LOGITS, labels))
-  np.testing.assert_array_equal(np.isnan(slope).all(-1), bad)
-  np.testing.assert_array_equal(np.isnan(slope).any(-1), bad)
+  grad = np.asarray(gradient(case.loss)(LOGITS, labels))
+  np.testing.assert_array_equal(np.isnan(grad).all(-1), bad)
+  np.testing.assert_array_equal(np.isnan(grad).any(-1), bad)
 
 
 @EVERY
@@ -592,11 +595,11 @@ def soft_labels():
 @SOFT
 def test_one_hot_equals_hard(case):
   one_hot = np.eye(5, dtype=F32)[LABELS]
-  loss, slope, _ = both(case.loss)(LOGITS, one_hot)
+  loss, grad, _ = both(case.loss)(LOGITS, one_hot)
   size = size_of(case, LOGITS, LABELS)
   close(loss, compiled(case.loss)(LOGITS, LABELS), ulps=128, size=size)
   np.testing.assert_allclose(
-    slope, gradient(case.loss)(LOGITS, LABELS), rtol=1e-4, atol=1e-6
+    grad, gradient(case.loss)(LOGITS, LABELS), rtol=1e-4, atol=1e-6
   )
 
 
@@ -608,16 +611,16 @@ def test_soft_labels_are_expected_hard_labels(case, scale):
     np.stack([f(case, logits, [k] * 6) for k in range(5)], axis=-1)
     for f in (reference, size_of)
   )
-  loss, slope, by_label = both(case.loss)(logits, p)
+  loss, grad, by_label = both(case.loss)(logits, p)
   close(loss, (p * each).sum(-1), ulps=128, size=(p * sizes).sum(-1))
   if not hasattr(case.loss, "row"):
-    # What is the same for every class is no slope within the simplex.
+    # What is the same for every class is no gradient within the simplex.
     by_label = by_label + (each[:, :1] - by_label[:, :1])
   close(by_label, each, ulps=128, size=sizes + sizes[:, :1])
-  slopes = sum(
+  grads = sum(
     p[:, k, None] * gradient(case.loss)(logits, np.full(6, k)) for k in range(5)
   )
-  slopes_close(slope, slopes)
+  gradients_close(grad, grads)
 
 
 @SOFT
@@ -634,10 +637,10 @@ def test_soft_labels_on_impossible_and_masked_classes(case):
     for f in (reference, size_of)
   )
   for z, where in ((logits, None), (LOGITS, mask)):
-    loss, slope, _ = both(case.loss)(z, p, where)
+    loss, grad, _ = both(case.loss)(z, p, where)
     close(loss, expected, ulps=128, size=size)
-    np.testing.assert_array_equal(slope[:, 1], 0)
-    assert np.isfinite(slope).all()
+    np.testing.assert_array_equal(grad[:, 1], 0)
+    assert np.isfinite(grad).all()
   p[2, 1] = 0.1
   loss, _, _ = both(case.loss)(LOGITS, p, mask)
   np.testing.assert_array_equal(np.isnan(loss), np.arange(6) == 2)
@@ -650,11 +653,11 @@ def test_dropped_examples_with_soft_labels(case):
   p, logits = soft_labels(), LOGITS.copy()
   logits[1], p[1] = np.nan, np.nan
   keep = np.arange(6) != 1
-  loss, slope, _ = both(case.loss)(logits, p, keep)
+  loss, grad, _ = both(case.loss)(logits, p, keep)
   assert loss[1] == 0
   assert np.isfinite(loss).all()
-  np.testing.assert_array_equal(slope[1], 0)
-  assert np.isfinite(slope).all()
+  np.testing.assert_array_equal(grad[1], 0)
+  assert np.isfinite(grad).all()
 
 
 # Transformations.
@@ -666,13 +669,13 @@ def test_second_derivatives(case):
 
   @by_operation
   def every(row, label):
-    def slope(logits):
+    def grad(logits):
       return jax.grad(case.loss)(logits, label)
 
     nudges = step * jnp.eye(5)
     moved = jnp.concatenate([row[None] + nudges, row[None] - nudges])
-    up, down = jnp.split(jax.vmap(slope)(moved), 2)
-    forward, backward = jax.jacfwd(slope)(row), jax.jacrev(slope)(row)
+    up, down = jnp.split(jax.vmap(grad)(moved), 2)
+    forward, backward = jax.jacfwd(grad)(row), jax.jacrev(grad)(row)
     return forward, backward, (up - down) / (2 * step)
 
   forward, backward, centred = every(LOGITS[0], LABELS[0])
@@ -688,9 +691,9 @@ def test_forward_mode_agrees_with_reverse_mode(case):
     lambda z, dz: jax.jvp(lambda z: case.loss(z, LABELS), (z,), (dz,))
   )(LOGITS, tangent)
   np.testing.assert_array_equal(value, by_operation(case.loss)(LOGITS, LABELS))
-  slope = gradient(case.loss)(LOGITS, LABELS)
+  grad = gradient(case.loss)(LOGITS, LABELS)
   np.testing.assert_allclose(
-    along, (slope * tangent).sum(-1), rtol=1e-4, atol=1e-5
+    along, (grad * tangent).sum(-1), rtol=1e-4, atol=1e-5
   )
 
 
@@ -760,10 +763,10 @@ def test_custom_rule_equals_plain_autodiff(case):
     derivatives = (jax.grad, jax.jacfwd, jax.hessian)
     return [(f(z), [d(f)(z) for d in derivatives]) for f in (ours, plain)]
 
-  (value, slopes), (expected, expected_slopes) = every(row)
+  (value, grads), (expected, expected_gradients) = every(row)
   np.testing.assert_allclose(value, expected, rtol=1e-12)
-  for found, slope in zip(slopes, expected_slopes, strict=True):
-    np.testing.assert_allclose(found, slope, rtol=1e-10, atol=1e-12)
+  for found, grad in zip(grads, expected_gradients, strict=True):
+    np.testing.assert_allclose(found, grad, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.x64

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A student against its teachers: values, limits, masks."""
+"""Distillation: values, limits, masks."""
 
 import functools
 
@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 import numpy as np
 import pytest
 
-from squentropy_jax import losses
+from squentropy_jax import losses, regression
 
 F32 = np.finfo(np.float32).eps
 STUDENT = np.array([1.0, 0.0, -1.0])
@@ -34,7 +34,7 @@ def reference(student, teachers, weights=None, temperature=1.0):
 total = jax.jit(
   lambda s, t, **kw: losses.ensemble_distillation(s, t, **kw).sum()
 )
-slope = jax.jit(jax.grad(total))
+gradient_of = jax.jit(jax.grad(total))
 
 
 @pytest.mark.x64
@@ -42,7 +42,8 @@ def test_worked_numbers():
   close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
   close(total(STUDENT, TEACHERS), 0.001678465845)
   close(
-    slope(STUDENT, TEACHERS), [0.02067489055, -0.025086141984, 0.004411251434]
+    gradient_of(STUDENT, TEACHERS),
+    [0.02067489055, -0.025086141984, 0.004411251434],
   )
   mean = softmax(TEACHERS).mean(0)
   close(mean, [0.644566065224, 0.269814613039, 0.085619321737])
@@ -54,7 +55,7 @@ def test_worked_numbers():
   x = np.array([0.001, 0.01, 0.03, 0.08, -0.03])
   zero = np.zeros(5)
   close(
-    losses.assistive_distillation(x, zero, zero + 0.02, zero - 0.05),
+    regression.assistive_distillation(x, zero, zero + 0.02, zero - 0.05),
     [0.006, 0.0395, 0.191, 0.4758, 0.191],
   )
 
@@ -76,7 +77,7 @@ def test_derivatives():
   zero = np.zeros(6)
 
   def assistive(x, g):
-    return losses.assistive_distillation(x, g, zero + 0.02, zero + 0.05)
+    return regression.assistive_distillation(x, g, zero + 0.02, zero + 0.05)
 
   check_grads(jax.jit(lambda x: assistive(x, zero)), (x,), order=1, eps=1e-7)
 
@@ -94,7 +95,9 @@ def test_value_and_gradient(weights):
     p = np.average(p, axis=0, weights=weights)
     q = softmax(np.float64(LOGITS) / temperature)
     np.testing.assert_allclose(
-      slope(LOGITS, OTHERS, **arguments), (q - p) / temperature, atol=8 * F32
+      gradient_of(LOGITS, OTHERS, **arguments),
+      (q - p) / temperature,
+      atol=8 * F32,
     )
 
 
@@ -109,12 +112,12 @@ def test_one_sure_teacher_is_cross_entropy():
     )
 
 
-def test_digits_of_a_student_close_to_its_teacher():
+def test_a_student_close_to_its_teacher_is_accurate():
   teacher = np.float32([[0.5, -1.0, 2.0]])
   student = teacher[0] + np.float32([2**-12, -(2**-12), 0.0])
   value = losses.ensemble_distillation(student, teacher)
   truth = reference(student, teacher)
-  # The log ratio, of size 1e-4, has the roundings of the logits.
+  # The log ratio, of size 1e-4, has the rounding errors of the logits.
   np.testing.assert_allclose(value, truth, rtol=16 * F32 * 2**12)
   assert losses.ensemble_distillation(teacher[0], teacher) == 0
 
@@ -153,7 +156,7 @@ def test_masks_and_axis():
   student = np.where(mask, LOGITS, np.float32(np.nan))
   teachers = np.where(mask, OTHERS, np.float32(np.nan))
   value = losses.ensemble_distillation(student, teachers, where=mask)
-  gradient = slope(student, teachers, where=mask)
+  gradient = gradient_of(student, teachers, where=mask)
   np.testing.assert_array_equal(gradient[~mask], 0)
   for i in (0, 2, 3):
     row = mask[i]
@@ -164,7 +167,7 @@ def test_masks_and_axis():
   student[2, 0] = 0
   value = losses.ensemble_distillation(student, OTHERS, where=keep)
   assert value[1] == 0
-  np.testing.assert_array_equal(slope(student, OTHERS, where=keep)[1], 0)
+  np.testing.assert_array_equal(gradient_of(student, OTHERS, where=keep)[1], 0)
   moved = losses.ensemble_distillation(
     LOGITS.T, OTHERS.swapaxes(1, 2), where=mask.T, axis=0
   )
@@ -184,8 +187,8 @@ def test_narrow_students():
 def test_discriminator():
   student, teacher = LOGITS[:, :2], LOGITS[:, 2:4]
   keep = np.array([True, True, False, True])
-  junk = np.where(keep[:, None], student, np.float32(np.nan))
-  value = losses.discriminator(junk, teacher, where=keep)
+  invalid = np.where(keep[:, None], student, np.float32(np.nan))
+  value = losses.discriminator(invalid, teacher, where=keep)
   sure = np.array([[1, 0], [0, 1]])
   scores = np.stack([student, teacher], 1).astype(np.float64)
   p = 1 / (1 + np.exp(-scores))
@@ -193,10 +196,10 @@ def test_discriminator():
   np.testing.assert_allclose(value, np.where(keep, cross, 0), rtol=1e-5)
   gradient = jax.grad(
     lambda s: losses.discriminator(s, teacher, where=keep).sum()
-  )(junk)
+  )(invalid)
   np.testing.assert_array_equal(gradient[2], 0)
   assert np.isfinite(gradient).all()
-  # Told apart without a doubt, and mistaken for each other.
+  # All outputs recognised, and all of them mistaken.
   sure = np.array([1e4, -1e4], np.float32)
   assert losses.discriminator(sure, -sure) == 0
   assert losses.discriminator(-sure, sure) == 1e4
@@ -210,9 +213,9 @@ def test_limits_of_assistive_distillation():
   x = np.array([0.0, 0.3, -2.0, 1e4, -1e4], np.float32)
   g = np.full(5, 0.5, np.float32)
   error = np.abs(x - g)
-  loss = functools.partial(losses.assistive_distillation, x, g)
-  off = {"tough_slopes": (0.0, 0.0), "tolerant_slopes": (0.0, 0.0)}
-  # A teacher without bound, and teachers without error.
+  loss = functools.partial(regression.assistive_distillation, x, g)
+  off = {"tough_factors": (0.0, 0.0), "tolerant_factors": (0.0, 0.0)}
+  # A teacher with a very large error, and teachers with none.
   np.testing.assert_allclose(loss(g, g + 1e6, **off), 6 * error, rtol=4 * F32)
   np.testing.assert_allclose(loss(g, g, **off), 2 * error**2, rtol=4 * F32)
   exact = loss(g, g)
@@ -220,12 +223,12 @@ def test_limits_of_assistive_distillation():
   by_tough = jax.grad(lambda t: loss(t, g + 1).sum())(g + 0.1)
   np.testing.assert_array_equal(by_tough, 0)
   at_target = jax.grad(
-    lambda x: losses.assistive_distillation(x, g, g + 0.1, g + 1).sum()
+    lambda x: regression.assistive_distillation(x, g, g + 0.1, g + 1).sum()
   )(g)
   np.testing.assert_array_equal(at_target, 0)
   keep = np.array([True, False, True, True, False])
-  junk = np.where(keep, x, np.float32(np.nan))
-  value = losses.assistive_distillation(junk, g, g, g, where=keep)
+  invalid = np.where(keep, x, np.float32(np.nan))
+  value = regression.assistive_distillation(invalid, g, g, g, where=keep)
   np.testing.assert_allclose(value, np.where(keep, exact, 0), rtol=4 * F32)
 
 
@@ -236,7 +239,11 @@ def test_bad_arguments_are_named():
     (lambda: kd(s, s), ValueError, r"teacher_logits must have the shape"),
     (lambda: kd(s, t[:0]), ValueError, r"teacher_logits must have the shape"),
     (lambda: kd(s, t, temperature=0), ValueError, "temperature must be in"),
-    (lambda: kd(s, t, teacher_weights=jnp.ones(3)), ValueError, r"\(4,\), one"),
+    (
+      lambda: kd(s, t, teacher_weights=jnp.ones(3)),
+      ValueError,
+      r"4 numbers, of shape \(4,\)",
+    ),
     (
       lambda: kd(s, t, teacher_weights=jnp.zeros(4)),
       ValueError,
@@ -247,28 +254,53 @@ def test_bad_arguments_are_named():
     (
       lambda: losses.discriminator(s[:, :2], s[:1, :2]),
       ValueError,
-      "must have one shape",
+      "must have the same shape",
     ),
     (
-      lambda: losses.assistive_distillation(s, s, s, s[0]),
+      lambda: regression.assistive_distillation(s, s, s, s[0]),
       ValueError,
       r"tolerant must have the shape of predictions \(2, 3\)",
     ),
     (
-      lambda: losses.assistive_distillation(s, s, s, s, weights=(1.0,)),
+      lambda: regression.assistive_distillation(s, s, s, s, weights=(1.0,)),
       ValueError,
       "weights must be 3 numbers",
     ),
     (
-      lambda: losses.assistive_distillation(s, s, s, s, inner=2.0),
+      lambda: regression.assistive_distillation(s, s, s, s, inner=2.0),
       ValueError,
       r"inner must be in \[0, 1\]",
     ),
     (
-      lambda: losses.assistive_distillation(s, s > 0, s, s),
+      lambda: regression.assistive_distillation(s, s > 0, s, s),
       TypeError,
       "targets must be floating",
     ),
   ):
     with pytest.raises(error, match=message):
       call()
+
+
+def test_assistive_distillation_takes_inner_for_each_entry():
+  x = np.array([0.01, 0.03, 0.08], np.float32)
+  zero = np.zeros(3, np.float32)
+  loss = functools.partial(
+    regression.assistive_distillation, x, zero, zero + 0.02, zero + 0.05
+  )
+  inner = np.array([0.1, 0.9, 0.5], np.float32)
+  one_by_one = [loss(inner=value)[k] for k, value in enumerate(inner)]
+  np.testing.assert_allclose(loss(inner=inner), one_by_one, rtol=4 * F32)
+  assert loss(inner=0.9)[0] != loss(inner=0.1)[0]
+  keep = np.array([True, False, True])
+  inner[1] = np.nan
+  dropped = loss(inner=inner, where=keep)
+  np.testing.assert_array_equal(dropped[1], 0)
+  assert np.isfinite(dropped).all()
+
+
+@pytest.mark.x64
+def test_mixed_dtypes_are_computed_in_the_widest():
+  x = np.float32([0.01, 0.03])
+  zero = np.zeros(2)
+  loss = regression.assistive_distillation(x, zero, zero + 0.02, zero + 0.05)
+  assert loss.dtype == np.float64

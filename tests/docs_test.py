@@ -1,17 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code in the pages under docs/ runs as it stands."""
+"""README and docs/ show code that runs, and name what exists."""
 
-import pathlib
+import inspect
+import os
 import re
+import subprocess
+import sys
 
 import pytest
+from support import source
 
-PAGES = sorted((pathlib.Path(__file__).parents[1] / "docs").glob("*.md"))
+import squentropy_jax
+
+README = source.ROOT / "README.md"
+PAGES = [README, *sorted((source.ROOT / "docs").rglob("*.md"))]
+TEXTS = {
+  str(page.relative_to(source.ROOT)): page.read_text(encoding="utf-8")
+  for page in PAGES
+}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code_of_a_page_runs(page):
-  blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
-  names = {}
-  for block in blocks:
-    exec(compile(block, str(page), "exec"), names)
+def code(text):
+  """The Python blocks of a page, in order."""
+  return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+@pytest.mark.parametrize("page", [n for n, text in TEXTS.items() if code(text)])
+def test_code_of_a_page_runs_as_pasted(page, tmp_path):
+  # In a new process, with one device and the default settings of jax.
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  out = subprocess.run(
+    [sys.executable, "-W", "error", "-c", "\n".join(code(TEXTS[page]))],
+    cwd=tmp_path,
+    env=environment | {"PYTHONPATH": str(source.ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert out.returncode == 0, out.stderr
+
+
+def test_quick_start_is_short():
+  assert len(code(TEXTS["README.md"])[0].splitlines()) <= 15
+
+
+def test_every_public_function_stands_in_the_documentation():
+  text = "\n".join(TEXTS.values())
+  missing = [
+    name
+    for name, value in source.public().items()
+    if not inspect.isclass(value)
+    and not re.search(rf"\b{name.rpartition('.')[2]}\b", text)
+  ]
+  assert not missing, f"README.md and docs/ do not mention {missing}"
+
+
+def test_documentation_names_what_exists():
+  modules = [n.split(".", 1)[1] for n in source.public_modules() if "." in n]
+  # Inline code and code blocks, but not file names such as docs/fused.md.
+  pattern = rf"(?<![\w./])({'|'.join(modules)})\.([a-z]\w*)\b(?!/)"
+  missing = set()
+  for page, text in TEXTS.items():
+    for module, name in re.findall(pattern, text):
+      found = squentropy_jax
+      for part in module.split("."):
+        found = getattr(found, part)
+      if name not in ("md", "py", "csv", "svg", "png") and not hasattr(
+        found, name
+      ):
+        missing.add(f"{page} names {module}.{name}")
+  assert not missing, sorted(missing)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Focal, dual focal and poly-1: worked values, limits and seams."""
+"""Focal, dual focal and poly-1: worked values, limits and special cases."""
 
 import functools
 
@@ -37,8 +37,8 @@ def test_an_exponent_or_weight_of_0_is_cross_entropy():
   ):
     np.testing.assert_array_equal(loss(LOGITS, LABELS), entropy)
     # Also where the base of the power is 0.
-    slope = jax.grad(loss)(jnp.array([200.0, 0.0]), 0)
-    np.testing.assert_allclose(slope, [0, 0], atol=1e-30)
+    gradient = jax.grad(loss)(jnp.array([200.0, 0.0]), 0)
+    np.testing.assert_allclose(gradient, [0, 0], atol=1e-30)
 
 
 def test_poly1_is_cross_entropy_plus_the_mean_absolute_error():
@@ -52,14 +52,16 @@ def test_poly1_is_cross_entropy_plus_the_mean_absolute_error():
 
 @pytest.mark.parametrize("loss", [losses.focal, losses.dual_focal])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 5.0])
-def test_exponents_below_1_have_finite_slopes_at_a_sure_label(loss, gamma):
+def test_exponents_below_1_have_finite_derivatives_at_a_confident_label(
+  loss, gamma
+):
   z = jnp.array([[90.0, 0.0, -3.0], [400.0, 0.0, 0.0], [1e4, 0.0, 0.0]])
   for derivative in (jax.grad, jax.hessian):
     values = jax.vmap(lambda z, d=derivative: d(loss)(z, 0, gamma=gamma))(z)
     assert np.isfinite(values).all()
 
 
-def test_confident_examples_keep_their_digits():
+def test_losses_of_confident_examples_are_accurate():
   # Both factors of (1 - p)^2 (-log p) are exp(-20) there, to a relative 1e-9.
   loss = losses.focal(jnp.array([20.0, 0.0]), 0)
   np.testing.assert_allclose(loss, np.exp(-60.0), rtol=70 * EPS)
@@ -76,7 +78,7 @@ def test_dual_focal_looks_at_the_next_class_below_the_label():
 
 @pytest.mark.parametrize("name", ["focal", "dual_focal"])
 @pytest.mark.parametrize("gamma", [-0.1, np.nan, np.inf])
-def test_exponents_outside_their_domain_are_refused(name, gamma):
+def test_exponents_outside_their_domain_raise(name, gamma):
   loss = getattr(losses, name)
   with pytest.raises(ValueError, match=r"gamma must be in \[0, inf\)"):
     loss(LOGITS, LABELS, gamma=gamma)

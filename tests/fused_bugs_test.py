@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other heads got wrong, one test each."""
+"""Faults of other linear heads, one test each."""
 
 import functools
 
@@ -20,10 +20,10 @@ def truth(name="squentropy", **arguments):
   return heads.truth(name, FEATURES, KERNEL, LABELS, **arguments)
 
 
-@pytest.mark.parametrize("way", ["stream", "keep"])
-def test_cotangent_scales_both_gradients(way):
+@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
+def test_cotangent_scales_both_gradients(mode):
   def head(h, w, factor):
-    total, _ = fused.linear_loss_sum(losses.squentropy, h, w, LABELS, way=way)
+    total, _ = fused.linear_loss_sum(losses.squentropy, h, w, LABELS, mode=mode)
     return factor * total
 
   grad = heads.jit(jax.grad(head, (0, 1)))
@@ -32,11 +32,11 @@ def test_cotangent_scales_both_gradients(way):
     np.testing.assert_array_equal(1024.0 * a, b)
 
 
-@pytest.mark.parametrize("way", ["stream", "keep"])
-def test_cotangent_may_be_a_number_of_python(way):
+@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
+def test_cotangent_may_be_a_number_of_python(mode):
   _, pull = jax.vjp(
     lambda h: fused.linear_loss_sum(
-      losses.squentropy, h, KERNEL, LABELS, way=way
+      losses.squentropy, h, KERNEL, LABELS, mode=mode
     )[0],
     FEATURES,
   )
@@ -67,15 +67,17 @@ def test_no_column_of_padding_counts(classes):
     heads.assert_close(loss, exact.loss, exact.loss_error)
 
 
-@pytest.mark.parametrize("way", ["frozen", "stream", "keep"])
-def test_one_is_taken_off_the_probability_before_it_is_rounded(way):
+@pytest.mark.parametrize(
+  "mode", ["frozen_kernel", "recompute", "grad_in_forward"]
+)
+def test_one_is_taken_off_the_probability_before_it_is_rounded(mode):
   """With p = 0.9966 in bfloat16, p - 1 would be -0.00390625, not -0.0034."""
   kernel = jnp.eye(2, dtype=jnp.bfloat16)
   features = jnp.array([[5.6875, 0.0]], jnp.bfloat16)
   found = heads.jit(
     jax.grad(
       lambda h: fused.linear_loss_sum(
-        losses.cross_entropy, h, kernel, np.array([0]), way=way
+        losses.cross_entropy, h, kernel, np.array([0]), mode=mode
       )[0]
     )
   )(features)
@@ -85,7 +87,7 @@ def test_one_is_taken_off_the_probability_before_it_is_rounded(way):
   )
 
 
-def test_confident_loss_is_positive_and_keeps_its_digits():
+def test_confident_loss_is_positive_and_accurate():
   kernel = np.eye(3, dtype=np.float32)
   features = np.float32([[30.0, 0.25, -1.0], [60.0, 0.5, 0.0]])
   loss = fused.linear_loss(
@@ -93,18 +95,18 @@ def test_confident_loss_is_positive_and_keeps_its_digits():
   )
   exact = np.exp(np.float64(features[:, 1:])).sum(-1)
   exact *= np.exp(-np.float64(features[:, 0]))
-  # Rounding the exponent, near 60, costs 60 u; the rest a few u.
+  # Rounding the exponent, near 60, costs 60 half ulp; all else a few.
   np.testing.assert_allclose(loss, exact, rtol=70 * U)
 
 
 def test_square_of_the_target_is_left_out_not_subtracted():
   """Trained heads: a target of 20, the others some thousandths."""
-  rest = np.float32(1e-3) * np.arange(1, 10, dtype=np.float32)
-  kernel = np.concatenate([np.float32([20.0]), rest])[None]
+  others = np.float32(1e-3) * np.arange(1, 10, dtype=np.float32)
+  kernel = np.concatenate([np.float32([20.0]), others])[None]
   stats = fused.linear_row_stats(
     np.ones((1, 1), np.float32), kernel, np.array([0])
   )
-  exact = np.square(np.float64(rest)).sum()
+  exact = np.square(np.float64(others)).sum()
   np.testing.assert_allclose(stats.rest_sq, [exact], rtol=12 * U)
 
 
@@ -119,18 +121,22 @@ def test_backward_products_have_narrow_operands():
       for inner in core.jaxprs_in_params(eqn.params):
         yield from dots(inner)
 
-  for way, count in {"stream": 4, "keep": 3, "frozen": 2}.items():
+  for mode, count in {
+    "recompute": 4,
+    "grad_in_forward": 3,
+    "frozen_kernel": 2,
+  }.items():
 
-    def head(h, w, way=way):
+    def head(h, w, mode=mode):
       loss = losses.cross_entropy
-      return fused.linear_loss_sum(loss, h, w, LABELS, way=way)[0]
+      return fused.linear_loss_sum(loss, h, w, LABELS, mode=mode)[0]
 
-    wanted = 0 if way == "frozen" else (0, 1)
+    wanted = 0 if mode == "frozen_kernel" else (0, 1)
     found = list(dots(jax.make_jaxpr(jax.grad(head, wanted))(h, w).jaxpr))
     assert found == [("bfloat16", "bfloat16")] * count
 
 
-def test_mean_of_narrow_inputs_has_the_digits_of_float32():
+def test_mean_of_narrow_inputs_is_as_accurate_as_float32():
   rng = np.random.default_rng(2)
   h = jnp.bfloat16(rng.normal(size=(256, 64)))
   w = jnp.bfloat16(rng.normal(size=(64, 1000)) / 8)
@@ -150,16 +156,16 @@ def test_dropped_rows_give_exactly_nothing():
   weights = np.where(np.arange(ROWS) == 3, 0, 1).astype(np.float32)
   weights[1] = np.inf
 
-  def head(h, w, weights, way):
+  def head(h, w, weights, mode):
     return fused.linear_loss_sum(
-      losses.squentropy, h, w, labels, where=where, weights=weights, way=way
+      losses.squentropy, h, w, labels, where=where, weights=weights, mode=mode
     )
 
   kept = where & (weights != 0)
   exact = heads.gradients(truth(), FEATURES, KERNEL, kept.astype(float))
-  for way in ("stream", "keep"):
+  for mode in ("recompute", "grad_in_forward"):
     run = heads.jit(
-      jax.value_and_grad(functools.partial(head, way=way), (0, 1, 2), True)
+      jax.value_and_grad(functools.partial(head, mode=mode), (0, 1, 2), True)
     )
     (total, count), found = run(features, KERNEL, weights)
     assert float(count) == kept.sum()
@@ -171,29 +177,29 @@ def test_dropped_rows_give_exactly_nothing():
     heads.assert_close(found[2], by_weight, truth().loss_error * kept)
 
 
-@pytest.mark.parametrize("way", ["stream", "keep"])
-def test_many_blocks_of_rows_add_up_in_full_precision(way):
+@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
+def test_many_blocks_of_rows_add_up_in_full_precision(mode):
   """In bfloat16 a sum no longer grows after 256 equal terms."""
   rows = 512 * 128  # The smallest block has 128 rows.
   features = jnp.ones((rows, 1), jnp.bfloat16)
   kernel = jnp.zeros((1, 3), jnp.bfloat16)
 
   @heads.jit
-  def slope_of(w):
+  def gradient_of(w):
     return jax.grad(
       lambda w: fused.linear_loss_sum(
         losses.cross_entropy,
         features,
         w,
         np.zeros(rows, int),
-        way=way,
+        mode=mode,
         memory_budget=1,
       )[0]
     )(w)
 
-  slope = slope_of(kernel)
+  gradient = gradient_of(kernel)
   exact = rows * np.array([[-2, 1, 1]]) / 3
-  np.testing.assert_allclose(np.float64(slope), exact, rtol=2**-8 + 2**-16)
+  np.testing.assert_allclose(np.float64(gradient), exact, rtol=2**-8 + 2**-16)
 
 
 def test_largest_class_is_the_lowest_of_equal_ones_of_all_tiles():
@@ -203,9 +209,9 @@ def test_largest_class_is_the_lowest_of_equal_ones_of_all_tiles():
     )
     return stats.rest_max.sum()
 
-  slope = heads.jit(jax.grad(largest))(np.ones((1, 300), np.float32))
-  np.testing.assert_array_equal(slope[0, :3], [1, 1, 0])
-  assert slope.sum() == 2
+  gradient = heads.jit(jax.grad(largest))(np.ones((1, 300), np.float32))
+  np.testing.assert_array_equal(gradient[0, :3], [1, 1, 0])
+  assert gradient.sum() == 2
 
 
 def test_smoothed_loss_of_an_impossible_target_is_infinite():
@@ -238,13 +244,15 @@ def test_kernel_of_eight_bits_is_kept_in_full_precision():
   features, labels = np.tile(FEATURES, (100, 1)), np.tile(LABELS, 100)
   kernel = jnp.asarray(KERNEL, jnp.float8_e4m3fn)
 
-  def mean(w, way):
+  def mean(w, mode):
     total, count = fused.linear_loss_sum(
-      losses.squentropy, features, w, labels, way=way
+      losses.squentropy, features, w, labels, mode=mode
     )
     return total / count
 
-  found = heads.jit(jax.grad(functools.partial(mean, way="keep")))(kernel)
+  found = heads.jit(jax.grad(functools.partial(mean, mode="grad_in_forward")))(
+    kernel
+  )
   weights = np.full(rows, 1 / rows)
   exact = heads.truth("squentropy", features, np.float64(kernel), labels)
   value, error = heads.gradients(exact, features, kernel, weights)["kernel"]
@@ -258,29 +266,32 @@ def test_kernel_of_eight_bits_is_kept_in_full_precision():
 WIDE = np.resize(KERNEL, (KERNEL.shape[0], 300))
 
 
-def assert_as_dense(loss, kernel=WIDE, bias=0.0, ways=("stream", "keep")):
+def assert_as_dense(
+  loss, kernel=WIDE, bias=0.0, modes=("recompute", "grad_in_forward")
+):
   """Value and gradient by the features, in three tiles of classes."""
   bias = np.broadcast_to(np.float32(bias), (300,))
 
   def dense(h):
     return loss(h @ kernel + bias[None], LABELS).sum()
 
-  def head(h, way):
+  def head(h, mode):
     return fused.linear_loss_sum(
-      loss, h, kernel, LABELS, bias=bias, way=way, memory_budget=1
+      loss, h, kernel, LABELS, bias=bias, mode=mode, memory_budget=1
     )[0]
 
   @heads.jit
   def every(h):
     return jax.value_and_grad(dense)(h), [
-      jax.value_and_grad(functools.partial(head, way=way))(h) for way in ways
+      jax.value_and_grad(functools.partial(head, mode=mode))(h)
+      for mode in modes
     ]
 
-  (total, slope), others = every(FEATURES)
+  (total, gradient), others = every(FEATURES)
   for found in others:
     np.testing.assert_allclose(found[0], total, rtol=1e-5)
     if not np.isnan(total):
-      np.testing.assert_allclose(found[1], slope, rtol=1e-4, atol=1e-5)
+      np.testing.assert_allclose(found[1], gradient, rtol=1e-4, atol=1e-5)
   return others[0]
 
 
@@ -288,16 +299,16 @@ def assert_as_dense(loss, kernel=WIDE, bias=0.0, ways=("stream", "keep")):
 def test_nan_of_any_tile_stays(at):
   kernel = WIDE.copy()
   kernel[:, at] = np.nan
-  total, slope = assert_as_dense(losses.crammer_singer, kernel)
+  total, gradient = assert_as_dense(losses.crammer_singer, kernel)
   assert np.isnan(total)
-  assert np.isnan(slope).all()
+  assert np.isnan(gradient).all()
 
 
 @pytest.mark.parametrize("size", [-1e9, -1e30, np.finfo(np.float32).min])
 def test_huge_finite_bias_is_no_mask(size):
   bias = np.where(np.arange(300) == 150, np.float32(size), 0)
   for loss in (losses.squentropy, losses.rescaled_square):
-    assert_as_dense(loss, bias=bias, ways=("stream", "frozen"))
+    assert_as_dense(loss, bias=bias, modes=("recompute", "frozen_kernel"))
 
 
 @pytest.mark.parametrize(
@@ -313,6 +324,6 @@ def test_huge_finite_bias_is_no_mask(size):
 )
 def test_infinite_logit_has_no_loss(loss):
   bias = np.where(np.arange(300) == 150, np.inf, 0)
-  total, slope = assert_as_dense(loss, bias=bias)
+  total, gradient = assert_as_dense(loss, bias=bias)
   assert np.isnan(total)
-  assert np.isnan(slope).all()
+  assert np.isnan(gradient).all()

@@ -17,7 +17,7 @@ LOSSES = [losses.cross_entropy, losses.squentropy]
 
 
 @functools.cache
-def temporary(loss, way, shape, budget=None, *, targets=None, class_axis=1):
+def temporary(loss, mode, shape, budget=None, *, targets=None, class_axis=1):
   """Bytes of value and gradients, as `linear_loss_sum` or `linear_loss`.
 
   For class ids, or for so many sparse targets of each row.
@@ -36,85 +36,89 @@ def temporary(loss, way, shape, budget=None, *, targets=None, class_axis=1):
 
   def head(features, kernel, labels):
     settings = {
-      "way": way,
+      "mode": mode,
       "memory_budget": budget,
       "class_axis": class_axis,
     }
-    if way == "keep":
+    if mode == "grad_in_forward":
       return fused.linear_loss_sum(loss, features, kernel, labels, **settings)[
         0
       ]
     return fused.linear_loss(loss, features, kernel, labels, **settings).sum()
 
-  if way != "value":
-    head = jax.value_and_grad(head, 0 if way == "frozen" else (0, 1))
+  if mode != "forward":
+    head = jax.value_and_grad(head, 0 if mode == "frozen_kernel" else (0, 1))
   compiled = jax.jit(head).lower(*arguments).compile()
   return compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 @pytest.mark.parametrize(
-  ("name", "way", "budget", "most"),
+  ("name", "mode", "budget", "most"),
   [
-    ("A", "keep", None, 100),
-    ("A", "keep", 45, 45),
-    ("A", "stream", 16, 16),
-    ("A", "frozen", 36, 36),
-    ("B", "keep", None, 260),
-    ("B", "keep", 140, 140),
-    ("B", "stream", 13, 13),
-    ("B", "frozen", 20, 20),
+    ("A", "grad_in_forward", None, 100),
+    ("A", "grad_in_forward", 45, 45),
+    ("A", "recompute", 16, 16),
+    ("A", "frozen_kernel", 36, 36),
+    ("B", "grad_in_forward", None, 260),
+    ("B", "grad_in_forward", 140, 140),
+    ("B", "recompute", 13, 13),
+    ("B", "frozen_kernel", 20, 20),
   ],
 )
-def test_figures_that_are_promised(loss, name, way, budget, most):
+def test_figures_that_are_promised(loss, name, mode, budget, most):
   if budget is not None:
     budget *= MIB
-  assert temporary(loss, way, SHAPES[name], budget) <= most * MIB
+  assert temporary(loss, mode, SHAPES[name], budget) <= most * MIB
 
 
-BUDGETS = {"keep": 45 * MIB, "stream": 16 * MIB, "frozen": 36 * MIB}
+BUDGETS = {
+  "grad_in_forward": 45 * MIB,
+  "recompute": 16 * MIB,
+  "frozen_kernel": 36 * MIB,
+}
 
 
-@pytest.mark.parametrize("way", ["stream", "frozen"])
-def test_sparse_targets_take_some_numbers_each(way):
+@pytest.mark.parametrize("mode", ["recompute", "frozen_kernel"])
+def test_sparse_targets_take_some_numbers_each(mode):
   """Not the features of each, nor pairs of them: 256 and 32 MiB here."""
   targets, (rows, *_) = 64, SHAPES["A"]
   used = temporary(
-    losses.squentropy, way, SHAPES["A"], BUDGETS[way], targets=targets
+    losses.squentropy, mode, SHAPES["A"], BUDGETS[mode], targets=targets
   )
-  # Sorted ids and probabilities, logits, slopes, and sums over the others.
-  assert used <= BUDGETS[way] + 8 * 4 * rows * targets
+  # Sorted ids and probabilities, logits, gradients, and sums over the others.
+  assert used <= BUDGETS[mode] + 8 * 4 * rows * targets
 
 
-@pytest.mark.parametrize("way", BUDGETS)
-def test_kernel_of_either_layout_is_read_as_it_lies(way):
+@pytest.mark.parametrize("mode", BUDGETS)
+def test_kernel_of_either_layout_is_read_as_it_lies(mode):
   """A transposed copy of it would take 64 MiB."""
   one, other = (
-    temporary(losses.squentropy, way, SHAPES["A"], BUDGETS[way], **layout)
+    temporary(losses.squentropy, mode, SHAPES["A"], BUDGETS[mode], **layout)
     for layout in ({}, {"class_axis": 0})
   )
   assert abs(one - other) <= MIB
 
 
-@pytest.mark.parametrize("way", _plan.WAYS)
-def test_memory_grows_with_the_tile_and_not_with_rows_times_classes(way):
+@pytest.mark.parametrize("mode", _plan.MODES)
+def test_memory_grows_with_the_tile_and_not_with_rows_times_classes(mode):
   """Logits of 8 and of 128 MiB, in one budget, less what is per row."""
   small, large = (512, 64, 4096), (2048, 64, 16384)
-  budget = 8 * MIB if way != "keep" else 12 * MIB
+  budget = 8 * MIB if mode != "grad_in_forward" else 12 * MIB
   for shape in (small, large):
-    used = temporary(losses.squentropy, way, shape, budget)
-    # Sums and slopes of each row, beside what the budget is for.
+    used = temporary(losses.squentropy, mode, shape, budget)
+    # Sums and gradients of each row come on top of the budget.
     assert used <= budget + 64 * 4 * shape[0]
     assert used >= budget / 8
 
 
 def test_budget_gives_smaller_tiles_down_to_a_smallest():
   size = _plan.Size(rows=4096, classes=2**17, width=1024, operand=4, sum=4)
-  for way in _plan.WAYS:
+  for mode in _plan.MODES:
     found = []
     for exponent in range(20, 34):
-      blocks = _plan.blocks_at_least(way, size, 2**exponent)
-      needed = _plan.temporary_bytes(way, size, blocks)
+      blocks = _plan.blocks_at_least(mode, size, 2**exponent)
+      needed = _plan.temporary_bytes(mode, size, blocks)
       assert needed <= 2**exponent or tuple(blocks) == (128, 128)
       found.append(1 / blocks.rows + 1 / blocks.classes)
     assert found == sorted(found, reverse=True)

@@ -17,7 +17,7 @@ def each(**settings):
   )
 
 
-def whole(**settings):
+def total(**settings):
   return lambda h, w: fused.linear_loss_sum(
     losses.squentropy, h, w, LABELS, weights=COTANGENT, **settings
   )[0]
@@ -30,10 +30,10 @@ def by_stats(h, w):
 
 HEADS = {
   "linear_loss": each(),
-  "linear_loss, stream": each(way="stream"),
-  "linear_loss, frozen": each(way="frozen"),
-  "linear_loss_sum, keep": whole(),
-  "linear_loss_sum, stream": whole(way="stream"),
+  "linear_loss, recompute": each(mode="recompute"),
+  "linear_loss, frozen_kernel": each(mode="frozen_kernel"),
+  "linear_loss_sum": total(),
+  "linear_loss_sum, recompute": total(mode="recompute"),
   "linear_row_stats": by_stats,
 }
 
@@ -47,7 +47,7 @@ def test_gradients_in_any_order(name):
     KERNEL,
     COTANGENT,
   )
-  frozen = name.endswith("frozen")
+  frozen = name.endswith("frozen_kernel")
 
   def check(by_features, by_kernel):
     heads.assert_close(by_features, *exact["features"])
@@ -70,15 +70,17 @@ def test_gradients_in_any_order(name):
     transposed = jax.linear_transpose(along, h, w)(jnp.float32(1))
     return [jax.grad(head, (0, 1))(h, w), transposed]
 
-  own = HEADS[name]
+  chosen = HEADS[name]
 
   @heads.jit
   def in_a_program(h, w):
     # A jit of the user's has one trace, and so have the calls of one shape.
-    return both_alive(jax.jit(lambda *a: own(*a)), h, w) + together(own, h, w)
+    return both_alive(jax.jit(lambda *a: chosen(*a)), h, w) + together(
+      chosen, h, w
+    )
 
   for found in (
-    *one_by_one(own, FEATURES, KERNEL),
+    *one_by_one(chosen, FEATURES, KERNEL),
     *in_a_program(FEATURES, KERNEL),
   ):
     check(*found)

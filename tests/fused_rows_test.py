@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import fused_cells, heads
+from support import fused_settings, heads
 from support.heads import (
   CLASSES,
   COTANGENT,
@@ -42,7 +42,7 @@ def test_labels_of_any_integer_dtype(dtype):
     heads.assert_close(head(labels), truth().loss, truth().loss_error)
 
 
-def test_bad_label_is_nan_where_it_cannot_be_read():
+def test_invalid_label_is_nan_where_it_cannot_be_read():
   labels = np.where(np.arange(ROWS) == 2, -1, LABELS)
   where = np.ones(ROWS, bool)
 
@@ -50,62 +50,64 @@ def test_bad_label_is_nan_where_it_cannot_be_read():
   def traced(h, labels, where):
     return fused.linear_loss(losses.squentropy, h, KERNEL, labels, where=where)
 
-  bad = np.isnan(traced(FEATURES, labels, where))
-  np.testing.assert_array_equal(bad, np.arange(ROWS) == 2)
-  slope = jax.grad(lambda h: traced(h, labels, where).sum())(FEATURES)
-  np.testing.assert_array_equal(np.isnan(slope).all(-1), bad)
+  invalid = np.isnan(traced(FEATURES, labels, where))
+  np.testing.assert_array_equal(invalid, np.arange(ROWS) == 2)
+  gradient = jax.grad(lambda h: traced(h, labels, where).sum())(FEATURES)
+  np.testing.assert_array_equal(np.isnan(gradient).all(-1), invalid)
   # Too large for int32, and not class 0 for that.
   wide = np.where(np.arange(ROWS) == 2, 2**32, LABELS)
   loss = losses.squentropy
-  bad = jax.jit(
+  invalid = jax.jit(
     lambda k: fused.linear_loss(loss, FEATURES, KERNEL, wide, where=k)
   )(where)
-  bad = np.isnan(bad)
-  np.testing.assert_array_equal(bad, np.arange(ROWS) == 2)
+  invalid = np.isnan(invalid)
+  np.testing.assert_array_equal(invalid, np.arange(ROWS) == 2)
 
 
-@pytest.mark.parametrize("bad", [-1, CLASSES])
-def test_bad_id_of_a_pair_is_nan_where_it_cannot_be_read(bad):
-  """Also beside a good id that it is clipped to, and with little weight."""
+@pytest.mark.parametrize("invalid", [-1, CLASSES])
+def test_invalid_id_of_a_pair_is_nan_where_it_cannot_be_read(invalid):
+  """Also next to a valid id that it is clipped to, and with little weight."""
   ids = np.stack([LABELS, (LABELS + 3) % CLASSES, LABELS], -1)
-  ids[2] = bad, int(np.clip(bad, 0, CLASSES - 1)), 4
-  ids[3] = 1, bad, 1
-  ids[4, 1] = bad
+  ids[2] = invalid, int(np.clip(invalid, 0, CLASSES - 1)), 4
+  ids[3] = 1, invalid, 1
+  ids[4, 1] = invalid
   probabilities = np.float32([[0.25, 0.5, 0.25]] * ROWS)
   probabilities[2, 0] = 1e-30
   probabilities[4] = 0.5, 0, 0.5
 
   @heads.jit
   def traced(h, ids, probabilities):
-    def head(h, way):
+    def head(h, mode):
       loss, _ = fused.linear_loss_sum(
-        losses.squentropy, h, KERNEL, (ids, probabilities), way=way
+        losses.squentropy, h, KERNEL, (ids, probabilities), mode=mode
       )
       return loss
 
     each = fused.linear_loss(losses.squentropy, h, KERNEL, (ids, probabilities))
-    return each, [jax.grad(head)(h, way) for way in ("stream", "keep")]
+    return each, [
+      jax.grad(head)(h, mode) for mode in ("recompute", "grad_in_forward")
+    ]
 
-  each, slopes = traced(FEATURES, ids, probabilities)
+  each, gradients = traced(FEATURES, ids, probabilities)
   expected = np.isin(np.arange(ROWS), (2, 3))
   np.testing.assert_array_equal(np.isnan(each), expected)
-  for slope in slopes:
-    np.testing.assert_array_equal(np.isnan(slope).all(-1), expected)
-    np.testing.assert_array_equal(np.isnan(slope).any(-1), expected)
+  for gradient in gradients:
+    np.testing.assert_array_equal(np.isnan(gradient).all(-1), expected)
+    np.testing.assert_array_equal(np.isnan(gradient).any(-1), expected)
 
 
 def test_sparse_targets_are_expected_losses():
   ids = np.array([[k, (k + 3) % CLASSES, k, -7] for k in LABELS])
   probabilities = np.float32([[0.25, 0.5, 0.25, 0.0]] * ROWS)
 
-  def head(h, w, probabilities, way):
+  def head(h, w, probabilities, mode):
     return fused.linear_loss_sum(
       losses.squentropy,
       h,
       w,
       (ids, probabilities),
       weights=COTANGENT,
-      way=way,
+      mode=mode,
     )[0]
 
   one, other = (
@@ -113,9 +115,9 @@ def test_sparse_targets_are_expected_losses():
   )
   mixed = heads.Truth(*(0.5 * (a + b) for a, b in zip(one, other, strict=True)))
   exact = heads.gradients(mixed, FEATURES, KERNEL, COTANGENT)
-  for way in ("stream", "keep"):
+  for mode in ("recompute", "grad_in_forward"):
     total, found = heads.jit(
-      jax.value_and_grad(functools.partial(head, way=way), (0, 1, 2))
+      jax.value_and_grad(functools.partial(head, mode=mode), (0, 1, 2))
     )(FEATURES, KERNEL, probabilities)
     error = np.abs(COTANGENT) @ mixed.loss_error
     heads.assert_close(total, COTANGENT @ mixed.loss, error + 1e-6)
@@ -127,10 +129,10 @@ def test_sparse_targets_are_expected_losses():
     )
 
 
-@pytest.mark.parametrize("name", fused_cells.HYPER)
+@pytest.mark.parametrize("name", fused_settings.HYPER)
 def test_label_smoothing_is_a_mixture_with_all_possible_classes(name):
   bias = np.where(np.arange(CLASSES) == 7, -np.inf, 0.25).astype(np.float32)
-  hyper = fused_cells.HYPER[name]
+  hyper = fused_settings.HYPER[name]
 
   def exact(labels):
     return heads.truth(name, FEATURES, KERNEL, labels, bias=bias, hyper=hyper)
@@ -140,33 +142,34 @@ def test_label_smoothing_is_a_mixture_with_all_possible_classes(name):
   mixed = heads.Truth(
     *(0.9 * a + 0.1 * b for a, b in zip(exact(LABELS), mean, strict=True))
   )
-  slopes = heads.gradients(mixed, FEATURES, KERNEL, np.ones(ROWS))
+  gradients = heads.gradients(mixed, FEATURES, KERNEL, np.ones(ROWS))
 
   def head(h, w):
     return fused.linear_loss(
-      getattr(losses, name),
+      functools.partial(getattr(losses, name), **hyper),
       h,
       w,
       LABELS,
       bias=bias,
       label_smoothing=0.1,
-      **hyper,
     )
 
   heads.assert_close(head(FEATURES, KERNEL), mixed.loss, 2 * mixed.loss_error)
   grad = heads.jit(jax.grad(lambda *a: head(*a).sum(), (0, 1)))
-  for found, array in zip(grad(FEATURES, KERNEL), slopes, strict=False):
-    heads.assert_close(found, slopes[array][0], 2 * slopes[array][1])
+  for found, array in zip(grad(FEATURES, KERNEL), gradients, strict=False):
+    heads.assert_close(found, gradients[array][0], 2 * gradients[array][1])
 
 
 # Shapes.
 
 
-@pytest.mark.parametrize("way", ["stream", "keep", "frozen"])
-def test_no_row_and_no_kept_row(way):
+@pytest.mark.parametrize(
+  "mode", ["recompute", "grad_in_forward", "frozen_kernel"]
+)
+def test_no_row_and_no_kept_row(mode):
   def head(h, w, labels, where):
     return fused.linear_loss_sum(
-      losses.squentropy, h, w, labels, where=where, way=way
+      losses.squentropy, h, w, labels, where=where, mode=mode
     )
 
   run = heads.jit(jax.value_and_grad(head, (0, 1), has_aux=True))
@@ -198,7 +201,7 @@ def test_leading_batch_dimensions():
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_one_class(rows):
-  """Compiled: as a constant, the tile of the rest has met other rules."""
+  """Compiled: as a constant, the empty tile would take other rules of XLA."""
 
   @jax.jit
   def head(h):
@@ -206,9 +209,9 @@ def test_one_class(rows):
       losses.squentropy, h, KERNEL[:, :1], np.zeros(rows, int)
     ).sum()
 
-  loss, slope = jax.value_and_grad(head)(FEATURES[:rows])
+  loss, gradient = jax.value_and_grad(head)(FEATURES[:rows])
   assert loss == 0
-  assert not np.any(slope)
+  assert not np.any(gradient)
 
 
 # Statistics.
@@ -220,42 +223,46 @@ def test_row_stats_and_their_gradients():
   kernel[:, 6] = kernel[:, 3]
   bias = np.float32([0, 0, 0, 1, 0, 0, 1, -np.inf, 0])
   z = np.float64(FEATURES) @ np.float64(kernel) + bias
-  own = np.arange(CLASSES) == LABELS[:, None]
-  rest = np.where(own, -np.inf, z)
+  is_target = np.arange(CLASSES) == LABELS[:, None]
+  rest = np.where(is_target, -np.inf, z)
   possible = rest > -np.inf
   size = np.where(possible, rest, 0.0)
-  target = np.where(own, z, 0.0).sum(-1)
+  target = np.where(is_target, z, 0.0).sum(-1)
   lse = np.log(np.exp(rest).sum(-1))
   p = np.exp(rest - lse[:, None])
   largest = np.arange(CLASSES) == rest.argmax(-1)[:, None]
+  mean = (p * size).sum(-1)
   expected = {
-    "target": (target, own * 1.0),
-    "log_odds": (lse - target, p - own),
+    "target": (target, is_target * 1.0),
+    "log_odds": (lse - target, p - is_target),
     "rest_lse": (lse, p),
     "rest_sum": (size.sum(-1), possible * 1.0),
     "rest_sq": (np.square(size).sum(-1), 2 * size),
     "rest_max": (rest.max(-1), largest * 1.0),
+    "rest_expected": (mean, p * (1 + size - mean[:, None])),
     "num_classes": (np.full(ROWS, CLASSES - 1.0), np.zeros_like(z)),
   }
   assert np.any((rest == rest.max(-1, keepdims=True)).sum(-1) > 1)
 
   @heads.jit
   def both(h, w):
-    def of(way):
+    def of(mode):
       stats, pull = jax.vjp(
-        lambda *a: fused.linear_row_stats(*a, LABELS, bias=bias, way=way), h, w
+        lambda *a: fused.linear_row_stats(*a, LABELS, bias=bias, mode=mode),
+        h,
+        w,
       )
       each = np.eye(len(stats), dtype=h.dtype)[..., None] * COTANGENT
       return stats, jax.vmap(lambda c: pull(type(stats)(*c)))(each)
 
-    return {way: of(way) for way in ("stream", "frozen")}
+    return {mode: of(mode) for mode in ("recompute", "frozen_kernel")}
 
-  for way, (stats, (by_features, by_kernel)) in both(FEATURES, kernel).items():
-    for i, (name, (value, slope)) in enumerate(expected.items()):
+  for mode, (stats, (by_features, by_kernel)) in both(FEATURES, kernel).items():
+    for i, (name, (value, gradient)) in enumerate(expected.items()):
       np.testing.assert_allclose(getattr(stats, name), value, 1e-5, 1e-6)
-      g = COTANGENT[:, None] * slope
+      g = COTANGENT[:, None] * gradient
       np.testing.assert_allclose(by_features[i], g @ kernel.T, 1e-5, 1e-5)
-      g = g if way == "stream" else 0 * g
+      g = g if mode == "recompute" else 0 * g
       np.testing.assert_allclose(by_kernel[i], FEATURES.T @ g, 1e-5, 1e-5)
 
 
@@ -268,17 +275,21 @@ def test_formula_of_a_user():
     return (margin + jnp.logaddexp(stats.target, stats.rest_lse) ** 2).sum()
 
   z = np.float64(FEATURES) @ KERNEL
-  own = np.arange(CLASSES) == LABELS[:, None]
-  margin = 1 + np.where(own, -np.inf, z).max(-1) - np.where(own, z, 0).sum(-1)
+  is_target = np.arange(CLASSES) == LABELS[:, None]
+  margin = (
+    1
+    + np.where(is_target, -np.inf, z).max(-1)
+    - np.where(is_target, z, 0).sum(-1)
+  )
   exact = np.maximum(0, margin) + np.square(np.log(np.exp(z).sum(-1)))
   np.testing.assert_allclose(loss(FEATURES), exact.sum(), rtol=1e-6)
 
 
-# Ways of working.
+# Modes.
 
 
-def way_run(caplog, f, *arguments):
-  """The way in the last line; a trace may first tell of one not taken."""
+def mode_run(caplog, f, *arguments):
+  """The mode in the last line; a trace may log another one first."""
   jax.clear_caches()
   caplog.clear()
   with caplog.at_level("DEBUG", logger="squentropy_jax"):
@@ -286,7 +297,7 @@ def way_run(caplog, f, *arguments):
   return caplog.records[-1].args[1]
 
 
-def test_way_is_chosen_by_what_is_differentiated(caplog):
+def test_mode_is_chosen_by_what_is_differentiated(caplog):
   def each(loss, h, w):
     return fused.linear_loss(loss, h, w, LABELS).sum()
 
@@ -300,35 +311,39 @@ def test_way_is_chosen_by_what_is_differentiated(caplog):
 
   for loss in (losses.squentropy, losses.cross_entropy):
     f = functools.partial(each, loss)
-    assert way_run(caplog, f, FEATURES, KERNEL) == "value"
-    assert way_run(caplog, jax.grad(f), FEATURES, KERNEL) == "frozen"
-    assert way_run(caplog, jax.grad(f, 1), FEATURES, KERNEL) == "stream"
-    assert way_run(caplog, jax.grad(f, (0, 1)), FEATURES, KERNEL) == "stream"
-  assert way_run(caplog, total, FEATURES, KERNEL) == "value"
-  assert way_run(caplog, jax.grad(total), FEATURES, KERNEL) == "keep"
+    assert mode_run(caplog, f, FEATURES, KERNEL) == "forward"
+    assert mode_run(caplog, jax.grad(f), FEATURES, KERNEL) == "frozen_kernel"
+    assert mode_run(caplog, jax.grad(f, 1), FEATURES, KERNEL) == "recompute"
+    assert (
+      mode_run(caplog, jax.grad(f, (0, 1)), FEATURES, KERNEL) == "recompute"
+    )
+  assert mode_run(caplog, total, FEATURES, KERNEL) == "forward"
+  assert (
+    mode_run(caplog, jax.grad(total), FEATURES, KERNEL) == "grad_in_forward"
+  )
   # Few rows kept at a time would make every product small.
   many = np.tile(FEATURES, (200, 1)), KERNEL, np.tile(LABELS, 200)
-  assert way_run(caplog, jax.grad(tight, (0, 1)), *many) == "stream"
+  assert mode_run(caplog, jax.grad(tight, (0, 1)), *many) == "recompute"
 
 
-def test_log_says_which_way_and_how_much_memory(caplog):
+def test_log_says_which_mode_and_how_much_memory(caplog):
   loss = losses.squentropy
   head = functools.partial(fused.linear_loss, loss, labels=LABELS)
-  assert way_run(caplog, head, FEATURES, KERNEL) == "value"
+  assert mode_run(caplog, head, FEATURES, KERNEL) == "forward"
   (record,) = caplog.records
   assert record.message == (
-    "without a gradient: way value, 6 rows by 9 classes in tiles of 6 by 9, "
+    "without a gradient: mode forward, 6 rows by 9 classes in tiles of 6 by 9, "
     "about 0.0 MiB"
   )
 
 
-def test_way_value_refuses_a_gradient():
+def test_forward_mode_refuses_a_gradient():
   def head(h):
     loss = losses.squentropy
-    return fused.linear_loss(loss, h, KERNEL, LABELS, way="value").sum()
+    return fused.linear_loss(loss, h, KERNEL, LABELS, mode="forward").sum()
 
   head(FEATURES)
-  with pytest.raises(ValueError, match="way='value' gives no gradient"):
+  with pytest.raises(ValueError, match="mode='forward' computes no gradient"):
     jax.grad(head)(FEATURES)
 
 
@@ -347,9 +362,9 @@ def test_sums_of_micro_batches_add_up():
     run = jax.value_and_grad(head, has_aux=True)
     return [run(w, slice(*ends)) for ends in ((None,), (0, 2), (2, None))]
 
-  whole, *parts = every(KERNEL)
+  at_once, *parts = every(KERNEL)
   added = jax.tree.map(jnp.add, *parts)
   for one, other in zip(
-    jax.tree.leaves(whole), jax.tree.leaves(added), strict=True
+    jax.tree.leaves(at_once), jax.tree.leaves(added), strict=True
   ):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from squentropy_jax import losses
+from squentropy_jax import losses, margins
 
 F32 = np.float32
 EPS = np.finfo(F32).eps
@@ -29,10 +29,10 @@ def test_worked_numbers():
     (1e4, 0.3250398447),
   ):
     close(losses.ldr_kl(PROBE, 0, temperature=temperature, margin=1.0), value)
-  close(losses.aldr_kl_temperature(PROBE, 0, margin=1.0), 0.7433054759)
-  loss, slope = jax.value_and_grad(losses.aldr_kl)(PROBE, 0, margin=1.0)
+  close(margins.aldr_kl_temperature(PROBE, 0, margin=1.0), 0.7433054759)
+  loss, gradient = jax.value_and_grad(losses.aldr_kl)(PROBE, 0, margin=1.0)
   close(loss, 0.8320553621)
-  close(slope, [-0.9278194498, 0.0321999688, 0.0825748217, 0.8130446592])
+  close(gradient, [-0.9278194498, 0.0321999688, 0.0825748217, 0.8130446592])
 
 
 def test_temperature_1_is_cross_entropy_less_a_constant():
@@ -58,8 +58,8 @@ def test_a_low_temperature_is_crammer_singer(margin):
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 def test_a_high_temperature_is_unhinged(margin):
   flat = losses.ldr_kl(LOGITS, LABELS, temperature=1e4, margin=margin)
-  # A mean, and half a variance over the temperature above it; roundings are
-  # as large as the temperature times log C.
+  # A mean, and half a variance over the temperature above it. Rounding errors
+  # are relative to the temperature times log C.
   gap = 2 * np.abs(LOGITS).max() + margin
   np.testing.assert_allclose(
     flat,
@@ -69,12 +69,12 @@ def test_a_high_temperature_is_unhinged(margin):
 
 
 def test_gradients_are_the_worst_case_less_the_label():
-  slope = jax.grad(
+  gradient = jax.grad(
     lambda z: losses.ldr_kl(z, LABELS, temperature=0.5, margin=1.0).sum()
   )(LOGITS)
-  own = np.eye(5, dtype=F32)[LABELS]
-  q = jax.nn.softmax((LOGITS + 1 - own) / F32(0.5))
-  np.testing.assert_allclose(slope, q - own, atol=1e-6)
+  one_hot = np.eye(5, dtype=F32)[LABELS]
+  q = jax.nn.softmax((LOGITS + 1 - one_hot) / F32(0.5))
+  np.testing.assert_allclose(gradient, q - one_hot, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 10.0])
@@ -82,9 +82,9 @@ def test_gradients_are_the_worst_case_less_the_label():
 def test_the_temperature_solves_its_equation(alpha, scale):
   z = LOGITS * F32(scale)
   hyper = {"base_temperature": 2.0, "alpha": alpha, "margin": 0.5}
-  t = np.float64(losses.aldr_kl_temperature(z, LABELS, **hyper))
-  own = np.eye(5)[LABELS]
-  x = (z + 0.5 * (1 - own)) / t[:, None]
+  t = np.float64(margins.aldr_kl_temperature(z, LABELS, **hyper))
+  one_hot = np.eye(5)[LABELS]
+  x = (z + 0.5 * (1 - one_hot)) / t[:, None]
   log_q = x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
   divergence = (np.exp(log_q) * (log_q + np.log(5))).sum(-1)
   expected = 2 * (1 - divergence / (alpha * np.log(5)))
@@ -100,7 +100,7 @@ def test_the_temperature_solves_its_equation(alpha, scale):
   np.testing.assert_allclose(loss, references, atol=16 * EPS * size)
 
 
-def test_a_stiff_penalty_holds_the_temperature():
+def test_a_large_alpha_fixes_the_temperature():
   hyper = {"base_temperature": 0.5, "margin": 0.3}
   np.testing.assert_allclose(
     losses.aldr_kl(LOGITS, LABELS, alpha=1e6, **hyper),
@@ -113,7 +113,7 @@ def test_a_stiff_penalty_holds_the_temperature():
 def test_equal_logits_have_no_preference():
   z = np.full((1, 4), 7.0, F32)
   np.testing.assert_allclose(
-    losses.aldr_kl_temperature(z, [1], base_temperature=3.0), 3, rtol=4 * EPS
+    margins.aldr_kl_temperature(z, [1], base_temperature=3.0), 3, rtol=4 * EPS
   )
   np.testing.assert_allclose(losses.aldr_kl(z, [1]), 0, atol=4 * EPS)
 
@@ -121,16 +121,16 @@ def test_equal_logits_have_no_preference():
 def test_the_temperature_obeys_the_laws_of_a_loss():
   keep = np.arange(8) % 2 == 0
   z = np.where(keep[:, None], LOGITS, F32(np.nan))
-  t = losses.aldr_kl_temperature(z, LABELS, where=keep)
-  expected = np.asarray(losses.aldr_kl_temperature(LOGITS, LABELS))
+  t = margins.aldr_kl_temperature(z, LABELS, where=keep)
+  expected = np.asarray(margins.aldr_kl_temperature(LOGITS, LABELS))
   np.testing.assert_allclose(t, np.where(keep, expected, 0), rtol=4 * EPS)
   soft = np.full((8, 5), 0.2, F32)
   each = [
-    losses.aldr_kl_temperature(LOGITS, np.full(8, k), margin=2.0)
+    margins.aldr_kl_temperature(LOGITS, np.full(8, k), margin=2.0)
     for k in range(5)
   ]
   np.testing.assert_allclose(
-    losses.aldr_kl_temperature(LOGITS, soft, margin=2.0),
+    margins.aldr_kl_temperature(LOGITS, soft, margin=2.0),
     np.mean(each, axis=0),
     rtol=1e-5,
   )
@@ -147,6 +147,7 @@ def test_the_temperature_obeys_the_laws_of_a_loss():
     ("aldr_kl_temperature", {"margin": np.nan}, r"margin .*\[0, inf\)"),
   ],
 )
-def test_hyperparameters_outside_their_domain_are_refused(name, hyper, domain):
+def test_hyperparameters_outside_their_domain_raise(name, hyper, domain):
+  function = getattr(margins if "temp" in name else losses, name)
   with pytest.raises(ValueError, match=domain):
-    getattr(losses, name)(LOGITS, LABELS, **hyper)
+    function(LOGITS, LABELS, **hyper)

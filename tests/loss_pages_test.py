@@ -1,81 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family of losses has its page, with its formulas, hints and figure."""
+"""The pages of docs/losses are those that the docstrings make."""
 
 import importlib.util
-import inspect
 import pathlib
 import re
 
 import pytest
 
 from squentropy_jax import losses
-from squentropy_jax.losses import _table
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "losses"
-FAMILIES = {}
-for _row in _table.TABLE:
-  _module = getattr(losses, _row.name).__module__.rpartition("._")[2]
-  FAMILIES.setdefault(_module, []).append(_row.name)
+_SPEC = importlib.util.spec_from_file_location(
+  "loss_pages", FOLDER.parent / "loss_pages.py"
+)
+loss_pages = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(loss_pages)
+FAMILIES = loss_pages.families()
 
 
-def figures():
-  path = FOLDER.parent / "figures.py"
-  spec = importlib.util.spec_from_file_location("figures", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def section(family, name):
-  text = (FOLDER / f"{family}.md").read_text("utf-8")
-  match = re.search(rf"^## `{name}`\n(.*?)(?=^## |\Z)", text, re.M | re.S)
-  assert match, f"docs/losses/{family}.md has no section `{name}`."
-  return match.group(1)
+def test_every_loss_is_in_a_family():
+  public = {name for name in vars(losses) if not name.startswith("_")}
+  assert public == {name for names in FAMILIES.values() for name in names}
+  written = {path.stem for path in FOLDER.glob("*.md")} - {"README", "table"}
+  assert written == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_has_a_page_with_all_of_its_losses(family):
+def test_a_page_is_up_to_date(family):
+  text = (FOLDER / f"{family}.md").read_text("utf-8")
+  assert text == loss_pages.page(family), (
+    f"Run `python docs/loss_pages.py {family}`."
+  )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_docstring_says_when_to_use_a_loss(family):
   for name in FAMILIES[family]:
-    text = section(family, name)
-    assert re.search(r"^\$\$\n\\ell.*?\n\$\$\n", text, re.M | re.S), name
-    assert "\n**For** " in text, name
-    assert "\n**Not for** " in text, name
-    # The signature is Python, and that of the code but for axis and where.
-    written = re.search(rf"losses\.{name}(\(.*?(?:\n\)|\)(?=`)))", text, re.S)
-    assert written, name
-    scope: dict = {}
-    exec(f"def loss{written.group(1)}: ...", scope)
-    written_out, own = (
-      [
-        (p.name, p.kind, p.default)
-        for p in inspect.signature(f).parameters.values()
-      ]
-      for f in (scope["loss"], getattr(losses, name))
-    )
-    assert [p for p in own if p in written_out] == written_out, name
-    unsaid = {p[0] for p in own if p not in written_out}
-    assert unsaid <= {"axis", "where", "hyperparameters"}, name
+    doc = loss_pages.parse(getattr(losses, name).__doc__)
+    assert doc.use, f'{name} has no paragraph "Use when".'
+    assert doc.avoid, f'{name} has no paragraph "Avoid when".'
+    assert any(".. math::" in paragraph for paragraph in doc.body), name
 
 
-def test_pages_and_pictures_are_those_of_the_families():
-  pages = {path.stem for path in FOLDER.glob("*.md")}
-  pictures = {path.stem for path in FOLDER.glob("*.svg")}
-  assert pages == pictures == set(FAMILIES) == set(figures().FIGURES)
+def test_no_markup_of_the_source_is_left():
   for family in FAMILIES:
-    text = (FOLDER / f"{family}.md").read_text("utf-8")
-    assert f"]({family}.svg)" in text
+    text = loss_pages.page(family)
+    assert not re.search(
+      r":(math|func|class):|(?<!`)``(?!`)|\.\. \w+::|`_", text
+    ), family
 
 
-def test_a_figure_is_drawn_the_same_every_time(tmp_path):
-  module = figures()
-  few = {"square": module.FIGURES["square"]}
-  module.FIGURES = few
-  drawn = []
-  for folder in ("first", "second"):
-    (tmp_path / folder).mkdir()
-    module.main(tmp_path / folder)
-    drawn.append((tmp_path / folder / "square.svg").read_bytes())
-  assert drawn[0] == drawn[1]
-  # Text stays text, and nothing is larger than a page of code.
-  assert b">rescaled_square</text>" in drawn[0]
-  assert len(drawn[0]) < 40_000
+def test_markup_becomes_markdown():
+  doc = loss_pages.parse(
+    """Computes it.
+
+    Use when it
+    helps.
+
+    For :math:`z \\in
+    A`,
+
+    .. math::
+      a = b
+
+        + c .
+
+    Facts of ``x`` and :func:`squentropy_jax.losses.focal`.
+
+    Args:
+      logits: Scores.
+      tau: Order, at
+        most 2.
+
+    Examples:
+      >>> print(
+      ...   1
+      ... )
+      1
+
+    References:
+      Hui, `A Title
+      <https://a.b>`_, 2023.
+
+    .. seealso:: :func:`squentropy_jax.row_loss`
+    """
+  )
+  assert doc.use == "Use when it\nhelps."
+  assert not doc.avoid
+  first, second = (loss_pages.markdown(p) for p in doc.body)
+  assert first == "For $z \\in A$,\n\n$$\na = b\n\n  + c .\n$$"
+  assert second == "Facts of `x` and [`focal`](focal.md#focal)."
+  tau = loss_pages.entries(doc.sections["Args"])["tau"]
+  assert tau == "Order, at most 2."
+  code = loss_pages.example(doc.sections["Examples"])
+  assert code == "print(\n  1\n)\n# 1"
+  reference = loss_pages.markdown(doc.sections["References"])
+  assert reference == "Hui, [A Title](https://a.b), 2023."
+  assert loss_pages.markdown(doc.see_also) == "`squentropy_jax.row_loss`"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hinge losses: worked values, kinks, and what tells them apart."""
+"""Hinge losses: worked values, kinks, and how they differ."""
 
 import functools
 
@@ -32,9 +32,9 @@ def test_worked_numbers():
   close(hinge(z, labels, squared=False), [2.1, 1.3])
   close(hinge(z, labels), [2.45, 0.89])
   close(hinge(z, labels).sum() / 6, 0.556666666667, atol=1e-12)
-  slopes = jax.grad(lambda z: hinge(z, labels).sum())(z)
-  close(slopes, [[0, 1.4, 2.8], [1, -1.6, 0]])
-  # Whole objectives, with a penalty on the weights.
+  gradients = jax.grad(lambda z: hinge(z, labels).sum())(z)
+  close(gradients, [[0, 1.4, 2.8], [1, -1.6, 0]])
+  # Complete objectives, with a penalty on the weights.
   square = np.square([[0.5, -0.2, 0.1], [0.3, 0.8, -0.4]])
   total = hinge(z, labels).sum()
   close(square.mean() + total / 6, 0.755)
@@ -65,25 +65,25 @@ def test_two_classes_are_one_binary_hinge():
 
 
 @pytest.mark.parametrize("loss", HINGES)
-def test_no_loss_and_no_slope_once_all_margins_are_met(loss):
+def test_no_loss_and_no_gradient_once_all_margins_are_met(loss):
   z = jnp.array([[2.0, -1.0, -1.5], [1.0, -1.0, -1.0]])
-  value, slope = jax.value_and_grad(lambda z: loss(z, jnp.array([0, 0])).sum())(
-    z
-  )
+  value, gradient = jax.value_and_grad(
+    lambda z: loss(z, jnp.array([0, 0])).sum()
+  )(z)
   assert value == 0
-  np.testing.assert_array_equal(slope, 0)
+  np.testing.assert_array_equal(gradient, 0)
   # On the kink itself too, that of the linear hinge.
   kink = jnp.array([1.0, -1.0, 0.0])
-  slope = jax.grad(losses.one_vs_rest_hinge)(kink, 0, squared=False)
-  np.testing.assert_array_equal(slope, [0, 0, 1])
-  slope = jax.grad(losses.crammer_singer)(jnp.array([1.0, 0.0, 0.0]), 0)
-  np.testing.assert_array_equal(slope, 0)
+  gradient = jax.grad(losses.one_vs_rest_hinge)(kink, 0, squared=False)
+  np.testing.assert_array_equal(gradient, [0, 0, 1])
+  gradient = jax.grad(losses.crammer_singer)(jnp.array([1.0, 0.0, 0.0]), 0)
+  np.testing.assert_array_equal(gradient, 0)
 
 
-def test_the_squared_hinge_reads_probabilities_off():
+def test_the_squared_hinge_is_least_at_the_class_probabilities():
   p = np.array([0.6, 0.3, 0.1], F32)
-  slope = jax.grad(losses.one_vs_rest_hinge)(2 * p - 1, p)
-  np.testing.assert_allclose(slope, 0, atol=4 * EPS)
+  gradient = jax.grad(losses.one_vs_rest_hinge)(2 * p - 1, p)
+  np.testing.assert_allclose(gradient, 0, atol=4 * EPS)
 
 
 def test_crammer_singer_is_the_largest_term_of_weston_watkins():
@@ -91,20 +91,20 @@ def test_crammer_singer_is_the_largest_term_of_weston_watkins():
   total = losses.weston_watkins(LOGITS, LABELS, margin=0.5)
   assert (largest <= total * (1 + 4 * EPS)).all()
   assert (total <= 4 * largest * (1 + 4 * EPS)).all()
-  # A row with one wrong class has one term.
+  # A row with one incorrect class has one term.
   np.testing.assert_array_equal(
     losses.crammer_singer(LOGITS[:, :2], LABELS % 2),
     losses.weston_watkins(LOGITS[:, :2], LABELS % 2),
   )
 
 
-def test_ties_send_the_slope_to_one_class():
-  slope = jax.grad(losses.crammer_singer)(jnp.array([0.0, 2.0, 2.0]), 0)
-  np.testing.assert_array_equal(slope, [-1, 1, 0])
+def test_ties_send_the_gradient_to_one_class():
+  gradient = jax.grad(losses.crammer_singer)(jnp.array([0.0, 2.0, 2.0]), 0)
+  np.testing.assert_array_equal(gradient, [-1, 1, 0])
 
 
 @pytest.mark.parametrize("loss", HINGES)
 @pytest.mark.parametrize("margin", [-0.5, np.nan])
-def test_margins_outside_their_domain_are_refused(loss, margin):
+def test_margins_outside_their_domain_raise(loss, margin):
   with pytest.raises(ValueError, match=r"margin must be in \[0, inf\)"):
     loss(LOGITS, LABELS, margin=margin)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NNX metric: batches add up, in every transformation of NNX."""
+"""The NNX metric adds batches exactly, in every transformation of NNX."""
 
 import functools
 
@@ -25,18 +25,18 @@ def _step(metric, logits, labels, mask):
   return metric.compute()
 
 
-def test_batches_add_up_to_the_bits_of_one_under_jit():
+def test_batches_have_the_bits_of_one_batch_under_jit():
   z, y = _data()
   keep = np.arange(10) < 9
   metric = CalibrationMetric(num_bins=7)
   assert np.isnan(metric.compute())
   for logits, labels in zip(z, y, strict=True):
     last = _step(metric, logits, labels, keep)
-  whole = calibration.bin_stats(
+  expected = calibration.bin_stats(
     jax.nn.softmax(z), y, num_bins=7, where=np.tile(keep, (6, 1))
   )
-  jax.tree.map(np.testing.assert_array_equal, metric.stats, whole)
-  want = calibration.expected_calibration_error(whole)
+  jax.tree.map(np.testing.assert_array_equal, metric.stats, expected)
+  want = calibration.expected_calibration_error(expected)
   np.testing.assert_array_equal(metric.compute(), want)
   np.testing.assert_allclose(last, want, rtol=1e-6)
   metric.reset()
@@ -64,7 +64,7 @@ def test_scan_and_multi_metric():
   np.testing.assert_allclose(values["accuracy"], np.mean(z.argmax(-1) == y))
 
 
-def test_a_bad_row_is_loud():
+def test_invalid_rows_raise_or_give_nan():
   z, y = _data()
   metric = CalibrationMetric(calibration.maximum_calibration_error)
   with pytest.raises(ValueError, match=r"labels\[1\] = 4"):
@@ -75,3 +75,16 @@ def test_a_bad_row_is_loud():
   z[0, 0, 0] = np.nan
   metric.update(logits=z[0], labels=y[0])
   assert np.isnan(metric.compute())
+
+
+def test_masked_examples_may_hold_nan():
+  z, y = _data()
+  keep = np.arange(10) % 3 > 0
+  expected, metric = CalibrationMetric(), CalibrationMetric()
+  expected.update(logits=z[0][keep], labels=y[0][keep])
+  z[0][~keep], y[0][~keep] = np.nan, -100
+  with jax.debug_nans(True):
+    metric.update(logits=z[0], labels=y[0], mask=keep)
+    np.testing.assert_array_equal(metric.compute(), expected.compute())
+  with pytest.raises(ValueError, match="mask must have the batch shape"):
+    metric.update(logits=z[0], labels=y[0], mask=keep[:3])

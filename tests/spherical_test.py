@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Z-score, Taylor and spherical softmax: worked values, invariances, seams."""
+"""Z-score, Taylor and spherical softmax: worked values and invariances."""
 
 import functools
 
@@ -47,15 +47,15 @@ def test_worked_numbers():
 @pytest.mark.parametrize(
   ("scale", "shift"), [(3.0, -7.0), (1e-3, 0.5), (1e4, 0)]
 )
-def test_the_z_score_sees_no_scale_and_no_shift(scale, shift):
+def test_the_z_score_does_not_depend_on_scale_and_shift(scale, shift):
   z = np.float64(LOGITS) * scale + shift
   np.testing.assert_allclose(
     losses.zscore(F32(z), LABELS), losses.zscore(LOGITS, LABELS), rtol=3e-4
   )
-  slopes = jax.grad(lambda z: losses.zscore(z, LABELS).sum())(LOGITS)
+  gradients = jax.grad(lambda z: losses.zscore(z, LABELS).sum())(LOGITS)
   # Neither along the logits nor along their common shift.
-  np.testing.assert_allclose(slopes.sum(-1), 0, atol=8 * EPS)
-  np.testing.assert_allclose((slopes * LOGITS).sum(-1), 0, atol=64 * EPS)
+  np.testing.assert_allclose(gradients.sum(-1), 0, atol=8 * EPS)
+  np.testing.assert_allclose((gradients * LOGITS).sum(-1), 0, atol=64 * EPS)
 
 
 def test_bounds_of_the_z_score():
@@ -64,29 +64,29 @@ def test_bounds_of_the_z_score():
   far = losses.zscore(np.stack([z[0], -z[0]]), [0, 0])
   expected = np.log1p(np.exp([-score, score]))
   np.testing.assert_allclose(far, expected, rtol=8 * EPS)
-  # With two classes it is one or the other, whatever the logits.
-  loss, slopes = jax.vmap(jax.value_and_grad(lambda z: losses.zscore(z, 0)))(
+  # With two classes it is 1 or -1.
+  loss, gradients = jax.vmap(jax.value_and_grad(lambda z: losses.zscore(z, 0)))(
     LOGITS[:, :2]
   )
   wins = LOGITS[:, 0] > LOGITS[:, 1]
   expected = np.log1p(np.exp(np.where(wins, -1, 1)))
   np.testing.assert_allclose(loss, expected, rtol=8 * EPS)
   gaps = np.abs(LOGITS[:, 0] - LOGITS[:, 1])
-  assert (np.abs(slopes).max(-1) <= 8 * EPS / gaps).all()
+  assert (np.abs(gradients).max(-1) <= 8 * EPS / gaps).all()
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0, -1e4])
 def test_equal_logits_have_a_z_score_of_0(fill):
   z = jnp.full(4, fill)
-  loss, slope = jax.value_and_grad(losses.zscore)(z, 1, location=0.5)
+  loss, gradient = jax.value_and_grad(losses.zscore)(z, 1, location=0.5)
   np.testing.assert_allclose(loss, np.log1p(np.exp(0.5)), rtol=4 * EPS)
-  assert np.isfinite(slope).all()
-  assert slope[1] < 0
+  assert np.isfinite(gradient).all()
+  assert gradient[1] < 0
 
 
 @pytest.mark.parametrize("classes", [5, 10, 1000])
 def test_equal_logits_of_a_head_have_a_z_score_of_0(classes):
-  """Not centred: the variance is what rounding leaves, and counts as 0."""
+  """A head does not centre: a variance of some ulp counts as 0."""
   loss = fused.linear_loss(
     losses.zscore,
     jnp.ones((2, 3)),
@@ -99,14 +99,14 @@ def test_equal_logits_of_a_head_have_a_z_score_of_0(classes):
 
 def test_a_sharp_z_score_is_a_hinge():
   z = np.float64(LOGITS)
-  own = np.take_along_axis(z, LABELS[:, None], -1)[:, 0]
-  score = (own - z.mean(-1)) / z.std(-1)
+  target = np.take_along_axis(z, LABELS[:, None], -1)[:, 0]
+  score = (target - z.mean(-1)) / z.std(-1)
   actual = losses.zscore(LOGITS, LABELS, sharpness=1e4, location=0.2)
   np.testing.assert_allclose(actual, np.maximum(0, 0.2 - score), atol=1e-4)
 
 
 def test_the_row_form_of_the_z_score_within_its_bound():
-  """Not centred: the variance loses roundings of the mean squared over it."""
+  """Without centring, the error is relative to the mean squared."""
   for shift in (0.0, 10.0, 100.0):
     z = LOGITS + F32(shift)
     rest = np.stack([np.delete(r, k) for r, k in zip(z, LABELS, strict=True)])
@@ -115,22 +115,23 @@ def test_the_row_form_of_the_z_score_within_its_bound():
     spread = rest.std(-1) ** 2
     lost = 8 * EPS * (1 + rest.mean(-1) ** 2 / spread)
     expected = np.asarray(losses.zscore(z, LABELS))
-    # The slope of the loss in a relative change of the variance is below 1.
+    # The gradient of the loss in a relative change of the variance is below 1.
     assert (np.abs(actual - expected) <= lost + 8 * EPS * expected).all()
 
 
 def row_stats(z, rest):
-  own = jnp.asarray(np.take_along_axis(z, LABELS[:, None], -1)[:, 0])
+  target = jnp.asarray(np.take_along_axis(z, LABELS[:, None], -1)[:, 0])
   lse = jax.nn.logsumexp(rest, axis=-1)
   return jax.tree.map(
     jnp.float32,
     RowStats(
-      target=own,
-      log_odds=lse - own,
+      target=target,
+      log_odds=lse - target,
       rest_lse=lse,
       rest_sum=rest.sum(-1),
       rest_sq=np.square(rest).sum(-1),
       rest_max=rest.max(-1),
+      rest_expected=(jax.nn.softmax(rest, -1) * rest).sum(-1),
       num_classes=np.full(8, 5.0),
     ),
   )
@@ -141,11 +142,11 @@ def test_taylor_softmax_is_least_at_minus_one():
   loss = losses.taylor_softmax(z, jnp.zeros(3, int))
   assert loss[0] > loss[1]
   np.testing.assert_allclose(loss[1], loss[2], rtol=4 * EPS)
-  own = jax.grad(losses.taylor_softmax)(z[0], 0)
-  assert own[0] == 0
+  gradient = jax.grad(losses.taylor_softmax)(z[0], 0)
+  assert gradient[0] == 0
 
 
-def test_spherical_softmax_is_even_and_nearly_free_of_scale():
+def test_spherical_softmax_is_even_and_nearly_scale_invariant():
   loss = losses.spherical_softmax
   np.testing.assert_array_equal(loss(-LOGITS, LABELS), loss(LOGITS, LABELS))
   np.testing.assert_allclose(
@@ -153,20 +154,20 @@ def test_spherical_softmax_is_even_and_nearly_free_of_scale():
     loss(LOGITS, LABELS),
     rtol=16 * EPS,
   )
-  # All logits 0: equal probabilities, and nowhere to go.
-  value, slope = jax.value_and_grad(loss)(jnp.zeros(4), 0)
+  # If all logits are 0, the probabilities are equal and the gradient is 0.
+  value, gradient = jax.value_and_grad(loss)(jnp.zeros(4), 0)
   np.testing.assert_allclose(value, np.log(4), rtol=4 * EPS)
-  np.testing.assert_array_equal(slope, 0)
+  np.testing.assert_array_equal(gradient, 0)
 
 
 def test_both_are_least_at_the_class_probabilities():
   p = np.array([0.5, 0.3, 0.15, 0.05])
   roots = F32(np.sqrt(2 * p * 40 - 1) - 1)
-  slope = jax.grad(losses.taylor_softmax)(roots, F32(p))
-  np.testing.assert_allclose(slope, 0, atol=2e-7)
+  gradient = jax.grad(losses.taylor_softmax)(roots, F32(p))
+  np.testing.assert_allclose(gradient, 0, atol=2e-7)
   roots = F32(np.sqrt(p * 10 - 0.01))
-  slope = jax.grad(losses.spherical_softmax)(roots, F32(p))
-  np.testing.assert_allclose(slope, 0, atol=2e-7)
+  gradient = jax.grad(losses.spherical_softmax)(roots, F32(p))
+  np.testing.assert_allclose(gradient, 0, atol=2e-7)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,6 @@ def test_both_are_least_at_the_class_probabilities():
     ("spherical_softmax", {"epsilon": 0.0}, r"epsilon must be in \(0, inf\)"),
   ],
 )
-def test_hyperparameters_outside_their_domain_are_refused(name, hyper, domain):
+def test_hyperparameters_outside_their_domain_raise(name, hyper, domain):
   with pytest.raises(ValueError, match=domain):
     getattr(losses, name)(LOGITS, LABELS, **hyper)

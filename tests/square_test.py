@@ -45,5 +45,7 @@ def test_minimiser(k, m):
   # f_i = k M eta_i / (k eta_i + 1 - eta_i): the logits over M when k is 1.
   eta = jnp.array([0.7, 0.2, 0.1])
   best = k * m * eta / (k * eta + 1 - eta)
-  slope = jax.grad(rescaled_square)(best, eta, target_weight=k, target_value=m)
-  np.testing.assert_allclose(slope, 0.0, atol=1e-5 * k * m)
+  gradient = jax.grad(rescaled_square)(
+    best, eta, target_weight=k, target_value=m
+  )
+  np.testing.assert_allclose(gradient, 0.0, atol=1e-5 * k * m)

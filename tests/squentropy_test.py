@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Squentropy: the paper's formula, and what others got wrong in it."""
+"""Squentropy: the paper's formula, and errors of other implementations."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_by_hand():
 
 
 def test_the_true_class_has_no_square():
-  # With the wrong logits at 0 nothing is squared, whatever the true one is.
+  # If all incorrect logits are 0, the square term is 0 for any labelled one.
   for target in (-7.0, 0.0, 7.0):
     row = jnp.array([target, 0.0, 0.0])
     np.testing.assert_array_equal(
@@ -35,7 +35,7 @@ def test_the_true_class_has_no_square():
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 1000])
-def test_the_square_is_divided_by_the_wrong_classes(num_classes):
+def test_the_square_is_divided_by_the_number_of_incorrect_classes(num_classes):
   row = jnp.full(num_classes, 3.0).at[0].set(-1.0)
   square = squentropy(row, 0) - losses.cross_entropy(row, 0)
   np.testing.assert_allclose(square, 9.0, rtol=1e-6)
@@ -43,7 +43,7 @@ def test_the_square_is_divided_by_the_wrong_classes(num_classes):
 
 def test_logits_are_squared_not_probabilities():
   shifted = squentropy(LOGITS + 1.0, LABELS) - squentropy(LOGITS, LABELS)
-  # Mean of (z + 1)^2 - z^2 over the wrong logits; the softmax does not move.
+  # Mean of (z + 1)^2 - z^2 over the incorrect logits; the softmax is the same.
   np.testing.assert_allclose(shifted, [0.0, 2.5], atol=1e-5)
 
 
@@ -61,15 +61,15 @@ def test_squares_are_masked_before_they_are_summed():
   np.testing.assert_allclose(squentropy(row, 0), 0.01, rtol=1e-6)
 
 
-def test_a_confident_example_keeps_its_loss_and_its_gradient():
+def test_a_confident_example_has_an_accurate_loss_and_gradient():
   row = jnp.array([30.0, 0.0, 0.0])
   truth = np.log1p(2 * np.exp(-30.0))
   np.testing.assert_allclose(losses.cross_entropy(row, 0), truth, rtol=1e-5)
-  slope = jax.grad(squentropy)(row, 0)
-  np.testing.assert_allclose(slope[0], -truth, rtol=1e-5)
+  gradient = jax.grad(squentropy)(row, 0)
+  np.testing.assert_allclose(gradient[0], -truth, rtol=1e-5)
 
 
-def test_one_class_costs_nothing():
+def test_the_loss_of_a_single_class_is_zero():
   row = jnp.array([3.0])
   assert squentropy(row, 0) == 0
   np.testing.assert_array_equal(jax.grad(squentropy)(row, 0), [0.0])
@@ -86,9 +86,9 @@ def test_at_zero_the_gradient_is_that_of_cross_entropy():
 def test_hessian(num_classes):
   row = jnp.asarray(np.random.default_rng(0).normal(size=num_classes), "f4")
   p = jax.nn.softmax(row)
-  wrong = jnp.ones(num_classes).at[0].set(0.0)
+  incorrect = jnp.ones(num_classes).at[0].set(0.0)
   expected = (
-    jnp.diag(p) - jnp.outer(p, p) + jnp.diag(2 * wrong / (num_classes - 1))
+    jnp.diag(p) - jnp.outer(p, p) + jnp.diag(2 * incorrect / (num_classes - 1))
   )
   actual = jax.hessian(squentropy)(row, 0)
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
@@ -111,7 +111,7 @@ def test_argmax_consistent_but_not_proper(top):
   np.testing.assert_allclose(p[0], expected, atol=1e-3)
 
 
-def test_twin_takes_the_place_of_the_optax_function():
+def test_the_drop_in_replacement_of_the_optax_function():
   np.testing.assert_array_equal(
     squentropy_with_integer_labels(LOGITS, LABELS),
     squentropy(LOGITS, LABELS),
@@ -144,8 +144,10 @@ def test_a_training_step_learns():
 
   @jax.jit
   def step(w, state):
-    value, slope = jax.value_and_grad(lambda w: squentropy(x @ w, y).mean())(w)
-    updates, state = optimizer.update(slope, state)
+    value, gradient = jax.value_and_grad(lambda w: squentropy(x @ w, y).mean())(
+      w
+    )
+    updates, state = optimizer.update(gradient, state)
     return optax.apply_updates(w, updates), state, value
 
   for _ in range(300):
@@ -154,7 +156,7 @@ def test_a_training_step_learns():
   assert ((x @ w).argmax(-1) == y).mean() > 0.9
 
 
-def test_twin_names_a_label_that_no_int32_holds():
+def test_the_drop_in_replacement_names_a_label_above_int32():
   logits = jnp.zeros((3, 2))
   with pytest.raises(ValueError, match=r"labels\[2\]"):
     squentropy_with_integer_labels(logits, [0, 1, 2**40])
@@ -162,9 +164,26 @@ def test_twin_names_a_label_that_no_int32_holds():
     squentropy_with_integer_labels(logits, [0.0, 1.0, 0.0])
 
 
-def test_factors_below_zero_are_refused():
+def test_negative_factors_raise():
   logits, labels = jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32)
   with pytest.raises(ValueError, match=r"scale must be in \[0, inf\)"):
     squentropy(logits, labels, scale=-1.0)
   with pytest.raises(ValueError, match=r"target_weight must be in \[0, inf\)"):
     losses.rescaled_square(logits, labels, target_weight=-1.0)
+
+
+@pytest.mark.parametrize("large", [1e19, 3e19, 3e38])
+def test_squares_that_overflow(large):
+  """The loss is infinite by its formula; its gradient is finite."""
+  logits = jnp.array([[0.5, large, 1.0], [0.5, -large, 1.0], [large, 0.5, 1.0]])
+  loss, gradient = jax.jit(jax.vmap(jax.value_and_grad(squentropy), (0, None)))(
+    logits, 0
+  )
+  np.testing.assert_array_equal(np.isinf(loss), [large > 2e19] * 2 + [False])
+  assert np.isfinite(gradient[:, 0]).all()
+  assert not np.isnan(gradient).any()
+  # A factor of 0 is cross-entropy, also there.
+  np.testing.assert_array_equal(
+    squentropy(logits, jnp.zeros(3, int), scale=0.0),
+    losses.cross_entropy(logits, jnp.zeros(3, int)),
+  )

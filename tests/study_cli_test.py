@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: one-line errors, exit codes, Ctrl-C."""
 
+import io
 import os
 import pathlib
 import re
@@ -11,8 +12,19 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
+from support import study
 
-from squentropy_study import StudyError, _cli, _run
+from squentropy_study import (
+  Progress,
+  StudyError,
+  _cli,
+  _data,
+  _progress_bar,
+  _run,
+  _terminal_table,
+  _verdict,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -21,22 +33,22 @@ ROOT = pathlib.Path(__file__).parents[1]
   ("words", "message"),
   [
     ("run digts", "unknown data set 'digts'; did you mean 'digits'?"),
-    ("run qqq", "known: digits, iris, wine, breast_cancer"),
+    ("run qqq", "choose from digits, iris, wine, breast_cancer"),
     ("run iris --losses squentrpy", "did you mean 'squentropy'?"),
     ("run iris --losses", "expected at least one argument"),
     ("run iris --seeds 0", "seeds must be at least 1, got 0"),
     ("run iris --seeds few", "invalid int value"),
-    ("run iris --epochs 0", "epochs must be rising"),
-    ("run iris --epochs 40,30", "epochs must be rising"),
-    ("run iris --epochs many", "rising numbers as in 40,300"),
-    ("run iris --epochs=-3", "epochs must be rising"),
+    ("run iris --epochs 0", "epochs must be increasing"),
+    ("run iris --epochs 40,30", "epochs must be increasing"),
+    ("run iris --epochs many", "increasing integers such as 40,300"),
+    ("run iris --epochs=-3", "epochs must be increasing"),
     ("run iris --batch-size 0", "batch size must be at least 1"),
     ("run iris --learning-rate 0", "learning rate must be above 0"),
     ("run iris --learning-rate inf", "learning rate must be above 0"),
-    ("run iris --save-every -1", "needs 0 or more seconds, got -1"),
-    ("run iris --save-every nan", "needs 0 or more seconds, got nan"),
-    ("run iris --save-every abc", "needs 0 or more seconds, got abc"),
-    ("run iris --rows 149", "at most 147, or 150 for all; got 149"),
+    ("run iris --save-every -1", "expected 0 or more seconds, got -1"),
+    ("run iris --save-every nan", "expected 0 or more seconds, got nan"),
+    ("run iris --save-every abc", "expected 0 or more seconds, got abc"),
+    ("run iris --rows 149", "at most 147, or 150 for all rows; got 149"),
     ("run iris --out /proc/x", "name another folder with --out"),
     ("run iris --speed 9", "unrecognized arguments: --speed 9"),
     ("run", "required: data"),
@@ -49,12 +61,13 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --folds 2", "folds must be 1, or 3 and more"),
     ("run iris --rows 2", "rows must be at least the 3 classes"),
     ("run iris --rows 0", "rows must be at least 1"),
-    ("run iris --model cnn", "cnn needs images"),
+    ("run iris --model cnn", "model cnn needs images of shape"),
     ("run iris --label x", "leave out --label"),
+    ("run iris --losses squentropy:", "remove the colon"),
     ("run none.csv", "there is no file none.csv"),
   ],
 )
-def test_mistake_is_one_line_and_touches_nothing(
+def test_user_error_is_one_line_and_writes_nothing(
   words, message, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
@@ -98,7 +111,7 @@ def test_help_shows_the_losses_as_they_are_typed(capsys):
   assert "(default: cross_entropy squentropy rescaled_square:target" in text
 
 
-def test_what_is_asked_is_what_is_run(monkeypatch, tmp_path):
+def test_options_become_settings(monkeypatch, tmp_path):
   seen = {}
 
   def run(settings, out, **rest):
@@ -121,43 +134,69 @@ def test_what_is_asked_is_what_is_run(monkeypatch, tmp_path):
   assert (settings.rows, settings.folds) == (99, 3)
   assert (settings.model, settings.optimizer) == ("linear", "sgd")
   assert seen["command"].endswith(f"--out '{tmp_path}/a b'")
-  # The command made from the settings asks for the same.
+  # The command of the settings gives the same settings.
   first = settings
   assert _cli.main(shlex.split(settings.command("x"))[1:]) == 2
   assert seen["settings"] == first
   assert seen["out"] == pathlib.Path("x")
 
 
-def test_table_verdict_and_place_are_printed(tmp_path, capsys):
-  out = tmp_path / "out"
-  words = ["run", "iris", "--losses", "cross_entropy", "squentropy"]
-  words += ["--seeds", "2", "--epochs", "1,2", "--out", str(out)]
+def test_table_verdict_and_place_are_printed(study_copy, capsys, monkeypatch):
+  study.skip_figures(monkeypatch)
+  words = shlex.split(study.settings().command(str(study_copy)))[1:]
   assert _cli.main(words) == 0
   captured = capsys.readouterr()
   text = re.sub(r"\s+", " ", captured.out)
-  assert "short: 1 epochs" in text
-  assert "long: 2 epochs" in text
+  assert "short: 2 epochs" in text
+  assert "long: 4 epochs" in text
   assert re.search(r"squentropy 0\.\d+ ± 0\.\d+ 0\.\d+ ± 0\.\d+", text)
-  assert "Calibration. " in text
-  assert f"Report: {out}/report.html" in text
-  assert "squentropy: 2 epochs, 2 seeds, training loss" in captured.err
+  assert "Calibration. After 2 epochs, " in text
+  assert f"Report: {study_copy}/report.html" in text
+  assert "squentropy: 4 epochs, 2 seeds, already trained" in captured.err
   assert _cli.main([*words, "--quiet"]) == 0
   assert capsys.readouterr() == ("", "")
+  assert _cli.main(["report", str(study_copy)]) == 0
+  assert capsys.readouterr().out == captured.out
 
 
-def test_what_was_done_to_the_data_is_said_first(tmp_path, capsys, monkeypatch):
+def test_finished_loss_is_printed_with_its_training_loss():
+  console = Console(file=io.StringIO(), width=100)
+  settings = study.settings(epochs=(1,), seeds=1)
+  with _progress_bar.ProgressBar(settings, console) as bar:
+    bar(Progress("squentropy", 1, 0.25))
+  assert console.file.getvalue() == (
+    "squentropy: 1 epoch, 1 seed, training loss 0.25\n"
+  )
+
+
+def test_notes_on_the_data_are_printed_first(tmp_path, capsys, monkeypatch):
+  study.skip_figures(monkeypatch)
   data = tmp_path / "[red]mine.csv"
   rows = [f"{k},{'ab'[k % 2]}" for k in range(20)]
   data.write_text("\n".join(["x,y", "0,", *rows]))
   words = ["run", str(data), "--label", "y", "--losses", "cross_entropy"]
-  words += ["--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "[/b]o")]
-  monkeypatch.setattr(_cli._table, "table", lambda results: "")
-  monkeypatch.setattr(_cli._verdict, "verdict", lambda results: ())
+  words += ["--seeds", "1", "--epochs", "1", "--model", "linear"]
+  words += ["--out", str(tmp_path / "[/b]o")]
+  monkeypatch.setattr(_terminal_table, "results_table", lambda results: "")
+  monkeypatch.setattr(_verdict, "verdict", lambda results: ())
   assert _cli.main(words) == 0
   captured = capsys.readouterr()
   first = captured.err.splitlines()[0]
-  assert first == "Data: rows dropped for want of a label: 1"
+  assert first == "Data: 1 row without a label is dropped"
   assert captured.out.endswith(f"Report: {tmp_path}/[/b]o/report.html\n")
+
+
+@pytest.mark.parametrize(
+  ("data", "folder"),
+  [
+    ("iris", "iris"),
+    ("some/mine.csv", "mine"),
+    ("mine.tsv.gz", "mine"),
+    ("a.b.csv.zip", "a.b"),
+  ],
+)
+def test_default_folder_is_named_after_the_data(data, folder):
+  assert _data.short_name(data) == folder
 
 
 def _wait_for(path, process):
@@ -172,6 +211,7 @@ def _wait_for(path, process):
 def test_ctrl_c_keeps_what_is_finished_and_no_half_written_file(tmp_path):
   out = tmp_path / "out"
   words = ["run", "iris", "--seeds", "1", "--epochs", "4000"]
+  words += ["--model", "linear"]
   # A parent in the background hands down a SIGINT that is ignored.
   program = (
     "import signal, sys; "
@@ -187,18 +227,18 @@ def test_ctrl_c_keeps_what_is_finished_and_no_half_written_file(tmp_path):
     text=True,
   )
   try:
-    _wait_for(out / "cells" / "cross_entropy.npz", process)
+    _wait_for(out / "runs" / "cross_entropy.npz", process)
     process.send_signal(signal.SIGINT)
     printed, error = process.communicate(timeout=60)
   finally:
     process.kill()
   assert process.returncode == 130, error
   last = error.splitlines()[-1]
-  assert last.startswith("Interrupted; finished so far: ")
-  assert "cross_entropy" in last
+  assert last.startswith("Interrupted. Finished losses: cross_entropy")
+  assert last.endswith("run the same command again without --fresh.")
   assert "Traceback" not in error
   assert printed == ""
   names = {path.name for path in out.rglob("*")}
-  assert {"config.json", "cells", "cross_entropy.npz"} <= names
+  assert {"config.json", "runs", "cross_entropy.npz"} <= names
   assert not {"results.csv", "report.html"} & names
   assert not [name for name in names if name.endswith(".part")]

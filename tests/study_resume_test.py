@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study that is killed goes on from there, with the same numbers."""
+"""An interrupted study is resumed and gives the same numbers."""
 
 import os
 import pathlib
@@ -11,24 +11,24 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import study
 
-import squentropy_study as study
-from squentropy_study import _cli, _figures, _store, _train
+import squentropy_study
+from squentropy_study import _cli, _store, _train
 
 ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS = study.Settings(
+SETTINGS = squentropy_study.Settings(
   "iris",
   losses=("cross_entropy", "squentropy"),
   seeds=2,
-  epochs=(2, 24),
+  epochs=(2, 12),
   model="bn-mlp",
 )
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
-  for name in ("reliability", "training"):
-    monkeypatch.setattr(_figures, name, lambda *_, **__: b"a picture")
+  study.skip_figures(monkeypatch)
 
 
 def _stop_at(epoch, loss):
@@ -39,72 +39,71 @@ def _stop_at(epoch, loss):
   return on_progress
 
 
-def test_interrupted_at_any_moment_ends_with_the_same_numbers(
-  tmp_path, monkeypatch
-):
-  whole, parts = tmp_path / "whole", tmp_path / "parts"
-  study.run(SETTINGS, whole)
+def test_interrupted_study_ends_with_the_same_numbers(tmp_path, monkeypatch):
+  complete, parts = tmp_path / "complete", tmp_path / "parts"
+  squentropy_study.run(SETTINGS, complete)
   # Before and after the first length to report, in the second loss as well.
-  for epoch, loss in ((2, "cross_entropy"), (13, "cross_entropy")):
+  for epoch, loss in ((2, "cross_entropy"), (7, "cross_entropy")):
     with pytest.raises(KeyboardInterrupt):
-      study.run(
+      squentropy_study.run(
         SETTINGS, parts, save_every=0, on_progress=_stop_at(epoch, loss)
       )
   with pytest.raises(KeyboardInterrupt):
-    study.run(
-      SETTINGS, parts, save_every=0, on_progress=_stop_at(18, "squentropy")
+    squentropy_study.run(
+      SETTINGS, parts, save_every=0, on_progress=_stop_at(9, "squentropy")
     )
   segments = []
   segment = _train._segment
 
-  def spy(plan, loss, state, first_epoch, inputs):
+  def spy(static, loss, state, first_epoch, data):
     segments.append((loss.name, int(first_epoch)))
-    return segment(plan, loss, state, first_epoch, inputs)
+    return segment(static, loss, state, first_epoch, data)
 
   monkeypatch.setattr(_train, "_segment", spy)
-  study.run(SETTINGS, parts, save_every=0)
-  # What was saved last was the segment before the interruption.
-  assert segments[0] == ("squentropy", 17)
-  names = {path.name for path in (parts / "cells").iterdir()}
+  squentropy_study.run(SETTINGS, parts, save_every=0)
+  # The last checkpoint is of the segment before the interruption.
+  assert segments[0] == ("squentropy", 8)
+  names = {path.name for path in (parts / "runs").iterdir()}
   assert names == {"cross_entropy.npz", "squentropy.npz"}
   for name in names:
-    ours, theirs = (out / "cells" / name for out in (parts, whole))
+    ours, theirs = (out / "runs" / name for out in (parts, complete))
     assert ours.read_bytes() == theirs.read_bytes()
-  ours, theirs = (out / "results.csv" for out in (parts, whole))
+  ours, theirs = (out / "results.csv" for out in (parts, complete))
   assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_fresh_forgets_a_training_under_way(tmp_path, monkeypatch):
+def test_fresh_deletes_a_checkpoint(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
-    study.run(
+    squentropy_study.run(
       SETTINGS,
       tmp_path,
       save_every=0,
       on_progress=_stop_at(6, "cross_entropy"),
     )
-  assert (tmp_path / "cells" / "cross_entropy.checkpoint").is_dir()
+  assert (tmp_path / "runs" / "cross_entropy.checkpoint").is_dir()
   started = []
 
-  def segment(plan, loss, state, first_epoch, inputs):
+  def segment(static, loss, state, first_epoch, data):
     started.append(int(first_epoch))
     raise KeyboardInterrupt
 
   monkeypatch.setattr(_train, "_segment", segment)
   with pytest.raises(KeyboardInterrupt):
-    study.run(SETTINGS, tmp_path, fresh=True)
+    squentropy_study.run(SETTINGS, tmp_path, fresh=True)
   assert started == [0]
 
 
-def test_killed_and_started_again(tmp_path):
+def test_killed_study_ends_with_the_same_numbers(tmp_path):
   words = ["run", "iris", "--seeds", "1", "--epochs", "40,400", "--quiet"]
+  words += ["--model", "linear"]
   words += ["--losses", "cross_entropy", "--out"]
-  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  complete, parts = tmp_path / "complete", tmp_path / "parts"
   process = subprocess.Popen(
     [sys.executable, "-m", "squentropy_study", *words, parts]
     + ["--save-every", "0"],
     env={**os.environ, "PYTHONPATH": str(ROOT)},
   )
-  checkpoint = parts / "cells" / "cross_entropy.checkpoint"
+  checkpoint = parts / "runs" / "cross_entropy.checkpoint"
   deadline = time.monotonic() + 300
   # A finished step has a bare number for a name.
   while not any(path.name.isdigit() for path in checkpoint.glob("*")):
@@ -113,33 +112,37 @@ def test_killed_and_started_again(tmp_path):
     time.sleep(0.01)
   process.kill()
   process.wait()
-  assert not (parts / "cells" / "cross_entropy.npz").exists()
-  for out in (whole, parts):
+  assert not (parts / "runs" / "cross_entropy.npz").exists()
+  for out in (complete, parts):
     assert _cli.main([*words, str(out)]) == 0
-  ours, theirs = (out / "results.csv" for out in (parts, whole))
+  ours, theirs = (out / "results.csv" for out in (parts, complete))
   assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-  def reached(number):
+def test_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
+  def progress(number):
     noise = np.random.default_rng(number).normal(size=(2, 30_000))
-    return _train.Reached(jnp.asarray(noise), [noise[:, 0]], [], [], [])
+    return _train.TrainingProgress(
+      jnp.asarray(noise), [noise[:, 0]], [], [], []
+    )
 
-  (tmp_path / "cells").mkdir()
+  (tmp_path / "runs").mkdir()
   checkpoint = _store.Checkpoint(tmp_path, "squentropy", every=0)
-  checkpoint.save(5, reached(0))
+  checkpoint.save(5, progress(0))
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  # No file may grow beyond this, as on a disk that is full.
+  # No file may grow beyond this, as on a full disk.
   resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
   try:
-    with pytest.raises(study.StudyError, match=r"cannot write .*; mend that"):
-      checkpoint.save(9, reached(1))
+    with pytest.raises(
+      squentropy_study.StudyError, match=r"cannot write .*; fix that"
+    ):
+      checkpoint.save(9, progress(1))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   again = _store.Checkpoint(tmp_path, "squentropy", every=0)
-  kept = again.restore(reached(2).state)
-  np.testing.assert_array_equal(kept.state, reached(0).state)
-  # With room again it goes on.
-  again.save(9, reached(1))
-  kept = again.restore(reached(2).state)
-  np.testing.assert_array_equal(kept.state, reached(1).state)
+  kept = again.restore(progress(2).state)
+  np.testing.assert_array_equal(kept.state, progress(0).state)
+  # Without the limit the next checkpoint is written.
+  again.save(9, progress(1))
+  kept = again.restore(progress(2).state)
+  np.testing.assert_array_equal(kept.state, progress(1).state)

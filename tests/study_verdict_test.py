@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict follows from the numbers and names the regime."""
+"""The verdict follows from the numbers and names the training length."""
 
 import dataclasses
 import io
@@ -9,93 +9,97 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from squentropy_study import Settings, _results, _table, _verdict
-from squentropy_study._evaluate import Evaluation, Metrics
+from squentropy_study import Settings, _results, _terminal_table, _verdict
+from squentropy_study._evaluation import Evaluation, Metrics
 from squentropy_study._results import Method, Results
-from squentropy_study._train import Cell
+from squentropy_study._train import RunResult
 
 NOISE = np.array([-1.0, 0.0, 1.0, 2.0, -2.0])
 
 
 def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
-  """Results whose ECE per loss and regime has the means given."""
+  """Results whose ECE per loss and training length has these means."""
   settings = Settings(
     "digits", losses=losses or tuple(ece), seeds=seeds, epochs=epochs
   )
   nothing = np.zeros((len(epochs), 1, seeds), np.int32)
-  cell = Cell(*[nothing] * len(Cell._fields))
+  result = RunResult(*[nothing] * len(RunResult._fields))
   evaluations = {}
   for loss, means in ece.items():
-    for index, regime in enumerate(settings.regimes):
+    for index, training_length in enumerate(settings.training_lengths):
       # Each loss has a noise of its own, so the differences vary.
       spread = 0.001 * np.roll(NOISE, len(evaluations))[:seeds]
       level = (nll or {}).get(loss, 0.1)
       ece_, other = means[index] + spread, 0.2 + spread
       metrics = Metrics(0.9 + spread, level + spread, other, ece_, other, other)
-      evaluations[Method(loss, "softmax"), regime] = Evaluation(
+      evaluations[Method(loss, "softmax"), training_length] = Evaluation(
         metrics, metrics, 1 + spread, None
       )
-  return Results(settings, dict.fromkeys(ece, cell), evaluations)
+  return Results(settings, dict.fromkeys(ece, result), evaluations)
 
 
-def _say(results):
-  """Three sentences: what they are about, and what they say."""
+def _texts(results):
+  """The three statements by title."""
   statements = _verdict.verdict(results)
-  for _, text in statements:
-    assert re.fullmatch(r"(?:[^.]|\.\d)*\.", text), f"not one sentence: {text}"
-  titles = ["Accuracy", "Calibration", "What it depends on"]
+  titles = ["Accuracy", "Calibration", "Scope"]
   assert [title for title, _ in statements] == titles
+  for _, text in statements:
+    assert text.endswith(".")
   return dict(statements)
 
 
-def test_verdict_that_turns_with_the_length_says_so():
-  said = _say(
+def test_sign_that_depends_on_the_training_length():
+  texts = _texts(
     _results_with({"cross_entropy": (0.01, 0.05), "squentropy": (0.04, 0.02)})
   )
-  assert "depends on how long one trains" in said["What it depends on"]
-  said = said["Calibration"]
-  place = "calibrated on these test rows after"
-  assert f"worse {place} 40 epochs (0.040 against 0.010, +0.030" in said
-  assert f"better {place} 300 epochs (0.020 against 0.050, -0.0" in said
+  assert "sign of the difference in calibration depends" in texts["Scope"]
+  short, long = texts["Calibration"].split(". ")
+  assert short.startswith(
+    "After 40 epochs, squentropy is worse calibrated than cross_entropy on "
+    "these test rows (ECE 0.040 compared with 0.010, difference +0.030 [+"
+  )
+  assert long.startswith(
+    "After 300 epochs, squentropy is better calibrated than cross_entropy on "
+    "these test rows (ECE 0.020 compared with 0.050, difference -0.030 [-"
+  )
 
 
-def test_difference_at_one_length_only_does_not_turn():
-  said = _say(
+def test_difference_at_one_of_two_training_lengths():
+  texts = _texts(
     _results_with({"cross_entropy": (0.02, 0.05), "squentropy": (0.0201, 0.02)})
-  )["What it depends on"]
-  assert "at some of the lengths only" in said
-  assert "depends" not in said
+  )
+  assert "significant at some training lengths only" in texts["Scope"]
+  assert "depends" not in texts["Scope"]
 
 
-def test_verdict_that_does_not_turn_says_so():
-  said = _say(
+def test_same_sign_at_every_training_length():
+  texts = _texts(
     _results_with({"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)})
   )
-  assert "same at each length" in said["What it depends on"]
-  assert said["Calibration"].count("better calibrated") == 2
+  assert "the same sign at every training length" in texts["Scope"]
+  assert texts["Calibration"].count("better calibrated") == 2
 
 
-def test_difference_within_chance_is_no_difference():
-  said = _say(
+def test_difference_that_is_not_significant():
+  texts = _texts(
     _results_with(
       {"cross_entropy": (0.0200, 0.02), "squentropy": (0.0201, 0.02)}
     )
   )
-  assert said["Calibration"].count("no clear difference") == 2
-  assert "Nothing is told apart" in said["What it depends on"]
-  assert "better" not in " ".join(said.values())
+  assert texts["Calibration"].count("is not significantly different from") == 2
+  assert "not significant at any training length" in texts["Scope"]
+  assert "better" not in " ".join(texts.values())
 
 
-def test_order_of_the_losses_does_not_turn_the_verdict():
+def test_order_of_the_losses_does_not_change_the_verdict():
   numbers = {"squentropy": (0.04, 0.02), "cross_entropy": (0.01, 0.05)}
-  said = _say(_results_with(numbers))["Calibration"]
-  assert "squentropy against cross_entropy" in said
-  assert "worse calibrated on these test rows after 40 epochs" in said
+  text = _texts(_results_with(numbers))["Calibration"]
+  assert "squentropy is worse calibrated than cross_entropy" in text
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
 @pytest.mark.parametrize("epochs", [(300,), (40, 300), (1, 40, 300)])
-def test_no_claim_without_its_regime(seeds, epochs):
+def test_no_claim_without_its_training_length(seeds, epochs):
   ece = {
     "cross_entropy": (0.05,) * 3,
     "squentropy": (0.02,) * 3,
@@ -103,33 +107,32 @@ def test_no_claim_without_its_regime(seeds, epochs):
   }
   results = _results_with(ece, seeds=seeds, epochs=epochs)
   statements = _verdict.verdict(results) + _verdict.notes(results)
-  for title, text in statements:
-    for clause in re.split(r"(?<=\))[;.] ", text):
-      if "calibrated" in clause and title not in ("The others", "Intervals"):
-        assert re.search(r"after \d+ epoch", clause), clause
-    if title == "The others":
-      for sentence in text.split(". ")[1:]:
+  for _, text in statements:
+    for sentence in re.split(r"(?<=[.;]) (?=[A-Z])", text):
+      if "calibrated" in sentence:
         assert re.match(r"After \d+ epochs?, ", sentence), sentence
   text = " ".join(text for _, text in statements)
+  assert "Other losses" in dict(statements)
   if seeds < 3:
-    assert "better calibrated" not in text
-    assert "undecided" in text
-    assert "Nothing is decided" in text
+    assert "calibrated" not in text
+    assert "cannot be compared statistically with" in text
+    assert "needs at least three seeds with different results" in text
   else:
-    assert "better calibrated on these test rows after" in text
-  assert "after 1 epochs" not in text
+    assert "squentropy is better calibrated than cross_entropy" in text
+    assert "worse calibrated: squentropy:scale=2 (+0.04" in text
+  assert "1 epochs" not in text
 
 
-def test_one_length_warns_that_it_is_one():
-  said = _say(
+def test_single_training_length_is_named_as_a_limitation():
+  text = _texts(
     _results_with(
       {"cross_entropy": (0.05,), "squentropy": (0.02,)}, epochs=(300,)
     )
-  )["What it depends on"]
-  assert "another may turn the answer" in said
+  )["Scope"]
+  assert "Only one training length was evaluated" in text
 
 
-def test_same_gain_from_every_seed_is_no_proof():
+def test_equal_difference_for_every_seed_is_not_tested():
   results = _results_with(
     {"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)}
   )
@@ -143,24 +146,26 @@ def test_same_gain_from_every_seed_is_no_proof():
     results.evaluations[key] = evaluation._replace(before=before)
   difference = results.difference(new, old, "long", "accuracy")
   assert np.isnan(difference.low)
-  said = _say(results)["Accuracy"]
-  assert "undecided after 300 epochs (0.974 against 0.947, +0.026)" in said
+  assert _texts(results)["Accuracy"].endswith(
+    "After 300 epochs, squentropy cannot be compared statistically with "
+    "cross_entropy (accuracy 0.974 compared with 0.947, difference +0.026)."
+  )
 
 
-def test_folds_say_more_than_these_test_rows():
+def test_claims_from_folds_are_not_limited_to_these_test_rows():
   results = _results_with(
     {"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)}, seeds=5
   )
   # Five folds of one seed have the same numbers in another shape.
   settings = dataclasses.replace(results.settings, seeds=1, folds=5)
   results = dataclasses.replace(results, settings=settings)
-  said = _say(results)
-  assert "better calibrated after 300 epochs" in said["Calibration"]
-  assert "split" not in said["What it depends on"]
+  texts = _texts(results)
+  assert "these test rows" not in texts["Calibration"]
+  assert "split" not in texts["Scope"]
   assert "5 folds" in dict(_verdict.notes(results))["Intervals"]
 
 
-def test_divergence_concludes_nothing():
+def test_divergence_compares_nothing():
   results = _results_with(
     {"cross_entropy": (0.05, 0.05), "squentropy": (0.02, 0.02)},
     nll={"squentropy": np.nan},
@@ -172,7 +177,7 @@ def test_divergence_concludes_nothing():
   assert "cross_entropy" not in text
 
 
-def test_one_loss_has_no_rival():
+def test_single_loss_is_not_compared():
   results = _results_with({"squentropy": (0.1, 0.2)})
   ((title, _),) = _verdict.verdict(results)
   assert _verdict.notes(results) == []
@@ -197,14 +202,15 @@ def test_interval_is_that_of_students_t():
 @pytest.mark.parametrize(
   ("low", "high", "sign"), [(1, 2, 1), (-2, -1, -1), (-1, 1, 0), (0, 1, 0)]
 )
-def test_sign_needs_an_interval_without_zero(low, high, sign):
+def test_sign_is_that_of_an_interval_without_zero(low, high, sign):
   assert _results.Difference((low + high) / 2, low, high).sign == sign
   assert _results.Difference(1.0, np.nan, np.nan).sign == 0
 
 
-def test_table_prints_the_name_of_the_data_as_it_is():
+def test_table_prints_the_name_of_the_data_unchanged():
   results = _results_with({"cross_entropy": (0.0, 0.0)})
   settings = dataclasses.replace(results.settings, data="[bold]mine[/red].csv")
   console = Console(width=200, file=io.StringIO())
-  console.print(_table.table(dataclasses.replace(results, settings=settings)))
+  results = dataclasses.replace(results, settings=settings)
+  console.print(_terminal_table.results_table(results))
   assert "[bold]mine[/red].csv, 5 seeds" in console.file.getvalue()

@@ -56,10 +56,10 @@ def test_unhinged_is_cross_entropy_less_its_mean_over_the_labels():
   np.testing.assert_allclose(
     over_labels(losses.unhinged), every - every.mean(0), atol=32 * EPS * 10
   )
-  # The slope is constant, in every row.
-  slopes = jax.grad(lambda z: losses.unhinged(z, LABELS).sum())(LOGITS)
+  # The gradient is constant, in every row.
+  gradient = jax.grad(lambda z: losses.unhinged(z, LABELS).sum())(LOGITS)
   np.testing.assert_allclose(
-    slopes, 0.2 - np.eye(5, dtype=F32)[LABELS], atol=2 * EPS
+    gradient, 0.2 - np.eye(5, dtype=F32)[LABELS], atol=2 * EPS
   )
 
 
@@ -68,14 +68,14 @@ def test_without_the_reverse_term_it_is_cross_entropy():
     losses.symmetric_cross_entropy(LOGITS, LABELS, alpha=6.0, beta=0.0),
     6 * losses.cross_entropy(LOGITS, LABELS),
   )
-  # Without the other, an impossible label costs no more than the clip.
+  # With the reverse term alone, the loss of an impossible label is the clip.
   impossible = jnp.array([-jnp.inf, 1.0, 0.0])
   loss = losses.symmetric_cross_entropy(impossible, 0, alpha=0.0)
   np.testing.assert_array_equal(loss, 4.0)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e3, -1e4])
-def test_a_common_shift_of_the_logits_costs_no_digits(shift):
+def test_a_common_shift_of_the_logits_causes_no_cancellation(shift):
   # Sixteenths, so that the shifted logits are exact.
   z = np.round(LOGITS * 16) / 16
 

@@ -24,7 +24,7 @@ def log_t(x, t):
 
 
 def divergence_constant(labels, t1):
-  """What the divergence from soft labels is above our expected loss."""
+  """The divergence from soft labels minus the expected loss."""
   power = (labels ** (2 - t1)).sum(-1)
   return (labels * log_t(labels, t1)).sum(-1) - (power - 1) / (2 - t1)
 
@@ -65,9 +65,9 @@ def test_nothing_breaks_at_a_temperature_of_1(t2):
   def loss(t1, t2):
     return losses.bi_tempered_logistic(LOGITS, LABELS, t1=t1, t2=t2).sum()
 
-  slopes = jax.grad(loss, (0, 1))(1.0, t2)
+  gradients = jax.grad(loss, (0, 1))(1.0, t2)
   expected = jax.grad(loss, (0, 1))(1.0 + 1e-3, 1.0 + 1e-3)
-  np.testing.assert_allclose(slopes, expected, rtol=0.02)
+  np.testing.assert_allclose(gradients, expected, rtol=0.02)
 
 
 @pytest.mark.parametrize("t2", [0.6, 1.0, 1.5, 3.0])
@@ -76,19 +76,19 @@ def test_the_loss_is_least_at_the_class_probabilities(t2):
   p = np.array([0.5, 0.3, 0.15, 0.05])
   # exp_t2(z) = p, with a normaliser of 0.
   z = np.log(p) if t2 == 1 else log_t(p, t2)
-  slope = jax.grad(
+  gradient = jax.grad(
     lambda z: losses.bi_tempered_logistic(z, jnp.float32(p), t1=0.7, t2=t2)
   )(F32(z))
-  np.testing.assert_allclose(slope, 0, atol=4e-6)
+  np.testing.assert_allclose(gradient, 0, atol=4e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 @pytest.mark.parametrize("t2", [0.7, 1.2, 2.0, 4.0])
-def test_five_steps_reach_the_last_digits(classes, t2):
+def test_five_steps_are_accurate(classes, t2):
   rows = RNG.normal(size=(4, classes)) * np.array([[0.1], [1.0], [5.0], [30.0]])
   rows = rows.astype(F32)
   for row in rows:
-    # Below a t2 of 1 small probabilities end in a kink, where no digit is sure.
+    # Below a t2 of 1 small probabilities end in a kink: no value is accurate.
     label = int(row.argmax()) if t2 < 1 else 1
     expected = cases.bi_tempered_logistic(np.float64(row), label, 0.8, t2)
     actual = losses.bi_tempered_logistic(row, label, t1=0.8, t2=t2)
@@ -104,23 +104,23 @@ def test_a_contradicted_label_costs_at_most_its_bound():
 
 
 @pytest.mark.parametrize(("t1", "t2"), [(1.0, 0.5), (1.5, 0.5), (1.5, 1.5)])
-def test_an_infinite_loss_has_finite_slopes(t1, t2):
-  """A `t2` below 1 cuts small probabilities off to 0, whose log is -inf."""
+def test_an_infinite_loss_has_finite_gradients(t1, t2):
+  """A `t2` below 1 makes small probabilities 0, whose logarithm is -inf."""
   z = np.array([[0.0, 30.0, 1.0], [30.0, 0.0, 1.0], [-np.inf, 1.0, 0.0]], F32)
 
   def loss(z, t1, t2):
     loss = losses.bi_tempered_logistic(z, np.zeros(3, int), t1=t1, t2=t2)
     return loss.sum(), loss
 
-  slopes, values = jax.grad(loss, (0, 1, 2), has_aux=True)(z, t1, t2)
+  gradients, values = jax.grad(loss, (0, 1, 2), has_aux=True)(z, t1, t2)
   assert not np.isnan(values).any()
   assert np.isinf(values[0]) == (t2 < 1)
   assert np.isinf(values[2])
-  assert not any(np.isnan(slope).any() for slope in slopes)
-  assert np.isfinite(slopes[0]).all()
+  assert not any(np.isnan(gradient).any() for gradient in gradients)
+  assert np.isfinite(gradients[0]).all()
 
 
-def test_hyperparameters_outside_their_domain_are_refused():
+def test_hyperparameters_outside_their_domain_raise():
   loss = functools.partial(losses.bi_tempered_logistic, LOGITS, LABELS)
   for t1 in (-0.1, 2.0):
     with pytest.raises(ValueError, match=r"t1 must be in \[0, 2\)"):

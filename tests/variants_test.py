@@ -24,14 +24,14 @@ class VariantsTest(chex.TestCase):
 
   @chex.variants(without_jit=True)
   @parameterized.named_parameters((c.name, c) for c in CASES)
-  def test_a_bad_label_raises_where_it_can_be_read(self, case):
+  def test_an_invalid_label_raises_if_it_can_be_read(self, case):
     loss = self.variant(lambda logits, labels: case.loss(logits, labels))
     with pytest.raises(ValueError, match=r"labels\[1\] = 5 is outside"):
       loss(LOGITS, np.array([0, 5, -1, 1]))
 
   @chex.variants(with_jit=True)
   @parameterized.named_parameters((c.name, c) for c in CASES)
-  def test_a_bad_label_is_nan_in_a_trace(self, case):
+  def test_an_invalid_label_is_nan_in_a_trace(self, case):
     loss = self.variant(lambda logits, labels: case.loss(logits, labels))
     actual = np.isnan(loss(LOGITS, np.array([0, 5, -1, 1])))
     np.testing.assert_array_equal(actual, [False, True, True, False])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every loss of the catalogue in float64, where rules can be told from noise.
+"""Every loss of the catalogue in float64, where rounding hides no error.
 
 These run only with JAX_ENABLE_X64=1, in a process of their own.
 """
@@ -25,7 +25,7 @@ def _hyperparameters(case):
 
 
 @EVERY
-def test_value_has_the_digits_of_float64(case):
+def test_value_is_accurate_in_float64(case):
   for hyper in _hyperparameters(case):
     expected = [
       case.reference(row, label, **hyper)

@@ -12,9 +12,10 @@ import numpy as np
 _MAX_CLASSES = 2**31 - 1
 
 
-def compute_dtype(dtype: Any) -> np.dtype:
+def compute_dtype(*dtypes: Any) -> np.dtype:
   """The dtype a loss is computed in: float64 stays, all else is float32."""
-  return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+  wide = any(dtype == np.float64 for dtype in dtypes)
+  return np.dtype(np.float64 if wide else np.float32)
 
 
 def explicit_sharding(array: jax.Array) -> Any:
@@ -25,12 +26,16 @@ def explicit_sharding(array: jax.Array) -> Any:
 
 
 def shard_alike(
-  name: str, values: Any, logits: jax.Array, axis: int | None = None
+  name: str,
+  values: Any,
+  logits: jax.Array,
+  axis: int | tuple[int, ...] | None = None,
 ) -> jax.Array:
   """Gives ``values`` the sharding that the type of the logits names.
 
-  ``values`` have the logits' shape, or it without ``axis``. Unsharded values
-  are sharded; values that are sharded otherwise raise a ValueError.
+  ``values`` have the logits' shape, or it without ``axis``, one axis or
+  several. Unsharded values are sharded; values that are sharded otherwise raise
+  a ValueError.
   """
   sharding = explicit_sharding(logits)
   if sharding is None:
@@ -38,7 +43,8 @@ def shard_alike(
   array = jnp.asarray(values)
   spec = sharding.spec
   if array.ndim < logits.ndim:
-    spec = jax.P(*(s for i, s in enumerate(spec) if i != axis))
+    without = axis if isinstance(axis, tuple) else (axis,)
+    spec = jax.P(*(s for i, s in enumerate(spec) if i not in without))
   own = explicit_sharding(array)
   if own is None:
     return jax.sharding.reshard(array, sharding.update(spec=spec))
@@ -67,9 +73,19 @@ def as_array(values: Any, name: str) -> Any:
   return array
 
 
+def as_jax(values: Any, dtype: Any = None) -> jax.Array:
+  """Converts to an array of JAX, of ``dtype`` if one is given.
+
+  What is one already stays as it is: outside of jit jax_debug_nans checks every
+  operation, also a conversion that changes nothing, and dropped rows hold NaN.
+  """
+  array = values if isinstance(values, jax.Array) else jnp.asarray(values)
+  return array if dtype in (None, array.dtype) else array.astype(dtype)
+
+
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
   """Converts to an array of a floating dtype."""
-  array = jnp.asarray(as_array(values, name))
+  array = as_jax(as_array(values, name))
   if not jnp.issubdtype(array.dtype, jnp.floating):
     raise TypeError(
       f"{name} must be floating point, got dtype {array.dtype}. "
@@ -141,19 +157,30 @@ def check_num_classes(num_classes: int, name: str = "logits") -> None:
     )
 
 
+def _mesh_spans_processes() -> bool:
+  try:
+    mesh = jax.sharding.get_mesh()
+  except ValueError:  # Inside a trace, which has no concrete mesh.
+    return False
+  return not mesh.empty and mesh.is_multi_process
+
+
 def is_concrete(*values: Any, beside: tuple[Any, ...] = ()) -> bool:
   """Whether the values can be read now without waiting for other processes.
 
   Args:
     *values: What is to be read: no tracer, and on this process only.
-    beside: The arrays that are computed with. If one spans processes, an error
-      on this process would leave the others waiting in a collective.
+    beside: The arrays that are computed with. If one of them, or the mesh of
+      `jax.set_mesh`, spans processes, an error on this process would leave the
+      others waiting in a collective.
   """
   for value in values:
     if isinstance(value, core.Tracer):
       return False
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
       return False
+  if beside and _mesh_spans_processes():
+    return False
   for array in beside:
     if isinstance(array, core.Tracer):
       if jax.process_count() > 1:
@@ -202,6 +229,24 @@ def check_interval(
       rounded = x.astype(dtype)
     domain = f"in {interval} as a {np.dtype(dtype)}"
     check_domain(name, value, _in_interval(rounded, interval), domain)
+
+
+def as_vector(
+  name: str,
+  values: Any,
+  size: int,
+  dtype: np.dtype,
+  interval: str = "(-inf, inf)",
+) -> jax.Array:
+  """``size`` numbers of the computation's dtype, each in the interval."""
+  array = jnp.asarray(as_array(values, name))
+  if array.shape != (size,):
+    raise ValueError(
+      f"{name} must be {size} numbers, of shape {(size,)}, got shape "
+      f"{array.shape}."
+    )
+  check_interval(name, array, interval, dtype)
+  return array.astype(dtype)
 
 
 def as_scalar(

@@ -50,22 +50,26 @@ class Sum(NamedTuple):
 
   Attributes:
     term: The summand, from the logit ``z`` and ``e = exp(z - shift)``. The
-      logit is finite, and ``e`` is 0 for a class that is left out.
+      logit is finite, and ``e`` is 0 for a class that is left out. It is 0
+      where both are 0.
     derivative: The derivative of the summand in ``z`` over ``factor``.
     factor: A constant that is multiplied last, so that nothing overflows.
     relative: Whether the sum is relative to ``exp(shift)``.
+    constant: Whether the derivative is not 0 where ``z`` and ``e`` are, so that
+      a class that is left out must be masked.
   """
 
   term: Callable[[jax.Array, jax.Array], jax.Array]
   derivative: Callable[[jax.Array, jax.Array], jax.Array]
   factor: float = 1.0
   relative: bool = False
+  constant: bool = False
 
 
 SUMS: dict[str, Sum] = {
   "sum_exp": Sum(lambda z, e: e, lambda z, e: e, relative=True),
   "sum_z_exp": Sum(lambda z, e: z * e, lambda z, e: e + z * e, relative=True),
-  "sum": Sum(lambda z, e: z, lambda z, e: jnp.ones_like(z)),
+  "sum": Sum(lambda z, e: z, lambda z, e: jnp.ones_like(z), constant=True),
   "sum_sq": Sum(lambda z, e: z * z, lambda z, e: z, factor=2.0),
 }
 RELATIVE = frozenset(name for name, rule in SUMS.items() if rule.relative)
@@ -148,33 +152,33 @@ def no_classes(target: jax.Array, like: jax.Array) -> ClassSums:
   return ClassSums(
     target=target,
     max=jnp.full_like(like, -jnp.inf),
-    max_id=jnp.zeros(like.shape, jnp.int32),
-    sum_exp=zero,
-    sum_z_exp=zero,
-    sum=zero,
-    sum_sq=zero,
+    max_id=jnp.zeros_like(like, dtype=jnp.int32),
     num_others=zero,
+    **dict.fromkeys(SUMS, zero),
   )
+
+
+def rescaled(sums: ClassSums, largest: jax.Array) -> ClassSums:
+  """The same sums with ``largest`` as the reference of the exponentials."""
+  factor = shrink_factor(sums.max, shift_of(largest))
+  relative = {
+    name: getattr(sums, name) * factor
+    for name, rule in SUMS.items()
+    if rule.relative
+  }
+  return sums._replace(max=largest, **relative)
 
 
 def merge(a: ClassSums, b: ClassSums) -> ClassSums:
   """The sums over the classes of both; the target is that of ``a``."""
   largest = jnp.maximum(a.max, b.max)  # NaN if either is.
-  shift = shift_of(largest)
-  factors = [shrink_factor(x.max, shift) for x in (a, b)]
-  out = {}
-  for name, rule in SUMS.items():
-    x, y = getattr(a, name), getattr(b, name)
-    if rule.relative:
-      x, y = (v * f for v, f in zip((x, y), factors, strict=True))
-    out[name] = x + y
+  x, y = rescaled(a, largest), rescaled(b, largest)
   # The blocks come in the order of their classes, so `a` has the first id.
   is_later = (b.max > a.max) | (jnp.isnan(b.max) & ~jnp.isnan(a.max))
-  return a._replace(
-    max=largest,
+  return x._replace(
     max_id=jnp.where(is_later, b.max_id, a.max_id),
     num_others=a.num_others + b.num_others,
-    **out,
+    **{name: getattr(x, name) + getattr(y, name) for name in SUMS},
   )
 
 

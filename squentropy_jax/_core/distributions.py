@@ -47,6 +47,16 @@ def possible_logits(z: jax.Array) -> tuple[jax.Array, jax.Array]:
   return possible, jnp.where(possible, z, jnp.zeros_like(z))
 
 
+def row_unit(z: jax.Array) -> jax.Array:
+  """What to divide each row by so that no square overflows, ``[..., 1]``.
+
+  It is a constant, and 1 unless a finite logit is above 2^40, about 1e12.
+  """
+  size = jnp.where(jnp.isfinite(z), jnp.abs(z), jnp.zeros_like(z))
+  largest = size.max(-1, keepdims=True) * 2.0**-40
+  return jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
+
+
 def per_row(number: jax.Array) -> jax.Array:
   """A hyper-parameter without its class axis of length 1."""
   return number[..., 0] if number.ndim else number

@@ -84,7 +84,8 @@ def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
 
 
 weighted.defjvps(
-  lambda dw, _, w, x: dw * jnp.clip(x, -HUGE, HUGE),
+  # Larger than HUGE: it is multiplied by moderate numbers only.
+  lambda dw, _, w, x: dw * jnp.clip(x, -1e30, 1e30),
   lambda dx, _, w, x: w * dx,
 )
 
@@ -98,6 +99,11 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
 quotient.defjvps(
   lambda da, _, a, b: da / b, lambda db, out, a, b: -out * (db / b)
 )
+
+
+def nan_if_infinite(x: jax.Array) -> jax.Array:
+  """``x``, with value and gradient NaN where ``x`` has overflowed."""
+  return x * jnp.where(jnp.isinf(x), jnp.nan, 1.0).astype(x.dtype)
 
 
 def power(log_base: jax.Array, exponent: jax.Array | float) -> jax.Array:

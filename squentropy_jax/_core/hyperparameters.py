@@ -104,7 +104,7 @@ def _as_number(
     checks.check_interval(name, np.asarray(value)[keep], interval, dtype)
   else:
     checks.check_interval(name, value, interval, dtype)
-  return jnp.asarray(value).astype(dtype)
+  return checks.as_jax(value, dtype)
 
 
 def _inside(interval: str) -> float:

@@ -3,8 +3,9 @@
 
 `checked` reads the arguments of a call before anything is traced. `prepare`
 is the traced part: it widens, moves the class axis last, masks classes, puts
-placeholders into dropped rows and finds the invalid ones. `checked_entries`
-does both for losses of single entries, such as binary ones.
+placeholders into dropped rows and finds the invalid ones. `checked_arrays`,
+`checked_entries` and `checked_numbers` do both for losses of single entries,
+such as binary ones.
 """
 
 from collections.abc import Mapping
@@ -165,13 +166,13 @@ def checked(
   keep = None
   if where is not None:
     where = as_where(where, batch, full)
-    if checks.is_concrete(where, beside=(array,)):
+    if checks.is_concrete(where, beside=(array, *others)):
       keep = np.asarray(where)
       keep = np.any(keep, axis=axis) if keep.ndim == len(full) else keep
     where = checks.shard_alike("where", where, array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      readable = checks.is_concrete(targets, beside=(array,))
+      readable = checks.is_concrete(targets, beside=(array, *others))
       if readable and (where is None or keep is not None):
         check_label_range(targets, full[axis], keep)
       targets = narrow_labels(targets, full[axis])
@@ -310,6 +311,39 @@ def nan_factor(invalid: jax.Array, dtype: np.dtype) -> jax.Array:
   return jnp.where(invalid, jnp.nan, 1.0).astype(dtype)
 
 
+def checked_arrays(
+  arrays: Mapping[str, ArrayLike], where: ArrayLike | None
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+  """Float arrays of one shape in their widest dtype, and a keep mask.
+
+  Dropped entries become 0. The first array says what the others must be.
+  """
+  floats = {n: checks.as_floats(value, n) for n, value in arrays.items()}
+  (first, like), *others = floats.items()
+  for name, array in others:
+    if array.shape != like.shape:
+      raise ValueError(
+        f"{name} must have the shape of {first} {like.shape}, got "
+        f"{array.shape}. Nothing is broadcast."
+      )
+  if where is not None:
+    where = as_where(where, like.shape, like.shape)
+    where = checks.shard_alike("where", where, like)
+  values = tuple(checks.shard_alike(n, x, like) for n, x in floats.items())
+  return _widen_entries(values, where), where
+
+
+@functools.partial(jax.jit, inline=True)
+def _widen_entries(
+  arrays: tuple[jax.Array, ...], keep: jax.Array | None
+) -> tuple[jax.Array, ...]:
+  wide = checks.compute_dtype(*(x.dtype for x in arrays))
+  arrays = tuple(x.astype(wide) for x in arrays)
+  if keep is None:
+    return arrays
+  return tuple(jnp.where(keep, x, jnp.zeros_like(x)) for x in arrays)
+
+
 def checked_entries(
   logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -330,31 +364,75 @@ def checked_entries(
     )
   if shape != scores.shape:
     raise ValueError(
-      f"labels must have the logits' shape {scores.shape}, got {shape}: a "
-      "binary loss takes one score per label."
+      f"labels must have the logits' shape {scores.shape}, got {shape}. A "
+      "binary loss takes one score for each label. "
+      + _advice_for_shapes(scores.shape, shape)
     )
   if where is not None:
     where = as_where(where, shape, shape)
   if checks.is_concrete(targets, where, beside=(scores,)):
     values = np.asarray(targets)
     bad = ~((values >= 0) & (values <= 1))
-    advice = "Drop padded entries with where=."
+    advice = (
+      "Pass (labels + 1) // 2 for labels -1 and 1, and drop padded entries "
+      "with where=."
+    )
     _refuse_first(values, bad, where, "[0, 1]", advice)
-  if where is not None:
-    where = checks.shard_alike("where", where, scores)
-  targets = checks.shard_alike("labels", targets, scores)
-  return *_prepare_entries(scores, jnp.asarray(targets), where), where
+  (scores,), where = checked_arrays({"logits": scores}, where)
+  targets = jnp.asarray(checks.shard_alike("labels", targets, scores))
+  return scores, _prepare_targets(targets, scores, where), where
+
+
+def _advice_for_shapes(scores: tuple[int, ...], labels: tuple[int, ...]) -> str:
+  """What to do about scores and labels of different shapes."""
+  if scores == (*labels, 1):
+    return "Pass logits[..., 0]."
+  if labels == (*scores, 1):
+    return "Pass labels[..., 0]."
+  if scores[:-1] == labels:
+    return (
+      "For class ids and one logit per class, use a loss such as "
+      "losses.cross_entropy."
+    )
+  return "Pass labels reshaped to it; nothing is broadcast."
 
 
 @functools.partial(jax.jit, inline=True)
-def _prepare_entries(
-  scores: jax.Array, targets: jax.Array, keep: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+def _prepare_targets(
+  targets: jax.Array, scores: jax.Array, keep: jax.Array | None
+) -> jax.Array:
   in_range = (targets >= 0) & (targets <= 1)
-  wide = checks.compute_dtype(scores.dtype)
-  targets = jnp.where(in_range, targets.astype(wide), jnp.nan)
-  scores = scores.astype(wide)
+  targets = jnp.where(in_range, targets.astype(scores.dtype), jnp.nan)
   if keep is not None:
-    scores = jnp.where(keep, scores, jnp.zeros_like(scores))
     targets = jnp.where(keep, targets, jnp.zeros_like(targets))
-  return scores, targets
+  return targets
+
+
+def checked_numbers(
+  hyperparameters: Hyperparameters,
+  values: Mapping[str, Any],
+  scores: jax.Array,
+  keep: jax.Array | None,
+  axes: tuple[int, ...] | None = None,
+) -> tuple[dict[str, jax.Array], Static]:
+  """The hyper-parameters of a loss of sets of entries, and its settings.
+
+  A number is a scalar or has one value for each set. With ``axes`` None all
+  entries are one set, else the sets are summed over ``axes`` and the numbers
+  come back with axes of length 1 in their place.
+  """
+  axes = tuple(range(scores.ndim)) if axes is None else axes
+  batch = tuple(n for i, n in enumerate(scores.shape) if i not in axes)
+  numbers, static = hyperparameters.split(values)
+  kept = readable = None
+  if keep is not None and any(map(np.ndim, numbers.values())):
+    kept = keep.any(axes)
+    readable = np.asarray(kept) if checks.is_concrete(kept) else None
+  arrays = hyperparameters.as_arrays(numbers, scores.dtype, batch, readable)
+  if kept is not None:
+    arrays = hyperparameters.placeholders(arrays, kept)
+  for name, x in arrays.items():
+    if x.ndim:
+      alike = checks.shard_alike(name, x, scores, axes)
+      arrays[name] = jnp.expand_dims(alike, axes)
+  return arrays, static

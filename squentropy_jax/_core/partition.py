@@ -3,21 +3,23 @@ r"""The logarithm of the simplex integral of an exponential, and its gradient.
 
 The integral of :math:`e^{\langle z, x \rangle}` over the simplex is the divided
 difference of exp at the nodes :math:`z_1, \dots, z_C`. The textbook sum over
-nodes cancels all digits for close nodes, and divides by 0 for equal ones. The
-contour integral
+nodes cancels for close nodes and divides by 0 for equal ones. The contour
+integral
 
 .. math::
   \exp[z_1, \dots, z_C] = \frac{1}{2 \pi i} \int
     \frac{e^s}{\prod_k (s - z_k)} \, ds
 
-has no such case. Its path is a hyperbola through the saddle point on the real
-axis, which opens to the left with a slope below 1: along it the integrand only
-decays, for every set of nodes, so nothing cancels, and the trapezoidal rule
-converges geometrically. The cost is linear in the number of classes. On such
-paths: Weideman and Trefethen, Parabolic and Hyperbolic Contours for Computing
-the Bromwich Integral, Mathematics of Computation 76, 2007.
+has no special case. Its path is a hyperbola through the saddle point on the
+real axis. The hyperbola opens to the left, and its branches are steeper than
+45 degrees. Along it the modulus of the integrand only decreases, for every set
+of nodes. Therefore nothing cancels, and the trapezoidal rule converges
+geometrically. The cost is linear in the number of classes. On such paths:
+Weideman and Trefethen, Parabolic and Hyperbolic Contours for Computing the
+Bromwich Integral, Mathematics of Computation 76, 2007.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -27,17 +29,18 @@ import numpy as np
 
 # Width over height of the hyperbola's branches, and its height in units of the
 # distance from the saddle to the largest node. Found by trial over node sets;
-# any slope below 1 is safe.
-_SLOPE = 0.8
+# any ratio below 1 is safe.
+_WIDTH_RATIO = 0.8
 _HEIGHT = 2.0
 # Nodes of the rule, and the decay (a logarithm) at which the path is cut.
 _RULE = {np.dtype(np.float32): (16, 18.0), np.dtype(np.float64): (40, 37.0)}
-# Of Newton's method on a concave function, from the left: never overshoots.
+# Steps of Newton's method, which starts on the left of the root of a concave
+# function and therefore never overshoots.
 _SADDLE_STEPS = 8
 
 
 class _Path(NamedTuple):
-  """Points of the path less the saddle ``[..., n, 1]``, and steps between."""
+  """Points of the path minus the saddle ``[..., n, 1]``, and their steps."""
 
   saddle: jax.Array  # [..., 1]
   real: jax.Array
@@ -47,29 +50,29 @@ class _Path(NamedTuple):
 
 
 def _path(z: jax.Array, possible: jax.Array) -> _Path:
-  """The path for logits of largest 0; a constant to differentiation."""
+  """The path for logits whose largest is 0; a constant to differentiation."""
   z = lax.stop_gradient(z)
   zero, one = jnp.zeros_like(z), jnp.ones_like(z[..., :1])
 
-  def moments(r: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def inverse_sums(r: jax.Array) -> tuple[jax.Array, jax.Array]:
     inverse = jnp.where(possible, 1.0 / (r - z), zero)
     square = jnp.square(inverse)
     return inverse.sum(-1, keepdims=True), square.sum(-1, keepdims=True)
 
   def newton(_: int, r: jax.Array) -> jax.Array:
-    first, second = moments(r)
+    first, second = inverse_sums(r)
     return r + (first * first - first) / second
 
   # The saddle solves sum 1 / (r - z_k) = 1; the sum of squares there, in units
   # of the largest term, counts the nodes that matter.
   r = lax.fori_loop(0, _SADDLE_STEPS, newton, one + 0.0 * z[..., :1])
-  _, second = moments(r)
+  _, second = inverse_sums(r)
   count, decay = _RULE[z.dtype]
   level = decay / (r * r * second)
   end = jnp.where(
-    level <= _SLOPE**2 / 2,
+    level <= _WIDTH_RATIO**2 / 2,
     jnp.sqrt(2.0 * level),
-    level / _SLOPE + _SLOPE / 2,
+    level / _WIDTH_RATIO + _WIDTH_RATIO / 2,
   )
   step = jnp.arcsinh(end / _HEIGHT) / count
   index = lax.iota(z.dtype, count).reshape((1,) * (z.ndim - 1) + (count,))
@@ -79,9 +82,9 @@ def _path(z: jax.Array, possible: jax.Array) -> _Path:
   size = _HEIGHT * r
   return _Path(
     saddle=r[..., 0],
-    real=-2.0 * _SLOPE * size * jnp.square(jnp.sinh(u / 2.0)),
+    real=-2.0 * _WIDTH_RATIO * size * jnp.square(jnp.sinh(u / 2.0)),
     imag=size * jnp.sinh(u),
-    real_step=-_SLOPE * size * jnp.sinh(u) * weight[..., None],
+    real_step=-_WIDTH_RATIO * size * jnp.sinh(u) * weight[..., None],
     imag_step=size * jnp.cosh(u) * weight[..., None],
   )
 
@@ -107,25 +110,35 @@ def _sums(
   return path, distance, real, imag
 
 
-def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Logits less their largest, which of them are possible, the largest."""
+def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Logits less their largest, and which of them are possible."""
   possible = z != -jnp.inf
   top = lax.stop_gradient(z.max(-1, keepdims=True))
-  return jnp.where(possible, z - top, jnp.zeros_like(z)), possible, top[..., 0]
+  centred = jnp.maximum(z - top, float(jnp.finfo(z.dtype).min))
+  return jnp.where(possible, centred, jnp.zeros_like(z)), possible
 
 
 @jax.custom_jvp
 def log_partition(z: jax.Array) -> jax.Array:
-  """``log exp[z_1, ..., z_C]`` of the last axis; ``-inf`` is left out."""
-  centred, possible, top = _centred(z)
+  """``log exp[z_1, ..., z_C]`` of the last axis, less the largest logit.
+
+  A logit of ``-inf`` is left out. The largest logit is a constant to
+  differentiation.
+  """
+  centred, possible = _centred(z)
   path, distance, _, imag = _sums(centred, possible)
-  product = jnp.log(distance).sum(-1)
-  return top + (path.saddle[..., 0] - product + jnp.log(imag.sum((-2, -1))))
+  # Half of a distance that overflows does not.
+  half = jnp.where(possible, z.max(-1, keepdims=True) / 2 - z / 2, 0.0)
+  far = half > float(jnp.finfo(z.dtype).max) / 4
+  log_half = jnp.log(jnp.where(far, half, 1.0)) + math.log(2.0)
+  log_distance = jnp.where(far, log_half, jnp.log(distance))
+  product = log_distance.sum(-1)
+  return path.saddle[..., 0] - product + jnp.log(imag.sum((-2, -1)))
 
 
 def mean(z: jax.Array) -> jax.Array:
-  """The gradient of `log_partition`: mean of the density on the simplex."""
-  centred, possible, _ = _centred(z)
+  """The gradient of `log_partition`: the mean of the density on the simplex."""
+  centred, possible = _centred(z)
   path, distance, real, imag = _sums(centred, possible)
   d = distance[..., None, :]
   x, y = 1.0 + path.real / d, path.imag / d

@@ -16,7 +16,7 @@ from squentropy_jax._core import class_sums, dense_sums
 from squentropy_jax._core import labels as prelude
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.declared import LogScores, Loss, P
-from squentropy_jax._core.distributions import Target, possible_logits
+from squentropy_jax._core.distributions import Target, possible_logits, row_unit
 from squentropy_jax._core.hyperparameters import (
   Domain,
   Hyperparameters,
@@ -27,7 +27,8 @@ from squentropy_jax._core.hyperparameters import (
 )
 
 Q = ParamSpec("Q")
-# ``formula(stats, **hyperparameters)``, element by element.
+# ``formula(stats, **hyperparameters)``, element by element. A transform that
+# rescales adds a second positional argument, the unit of the row.
 RowFormula = Callable[..., jax.Array]
 
 
@@ -39,14 +40,24 @@ class Transform(NamedTuple):
     subtract: ``"max"`` or ``"mean"`` of the row, for a loss that does not
       change if all logits are shifted, or None. It avoids cancellation in
       dense losses; a fused head leaves it out.
+    rescale: Whether a row with logits above 1e12 is divided by a unit of its
+      own first, so that no square overflows. The formula then has a second
+      positional argument ``unit`` with the default 1. A fused head leaves it
+      out.
   """
 
   divide_by: str | None = None
   subtract: str | None = None
+  rescale: bool = False
 
   def __call__(self, z: jax.Array, numbers: dict[str, jax.Array]) -> jax.Array:
-    """The transformed logits, the class axis last, ``-inf`` where they are."""
+    """The transformed logits, the class axis last, ``-inf`` where they are.
+
+    What overflows becomes the least finite number: its class remains possible.
+    """
     possible, finite = possible_logits(z)
+    if self.rescale:
+      finite = finite / row_unit(z)
     if self.subtract == "max":
       top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
       # An infinity would make the derivative in the divisor NaN.
@@ -54,9 +65,15 @@ class Transform(NamedTuple):
     elif self.subtract == "mean":
       count = jnp.maximum(possible.sum(-1, keepdims=True, dtype=jnp.int32), 1)
       mean = finite.sum(-1, keepdims=True) / count.astype(z.dtype)
-      finite = z - jax.lax.stop_gradient(mean)
+      # A mean that overflows is not needed: no sum is accurate there.
+      mean = jnp.where(jnp.isinf(mean), jnp.zeros_like(mean), mean)
+      finite = finite - jax.lax.stop_gradient(mean)
+    lost = finite == -jnp.inf
+    finite = jnp.where(lost, jnp.zeros_like(z), finite)
     if self.divide_by is not None:
       finite = finite / numbers[self.divide_by]
+      lost |= finite == -jnp.inf
+    finite = jnp.where(lost, float(jnp.finfo(z.dtype).min), finite)
     return jnp.where(possible, finite, z)
 
   def factor(self, numbers: Mapping[str, jax.Array]) -> jax.Array | None:
@@ -147,7 +164,10 @@ def _evaluate(
     arguments, axis, loss.hyperparameters, in_place=in_place
   )
   z, numbers = ready.logits, ready.numbers
+  units: tuple[jax.Array, ...] = ()
   if loss.transform is not None:
+    if loss.transform.rescale:
+      units = (row_unit(z),)
     z = loss.transform(z, expanded(numbers))
   if is_hard:
     assert ready.ids is not None
@@ -160,11 +180,13 @@ def _evaluate(
       reads=class_sums.sums_for(fields),
     )
     stats = class_sums.set_nan(class_sums.row_stats(sums), ready.invalid)
-    value = formula(stats, **numbers)
+    value = formula(stats, *(u[..., 0] for u in units), **numbers)
   else:
     target = Target(None, ready.probabilities)
     one_axis_more = expanded(numbers)
-    value = target.expected(z, lambda stats: formula(stats, **one_axis_more))
+    value = target.expected(
+      z, lambda stats: formula(stats, *units, **one_axis_more)
+    )
     value *= prelude.nan_factor(ready.invalid, z.dtype)
   return prelude.drop(value, ready.keep)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Newton's method with conjugate gradients, for smooth convex functions."""
+"""Newton's method for smooth convex functions, and bisection."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -12,9 +12,54 @@ import jax.numpy as jnp
 from squentropy_jax._core.varying import vary_like
 
 _T = TypeVar("_T")
-_STEPS = 100
+# Limits of Newton's method: its steps, the halvings of a step, and the steps of
+# the conjugate gradients that find its direction.
+_NEWTON_STEPS = 100
 _HALVINGS = 30
 _CG_STEPS = 200
+
+
+def _mean(low: Array, high: Array) -> Array:
+  return (low + high) / 2
+
+
+def geometric_mean(low: Array, high: Array) -> Array:
+  """The geometric mean, without overflow."""
+  return jnp.sqrt(low) * jnp.sqrt(high)
+
+
+def bisect(
+  is_past: Callable[[Array], Array],
+  low: Array,
+  high: Array,
+  steps: int,
+  *,
+  middle: Callable[[Array, Array], Array] = _mean,
+) -> Array:
+  """Finds where a predicate turns from False to True by bisection.
+
+  Args:
+    is_past: A predicate of a number, False up to the point and True after it.
+      A NaN inside it counts as False.
+    low: A number at or before the point.
+    high: A number after the point.
+    steps: The number of halvings, static.
+    middle: The point at which an interval is halved. `geometric_mean` halves
+      the logarithm of a positive interval.
+
+  Returns:
+    The middle of the last interval.
+  """
+
+  def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = bounds
+    x = middle(low, high)
+    past = is_past(x)
+    return jnp.where(past, low, x), jnp.where(past, x, high)
+
+  # Inside `shard_map` the bounds must vary over the axes of the predicate.
+  bounds = vary_like((low, high), is_past(low))
+  return middle(*jax.lax.fori_loop(0, steps, halve, bounds))
 
 
 class _Point(NamedTuple):
@@ -32,40 +77,41 @@ def _solve(
   """
 
   def goes_on(state: tuple[Array, ...]) -> Array:
-    count, _, _, _, square = state
-    return (count < steps) & (square > jnp.square(tolerance) * jnp.vdot(b, b))
+    count, _, _, _, sum_sq = state
+    return (count < steps) & (sum_sq > jnp.square(tolerance) * jnp.vdot(b, b))
 
   def advance(state: tuple[Array, ...]) -> tuple[Array, ...]:
-    count, x, residual, p, square = state
+    count, x, residual, p, sum_sq = state
     image = curvature(p)
-    length = square / jnp.vdot(p, image)
+    length = sum_sq / jnp.vdot(p, image)
     residual = residual - length * image
     new = jnp.vdot(residual, residual)
-    return count + 1, x + length * p, residual, residual + new / square * p, new
+    p_next = residual + new / sum_sq * p
+    return count + 1, x + length * p, residual, p_next, new
 
   start = vary_like((jnp.zeros((), jnp.int32), jnp.zeros_like(b)), b)
   return jax.lax.while_loop(goes_on, advance, (*start, b, b, jnp.vdot(b, b)))[1]
 
 
-def minimize(f: Callable[[_T], Array], start: _T) -> _T:
-  """The minimum of a smooth convex ``f``, started at ``start``.
+def newton(f: Callable[[_T], Array], start: _T) -> _T:
+  """Minimises a smooth convex ``f`` by Newton's method, from ``start``.
 
-  There is no learning rate, and the Hessian is only applied to vectors. It
-  ends where no step makes progress that floating point can see, or after 100
-  steps: always finite, also where ``f`` has no minimum.
+  It has no learning rate, and applies the Hessian to vectors only. It ends
+  when no step makes progress in floating point, or after 100 steps. The result
+  is finite even if ``f`` has no minimum.
   """
   start_x, unravel = ravel_pytree(start)
-  # Or inside `shard_map` slopes would be summed over the devices.
+  # Otherwise `shard_map` would sum the gradients over the devices.
   start_x = vary_like(start_x, f(start))
   eps = float(jnp.finfo(start_x.dtype).eps)
-  slope_of = jax.value_and_grad(lambda x: f(unravel(x)))
+  value_and_gradient = jax.value_and_grad(lambda x: f(unravel(x)))
 
   def at(x: Array) -> _Point:
-    return _Point(x, *slope_of(x))
+    return _Point(x, *value_and_gradient(x))
 
   def direction(point: _Point) -> Array:
     def curvature(v: Array) -> Array:
-      return jax.jvp(lambda x: slope_of(x)[1], (point.x,), (v,))[1]
+      return jax.jvp(lambda x: value_and_gradient(x)[1], (point.x,), (v,))[1]
 
     size = jnp.linalg.norm(point.gradient)
     # Loose far from the minimum, tight near it: convergence above linear.
@@ -75,15 +121,15 @@ def minimize(f: Callable[[_T], Array], start: _T) -> _T:
 
   def line_search(point: _Point) -> tuple[_Point, Array]:
     step = direction(point)
-    slope = jnp.vdot(point.gradient, step)
-    # Near the minimum the values are equal up to rounding and the slopes
-    # decide: a convex function has not gone too far while its slope along the
-    # line is below half of what it was.
+    derivative = jnp.vdot(point.gradient, step)
+    # Near the minimum the values are equal up to rounding, so the derivative
+    # along the line decides: a step is not too long while it is negative, or
+    # below half of its first size.
     limit = point.value + 8 * eps * jnp.abs(point.value)
 
     def too_far(state: tuple[Array, Array, _Point]) -> Array:
       halvings, _, new = state
-      far = jnp.vdot(new.gradient, step) > -slope / 2
+      far = jnp.vdot(new.gradient, step) > -derivative / 2
       lower = (new.value <= limit) & ~far
       return ~lower & (halvings < _HALVINGS)
 
@@ -101,12 +147,12 @@ def minimize(f: Callable[[_T], Array], start: _T) -> _T:
     progress = (new.value < point.value) | (
       jnp.linalg.norm(new.gradient) < jnp.linalg.norm(point.gradient)
     )
-    return new, (slope < 0) & (halvings < _HALVINGS) & progress
+    return new, (derivative < 0) & (halvings < _HALVINGS) & progress
 
   def goes_on(state: tuple[Array, Array, _Point]) -> Array:
     count, moved, point = state
     flat = jnp.max(jnp.abs(point.gradient)) <= eps
-    return moved & ~flat & (count < _STEPS)
+    return moved & ~flat & (count < _NEWTON_STEPS)
 
   def advance(
     state: tuple[Array, Array, _Point],

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of calibration; matplotlib is imported when one is drawn."""
+"""Plots of calibration. They need matplotlib, which is imported on use."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from squentropy_jax.calibration import _bins
-from squentropy_jax.calibration._bins import BinStats
-from squentropy_jax.calibration._errors import expected_calibration_error
-from squentropy_jax.calibration._selective import RiskCoverage
+from squentropy_jax.calibration import _metrics_bin_stats
+from squentropy_jax.calibration._metrics_bin_stats import BinStats
+from squentropy_jax.calibration._metrics_binned_errors import (
+  expected_calibration_error,
+)
+from squentropy_jax.calibration._metrics_selective import RiskCoverage
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -17,23 +19,26 @@ if TYPE_CHECKING:
 def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   r"""Draws accuracy against confidence, bin by bin.
 
+  Use it to see where a model is overconfident (bars below the diagonal) or
+  underconfident (above).
+
   .. math:: \mathrm{gap}_b = h_b / n_b - s_b / n_b
 
-  Bars are the accuracy of each bin, hatched ones its gap to the mean
-  confidence; the dashed diagonal is perfect. Below, the share of rows in each
-  bin on the same axis of confidence. The title has the expected calibration
-  error.
+  Bars show the accuracy of each bin, hatched bars its gap to the mean
+  confidence. The dashed diagonal is perfect calibration. The strip at the
+  bottom shows the share of examples in each bin. The title states the expected
+  calibration error.
 
   Args:
-    stats: Statistics of :func:`squentropy_jax.calibration.bin_stats`.
-    ax: Axes to draw on; new ones without.
+    stats: Statistics from :func:`squentropy_jax.calibration.bin_stats`.
+    ax: Axes to draw on. None creates new ones.
 
   Returns:
     The axes.
 
   Raises:
     ImportError: If matplotlib is not installed.
-    TypeError: If ``stats`` is no :class:`BinStats`.
+    TypeError: If ``stats`` is not a :class:`BinStats`.
 
   Examples:
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
@@ -48,7 +53,7 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   """
   import matplotlib.pyplot as plt
 
-  _bins.check_stats("stats", stats)
+  _metrics_bin_stats.check_stats("stats", stats)
   if ax is None:
     _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
   counts = np.asarray(stats.counts)
@@ -56,19 +61,21 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
   confidence = np.asarray(stats.confidence)
   width = 1 / len(counts)
   left = np.arange(len(counts)) * width
-  full = counts > 0
+  has_rows = counts > 0
   bar = {
     "width": width,
     "align": "edge",
     "edgecolor": "white",
     "linewidth": 0.5,
   }
-  ax.bar(left[full], accuracy[full], color="C0", label="accuracy", **bar)
-  gap = (confidence - accuracy)[full]
   ax.bar(
-    left[full],
+    left[has_rows], accuracy[has_rows], color="C0", label="accuracy", **bar
+  )
+  gap = (confidence - accuracy)[has_rows]
+  ax.bar(
+    left[has_rows],
     gap,
-    bottom=accuracy[full],
+    bottom=accuracy[has_rows],
     width=width,
     align="edge",
     facecolor="none",
@@ -90,24 +97,27 @@ def reliability_diagram(stats: BinStats, ax: "Axes | None" = None) -> "Axes":
 
 
 def risk_coverage(curve: RiskCoverage, ax: "Axes | None" = None) -> "Axes":
-  r"""Draws the share of errors against the share of examples answered.
+  r"""Draws the error rate against the share of examples that are answered.
+
+  Use it to choose a rejection rate, and to see how far the order of confidences
+  is from the best one.
 
   .. math:: (k / n, r_k)
 
-  The dashed line is the best order of the same errors: none until only errors
-  are left. The title has the area under the curve.
+  The dashed line is the same errors in the best order: all hits before all
+  errors. The title states the area under the curve.
 
   Args:
-    curve: The curve of
+    curve: The result of
       :func:`squentropy_jax.calibration.risk_coverage_curve`.
-    ax: Axes to draw on; new ones without.
+    ax: Axes to draw on. None creates new ones.
 
   Returns:
     The axes.
 
   Raises:
     ImportError: If matplotlib is not installed.
-    TypeError: If ``curve`` is no :class:`RiskCoverage`.
+    TypeError: If ``curve`` is not a :class:`RiskCoverage`.
 
   Examples:
     >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
@@ -123,7 +133,7 @@ def risk_coverage(curve: RiskCoverage, ax: "Axes | None" = None) -> "Axes":
 
   if not isinstance(curve, RiskCoverage):
     raise TypeError(
-      f"curve must be a RiskCoverage, got {type(curve).__name__}; pass "
+      f"curve must be a RiskCoverage, got {type(curve).__name__}. Pass "
       "risk_coverage_curve(probabilities, labels)."
     )
   if ax is None:
@@ -131,7 +141,7 @@ def risk_coverage(curve: RiskCoverage, ax: "Axes | None" = None) -> "Axes":
   points = np.stack([np.asarray(x, np.float64) for x in curve])
   if points.size == 0:
     points = np.full((2, 1), np.nan)
-  # Without the last point's copies in the place of dropped rows.
+  # The last point is repeated for each dropped example.
   coverage, risk = points[:, np.append(True, points[0, :-1] < 1)]
   error = risk[-1]
   best = np.maximum(0, coverage - (1 - error)) / coverage

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear heads with a loss, which never hold the logits of all rows."""
 
-from squentropy_jax.fused._heads import linear_loss as linear_loss
-from squentropy_jax.fused._heads import linear_loss_sum as linear_loss_sum
-from squentropy_jax.fused._heads import linear_row_stats as linear_row_stats
+from squentropy_jax.fused._api import linear_loss as linear_loss
+from squentropy_jax.fused._api import linear_loss_sum as linear_loss_sum
+from squentropy_jax.fused._api import linear_row_stats as linear_row_stats

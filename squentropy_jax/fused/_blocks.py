@@ -25,7 +25,7 @@ def over_blocks(
 ) -> tuple[Any, tuple[Any, Any]]:
   """Folds ``carry, y = step(carry, start, width, x)`` over ``total`` in blocks.
 
-  The last block may be narrower. ``xs``, and what is returned beside the carry,
+  The last block may be narrower. ``xs``, and what is returned with the carry,
   are the values of the full blocks, stacked, and that of the narrow one.
   """
   full, tail = divmod(total, size)

@@ -1,37 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tile of logits, some rows by some classes: its sums and its cotangent."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks as _checks
-
-# What `linear_row_stats` reads.
-ALL_FIELDS = frozenset(("log_odds", "rest_sum", "rest_sq", "rest_max"))
+from squentropy_jax._core import checks
+from squentropy_jax._core.class_sums import (
+  RELATIVE,
+  SUMS,
+  ClassSums,
+  Sum,
+  merge,
+  no_classes,
+  shift_of,
+)
 
 
 class Head(NamedTuple):
-  """What is fixed while tracing about a linear head and its loss.
+  """What is static about a linear head and its loss.
 
   Attributes:
     class_axis: The class axis of the kernel, 0 or 1.
     soft_cap: Logits become ``soft_cap * tanh(logits / soft_cap)``, if not None.
-    reads: The fields of `RowStats` that the loss reads.
-    scaled: Whether the loss multiplies the logits by a number of its own.
+    reads: The fields of `ClassSums` that the loss reads.
+    scaled: Whether the loss multiplies the logits of each row by a factor.
   """
 
   class_axis: int
   soft_cap: float | None
-  reads: frozenset[str]
+  reads: frozenset[str] = frozenset()
   scaled: bool = False
 
   @property
-  def mass(self) -> bool:
-    """Whether the loss reads the exponentials."""
-    return bool(self.reads & {"log_odds", "rest_lse"})
+  def sums(self) -> tuple[str, ...]:
+    """The names in `SUMS` that the loss reads."""
+    return tuple(name for name in SUMS if name in self.reads)
+
+  @property
+  def has_exps(self) -> bool:
+    """Whether the loss reads a sum of exponentials."""
+    return bool(self.reads & RELATIVE)
+
+  @property
+  def has_max(self) -> bool:
+    """Whether the largest logit is computed."""
+    return self.has_exps or "max" in self.reads
 
 
 class Arrays(NamedTuple):
@@ -40,14 +57,14 @@ class Arrays(NamedTuple):
   Attributes:
     features: ``[R, d]``.
     kernel: ``[d, V]``, or ``[V, d]`` for class axis 0.
-    bias: ``[V]``; ``-inf`` takes a class out.
-    scale: A scalar that multiplies the capped logits.
+    bias: ``[V]``; ``-inf`` makes a class impossible.
+    factor: ``[R]``; multiplies the capped logits of each row.
   """
 
   features: jax.Array
   kernel: jax.Array
   bias: jax.Array | None = None
-  scale: jax.Array | None = None
+  factor: jax.Array | None = None
 
   @property
   def operand_dtype(self) -> jnp.dtype:
@@ -62,57 +79,13 @@ class Arrays(NamedTuple):
   @property
   def sum_dtype(self) -> jnp.dtype:
     """The dtype of logits, sums and losses."""
-    return _checks.compute_dtype(self.operand_dtype)
+    return checks.compute_dtype(self.operand_dtype)
 
 
 # Cotangents of some of the `Arrays`, by name.
 Gradient = dict[str, jax.Array]
-
-
-class Sums(NamedTuple):
-  """Sums over the classes of rows ``[R]`` that are no row's target.
-
-  Attributes:
-    own: The logits of the row's targets, ``[R, K]``; 0 for an unused one.
-    top: The largest logit, ``-inf`` if there is none.
-    top_id: Its class; the lowest among equals.
-    mass: The sum of ``exp(logit - shift)``, see `shift_of`.
-    tilt: The sum of ``logit * exp(logit - shift)``, if the head is scaled.
-    total: The sum of the logits.
-    square: The sum of their squares.
-  """
-
-  own: jax.Array
-  top: jax.Array
-  top_id: jax.Array
-  mass: jax.Array
-  tilt: jax.Array
-  total: jax.Array
-  square: jax.Array
-
-
-class Slopes(NamedTuple):
-  """The cotangents of the fields of `Sums` with these names."""
-
-  own: jax.Array
-  top: jax.Array
-  mass: jax.Array
-  total: jax.Array
-  square: jax.Array
-
-
-def no_sums(rows: int, targets: int, dtype: jnp.dtype) -> Sums:
-  """The sums over no class."""
-  zero = jnp.zeros((rows,), dtype)
-  return Sums(
-    own=jnp.zeros((rows, targets), dtype),
-    top=jnp.full((rows,), -jnp.inf, dtype),
-    top_id=jnp.zeros((rows,), jnp.int32),
-    mass=zero,
-    tilt=zero,
-    total=zero,
-    square=zero,
-  )
+# Cotangents of the target and of those fields of `ClassSums` that have one.
+Cotangents = dict[str, jax.Array]
 
 
 def product(
@@ -180,15 +153,9 @@ def mark(tile: jax.Array, cols: jax.Array, values: jax.Array) -> jax.Array:
   )
 
 
-def possible(tile: jax.Array) -> jax.Array:
-  """1 for an entry, 0 for ``-inf``; NaN and inf are NaN."""
-  return finite(tile) * 0.0 + jnp.where(tile == -jnp.inf, 0.0, 1.0)
-
-
 def finite(tile: jax.Array) -> jax.Array:
-  """The tile with 0 for ``-inf``; NaN and inf are NaN."""
-  loud = tile + 0.0 * tile
-  return jnp.where(tile == -jnp.inf, jnp.zeros_like(tile), loud)
+  """The tile with 0 for ``-inf``; NaN and inf become NaN."""
+  return jnp.where(tile == -jnp.inf, jnp.zeros_like(tile), tile + 0.0 * tile)
 
 
 def logits(head: Head, arrays: Arrays) -> jax.Array:
@@ -205,90 +172,164 @@ def logits(head: Head, arrays: Arrays) -> jax.Array:
     z += arrays.bias.astype(z.dtype)[None]
   if head.soft_cap is not None:
     z = head.soft_cap * jnp.tanh(z / head.soft_cap)
-  if arrays.scale is not None:
-    z *= arrays.scale
+  if arrays.factor is not None:
+    z *= arrays.factor[:, None]
   if arrays.bias is not None:
-    # Neither a cap nor a scale brings an impossible class back.
+    # Neither a cap nor a factor makes an impossible class possible.
     z = jnp.where((arrays.bias == -jnp.inf)[None], -jnp.inf, z)
   return z
 
 
-def slope(head: Head, scale: jax.Array | None, z: jax.Array) -> jax.Array:
-  """The derivative of logits, given as ``z``, by products plus bias."""
-  out = jnp.ones_like(z) if scale is None else jnp.full_like(z, scale)
+def logit_derivative(
+  head: Head, factor: jax.Array | None, z: jax.Array
+) -> jax.Array:
+  """The derivative of the logits ``z`` by the products plus bias.
+
+  ``factor`` has the shape of ``z`` or broadcasts to it.
+  """
+  out = (
+    jnp.ones_like(z) if factor is None else jnp.broadcast_to(factor, z.shape)
+  )
   if head.soft_cap is not None:
-    capped = finite(z) if scale is None else finite(z) / scale
-    out *= possible(z) - jnp.square(capped / head.soft_cap)
+    capped = finite(z) if factor is None else finite(z) / factor
+    # The cap has no derivative at NaN, nor at an impossible class.
+    one = jnp.where(z == -jnp.inf, 0.0, 1.0) + 0.0 * capped
+    out *= one - jnp.square(capped / head.soft_cap)
   return out
 
 
-def shift_of(top: jax.Array) -> jax.Array:
-  """What is subtracted before exp: a constant, 0 for an empty rest."""
-  top = lax.stop_gradient(top)
-  # inf stays, and makes the row NaN.
-  return jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
+def as_column(factor: jax.Array | None) -> jax.Array | None:
+  """The factor of each row with a class axis of length 1."""
+  return None if factor is None else factor[:, None]
 
 
-def shrink_of(top: jax.Array, shift: jax.Array) -> jax.Array:
-  """What turns exponentials relative to ``top`` into ones to ``shift``."""
-  return jnp.exp(lax.stop_gradient(top) - shift)
+def sum_derivative(rule: Sum, z: jax.Array, exps: jax.Array) -> jax.Array:
+  """The derivative of a sum by every logit, 0 for ``-inf``, over its factor."""
+  derivative = rule.derivative(finite(z), exps)
+  # A mask that is not needed would take the memory of a tile.
+  if rule.constant:
+    derivative = jnp.where(z == -jnp.inf, jnp.zeros_like(z), derivative)
+  return derivative
+
+
+class Tile(NamedTuple):
+  """A tile of logits whose sums are known.
+
+  Attributes:
+    logits: The logits, ``-inf`` at the targets.
+    exps: Their exponentials relative to the largest logit so far.
+    arrays: The rows and classes of the tile.
+  """
+
+  logits: jax.Array
+  exps: jax.Array
+  arrays: Arrays
+
+
+class RowSums(NamedTuple):
+  """The class sums of rows, and how they change with the factor.
+
+  Attributes:
+    classes: The sums over the classes that are no target of the row.
+    by_factor: Has for each sum the sum of its derivative by each logit, times
+      that logit. Its ``max`` is that of ``classes``. None if the loss has no
+      factor.
+  """
+
+  classes: ClassSums
+  by_factor: ClassSums | None
+
+
+def no_row_sums(
+  head: Head, rows: int, targets: int, dtype: jnp.dtype
+) -> RowSums:
+  """The sums over no class."""
+  none = no_classes(jnp.zeros((rows, targets), dtype), jnp.zeros(rows, dtype))
+  return RowSums(none, none if head.scaled else None)
 
 
 def add_tile(
-  head: Head, sums: Sums, z: jax.Array, ids: jax.Array, start: jax.Array | int
-) -> tuple[Sums, jax.Array]:
-  """The sums with a tile more, and the tile with ``-inf`` at the targets."""
+  head: Head,
+  before: RowSums,
+  part: Arrays,
+  ids: jax.Array,
+  start: jax.Array | int,
+) -> tuple[RowSums, Tile]:
+  """The sums with one more tile of classes, and the tile."""
+  z = logits(head, part)
+  sums = before.classes
   cols = columns(ids, start, z.shape[1])
-  own = sums.own + pick(z, cols)
-  z = mark(z, cols, jnp.full_like(own, -jnp.inf))
-  out = sums._replace(own=own)
-  if head.mass or "rest_max" in head.reads:
-    top = z.max(-1)
-    later = ~(top <= sums.top) & ~jnp.isnan(sums.top)  # The first NaN stays.
-    out = out._replace(top=jnp.where(later, top, sums.top))
-  if head.mass:
-    shift = shift_of(out.top)
-    shrink = shrink_of(sums.top, shift)
-    exps = jnp.exp(z - shift[:, None])
-    out = out._replace(mass=sums.mass * shrink + exps.sum(-1))
-    if head.scaled:
-      tilt = (finite(z) * exps).sum(-1)
-      out = out._replace(tilt=sums.tilt * shrink + tilt)
-  if "rest_sum" in head.reads:
-    out = out._replace(total=sums.total + finite(z).sum(-1))
-  if "rest_sq" in head.reads:
-    out = out._replace(square=sums.square + jnp.square(finite(z)).sum(-1))
-  if "rest_max" in head.reads:
-    # Blocks come in the order of their ids, so an equal one later is not taken.
-    top_id = start + jnp.argmax(z, axis=-1).astype(jnp.int32)
-    out = out._replace(top_id=jnp.where(later, top_id, sums.top_id))
-  return out, z
+  target = sums.target + pick(z, cols)
+  z = mark(z, cols, jnp.full_like(target, -jnp.inf))
+  found = no_classes(target, sums.max)
+  exps = jnp.zeros_like(z)
+  if head.has_max:
+    # Relative to the largest logit of all tiles, so `merge` rescales one side.
+    found = found._replace(max=jnp.maximum(sums.max, z.max(-1)))
+  if head.has_exps:
+    exps = jnp.exp(z - shift_of(found.max)[:, None])
+  if "max" in head.reads:
+    max_id = start + jnp.argmax(z, axis=-1).astype(jnp.int32)
+    found = found._replace(max_id=max_id)
+  clean = finite(z)
+  terms = {name: SUMS[name].term(clean, exps) for name in head.sums}
+  after = merge(
+    sums._replace(target=target),
+    found._replace(**{name: x.sum(-1) for name, x in terms.items()}),
+  )
+  by_factor = before.by_factor
+  if by_factor is not None:
+    rates = {
+      name: clean * SUMS[name].derivative(clean, exps) for name in head.sums
+    }
+    by_factor = merge(
+      by_factor,
+      found._replace(**{name: x.sum(-1) for name, x in rates.items()}),
+    )
+  return RowSums(after, by_factor), Tile(z, exps, part)
 
 
 def cotangent(
   head: Head,
   part: Arrays,
   z: jax.Array,
-  sums: Sums,
-  slopes: Slopes,
+  sums: ClassSums,
+  cotangents: Cotangents,
   ids: jax.Array,
   start: jax.Array | int,
 ) -> jax.Array:
   """The cotangent of products plus bias, for logits ``z`` and their sums.
 
-  The slopes by ``own`` are those by products plus bias already, and ``z`` may
-  hold anything at the targets.
+  The cotangent of ``target`` is that of its product plus bias already, and
+  ``z`` may hold anything at the targets.
   """
-  g = jnp.zeros_like(z)
-  if head.mass:
-    g += slopes.mass[:, None] * jnp.exp(z - shift_of(sums.top)[:, None])
-  if "rest_sum" in head.reads:
-    g += slopes.total[:, None] * possible(z)
-  if "rest_sq" in head.reads:
-    clean = z if part.bias is None else finite(z)
-    g += (2.0 * slopes.square)[:, None] * clean
-  if "rest_max" in head.reads:
-    top = columns(sums.top_id[:, None], start, z.shape[1])
-    g = mark(g, top, pick(g, top) + slopes.top[:, None])
-  g *= slope(head, part.scale, z)
-  return mark(g, columns(ids, start, z.shape[1]), slopes.own)
+  g = exps = jnp.zeros_like(z)
+  if any(name in RELATIVE for name in cotangents):
+    exps = jnp.exp(z - shift_of(sums.max)[:, None])
+  for name, rule in SUMS.items():
+    if name in cotangents:
+      by_row = (rule.factor * cotangents[name])[:, None]
+      if part.bias is None:  # No class is impossible.
+        g += by_row * rule.derivative(z, exps)
+      else:
+        g += by_row * sum_derivative(rule, z, exps)
+  if "max" in cotangents:
+    largest = columns(sums.max_id[:, None], start, z.shape[1])
+    g = mark(g, largest, pick(g, largest) + cotangents["max"][:, None])
+  g *= logit_derivative(head, as_column(part.factor), z)
+  return mark(g, columns(ids, start, z.shape[1]), cotangents["target"])
+
+
+def factor_gradient(
+  factor: jax.Array, sums: RowSums, cotangents: Mapping[str, jax.Array]
+) -> jax.Array:
+  """The gradient of the factor of each row, from the sums over all classes."""
+  assert sums.by_factor is not None
+  target = finite(sums.classes.target)
+  by_row = (cotangents["target"] * target).sum(-1)
+  if "max" in cotangents:
+    by_row += cotangents["max"] * finite(sums.classes.max)
+  for name, rule in SUMS.items():
+    if name in cotangents:
+      by_row += rule.factor * cotangents[name] * getattr(sums.by_factor, name)
+  return by_row / factor

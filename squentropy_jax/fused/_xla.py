@@ -2,24 +2,31 @@
 """The passes over a linear head on one device, in plain XLA operations.
 
 Features are ``[N, d]`` here, target ids ``[N, K]`` and count from the first of
-the classes at hand; an id outside them is no target here.
+the classes on the device; an id outside them is no target here.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from squentropy_jax._core import varying
+from squentropy_jax._core.class_sums import ClassSums
 from squentropy_jax.fused import _blocks, _tiles
 from squentropy_jax.fused._blocks import Blocks
-from squentropy_jax.fused._tiles import Arrays, Gradient, Head, Slopes, Sums
+from squentropy_jax.fused._tiles import (
+  Arrays,
+  Cotangents,
+  Gradient,
+  Head,
+  RowSums,
+)
 
 
 def num_classes(head: Head, arrays: Arrays) -> int:
-  """How many classes are at hand."""
+  """How many classes the arrays have."""
   return arrays.kernel.shape[head.class_axis]
 
 
@@ -54,7 +61,7 @@ def cut_classes(
 def put_classes(
   head: Head, gradient: Gradient, part: Gradient, start: jax.Array | int
 ) -> Gradient:
-  """The inverse of `cut_classes`, rounding to the dtypes of the whole."""
+  """The inverse of `cut_classes`; ``part`` is cast to the gradient's dtypes."""
   return gradient | {
     name: lax.dynamic_update_slice_in_dim(
       gradient[name], part[name].astype(gradient[name].dtype), start, axis
@@ -64,6 +71,19 @@ def put_classes(
   }
 
 
+class Rows(NamedTuple):
+  """What of a head's arrays has rows, to be cut into blocks."""
+
+  features: jax.Array
+  factor: jax.Array | None
+  ids: jax.Array
+
+
+def with_rows(arrays: Arrays, rows: Rows) -> Arrays:
+  """The arrays with some of their rows."""
+  return arrays._replace(features=rows.features, factor=rows.factor)
+
+
 def sums_of_rows(
   head: Head,
   width: int,
@@ -71,25 +91,24 @@ def sums_of_rows(
   ids: jax.Array,
   each: Callable[..., tuple[Any, Any]] | None = None,
   extra: Any = None,
-) -> tuple[Sums, Any, tuple[Any, Any]]:
+) -> tuple[RowSums, Any, tuple[Any, Any]]:
   """The sums of some rows, in one tile of ``width`` classes after the other.
 
-  ``extra, y = each(extra, sums before, sums after, tile, arrays of the tile)``
-  is folded over the same tiles.
+  ``extra, y = each(extra, sums before, sums after, tile)`` is folded over the
+  same tiles.
   """
 
   def step(carry, start, width, _):
-    sums, extra = carry
+    before, extra = carry
     part = classes_of(head, arrays, start, width)
-    z = _tiles.logits(head, part)
-    new, z = _tiles.add_tile(head, sums, z, ids, start)
+    after, tile = _tiles.add_tile(head, before, part, ids, start)
     y = None
     if each is not None:
-      extra, y = each(extra, sums, new, z, part)
-    return (new, extra), y
+      extra, y = each(extra, before.classes, after.classes, tile)
+    return (after, extra), y
 
   rows, targets = ids.shape
-  sums = _tiles.no_sums(rows, targets, arrays.sum_dtype)
+  sums = _tiles.no_row_sums(head, rows, targets, arrays.sum_dtype)
   carry = varying.vary((sums, extra), varying.axes_of(arrays, ids))
   (sums, extra), ys = _blocks.over_blocks(
     step, carry, num_classes(head, arrays), width
@@ -99,35 +118,24 @@ def sums_of_rows(
 
 def row_sums(
   head: Head, blocks: Blocks, arrays: Arrays, ids: jax.Array
-) -> Sums:
+) -> RowSums:
   """The sums of every row: one matrix product."""
 
   def step(_, rows):
-    some = arrays._replace(features=rows[0])
-    return None, sums_of_rows(head, blocks.classes, some, rows[1])[0]
+    some = with_rows(arrays, rows)
+    return None, sums_of_rows(head, blocks.classes, some, rows.ids)[0]
 
-  rows = (arrays.features, ids)
+  rows = Rows(arrays.features, arrays.factor, ids)
   return _blocks.over_rows(step, None, rows, blocks.rows)[1]
 
 
-def own_by_products(
-  head: Head, arrays: Arrays, sums: Sums, slopes: Slopes
-) -> Slopes:
-  """The slopes, those by own logits taken back to products plus bias."""
-  slope = _tiles.slope(head, arrays.scale, sums.own)
-  return slopes._replace(own=slopes.own * slope)
-
-
-def slope_by_scale(scale: jax.Array, sums: Sums, slopes: Slopes) -> jax.Array:
-  """The gradient of the scale, from the sums over all classes."""
-  by_row = (
-    (slopes.own * _tiles.finite(sums.own)).sum(-1)
-    + slopes.top * _tiles.finite(sums.top)
-    + slopes.mass * sums.tilt
-    + slopes.total * sums.total
-    + 2.0 * slopes.square * sums.square
-  )
-  return by_row.sum() / scale
+def target_by_products(
+  head: Head, arrays: Arrays, sums: ClassSums, cotangents: Cotangents
+) -> Cotangents:
+  """The cotangents, that of the target taken back to products plus bias."""
+  factor = _tiles.as_column(arrays.factor)
+  derivative = _tiles.logit_derivative(head, factor, sums.target)
+  return cotangents | {"target": cotangents["target"] * derivative}
 
 
 def zeros_like(
@@ -136,7 +144,7 @@ def zeros_like(
   axes: frozenset[str],
   kernel_dtype: jnp.dtype | None = None,
 ) -> Gradient:
-  """A gradient of 0 of what is wanted, in the dtype of sums if not told."""
+  """A gradient of 0 of what is wanted, in the dtype of sums by default."""
   zeros = {
     name: jnp.zeros(getattr(arrays, name).shape, arrays.sum_dtype)
     for name in sorted(wanted)
@@ -151,7 +159,7 @@ def add_products(
 ) -> Gradient:
   """The gradient with what a tile's cotangent ``g`` gives to it."""
   dtype, operand = g.dtype, part.operand_dtype
-  # float16 cannot hold the small slopes of a large head; bfloat16 can.
+  # float16 cannot hold the small gradients of a large head; bfloat16 can.
   operand = dtype if operand == jnp.float16 else operand
   narrow = g.astype(operand)
   more = {}
@@ -167,39 +175,37 @@ def add_products(
   return {name: old + more[name] for name, old in gradient.items()}
 
 
-def stream_gradient(
+def recomputed_gradient(
   head: Head,
   blocks: Blocks,
   arrays: Arrays,
   ids: jax.Array,
-  sums: Sums,
-  slopes: Slopes,
+  sums: ClassSums,
+  cotangents: Cotangents,
   wanted: frozenset[str],
   kernel_dtype: jnp.dtype,
 ) -> Gradient:
-  """The gradient from slopes of the sums, with the logits computed again.
+  """The gradient from cotangents of the sums, the logits computed again.
 
   Classes are the outer loop, so that a block of the kernel's gradient is summed
   in full precision and written once.
   """
-  axes = varying.axes_of(arrays, ids, sums, slopes)
-  slopes = own_by_products(head, arrays, sums, slopes)
-  rows = (arrays.features, ids, sums, slopes)
+  axes = varying.axes_of(arrays, ids, sums, cotangents)
+  cotangents = target_by_products(head, arrays, sums, cotangents)
+  every_row = Rows(arrays.features, arrays.factor, ids), sums, cotangents
 
-  def over_classes(whole, start, width, _):
+  def over_classes(gradient, start, width, _):
     part = classes_of(head, arrays, start, width)
-    of_rows = {n: g for n, g in whole.items() if n == "features"}
+    of_rows = {n: g for n, g in gradient.items() if n == "features"}
     of_classes = zeros_like(part, wanted - {"features"}, axes)
 
     def over_rows(carry, row, height, _):
       of_rows, of_classes = carry
-      features, some_ids, some_sums, some_slopes = _blocks.cut(
-        rows, row, height
-      )
-      some = part._replace(features=features)
+      rows, some_sums, some_cotangents = _blocks.cut(every_row, row, height)
+      some = with_rows(part, rows)
       z = _tiles.logits(head, some)
       g = _tiles.cotangent(
-        head, some, z, some_sums, some_slopes, some_ids, start
+        head, some, z, some_sums, some_cotangents, rows.ids, start
       )
       new = add_products(
         head, of_classes | _blocks.cut(of_rows, row, height), g, some
@@ -216,8 +222,8 @@ def stream_gradient(
       arrays.features.shape[0],
       blocks.rows,
     )
-    return put_classes(head, whole | of_rows, of_classes, start), None
+    return put_classes(head, gradient | of_rows, of_classes, start), None
 
-  whole = zeros_like(arrays, wanted, axes, kernel_dtype)
+  gradient = zeros_like(arrays, wanted, axes, kernel_dtype)
   total = num_classes(head, arrays)
-  return _blocks.over_blocks(over_classes, whole, total, blocks.classes)[0]
+  return _blocks.over_blocks(over_classes, gradient, total, blocks.classes)[0]

@@ -61,9 +61,6 @@ from squentropy_jax.losses._spherical import taylor_softmax as taylor_softmax
 from squentropy_jax.losses._spherical import zscore as zscore
 from squentropy_jax.losses._square import rescaled_square as rescaled_square
 from squentropy_jax.losses._squentropy import squentropy as squentropy
-from squentropy_jax.losses._squentropy import (
-  squentropy_with_integer_labels as squentropy_with_integer_labels,
-)
 from squentropy_jax.losses._symmetric import (
   normalized_cross_entropy as normalized_cross_entropy,
 )

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AnyLoss: metrics of a confusion matrix, made differentiable."""
+"""AnyLoss: a metric as the loss.
+
+The loss is one minus a metric of the soft confusion matrix of a batch, one
+number for the batch.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,25 +22,32 @@ def anyloss(
   where: jax.typing.ArrayLike | None = None,
   **hyperparameters: Any,
 ) -> jax.Array:
-  r"""Batch statistic: one less a metric of the soft confusion matrix.
+  r"""Computes one minus a metric of the soft confusion matrix of a batch.
+
+  Use when a binary classifier is judged by one metric such as the F score, and
+  batches are large enough for the metric to be close to that of the data.
+
+  Avoid when batches are small, or at the start of training: the default
+  amplification is so steep that examples far from the decision boundary have
+  almost no gradient. Lower it, or warm up with a loss of single examples.
+
+  With the counts of :func:`squentropy_jax.confusion.soft_confusion_matrix`,
 
   .. math::
     \ell = 1 - \text{metric}(\mathrm{TP}, \mathrm{FN}, \mathrm{FP},
-                            \mathrm{TN})
+                            \mathrm{TN}) .
 
-  The counts are those of :func:`soft_confusion_matrix`. It is one number for
-  the set, not a mean over examples: the losses of two batches do not average to
-  that of both, and of a small batch the metric may be far from that of the
-  data. The default amplification is the paper's, made so steep that an example
-  far from the decision boundary has no slope: warm up with a loss of examples.
+  The mean of two batches' losses is not the loss of both. To accumulate over
+  batches or devices, add up the counts and apply the metric once.
 
   Args:
-    logits: Scores, any shape, any floating dtype; all entries are one set.
+    logits: Scores, any shape, any floating dtype; all entries are one batch.
     labels: Labels of the same shape, the integers 0 and 1 or floats between.
-    metric: A function of a ``SoftConfusionMatrix`` with values up to 1, of
-      yours or of this package: ``accuracy``, ``f_beta``, ``balanced_accuracy``
-      or ``geometric_mean``.
-    amplification: Steepness of the soft step at probability 1/2, above 0.
+    metric: A function of a ``SoftConfusionMatrix`` with values up to 1, such as
+      ``accuracy``, ``f_beta``, ``balanced_accuracy`` and ``geometric_mean`` of
+      ``squentropy_jax.confusion``.
+    amplification: Steepness of the soft step at probability 1/2, above 0. The
+      default is the paper's.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
       gradient 0.
     **hyperparameters: Passed to ``metric``, such as ``beta`` of ``f_beta``.

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounded losses that keep the minimum of clean labels under label noise."""
+"""Asymmetric losses: bounded losses for noisy labels.
+
+They keep the minimum of clean labels as long as clean labels are the majority
+for every input.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,40 +26,6 @@ def _asymmetric_generalized_cross_entropy(
   return -((a + 1.0) ** q) * elementwise.expm1_over(fall, q)
 
 
-@row_loss(domains={"a": "(1, inf)", "q": "[0, inf)"})
-def _asymmetric_unhinged(
-  stats: RowStats,
-  *,
-  a: jax.Array,
-  q: jax.Array,
-) -> jax.Array:
-  # a - p = (a - 1) (1 + (1 - p) / (a - 1)).
-  rise = jnp.log1p(sigmoid(stats.log_odds) / (a - 1.0))
-  return (a - 1.0) ** q * elementwise.expm1_over(rise, q)
-
-
-@row_loss(domains={"pi": "(0, 1)"})
-def _jensen_shannon(stats: RowStats, *, pi: jax.Array) -> jax.Array:
-  pi = jnp.asarray(pi).astype(stats.target.dtype)
-  rest, log_rest = 1.0 - pi, jnp.log1p(-pi)
-  one = jnp.ones_like(stats.target)
-  missing = sigmoid(stats.log_odds)  # 1 - p.
-  present = sigmoid(-stats.log_odds)
-  # log(m / p), without the rounding of p to 1.
-  log_odds = jnp.minimum(stats.log_odds, elementwise.HUGE)
-  log_ratio = softplus(log_odds + jnp.log(pi))
-  # log(m) in the digits of the smaller of m and 1 - m.
-  likely = rest * missing < 0.5
-  log_m = jnp.where(
-    likely,
-    jnp.log1p(-rest * jnp.where(likely, missing, 0.5 * one)),
-    jnp.log(pi + rest * jnp.where(likely, one, present)),
-  )
-  of_label = -pi * log_m
-  of_model = -rest * (present * log_ratio + missing * log_rest)
-  return (of_label + of_model) / (-rest * log_rest)
-
-
 @_asymmetric_generalized_cross_entropy.public
 def asymmetric_generalized_cross_entropy(
   logits: jax.typing.ArrayLike,
@@ -66,7 +36,14 @@ def asymmetric_generalized_cross_entropy(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""A concave power of the labelled class's probability, for noisy labels.
+  r"""Computes the asymmetric generalised cross-entropy of each example.
+
+  Use when label noise is not uniform. The paper uses the loss alone, and with
+  ``a`` of 3 and ``q`` of 1.5 in a sum with
+  :func:`squentropy_jax.losses.normalized_cross_entropy`.
+
+  Avoid when labels are clean and the classes are many: the gradient is small
+  wherever the model is incorrect.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y` and
   :math:`p = \mathrm{softmax}(z)`,
@@ -74,32 +51,30 @@ def asymmetric_generalized_cross_entropy(
   .. math::
     \ell(z, y) = \frac{(a + 1)^q - (a + p_y)^q}{q} .
 
-  The loss keeps the minimum of clean labels as long as these are the majority,
-  where its asymmetry ratio allows; it is bounded, and slow on its own: the
-  paper also adds it to :func:`squentropy_jax.losses.normalized_cross_entropy`.
-  Soft labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  The loss is bounded. It keeps the minimum of clean labels if these are the
+  majority and its asymmetry ratio allows it. Soft labels give the expected
+  loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    a: Shift of the probability, positive.
-    q: Exponent, not negative; 0 stands for the limit,
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    a: Shift of the probability, above 0: a scalar or one value for each
+      example, shape ``[...]``.
+    q: Exponent, 0 or more: a scalar or one value for each example, shape
+      ``[...]``. A value of 0 gives the limit
       :math:`\log \frac{a + 1}{a + p_y}`.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -119,6 +94,18 @@ def asymmetric_generalized_cross_entropy(
   )
 
 
+@row_loss(domains={"a": "(1, inf)", "q": "[0, inf)"})
+def _asymmetric_unhinged(
+  stats: RowStats,
+  *,
+  a: jax.Array,
+  q: jax.Array,
+) -> jax.Array:
+  # a - p = (a - 1) (1 + (1 - p) / (a - 1)).
+  rise = jnp.log1p(sigmoid(stats.log_odds) / (a - 1.0))
+  return (a - 1.0) ** q * elementwise.expm1_over(rise, q)
+
+
 @_asymmetric_unhinged.public
 def asymmetric_unhinged(
   logits: jax.typing.ArrayLike,
@@ -129,7 +116,14 @@ def asymmetric_unhinged(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""A power of one minus the probability and a shift, for noisy labels.
+  r"""Computes the asymmetric unhinged loss of each example.
+
+  Use when label noise is not uniform. The paper uses the loss alone, and with
+  ``a`` of 6 and ``q`` of 1.5 in a sum with
+  :func:`squentropy_jax.losses.normalized_cross_entropy`.
+
+  Avoid when ``a`` would be close to 1 with ``q`` below 1: the gradient of a
+  confident example then has no bound.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y` and
   :math:`p = \mathrm{softmax}(z)`,
@@ -137,32 +131,29 @@ def asymmetric_unhinged(
   .. math::
     \ell(z, y) = \frac{(a - p_y)^q - (a - 1)^q}{q} .
 
-  Bounded, zero at :math:`p_y = 1`, and the mean absolute error for ``q`` of 1.
-  The paper uses it alone or added to
-  :func:`squentropy_jax.losses.normalized_cross_entropy`. Soft labels :math:`p`
-  give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  The loss is bounded and 0 at :math:`p_y = 1`. A ``q`` of 1 is the mean
+  absolute error. Soft labels give the expected loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    a: Shift of the probability, above 1.
-    q: Exponent, not negative; 0 stands for the limit,
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    a: Shift of the probability, above 1: a scalar or one value for each
+      example, shape ``[...]``.
+    q: Exponent, 0 or more: a scalar or one value for each example, shape
+      ``[...]``. A value of 0 gives the limit
       :math:`\log \frac{a - p_y}{a - 1}`.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -180,6 +171,28 @@ def asymmetric_unhinged(
   return _asymmetric_unhinged(logits, labels, a=a, q=q, axis=axis, where=where)
 
 
+@row_loss(domains={"pi": "(0, 1)"})
+def _jensen_shannon(stats: RowStats, *, pi: jax.Array) -> jax.Array:
+  pi = jnp.asarray(pi).astype(stats.target.dtype)
+  of_softmax, log_of_softmax = 1.0 - pi, jnp.log1p(-pi)
+  one = jnp.ones_like(stats.target)
+  missing = sigmoid(stats.log_odds)  # 1 - p.
+  present = sigmoid(-stats.log_odds)
+  # log(m / p), without the rounding of p to 1.
+  log_odds = jnp.minimum(stats.log_odds, elementwise.HUGE)
+  log_ratio = softplus(log_odds + jnp.log(pi))
+  # log(m), from the smaller of m and 1 - m.
+  likely = of_softmax * missing < 0.5
+  log_m = jnp.where(
+    likely,
+    jnp.log1p(-of_softmax * jnp.where(likely, missing, 0.5 * one)),
+    jnp.log(pi + of_softmax * jnp.where(likely, one, present)),
+  )
+  from_label = -pi * log_m
+  from_softmax = -of_softmax * (present * log_ratio + missing * log_of_softmax)
+  return (from_label + from_softmax) / (-of_softmax * log_of_softmax)
+
+
 @_jensen_shannon.public
 def jensen_shannon(
   logits: jax.typing.ArrayLike,
@@ -189,7 +202,13 @@ def jensen_shannon(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Generalised Jensen-Shannon divergence of label and softmax, scaled.
+  r"""Computes the scaled Jensen-Shannon divergence of label and softmax.
+
+  Use when labels are noisy and one hyper-parameter should lead from
+  cross-entropy (``pi`` towards 0) to the mean absolute error (towards 1).
+
+  Avoid when soft labels should give the divergence from the target
+  distribution: they give the expected loss, as in all row losses.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y` and
   :math:`p = \mathrm{softmax}(z)`,
@@ -200,31 +219,28 @@ def jensen_shannon(
                       {-(1 - \text{pi}) \log (1 - \text{pi})},
     \qquad m = \text{pi} \, e_y + (1 - \text{pi}) \, p ,
 
-  :math:`e_y` being the one-hot label. It goes to cross-entropy as ``pi`` goes
-  to 0 and to the mean absolute error as it goes to 1, and is bounded in
-  between. Soft labels :math:`p` give the expected loss
-  :math:`\sum_k p_k\, \ell(z, k)`, which is not the divergence from :math:`p`.
+  where :math:`e_y` is the one-hot label. The limits are cross-entropy for
+  ``pi`` to 0 and the mean absolute error for ``pi`` to 1. The loss is bounded
+  for every ``pi`` between them.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    pi: Weight of the label, strictly between 0 and 1. The paper tunes it among
-      0.1, 0.3, 0.5, 0.7 and 0.9.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    pi: Weight of the label, strictly between 0 and 1: a scalar or one value for
+      each example, shape ``[...]``. The paper tunes it among 0.1, 0.3, 0.5, 0.7
+      and 0.9.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comp-sum losses: functions of the probability of the labelled class."""
+"""Comp-sum losses: functions of the probability of the labelled class.
+
+One parameter leads from the sum-exponential loss over cross-entropy to the
+mean absolute error.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ from squentropy_jax._core.distributions import (
   Target,
   distribution_loss,
   possible_logits,
+  row_unit,
 )
 from squentropy_jax._core.elementwise import sigmoid, softplus
 from squentropy_jax._core.rows import Transform, row_loss
@@ -21,21 +26,6 @@ def _cross_entropy(stats: RowStats) -> jax.Array:
   return softplus(stats.log_odds)
 
 
-@row_loss(domains={"tau": "[0, inf)"})
-def _comp_sum(stats: RowStats, *, tau: jax.Array) -> jax.Array:
-  return elementwise.expm1_over(softplus(stats.log_odds), 1.0 - tau)
-
-
-@row_loss(domains={"q": "[0, 1]"})
-def _generalized_cross_entropy(stats: RowStats, *, q: jax.Array) -> jax.Array:
-  return elementwise.expm1_over(softplus(stats.log_odds), -q)
-
-
-@row_loss
-def _mean_absolute_error(stats: RowStats) -> jax.Array:
-  return sigmoid(stats.log_odds)
-
-
 @_cross_entropy.public
 def cross_entropy(
   logits: jax.typing.ArrayLike,
@@ -44,7 +34,13 @@ def cross_entropy(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Softmax cross-entropy, exact where the target dominates.
+  r"""Computes the softmax cross-entropy of each example.
+
+  Use when nothing speaks against it: it is the default loss, and the softmax
+  at its optimum is the distribution of the labels.
+
+  Avoid when many labels are incorrect, because an example that contradicts the
+  model keeps a gradient of size 1.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
@@ -52,28 +48,26 @@ def cross_entropy(
     \ell(z, y) = -\log \frac{\exp z_y}{\sum_j \exp z_j}
                = \log \Bigl(1 + \sum_{j \ne y} \exp (z_j - z_y)\Bigr) .
 
-  It is computed in the second form: a confident example keeps its digits, in
-  the loss and in the gradient, where the difference of a log-sum-exp and a
-  logit rounds to 0. Soft labels :math:`p` give the expected loss
-  :math:`-\sum_k p_k \log \mathrm{softmax}(z)_k`.
+  The second form is computed. It is accurate for confident examples, in value
+  and gradient, where the difference of a log-sum-exp and a logit rounds to 0.
+  Soft labels give the expected loss, the cross-entropy with the target
+  distribution.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
-    The loss of each example in nats, shape ``[...]``, float32 or wider.
+    The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above,
-      or if a concrete class id is out of range (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -83,9 +77,15 @@ def cross_entropy(
   References:
     Good, `Rational Decisions <https://www.jstor.org/stable/2984087>`_, 1952.
 
-  .. seealso:: :func:`squentropy_jax.squentropy`
+  .. seealso:: :func:`squentropy_jax.losses.squentropy`,
+    :func:`squentropy_jax.losses.comp_sum`
   """
   return _cross_entropy(logits, labels, axis=axis, where=where)
+
+
+@row_loss(domains={"tau": "[0, inf)"})
+def _comp_sum(stats: RowStats, *, tau: jax.Array) -> jax.Array:
+  return elementwise.expm1_over(softplus(stats.log_odds), 1.0 - tau)
 
 
 @_comp_sum.public
@@ -97,7 +97,13 @@ def comp_sum(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""A power of the odds, from sum-exponential to one minus the probability.
+  r"""Computes a loss of the comp-sum family for each example.
+
+  Use when fast training (``tau`` of 1) is to be traded for robustness against
+  incorrect labels (``tau`` towards 2) with one hyper-parameter.
+
+  Avoid when ``tau`` would be below 1 and the data has outliers: the loss grows
+  like a power of :math:`1 / p_y` and overflows where that power does.
 
   With :math:`u = \sum_{k \ne y} e^{z_k - z_y} = 1 / p_y - 1` the odds against
   the class :math:`y` of probability :math:`p_y` under the softmax,
@@ -106,39 +112,35 @@ def comp_sum(
     \ell_\tau(z, y) = \frac{(1 + u)^{1 - \tau} - 1}{1 - \tau},
     \qquad \ell_1(z, y) = \log (1 + u) .
 
-  ``tau`` of 0 is the sum-exponential loss, 1 cross-entropy, between 1 and 2 the
-  generalised cross-entropy of :math:`q = \tau - 1`, 2 the mean absolute error.
-  A larger ``tau`` trusts a contradicted label less: the slope in :math:`z_y` is
-  :math:`-p_y^{\tau - 1} (1 - p_y)`. From 1 downwards the loss has no upper
-  bound, and below 1 it grows like a power of :math:`1 / p_y`: it overflows
-  where that does. Soft labels :math:`p` give the expected loss
-  :math:`\sum_k p_k\, \ell(z, k)`.
+  A ``tau`` of 0 is the sum-exponential loss, 1 is cross-entropy and 2 is the
+  mean absolute error. Between 1 and 2 it is the generalised cross-entropy of
+  :math:`q = \tau - 1`. The derivative in :math:`z_y` is
+  :math:`-p_y^{\tau - 1} (1 - p_y)`, so that a larger ``tau`` reduces the
+  influence of labels that contradict the model. For ``tau`` of 1 or less the
+  loss has no upper bound. Soft labels give the expected loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    tau: Order of the family, not negative. The paper finds 1 best on clean
-      data.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    tau: Order of the family, 0 or more: a scalar or one value for each example,
+      shape ``[...]``. The paper finds 1 best on clean data.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> print(losses.comp_sum(logits, jnp.array([0, 2])))
-    [0.1698 1.6803]
+    >>> print(losses.comp_sum(logits, jnp.array([0, 2]), tau=1.5))
+    [0.1628 1.1367]
 
   References:
     Mao, Mohri and Zhong, `Cross-Entropy Loss Functions: Theoretical Analysis
@@ -150,6 +152,11 @@ def comp_sum(
   return _comp_sum(logits, labels, tau=tau, axis=axis, where=where)
 
 
+@row_loss(domains={"q": "[0, 1]"})
+def _generalized_cross_entropy(stats: RowStats, *, q: jax.Array) -> jax.Array:
+  return elementwise.expm1_over(softplus(stats.log_odds), -q)
+
+
 @_generalized_cross_entropy.public
 def generalized_cross_entropy(
   logits: jax.typing.ArrayLike,
@@ -159,7 +166,14 @@ def generalized_cross_entropy(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""One minus a power of the labelled class's probability, for noisy labels.
+  r"""Computes the generalised cross-entropy of each example.
+
+  Use when labels have symmetric noise: every class is confused with every
+  other one equally often.
+
+  Avoid when labels are clean, where cross-entropy trains faster, or when
+  probabilities are needed: the softmax at the optimum is more confident than
+  the class probabilities.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y` and
   :math:`p = \mathrm{softmax}(z)`,
@@ -168,32 +182,28 @@ def generalized_cross_entropy(
     \ell(z, y) = \frac{1 - p_y^q}{q} .
 
   It is cross-entropy in the limit of ``q`` 0 and the mean absolute error at 1.
-  In between, an example whose label contradicts the model weighs less, by the
-  factor :math:`p_y^q` on its gradient, and its loss is at most :math:`1 / q`.
-  For clean labels cross-entropy trains faster. The softmax at the optimum is
-  more confident than the class probabilities :math:`\pi`, as
-  :math:`p_k \propto \pi_k^{1/(1-q)}`. Soft labels :math:`p` give the expected
-  loss :math:`\sum_k p_k\, \ell(z, k)`.
+  The gradient of an example is that of cross-entropy times :math:`p_y^q`, so
+  that an example whose label contradicts the model has less weight. The loss
+  is at most :math:`1 / q`. At the optimum :math:`p_k \propto \pi_k^{1/(1-q)}`
+  for class probabilities :math:`\pi`. Soft labels give the expected loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    q: Exponent in [0, 1]. The paper uses 0.7.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    q: Exponent in [0, 1]: a scalar or one value for each example, shape
+      ``[...]``. The paper uses 0.7.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -210,6 +220,11 @@ def generalized_cross_entropy(
   return _generalized_cross_entropy(logits, labels, q=q, axis=axis, where=where)
 
 
+@row_loss
+def _mean_absolute_error(stats: RowStats) -> jax.Array:
+  return sigmoid(stats.log_odds)
+
+
 @_mean_absolute_error.public
 def mean_absolute_error(
   logits: jax.typing.ArrayLike,
@@ -218,7 +233,13 @@ def mean_absolute_error(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""One minus the probability of the labelled class.
+  r"""Computes the mean absolute error of each example.
+
+  Use when labels have uniform noise, together with another loss, or to compare
+  with the robust end of the family.
+
+  Avoid when a model with many classes is trained from scratch: the gradient
+  vanishes where the model is confident in an incorrect class.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y` and
   :math:`p = \mathrm{softmax}(z)`,
@@ -227,31 +248,27 @@ def mean_absolute_error(
     \ell(z, y) = 1 - p_y
                = \tfrac{1}{2} \sum_k \bigl| p_k - [k = y] \bigr| .
 
-  That is half of the :math:`\ell_1` distance that the robustness literature
-  often prints under this name. Its values over the labels add up to
-  :math:`C - 1` whatever the logits are, which makes it robust to uniform label
-  noise; its gradient vanishes where the model is confidently wrong, so that
-  with many classes it hardly trains from scratch. Soft labels :math:`p` give
-  the expected loss :math:`1 - \sum_k p_k\, \mathrm{softmax}(z)_k`, which is not
-  a distance to :math:`p`.
+  This is half of the :math:`\ell_1` distance that is often printed under this
+  name. The losses of all possible labels add up to :math:`C - 1` for any
+  logits, which makes the loss robust to uniform label noise. Soft labels give
+  the expected loss :math:`1 - \sum_k t_k p_k` for a target distribution
+  :math:`t`, which is not a distance to it.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -267,47 +284,65 @@ def mean_absolute_error(
   return _mean_absolute_error(logits, labels, axis=axis, where=where)
 
 
-@row_loss(
-  domains={"tau": "[0, inf)", "rho": "(0, inf)"},
-  transform=Transform(divide_by="rho", subtract="max"),
-)
-def _comp_sum_of_margins(
-  stats: RowStats, *, tau: jax.Array, rho: jax.Array
-) -> jax.Array:
-  del rho  # The statistics are those of the logits over it.
-  return elementwise.expm1_over(softplus(stats.log_odds), 1.0 - tau)
-
-
 def _lowest(dtype: np.dtype) -> float:
-  """In the place of ``-inf``: its square overflows, but not twice itself."""
+  """Replaces ``-inf``: its square overflows, but twice its value does not."""
   return float(jnp.finfo(dtype).min) / 8.0
 
 
-@distribution_loss(domains={"nu": "[0, inf)"})
 def _margin_shift(
-  change: jax.Array, target: Target, *, nu: jax.Array
+  change: jax.Array, target: Target, weight: jax.Array
 ) -> jax.Array:
-  """The norm of the change of the margins, from the change of the logits."""
+  """The weighted norm of the change of the margins, from that of the logits."""
   possible, z = possible_logits(change)
   count = possible.sum(-1, keepdims=True, dtype=jnp.int32)
   count = jnp.maximum(count, 1).astype(z.dtype)
   zero = jnp.zeros_like(z)
+  lowest = _lowest(z.dtype)
+  finite = change > lowest
+  unit = row_unit(jnp.where(finite, change, -jnp.inf))
+  z = jnp.where(finite, z / unit, jnp.where(possible, lowest, zero))
 
   def of_targets(stats: RowStats) -> jax.Array:
-    others = z
-    own = jnp.maximum(stats.target, _lowest(z.dtype))
+    centred = z
+    of_target = stats.target
+    of_target = jnp.where(of_target > lowest, of_target / unit, lowest)
     # The squares below sum to that of the margins for a mean of 0. A second
-    # subtraction removes what rounding leaves of a large mean.
+    # subtraction removes the rounding error of a large mean.
     for _ in range(2):
-      mean = jnp.where(possible, others, zero).sum(-1, keepdims=True) / count
-      others, own = others - mean, own - mean
-    spread = jnp.where(possible, jnp.square(others), zero)
-    square = count * jnp.square(own) + spread.sum(-1, keepdims=True)
-    is_zero = square <= 0
-    norm = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(square), square))
-    return nu * jnp.where(is_zero, jnp.zeros_like(norm), norm)
+      mean = jnp.where(possible, centred, zero).sum(-1, keepdims=True) / count
+      centred, of_target = centred - mean, of_target - mean
+    spread = jnp.where(possible, jnp.square(centred), zero)
+    sum_sq = count * jnp.square(of_target) + spread.sum(-1, keepdims=True)
+    is_zero = sum_sq <= 0
+    norm = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(sum_sq), sum_sq))
+    return weight * (unit * jnp.where(is_zero, jnp.zeros_like(norm), norm))
 
   return target.expected(change, of_targets)
+
+
+@distribution_loss(
+  domains={"tau": "[0, inf)", "rho": "(0, inf)", "nu": "[0, inf)"}
+)
+def _smooth_adversarial_comp_sum(
+  z: jax.Array,
+  target: Target,
+  adversarial: jax.Array,
+  *,
+  tau: jax.Array,
+  rho: jax.Array,
+  nu: jax.Array,
+) -> jax.Array:
+  scaled = Transform(divide_by="rho", subtract="max")(z, {"rho": rho})
+  of_clean = target.expected(
+    scaled,
+    lambda stats: elementwise.expm1_over(softplus(stats.log_odds), 1.0 - tau),
+  )
+  # A class that the attack makes impossible is infinitely far, not removed.
+  possible, clean = possible_logits(z)
+  attacked = jnp.where(possible, adversarial, jnp.zeros_like(z))
+  change = jnp.maximum(attacked - clean, _lowest(z.dtype))
+  change = jnp.where(possible, change, -jnp.inf)
+  return of_clean + _margin_shift(change, target, nu)
 
 
 def smooth_adversarial_comp_sum(
@@ -321,55 +356,59 @@ def smooth_adversarial_comp_sum(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""A comp-sum loss, plus how far a perturbation moves the margins.
+  r"""Computes the smooth adversarial comp-sum loss of each example.
+
+  Use when a model is trained against adversarial perturbations: search for the
+  perturbation that makes this loss largest, and pass the logits at it.
+
+  Avoid when no robustness is needed: the loss costs a second pass of the
+  network and the search.
 
   With :math:`D_k = z_y - z_k` the margins at an example, :math:`D_k'` those at
-  the perturbed one, both vectors over the wrong classes, and :math:`\Phi_\tau`
-  the function of :func:`squentropy_jax.losses.comp_sum`,
+  the perturbed one, both vectors over the incorrect classes, and
+  :math:`\Phi_\tau` the function of :func:`squentropy_jax.losses.comp_sum`,
 
   .. math::
     \ell(z, z', y) = \Phi_\tau \Bigl(\sum_{k \ne y} e^{-D_k / \text{rho}} \Bigr)
                      + \text{nu} \, \lVert D' - D \rVert_2 .
 
-  The paper takes the supremum of the norm over a ball around the example:
-  search for the perturbation that makes this loss largest, and pass its logits.
-  If :math:`\text{nu} \ge \sqrt{C - 1} / \text{rho}` the loss is an upper bound
+  The paper takes the supremum of the norm over a ball around the example. If
+  :math:`\text{nu} \ge \sqrt{C - 1} / \text{rho}`, the loss is an upper bound
   of :math:`\Phi_\tau` of the ramp losses
   :math:`\min(\max(0, 1 - D_k' / \text{rho}), 1)`. A class that is impossible
-  for the clean example is left out of both; one that is so for the perturbed
-  example alone makes the loss infinite. Soft labels :math:`p` give the
-  expected loss :math:`\sum_k p_k\, \ell(z, z', k)`.
+  for the clean example is left out of both terms. A class that is impossible
+  for the perturbed example alone makes the loss infinite. Soft labels give the
+  expected loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    adversarial_logits: Scores of the same shape at the perturbed inputs,
-      differentiated too.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    tau: Order of the comp-sum loss, not negative.
-    rho: Scale of the margins, positive.
-    nu: Weight of the norm, not negative.
+    adversarial_logits: Scores at the perturbed inputs, of the logits' shape.
+      The loss is differentiable in them too.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    tau: Order of the comp-sum loss, 0 or more: a scalar or one value for each
+      example, shape ``[...]``.
+    rho: Scale of the margins, above 0: a scalar or one value for each example,
+      shape ``[...]``.
+    nu: Weight of the norm, 0 or more: a scalar or one value for each example,
+      shape ``[...]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If the logits are not floating, or if integer ``labels`` look
-      like one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
     >>> attacked = jnp.array([[1.5, 0.4, -1.0], [0.5, 1.2, -0.2]])
     >>> labels = jnp.array([0, 2])
-    >>> loss = losses.smooth_adversarial_comp_sum(logits, attacked, labels)
-    >>> print(loss)
+    >>> print(losses.smooth_adversarial_comp_sum(logits, attacked, labels))
     [1.1994 2.1275]
 
   References:
@@ -385,14 +424,13 @@ def smooth_adversarial_comp_sum(
       f"adversarial_logits must have the logits' shape {clean.shape}, got "
       f"{attacked.shape}."
     )
-  dtype = jnp.promote_types(
-    checks.compute_dtype(clean.dtype), checks.compute_dtype(attacked.dtype)
+  return _smooth_adversarial_comp_sum.evaluate(
+    clean,
+    labels,
+    axis=axis,
+    where=where,
+    more={"adversarial_logits": attacked},
+    tau=tau,
+    rho=rho,
+    nu=nu,
   )
-  clean, attacked = clean.astype(dtype), attacked.astype(dtype)
-  # A class that the attack makes impossible is infinitely far, not removed.
-  change = jnp.maximum(attacked - clean, _lowest(dtype))
-  moved = jnp.where(clean == -jnp.inf, -jnp.inf, change)
-  loss = _comp_sum_of_margins(
-    clean, labels, tau=tau, rho=rho, axis=axis, where=where
-  )
-  return loss + _margin_shift(moved, labels, nu=nu, axis=axis, where=where)

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of a student against its teachers."""
+"""Distillation: losses of a student against its teachers.
+
+A student learns from the outputs of other models instead of labels. For
+predictions that are numbers, such as coordinates, there is
+:func:`squentropy_jax.regression.assistive_distillation`.
+"""
 
 import math
 
@@ -17,31 +22,32 @@ _EXCESS = tuple(1.0 / math.factorial(n + 2) for n in range(18))
 
 def _log_mixture(log_p: jax.Array, weights: jax.Array) -> jax.Array:
   """``log sum_k weights_k exp(log_p_k)`` over the first axis."""
-  top = jax.lax.stop_gradient(log_p.max(0))
-  shift = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
-  total = (weights * jnp.exp(log_p - shift[None])).sum(0)
-  nothing = total == 0
-  log_total = jnp.log(jnp.where(nothing, jnp.ones_like(total), total))
-  return jnp.where(nothing, -jnp.inf, shift + log_total)
+  largest = jax.lax.stop_gradient(log_p.max(0))
+  shift = jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+  mixed = (weights * jnp.exp(log_p - shift[None])).sum(0)
+  is_zero = mixed == 0
+  log_mixed = jnp.log(jnp.where(is_zero, jnp.ones_like(mixed), mixed))
+  return jnp.where(is_zero, -jnp.inf, shift + log_mixed)
 
 
 def _divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-  """Kullback-Leibler divergence of q from p, as a sum of terms above 0.
+  """Kullback-Leibler divergence of q from p, as a sum of positive terms.
 
-  The terms p (r - 1 + e^-r) of the log ratio r sum to it, because p and q both
-  sum to 1; those of the definition cancel where p is close to q.
+  With the log ratio r the terms are p (r - 1 + e^-r). They sum to the
+  divergence because p and q both sum to 1. The terms p r of the definition
+  cancel where p is close to q.
   """
   p, q = jnp.exp(log_p), jnp.exp(log_q)
-  none = p == 0
+  is_zero = p == 0
   zero = jnp.zeros_like(p)
-  ratio = jnp.where(none, zero, log_p) - jnp.where(none, zero, log_q)
+  ratio = jnp.where(is_zero, zero, log_p) - jnp.where(is_zero, zero, log_q)
   near = jnp.abs(ratio) < 1.0
   r = jnp.where(near, ratio, zero)
   series = jnp.full_like(r, _EXCESS[-1])
   for c in _EXCESS[-2::-1]:
     series = c - r * series
   far = p * jnp.where(near, zero, ratio) + (q - p)
-  return jnp.where(near & ~none, p * (r * r * series), far).sum(-1)
+  return jnp.where(near & ~is_zero, p * (r * r * series), far).sum(-1)
 
 
 @distribution_loss(domains={"temperature": "(0, inf)"})
@@ -69,7 +75,14 @@ def ensemble_distillation(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Divergence of the student from the mean of its teachers' probabilities.
+  r"""Computes the divergence of a student from its teachers' mean prediction.
+
+  Use when a student learns from the mean of several teachers' probabilities,
+  or from one teacher.
+
+  Avoid when you mean the softmax of the teachers' mean logits, which weights
+  confident teachers more. For that target pass one teacher, the mean of the
+  logits.
 
   With student logits :math:`z`, teacher logits :math:`t_1, \dots, t_K` and
   weights :math:`w` of sum 1,
@@ -78,31 +91,31 @@ def ensemble_distillation(
     \ell = \sum_c \bar p_c \log \frac{\bar p_c}{\mathrm{softmax}(z / T)_c} ,
     \qquad \bar p = \sum_k w_k \, \mathrm{softmax}(t_k / T) .
 
-  It differs from the cross-entropy of soft labels by the entropy of the
-  teachers, a constant of the student, and is 0 where the student agrees. The
-  mean of probabilities is not the softmax of mean logits: unsure teachers count
-  less there. Multiply by ``temperature**2`` to keep the size of the gradient
-  over temperatures. The gradient reaches the teachers too; wrap their logits in
-  :func:`jax.lax.stop_gradient` if they are trained in the same step.
+  The loss is cross-entropy with soft labels :math:`\bar p` minus the entropy of
+  :math:`\bar p`. It is 0 where the student agrees with its teachers, and
+  accurate close to that point. The gradient decreases with the temperature:
+  multiply the loss by ``temperature**2`` to mix it with hard labels. The
+  teachers' logits have a gradient too: wrap them in
+  :func:`jax.lax.stop_gradient` if the teachers are trained in the same step.
 
   Args:
     student_logits: Scores, shape ``[..., num_classes]``, any floating dtype.
     teacher_logits: Scores of K teachers, shape ``[K, ..., num_classes]``.
     teacher_weights: Weights of the teachers, shape ``[K]``, at least 0 and of
-      any positive sum; by default all the same.
-    temperature: Divides all logits, above 0.
+      any positive sum. By default all are equal.
+    temperature: Divides all logits, above 0, a scalar or one value for each
+      example, shape ``[...]``.
     axis: The class axis of ``student_logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``student_logits.shape``. Dropped examples have loss
-      and gradient 0.
+      classes, booleans of the shape of ``student_logits``.
 
   Returns:
     The loss of each example in nats, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If logits are not floating or ``where`` not boolean.
-    ValueError: If a shape does not fit, a concrete weight is below 0, all of
-      them are 0, or ``temperature`` is not above 0.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, if a concrete weight is below 0 or all
+      of them are 0, or if a concrete ``temperature`` is not above 0.
 
   Examples:
     >>> student = jnp.array([1.0, 0.0, -1.0])
@@ -123,26 +136,21 @@ def ensemble_distillation(
   teachers = checks.as_logits(teacher_logits, "teacher_logits")
   if teachers.shape[1:] != full or not teachers.shape[0]:
     raise ValueError(
-      f"teacher_logits must have the shape {('K', *full)}, the student's "
-      f"behind an axis of teachers, got {teachers.shape}."
+      f"teacher_logits must have the shape {('K', *full)}, an axis of teachers "
+      f"before the axes of student_logits, got {teachers.shape}. For one "
+      "teacher pass teacher_logits[None]."
     )
-  dtype = np.promote_types(
-    checks.compute_dtype(student.dtype), checks.compute_dtype(teachers.dtype)
-  )
+  dtype = checks.compute_dtype(student.dtype, teachers.dtype)
+  count = teachers.shape[0]
   if teacher_weights is None:
-    weights = jnp.ones(teachers.shape[:1], dtype)
+    weights = jnp.ones(count, dtype)
   else:
-    weights = jnp.asarray(teacher_weights)
-    if weights.shape != teachers.shape[:1]:
-      raise ValueError(
-        f"teacher_weights must have the shape {teachers.shape[:1]}, one per "
-        f"teacher, got {weights.shape}."
-      )
-    checks.check_interval("teacher_weights", weights, "[0, inf)", dtype)
-    weights = weights.astype(dtype)
+    weights = checks.as_vector(
+      "teacher_weights", teacher_weights, count, dtype, "[0, inf)"
+    )
     if checks.is_concrete(weights):
-      one = np.asarray(weights).sum() > 0
-      checks.check_domain("teacher_weights", weights, one, ">= 0, one > 0")
+      some = np.asarray(weights).sum() > 0
+      checks.check_domain("teacher_weights", weights, some, ">= 0, one > 0")
   return _ensemble_distillation.evaluate(
     student,
     None,
@@ -155,6 +163,18 @@ def ensemble_distillation(
   )
 
 
+def _two_scores(
+  scores: jax.typing.ArrayLike, axis: int, name: str
+) -> jax.Array:
+  array = checks.as_logits(scores, name)
+  if array.shape[checks.as_axis(axis, array, name)] != 2:
+    raise ValueError(
+      f'{name} must have 2 scores along axis {axis}, for "of the student" and '
+      f'"of the teacher", got shape {array.shape}.'
+    )
+  return array
+
+
 @distribution_loss()
 def _discriminator(
   student: jax.Array, _: Target, teacher: jax.Array
@@ -162,20 +182,8 @@ def _discriminator(
   sign = jnp.array([-1.0, 1.0], student.dtype).reshape(
     (1,) * (student.ndim - 1) + (2,)
   )
-  wrong = softplus(sign * student) + softplus(-sign * teacher)
-  return wrong.sum(-1) / 4.0
-
-
-def _two_scores(
-  scores: jax.typing.ArrayLike, axis: int, name: str
-) -> jax.Array:
-  array = checks.as_logits(scores, name)
-  if array.shape[checks.as_axis(axis, array, name)] != 2:
-    raise ValueError(
-      f"{name} must have 2 scores along axis {axis}, student's and teacher's, "
-      f"got shape {array.shape}."
-    )
-  return array
+  terms = softplus(sign * student) + softplus(-sign * teacher)
+  return terms.sum(-1) / 4.0
 
 
 def discriminator(
@@ -185,32 +193,34 @@ def discriminator(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Binary cross-entropy of telling the student's outputs from the teacher's.
+  r"""Computes a discriminator's loss on outputs of a student and its teacher.
+
+  Use when you train a small network that classifies outputs as the student's
+  or the teacher's. The student maximises the loss: reverse its gradient there.
+
+  Avoid when you train the student. It becomes easier to recognise if it
+  minimises this loss, as it does in the authors' code.
 
   A discriminator has two scores for an output, :math:`s_0` for "of the student"
-  and :math:`s_1` for "of the teacher". With its scores :math:`a` for the
-  student's output and :math:`b` for the teacher's,
+  and :math:`s_1` for "of the teacher". The loss is the mean binary
+  cross-entropy of its scores :math:`a` for the student's output and :math:`b`
+  for the teacher's,
 
   .. math::
     \ell = \tfrac14 \bigl( \log(1 + e^{-a_0}) + \log(1 + e^{a_1})
                            + \log(1 + e^{b_0}) + \log(1 + e^{-b_1}) \bigr) .
 
-  It trains the discriminator. A student that is to become like its teacher
-  minimises the *negative* loss; the authors' code lets both minimise the loss
-  itself, which teaches the student to be told apart.
-
   Args:
     student_scores: Scores for the student's outputs, shape ``[..., 2]``.
     teacher_scores: Scores for the teacher's outputs, of the same shape.
     axis: The axis of the two scores.
-    where: Which examples to keep, booleans of shape ``[...]``. Dropped examples
-      have loss and gradient 0.
+    where: Which examples to keep, booleans of shape ``[...]``.
 
   Returns:
     The loss of each pair of outputs, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If scores are not floating or ``where`` not boolean.
+    TypeError: If the dtype of an argument does not fit.
     ValueError: If a shape does not fit.
 
   Examples:
@@ -227,7 +237,7 @@ def discriminator(
   teacher = _two_scores(teacher_scores, axis, "teacher_scores")
   if student.shape != teacher.shape:
     raise ValueError(
-      "student_scores and teacher_scores must have one shape, got "
+      "student_scores and teacher_scores must have the same shape, got "
       f"{student.shape} and {teacher.shape}."
     )
   return _discriminator.evaluate(

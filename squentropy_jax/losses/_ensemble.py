@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EnsLoss: a fresh calibrated loss for every step, by its derivatives."""
+"""EnsLoss: a new random loss in every step.
+
+Each step draws the derivatives of another convex, calibrated loss. They are
+assigned to the examples of the batch by the order of their margins.
+"""
 
 import jax
 import jax.numpy as jnp
 
+from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
 from squentropy_jax.reweighting import calibrated_loss_derivatives
 
@@ -16,24 +21,30 @@ def ensloss(
   box_cox: jax.typing.ArrayLike = 0.0,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Batch statistic: a surrogate with the gradient of a loss drawn at random.
+  r"""Computes a surrogate whose gradient is that of a loss drawn at random.
 
-  For margins :math:`s_i = \pm z_i`, positive where the label is 1,
+  Use when a binary classifier overfits: it is to loss functions what dropout
+  is to units. Pass a new key in every step.
+
+  Avoid when you watch the loss: only its gradient has a meaning. Watch the
+  accuracy, and recalibrate before you read probabilities from the logits.
+
+  For margins :math:`s_i = (2 y_i - 1) z_i`, positive where the prediction is
+  right,
 
   .. math::
     \ell_i = d_i s_i ,
 
-  with :math:`d_i` of :func:`calibrated_loss_derivatives`, constants to
-  differentiation. It is to loss functions what dropout is to units. **Its value
-  means nothing**: only its gradient does. Watch the accuracy, and calibrate
-  before you read off probabilities. All entries are one set, so the losses of
-  two halves of a batch are not those of the batch.
+  with derivatives :math:`d_i` of
+  :func:`squentropy_jax.reweighting.calibrated_loss_derivatives`, constants to
+  differentiation. The derivatives depend on the order of all margins of the
+  batch, so the losses of two halves of a batch are not those of the batch.
 
   Args:
     key: A key of :func:`jax.random.key`, a new one for every step.
-    logits: Scores, any shape, any floating dtype.
+    logits: Scores, any shape, any floating dtype; all entries are one batch.
     labels: The integers 0 and 1, of the same shape.
-    box_cox: Shape of the distribution of derivatives; 0 is log-normal.
+    box_cox: Parameter of the distribution of derivatives; 0 is log-normal.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
       value and gradient 0.
 
@@ -48,9 +59,9 @@ def ensloss(
 
   Examples:
     >>> logits, labels = jnp.array([0.5, -1.0, 2.0]), jnp.array([1, 1, 0])
-    >>> def loss(logits):
-    ...   return losses.ensloss(jax.random.key(0), logits, labels).mean()
-    >>> print(jax.grad(loss)(logits) < 0)
+    >>> key = jax.random.key(0)
+    >>> grads = jax.grad(lambda z: losses.ensloss(key, z, labels).sum())(logits)
+    >>> print(grads < 0)
     [ True  True False]
 
   References:
@@ -58,16 +69,17 @@ def ensloss(
     Overfitting in Classification <https://arxiv.org/abs/2409.00908>`_, ICML
     2025.
 
-  .. seealso:: :func:`squentropy_jax.losses.calibrated_loss_derivatives`
+  .. seealso:: :func:`squentropy_jax.reweighting.calibrated_loss_derivatives`
   """
-  if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+  dtype = checks.as_array(labels, "labels").dtype
+  if jnp.issubdtype(dtype, jnp.floating):
     raise TypeError(
-      "labels must be 0 or 1, integers, got dtype "
-      f"{jnp.asarray(labels).dtype}; the loss has no soft labels."
+      f"labels must be 0 or 1, integers, got dtype {dtype}. The loss has no "
+      "soft labels: pass jnp.asarray(labels, jnp.int32)."
     )
   z, y, keep = prelude.checked_entries(logits, labels, where)
   margins = (2.0 * y - 1.0) * z
-  slopes = calibrated_loss_derivatives(
+  derivatives = calibrated_loss_derivatives(
     key, margins, box_cox=box_cox, where=keep
   )
-  return slopes * margins
+  return derivatives * margins

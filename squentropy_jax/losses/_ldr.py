@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that take the worst case over distributions of the wrong class."""
+"""Label-distributionally-robust losses: a worst case over incorrect classes.
+
+A Kullback-Leibler penalty keeps the worst case close to the uniform
+distribution. Its weight, the temperature, runs from a hinge loss to a linear
+loss, and cross-entropy lies between them.
+"""
 
 from collections.abc import Callable
 
@@ -14,19 +19,128 @@ from squentropy_jax._core.distributions import (
   per_row,
   possible_logits,
 )
-from squentropy_jax._core.elementwise import softplus
+from squentropy_jax._core.elementwise import HUGE, softplus
 from squentropy_jax._core.rows import Transform, row_loss
 
+# Log-odds above which ``softplus`` is the identity in any dtype.
+_FAR = 1e9
 
-def over_temperature(
-  logits: jax.Array,
+
+def _over_temperature(
+  logits: jax.Array, *, temperature: jax.Array, margin: jax.Array
+) -> jax.Array:
+  del margin
+  top = lax.stop_gradient(logits.max(-1, keepdims=True))
+  return (logits - top) / temperature
+
+
+@row_loss(
+  domains={"temperature": "(0, inf)", "margin": "[0, inf)"},
+  transform=Transform(divide_by="temperature", subtract="max"),
+  log_probs=_over_temperature,
+)
+def _ldr_kl(
+  stats: RowStats, *, temperature: jax.Array, margin: jax.Array
+) -> jax.Array:
+  # The statistics are those of the logits over the temperature.
+  soft_max = softplus(stats.log_odds + margin / temperature)
+  # The transform sets a target that overflows to the least finite number.
+  overflow = stats.target <= float(jnp.finfo(soft_max.dtype).min)
+  soft_max = jnp.where(overflow, jnp.inf, soft_max)
+  return temperature * (soft_max - jnp.log(stats.num_classes))
+
+
+@_ldr_kl.public
+def ldr_kl(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
   *,
   temperature: jax.typing.ArrayLike = 1.0,
   margin: jax.typing.ArrayLike = 0.0,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  """What the statistics are of, and the link where there is no margin."""
-  del margin
-  return logits / temperature
+  r"""Computes the LDR-KL loss: the worst-case margin with a penalty.
+
+  Use when cross-entropy (temperature 1) should get a margin, or a loss is
+  needed that is sharper (a lower temperature) or more robust to wrong labels (a
+  higher one). The paper tunes the temperature among 0.1, 1 and 10.
+
+  Avoid when the temperature is high and nothing bounds the logits: the loss is
+  then hardly bounded below. The authors' code normalises the logits first.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
+  and with :math:`\delta_k = z_k - z_y + \text{margin} \, [k \ne y]`,
+
+  .. math::
+    \ell(z, y) = \max_q \sum_k q_k \delta_k
+      - \text{temperature} \, \mathrm{KL}(q \Vert u)
+    = \text{temperature} \log \frac{1}{C}
+      \sum_k \exp \frac{\delta_k}{\text{temperature}} ,
+
+  where :math:`q` is a distribution over the classes and :math:`u` the uniform
+  one. Soft labels give the expected loss. At temperature 1 and margin 0 the
+  loss is cross-entropy minus :math:`\log C`. As the temperature goes to 0 it
+  becomes :func:`squentropy_jax.losses.crammer_singer` with the same margin. As
+  it goes to infinity it becomes :func:`squentropy_jax.losses.unhinged` plus
+  :math:`\text{margin} \, (1 - 1 / C)`. The gradient is :math:`q - e_y`.
+  ``ldr_kl.log_probs`` returns the log-softmax of the logits divided by the
+  temperature. With a margin these probabilities are over-confident. Masked
+  classes do not count in :math:`C`.
+
+  The dense loss subtracts the largest logit first. Its error is some ulp of the
+  loss and of :math:`\text{temperature} \log C`. A fused head does not subtract
+  it, and its error is some ulp of :math:`\max_k |z_k|`.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    temperature: Weight of the penalty, positive: a scalar or one value for each
+      example, shape ``[...]``.
+    margin: The lead that the labelled class should have, 0 or more: a scalar
+      or one value for each example, shape ``[...]``.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of the logits' shape.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(losses.ldr_kl(logits, jnp.array([0, 2])))
+    [-0.9288  0.5817]
+
+  References:
+    Zhu, Ying and Yang, `Label Distributionally Robust Losses for Multi-class
+    Classification: Consistency, Robustness and Adaptivity
+    <https://arxiv.org/abs/2112.14869>`_, ICML 2023.
+
+  .. seealso:: :func:`squentropy_jax.losses.aldr_kl`,
+    :func:`squentropy_jax.losses.crammer_singer`,
+    :func:`squentropy_jax.losses.unhinged`
+  """
+  return _ldr_kl(
+    logits,
+    labels,
+    temperature=temperature,
+    margin=margin,
+    axis=axis,
+    where=where,
+  )
+
+
+def _over(x: jax.Array, temperature: jax.Array) -> jax.Array:
+  """``x / temperature``, at least -1e18, so that its square is finite."""
+  far = x < -HUGE * temperature
+  near = jnp.where(far, jnp.zeros_like(x), x) / temperature
+  return jnp.where(far, -HUGE, near)
 
 
 def _worst_case(
@@ -45,7 +159,7 @@ def _worst_case(
   below = jnp.where(possible, raised - top, zero)
 
   def at(temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = below / temperature[..., None]
+    x = _over(below, temperature[..., None])
     exps = jnp.where(possible, jnp.exp(x), zero)
     total = exps.sum(-1, keepdims=True)
     q = exps / total
@@ -86,142 +200,10 @@ def _adaptive_temperature(
   fixed = lax.stop_gradient((z, nat, base_temperature, margin))
   start = jnp.zeros_like(stats.num_classes) + fixed[2]
   found = lax.fori_loop(0, num_iters, lambda _, t: step(t, *fixed)[0], start)
-  # One step of Newton's, which also has the derivatives of the fixed point.
+  # One Newton step, which also has the derivatives of the fixed point.
   moved, contraction = step(found, z, nat, base_temperature, margin)
   rate = jnp.maximum(1.0 - lax.stop_gradient(contraction), 1e-3)
   return found + (moved - found) / rate
-
-
-def _aldr_at(
-  z: jax.Array,
-  stats: RowStats,
-  others: jax.Array,
-  temperature: jax.Array,
-  base_temperature: jax.Array,
-  alpha: jax.Array,
-  margin: jax.Array,
-) -> jax.Array:
-  margin, alpha = per_row(margin), per_row(alpha)
-  base_temperature = per_row(base_temperature)
-  zero = jnp.zeros_like(z)
-  top = jnp.where(others, z, -jnp.inf).max(-1)
-  alone = top == -jnp.inf
-  impossible = stats.target == -jnp.inf
-  target = jnp.where(impossible, zero[..., 0], stats.target)
-  top = lax.stop_gradient(jnp.where(alone, 0.0, top))
-  below = jnp.where(others, z - top[..., None], zero)
-  exps = jnp.where(others, jnp.exp(below / temperature[..., None]), zero)
-  log_sum = jnp.log(jnp.where(alone, 1.0, exps.sum(-1)))
-  log_odds = (top + margin - target) / temperature + log_sum
-  log_odds = jnp.where(alone, -jnp.inf, log_odds)
-  soft_max = temperature * softplus(log_odds)
-  # The limit; its derivatives are those of temperature times log-odds.
-  limit = (top + margin - stats.target) + temperature * log_sum
-  soft_max = jnp.where(impossible, limit, soft_max)
-  log_classes = jnp.log(stats.num_classes)
-  gap = temperature - base_temperature
-  penalty = alpha * log_classes * jnp.square(gap) / (2.0 * base_temperature)
-  return soft_max - temperature * log_classes - penalty
-
-
-@row_loss(
-  domains={"temperature": "(0, inf)", "margin": "[0, inf)"},
-  transform=Transform(divide_by="temperature", subtract="max"),
-  log_probs=over_temperature,
-)
-def _ldr_kl(
-  stats: RowStats,
-  *,
-  temperature: jax.Array,
-  margin: jax.Array,
-) -> jax.Array:
-  # The statistics are those of the logits over the temperature.
-  soft_max = softplus(stats.log_odds + margin / temperature)
-  return temperature * (soft_max - jnp.log(stats.num_classes))
-
-
-@_ldr_kl.public
-def ldr_kl(
-  logits: jax.typing.ArrayLike,
-  labels: jax.typing.ArrayLike,
-  *,
-  temperature: jax.typing.ArrayLike = 1.0,
-  margin: jax.typing.ArrayLike = 0.0,
-  axis: int = -1,
-  where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
-  r"""Worst case of the margins, held back by a Kullback-Leibler penalty.
-
-  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
-  and :math:`\delta_k = z_k - z_y + \text{margin} \, [k \ne y]`,
-
-  .. math::
-    \ell(z, y) = \max_q \sum_k q_k \delta_k
-      - \text{temperature} \, \mathrm{KL}(q \Vert u)
-    = \text{temperature} \log \frac{1}{C}
-      \sum_k \exp \frac{\delta_k}{\text{temperature}} ,
-
-  :math:`q` being a distribution over the classes and :math:`u` the uniform one.
-  At temperature 1 and margin 0 it is cross-entropy less :math:`\log C`. As the
-  temperature goes to 0 it becomes :func:`squentropy_jax.losses.crammer_singer`
-  with that margin, as it goes to infinity
-  :func:`squentropy_jax.losses.unhinged` plus
-  :math:`\text{margin} \, (1 - 1 / C)`: from sharp to robust. The gradient is
-  :math:`q - e_y`: without a margin the class probabilities are the softmax of
-  the logits over the temperature, of ``ldr_kl.link(logits)``, and with one
-  these are too confident. A low temperature makes the loss stiff, a high
-  one hardly bounded below. Soft labels :math:`p` give the expected loss
-  :math:`\sum_k p_k\, \ell(z, k)`.
-
-  The largest logit is subtracted first, and the error is some roundings of the
-  loss and of :math:`\text{temperature} \log C`. The row form alone, as a fused
-  head uses it, has one that grows with the common part of the logits: some
-  roundings of :math:`\max_k |z_k|`.
-
-  Args:
-    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    temperature: Weight of the penalty, positive. The paper tunes it among 0.1,
-      1 and 10.
-    margin: Lead that the labelled class is to have, not negative.
-    axis: The class axis of ``logits``.
-    where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in :math:`C`.
-
-  Returns:
-    The loss of each example, shape ``[...]``, float32 or wider.
-
-  Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
-
-  Examples:
-    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> print(losses.ldr_kl(logits, jnp.array([0, 2])))
-    [-0.9288  0.5817]
-
-  References:
-    Zhu, Ying and Yang, `Label Distributionally Robust Losses for Multi-class
-    Classification: Consistency, Robustness and Adaptivity
-    <https://arxiv.org/abs/2112.14869>`_, ICML 2023.
-
-  .. seealso:: :func:`squentropy_jax.losses.aldr_kl`,
-    :func:`squentropy_jax.losses.crammer_singer`,
-    :func:`squentropy_jax.losses.unhinged`
-  """
-  return _ldr_kl(
-    logits,
-    labels,
-    temperature=temperature,
-    margin=margin,
-    axis=axis,
-    where=where,
-  )
 
 
 _DOMAINS: dict[str, str | type] = {
@@ -252,7 +234,7 @@ def _aldr_kl_temperature(
   )
 
 
-def _over_own_temperature(
+def _over_adaptive_temperature(
   z: jax.Array,
   *,
   base_temperature: jax.Array,
@@ -270,10 +252,43 @@ def _over_own_temperature(
     margin=jnp.zeros_like(margin),
     num_iters=num_iters,
   )
-  return z / temperature[..., None]
+  top = lax.stop_gradient(z.max(-1, keepdims=True))
+  return (z - top) / temperature[..., None]
 
 
-@distribution_loss(domains=_DOMAINS, log_probs=_over_own_temperature)
+def _aldr_kl_at(
+  z: jax.Array,
+  stats: RowStats,
+  others: jax.Array,
+  temperature: jax.Array,
+  base_temperature: jax.Array,
+  alpha: jax.Array,
+  margin: jax.Array,
+) -> jax.Array:
+  margin, alpha = per_row(margin), per_row(alpha)
+  base_temperature = per_row(base_temperature)
+  top = jnp.where(others, z, -jnp.inf).max(-1)
+  alone = top == -jnp.inf
+  top = lax.stop_gradient(jnp.where(alone, 0.0, top))
+  below = jnp.where(others, z - top[..., None], jnp.zeros_like(z))
+  exps = jnp.exp(_over(below, temperature[..., None]))
+  exps = jnp.where(others, exps, jnp.zeros_like(z))
+  log_sum = jnp.log(jnp.where(alone, 1.0, exps.sum(-1)))
+  gap = top + margin - stats.target
+  # There the loss is the limit for a target of -inf. The general form would
+  # subtract large numbers in its derivative in the temperature.
+  far = ~alone & (gap > _FAR * temperature)
+  log_odds = _over(jnp.where(far, jnp.zeros_like(gap), gap), temperature)
+  log_odds = jnp.where(alone, -jnp.inf, log_odds + log_sum)
+  limit = gap + temperature * log_sum
+  soft_max = jnp.where(far, limit, temperature * softplus(log_odds))
+  log_classes = jnp.log(stats.num_classes)
+  change = temperature - base_temperature
+  penalty = alpha * log_classes * jnp.square(change) / (2.0 * base_temperature)
+  return soft_max - temperature * log_classes - penalty
+
+
+@distribution_loss(domains=_DOMAINS, log_probs=_over_adaptive_temperature)
 def _aldr_kl(
   z: jax.Array,
   target: Target,
@@ -287,7 +302,7 @@ def _aldr_kl(
 
   def of_class(stats: RowStats, others: jax.Array) -> jax.Array:
     temperature = _adaptive_temperature(z, stats, others, num_iters, *numbers)
-    return _aldr_at(z, stats, others, temperature, *numbers)
+    return _aldr_kl_at(z, stats, others, temperature, *numbers)
 
   return target.expected(
     z, lambda stats: target.map_classes(z, stats, of_class)
@@ -306,10 +321,17 @@ def aldr_kl(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""The loss of `ldr_kl` with a temperature of each example's own.
+  r"""Computes the ALDR-KL loss: LDR-KL with an adaptive temperature.
+
+  Use when the amount of label noise differs between examples, so that one
+  temperature does not fit all of them.
+
+  Avoid when classes are very many, because the loss costs about thirty passes
+  over each row, and with soft labels as many for each class. Avoid an ``alpha``
+  below 1.5, where the solution need not be unique.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
-  and :math:`\delta_k = z_k - z_y + \text{margin} \, [k \ne y]`,
+  and with :math:`\delta_k = z_k - z_y + \text{margin} \, [k \ne y]`,
 
   .. math::
     \ell(z, y) = \max_{q, \lambda} \sum_k q_k \delta_k
@@ -317,45 +339,42 @@ def aldr_kl(
       - \frac{\text{alpha} \log C}{2 \, \text{base\_temperature}}
         (\lambda - \text{base\_temperature})^2 ,
 
-  :math:`q` being a distribution over the classes and :math:`u` the uniform one.
-  An example with one strong class gets a temperature below
-  ``base_temperature``, an ambiguous one nearly all of it; the temperature is
-  the fixed point that :func:`squentropy_jax.losses.aldr_kl_temperature`
-  returns. It is computed afresh in every call and to its end: the authors' code
-  keeps a temperature per training example and moves it one step per visit. As
-  ``alpha`` goes to infinity it is :func:`squentropy_jax.losses.ldr_kl`. Without
-  a margin the class probabilities are the softmax of ``aldr_kl.link(logits)``,
-  the logits over their temperature. Soft
-  labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`. They
-  cost the iteration once for each class.
+  where :math:`q` is a distribution over the classes and :math:`u` the uniform
+  one. Soft labels give the expected loss. The temperature :math:`\lambda` is
+  the fixed point that :func:`squentropy_jax.margins.aldr_kl_temperature`
+  returns: low for an example with one dominant class, and close to
+  ``base_temperature`` for an ambiguous one. Each call computes it to
+  convergence. The authors' code stores a temperature for each training example
+  and moves it by one step at each visit. As ``alpha`` goes to infinity, the
+  loss becomes :func:`squentropy_jax.losses.ldr_kl`. ``aldr_kl.log_probs``
+  returns the log-softmax of the logits divided by the temperature without a
+  margin. Masked classes do not count in :math:`C`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
     base_temperature: Temperature of an example without any preference,
-      positive.
-    alpha: How strongly the temperature is held, in units of
-      :math:`\log(C) / \text{base\_temperature}`; above 1. From 1.5 on the
-      default number of steps is enough; close to 1 the solution may be one of
-      several.
-    margin: Lead that the labelled class is to have, not negative.
-    num_iters: Steps of the fixed-point iteration, an int; one of Newton's
-      method follows.
+      positive: a scalar or one value for each example, shape ``[...]``.
+    alpha: Weight of the penalty on the temperature, in units of
+      :math:`\log(C) / \text{base\_temperature}`, above 1: a scalar or one value
+      for each example, shape ``[...]``. From 1.5 on, the default number of
+      steps is enough.
+    margin: The lead that the labelled class should have, 0 or more: a scalar
+      or one value for each example, shape ``[...]``.
+    num_iters: Steps of the fixed-point iteration, a static int. One Newton step
+      follows.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in :math:`C`.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -367,8 +386,7 @@ def aldr_kl(
     Classification: Consistency, Robustness and Adaptivity
     <https://arxiv.org/abs/2112.14869>`_, ICML 2023.
 
-  .. seealso:: :func:`squentropy_jax.losses.ldr_kl`,
-    :func:`squentropy_jax.losses.aldr_kl_temperature`
+  .. seealso:: :func:`squentropy_jax.losses.ldr_kl`
   """
   return _aldr_kl(
     logits,

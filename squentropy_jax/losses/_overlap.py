@@ -1,70 +1,104 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlap of predicted and labelled positives: dice and its kin."""
+"""Overlap: one minus the overlap of predicted and labelled positives.
 
+Labels are binary, one for each score: 0, 1 or a float between. ``axis`` says
+which entries are one set: ``()`` each entry by itself, an axis or several, or
+``None`` for all entries.
+"""
+
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks, elementwise
 from squentropy_jax._core import labels as prelude
 from squentropy_jax._core.elementwise import sigmoid, softplus
+from squentropy_jax._core.hyperparameters import (
+  Domain,
+  Hyperparameters,
+  Static,
+)
 
-
-def _not_negative(
-  dtype: Any, **values: jax.typing.ArrayLike
-) -> list[jax.Array]:
-  """Hyper-parameters as scalars, which must be at least 0."""
-  return [
-    checks.as_scalar(name, value, dtype, "[0, inf)")
-    for name, value in values.items()
-  ]
+# ``formula(z, y, **hyperparameters)`` gives two terms of each entry. The loss
+# of a set is ``sum(first) / (sum(second) + smoothing)``.
+_Formula = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def _ratio_of_sums(
-  miss: jax.Array,
-  mass: jax.Array,
-  smoothing: jax.Array,
+  **domains: Domain,
+) -> Callable[[_Formula], Callable[..., jax.Array]]:
+  """Makes a loss of sets of entries from a formula of one entry."""
+  hyperparameters = Hyperparameters({**domains, "smoothing": "[0, inf)"}, {})
+
+  def decorate(formula: _Formula) -> Callable[..., jax.Array]:
+    def loss(
+      logits: ArrayLike,
+      labels: ArrayLike,
+      *,
+      axis: int | tuple[int, ...] | None,
+      where: ArrayLike | None,
+      **values: Any,
+    ) -> jax.Array:
+      z, y, keep = prelude.checked_entries(logits, labels, where)
+      axes = checks.as_axes(axis, z)
+      numbers, static = prelude.checked_numbers(
+        hyperparameters, values, z, keep, axes
+      )
+      return _evaluate(formula, axes, static, z, y, keep, numbers)
+
+    return loss
+
+  return decorate
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _evaluate(
+  formula: _Formula,
   axes: tuple[int, ...],
+  static: Static,
+  z: jax.Array,
+  y: jax.Array,
   keep: jax.Array | None,
+  numbers: Mapping[str, jax.Array],
 ) -> jax.Array:
-  """``sum(miss) / (sum(mass) + smoothing)``; 0 for a set without entries."""
+  others = {n: x for n, x in numbers.items() if n != "smoothing"}
+  terms = formula(z, y, **others, **dict(static))
   if keep is None:
-    keep = jnp.ones_like(miss, bool)
-  zero = jnp.zeros_like(miss)
-  miss = jnp.where(keep, miss, zero).sum(axes)
-  mass = jnp.where(keep, mass, zero).sum(axes) + smoothing
+    keep = jnp.ones_like(z, bool)
+  above, below = (
+    jnp.where(keep, x, jnp.zeros_like(x)).sum(axes, keepdims=True)
+    for x in terms
+  )
+  below = below + numbers["smoothing"]
   # Without smoothing or positives the ratio is 1 for every logit, also for
   # those whose probabilities underflow.
-  no_mass = mass == 0
+  is_zero = below == 0
   ratio = elementwise.quotient(
-    miss, jnp.where(no_mass, jnp.ones_like(mass), mass)
+    above, jnp.where(is_zero, jnp.ones_like(below), below)
   )
-  return jnp.where(no_mass, keep.any(axes).astype(ratio.dtype), ratio)
+  some = keep.any(axes, keepdims=True).astype(ratio.dtype)
+  return jnp.where(is_zero, some, ratio).squeeze(axes)
 
 
-def _terms(
-  q: jax.Array, rest: jax.Array, y: jax.Array, squared: bool
+def _dice_terms(
+  q: jax.Array, one_minus_q: jax.Array, y: jax.Array, squared: bool
 ) -> tuple[jax.Array, jax.Array]:
-  """``q + y - 2 q y`` and ``q + y``, or of squares; ``rest`` is ``1 - q``."""
-  false, missed = q * (1.0 - y), rest * y
+  """``q + y - 2 q y`` and ``q + y``, or the same with squares."""
+  false, missed = q * (1.0 - y), one_minus_q * y
   if squared:
     return jnp.square(false - missed), q * q + y * y
   return false + missed, q + y
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
+@_ratio_of_sums(squared=bool)
 def _dice(
-  z: jax.Array,
-  y: jax.Array,
-  keep: jax.Array | None,
-  axes: tuple[int, ...],
-  squared: bool,
-  smoothing: jax.Array,
-) -> jax.Array:
-  miss, mass = _terms(sigmoid(z), sigmoid(-z), y, squared)
-  return _ratio_of_sums(miss, mass, smoothing, axes, keep)
+  z: jax.Array, y: jax.Array, *, squared: bool
+) -> tuple[jax.Array, jax.Array]:
+  return _dice_terms(sigmoid(z), sigmoid(-z), y, squared)
 
 
 def dice(
@@ -76,7 +110,13 @@ def dice(
   axis: int | tuple[int, ...] | None = (),
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Dice loss: one less the share of predicted and labelled mass in common.
+  r"""Computes the Dice loss: one minus the smoothed Dice coefficient.
+
+  Use when positives are few, as in segmentation and tagging, and overlap is
+  what you measure.
+
+  Avoid when you need probabilities: the loss is not proper. Avoid
+  ``smoothing=0`` where a set may have no positive.
 
   With sums over ``axis``, for binary labels :math:`y` and :math:`p=\sigma(z)`,
 
@@ -87,29 +127,29 @@ def dice(
     \ell = 1 - \frac{2 \sum p y + \text{smoothing}}
                     {\sum p^2 + \sum y^2 + \text{smoothing}} .
 
-  With ``smoothing=0`` and probabilities 0 and 1 it is one less the F1 score.
-  Then a set without positives has loss 1 and slope 0 whatever its logits are;
-  smoothing is what makes negatives matter. Not a proper loss: do not read
-  probabilities off the logits.
+  With ``smoothing=0`` and probabilities 0 and 1 it is one minus the F1 score.
+  A set without positives then has loss 1 and gradient 0 for all logits. With
+  smoothing, negatives have a gradient in such a set too.
 
   Args:
     logits: Scores, any shape, any floating dtype.
     labels: Labels of the same shape, the integers 0 and 1 or floats between.
     smoothing: Added to numerator and denominator, at least 0.
-    squared: Whether the denominator sums squares, as in the paper of Milletari.
+    squared: Whether the denominator sums squares, as in Milletari's paper.
     axis: What numerator and denominator are summed over: an axis or several,
-      ``()`` for each entry by itself, ``None`` for the whole set.
+      ``()`` for each entry by itself, ``None`` for all entries as one set.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
-      loss and gradient 0; a set of none has loss 0.
+      loss and gradient 0. A set without kept entries has loss 0.
 
   Returns:
-    The loss of each entry or set, the logits' shape less ``axis``, float32 or
+    The loss of each set, of the logits' shape without ``axis``, float32 or
     wider.
 
   Raises:
     TypeError: If ``logits`` is not floating or ``labels`` not numbers.
-    ValueError: If shapes or ``axis`` do not fit, or if a concrete label is
-      outside ``[0, 1]`` (a traced one gives NaN) or ``smoothing`` below 0.
+    ValueError: If shapes or ``axis`` do not fit, if a concrete label is outside
+      ``[0, 1]`` (a traced one gives NaN), or if a concrete ``smoothing`` is
+      below 0.
 
   Examples:
     >>> logits = jnp.array([2.0, 0.4, -0.4, -1.4])
@@ -126,25 +166,23 @@ def dice(
 
   .. seealso:: :func:`squentropy_jax.losses.tversky`
   """
-  z, y, keep = prelude.checked_entries(logits, labels, where)
-  scalars = _not_negative(z.dtype, smoothing=smoothing)
-  axes, squared = checks.as_axes(axis, z), checks.as_flag("squared", squared)
-  return _dice(z, y, keep, axes, squared, *scalars)
+  return _dice(
+    logits,
+    labels,
+    smoothing=smoothing,
+    squared=squared,
+    axis=axis,
+    where=where,
+  )
 
 
-@functools.partial(jax.jit, static_argnums=3, inline=True)
+@_ratio_of_sums(alpha="[0, inf)", beta="[0, inf)")
 def _tversky(
-  z: jax.Array,
-  y: jax.Array,
-  keep: jax.Array | None,
-  axes: tuple[int, ...],
-  alpha: jax.Array,
-  beta: jax.Array,
-  smoothing: jax.Array,
-) -> jax.Array:
-  p, rest = sigmoid(z), sigmoid(-z)
-  miss = alpha * p * (1.0 - y) + beta * rest * y
-  return _ratio_of_sums(miss, p * y + miss, smoothing, axes, keep)
+  z: jax.Array, y: jax.Array, *, alpha: jax.Array, beta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  p, one_minus_p = sigmoid(z), sigmoid(-z)
+  errors = alpha * p * (1.0 - y) + beta * one_minus_p * y
+  return errors, p * y + errors
 
 
 def tversky(
@@ -157,7 +195,13 @@ def tversky(
   axis: int | tuple[int, ...] | None = (),
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Tversky loss: dice with weights on false positives and false negatives.
+  r"""Computes the Tversky loss: Dice with weights on the two kinds of error.
+
+  Use when positives are few and false positives and false negatives do not
+  cost the same.
+
+  Avoid when you have no validation metric to choose the weights by: with a
+  weight near 0 the loss is minimal if all or no entries are predicted positive.
 
   With sums over ``axis``, for binary labels :math:`y` and :math:`p=\sigma(z)`,
 
@@ -166,8 +210,8 @@ def tversky(
       {\sum p y + \alpha \sum p (1 - y) + \beta \sum (1 - p) y
        + \text{smoothing}} .
 
-  Both weights at 1/2 give :func:`dice` with twice the smoothing. More weight on
-  ``beta`` finds more positives, more on ``alpha`` raises fewer false alarms.
+  With both weights at 1/2 it is :func:`dice` with twice the smoothing. A larger
+  ``beta`` raises recall, a larger ``alpha`` raises precision.
 
   Args:
     logits: Scores, any shape, any floating dtype.
@@ -176,18 +220,19 @@ def tversky(
     beta: Weight of false negatives, at least 0.
     smoothing: Added to numerator and denominator, at least 0.
     axis: What numerator and denominator are summed over: an axis or several,
-      ``()`` for each entry by itself, ``None`` for the whole set.
+      ``()`` for each entry by itself, ``None`` for all entries as one set.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
-      loss and gradient 0; a set of none has loss 0.
+      loss and gradient 0. A set without kept entries has loss 0.
 
   Returns:
-    The loss of each entry or set, the logits' shape less ``axis``, float32 or
+    The loss of each set, of the logits' shape without ``axis``, float32 or
     wider.
 
   Raises:
     TypeError: If ``logits`` is not floating or ``labels`` not numbers.
-    ValueError: If shapes or ``axis`` do not fit, or if a concrete label is
-      outside ``[0, 1]`` (a traced one gives NaN) or a weight below 0.
+    ValueError: If shapes or ``axis`` do not fit, if a concrete label is outside
+      ``[0, 1]`` (a traced one gives NaN), or if a concrete hyper-parameter is
+      below 0.
 
   Examples:
     >>> logits = jnp.array([2.0, 0.4, -0.4, -1.4])
@@ -202,27 +247,27 @@ def tversky(
 
   .. seealso:: :func:`squentropy_jax.losses.dice`
   """
-  z, y, keep = prelude.checked_entries(logits, labels, where)
-  scalars = _not_negative(z.dtype, alpha=alpha, beta=beta, smoothing=smoothing)
-  return _tversky(z, y, keep, checks.as_axes(axis, z), *scalars)
+  return _tversky(
+    logits,
+    labels,
+    alpha=alpha,
+    beta=beta,
+    smoothing=smoothing,
+    axis=axis,
+    where=where,
+  )
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)
+@_ratio_of_sums(alpha="[0, inf)", squared=bool)
 def _self_adjusting_dice(
-  z: jax.Array,
-  y: jax.Array,
-  keep: jax.Array | None,
-  axes: tuple[int, ...],
-  squared: bool,
-  alpha: jax.Array,
-  smoothing: jax.Array,
-) -> jax.Array:
-  p, rest = sigmoid(z), sigmoid(-z)
-  log_damping = -alpha * softplus(z)
-  q = p * jnp.exp(log_damping)
-  # Of what q is less than 1, first p and then the damping.
-  miss, mass = _terms(q, rest - p * jnp.expm1(log_damping), y, squared)
-  return _ratio_of_sums(miss, mass, smoothing, axes, keep)
+  z: jax.Array, y: jax.Array, *, alpha: jax.Array, squared: bool
+) -> tuple[jax.Array, jax.Array]:
+  p, one_minus_p = sigmoid(z), sigmoid(-z)
+  log_factor = -alpha * softplus(z)
+  q = p * jnp.exp(log_factor)
+  # 1 - q without cancellation: what p lacks, and what the factor takes.
+  one_minus_q = one_minus_p - p * jnp.expm1(log_factor)
+  return _dice_terms(q, one_minus_q, y, squared)
 
 
 def self_adjusting_dice(
@@ -235,7 +280,12 @@ def self_adjusting_dice(
   axis: int | tuple[int, ...] | None = (),
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Dice loss with a factor that silences easy examples.
+  r"""Computes the Dice loss with a factor that lowers easy examples' weight.
+
+  Use when most entries are easy negatives, with a small ``alpha``.
+
+  Avoid when you keep the default ``alpha`` without a validation metric, or need
+  probabilities: the loss is not proper.
 
   With sums over ``axis``, for binary labels :math:`y` and :math:`p=\sigma(z)`,
 
@@ -244,9 +294,10 @@ def self_adjusting_dice(
                     {\sum q + \sum y + \text{smoothing}},
     \qquad q = (1 - p)^\alpha p .
 
-  :math:`q` is largest at :math:`p = 1 / (1 + \alpha)`: the loss of a positive
-  *rises* again with more confidence: with ``alpha=1`` training pulls positives
-  towards a probability of 1/2. The authors' scripts use 0.01.
+  :math:`q` is largest at :math:`p = 1 / (1 + \alpha)`. Beyond it the loss of a
+  positive *rises* with confidence: with ``alpha=1``, the paper's value,
+  training pulls positives towards probability 1/2. The authors' scripts use
+  0.01.
 
   Args:
     logits: Scores, any shape, any floating dtype.
@@ -255,18 +306,19 @@ def self_adjusting_dice(
     smoothing: Added to numerator and denominator, at least 0.
     squared: Whether the denominator sums squares.
     axis: What numerator and denominator are summed over: an axis or several,
-      ``()`` for each entry by itself, ``None`` for the whole set.
+      ``()`` for each entry by itself, ``None`` for all entries as one set.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
-      loss and gradient 0; a set of none has loss 0.
+      loss and gradient 0. A set without kept entries has loss 0.
 
   Returns:
-    The loss of each entry or set, the logits' shape less ``axis``, float32 or
+    The loss of each set, of the logits' shape without ``axis``, float32 or
     wider.
 
   Raises:
     TypeError: If ``logits`` is not floating or ``labels`` not numbers.
-    ValueError: If shapes or ``axis`` do not fit, or if a concrete label is
-      outside ``[0, 1]`` (a traced one gives NaN) or a hyper-parameter below 0.
+    ValueError: If shapes or ``axis`` do not fit, if a concrete label is outside
+      ``[0, 1]`` (a traced one gives NaN), or if a concrete hyper-parameter is
+      below 0.
 
   Examples:
     >>> logits = jnp.array([2.0, 0.4, -0.4, -1.4])
@@ -280,8 +332,12 @@ def self_adjusting_dice(
 
   .. seealso:: :func:`squentropy_jax.losses.dice`
   """
-  z, y, keep = prelude.checked_entries(logits, labels, where)
-  scalars = _not_negative(z.dtype, alpha=alpha, smoothing=smoothing)
-  axes = checks.as_axes(axis, z)
-  squared = checks.as_flag("squared", squared)
-  return _self_adjusting_dice(z, y, keep, axes, squared, *scalars)
+  return _self_adjusting_dice(
+    logits,
+    labels,
+    alpha=alpha,
+    smoothing=smoothing,
+    squared=squared,
+    axis=axis,
+    where=where,
+  )

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets that are points of the simplex: likelihoods and square distances."""
+"""Targets on the simplex: likelihoods and square distances.
+
+The target of these losses is a distribution as it is, such as shares or the
+probabilities of a teacher, not an expectation over class ids.
+"""
 
 import functools
 import math
@@ -21,21 +25,168 @@ from squentropy_jax._core.elementwise import sigmoid
 _SINHC = tuple(1.0 / math.factorial(2 * n + 3) for n in range(12))
 
 
-def simplex_mean(logits: jax.Array) -> jax.Array:
-  """The logarithm of the mean."""
-  top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-  return jnp.log(partition.mean(logits - top))
+def _residual(z: jax.Array, t: jax.Array) -> jax.Array:
+  """Softmax minus target; neither 1 - p nor a product is rounded off."""
+  log_odds = row_stats(all_class_sums(z)).log_odds
+  return sigmoid(-log_odds) * (1.0 - t) - sigmoid(log_odds) * t
 
 
-@distribution_loss(log_probs=simplex_mean)
+@distribution_loss()
+def _brier(z: jax.Array, target: Target) -> jax.Array:
+  return jnp.square(_residual(z, target.distribution(z))).sum(-1)
+
+
+@_brier.public
+def brier(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Computes the Brier score: the squared distance of softmax and target.
+
+  Use when a bounded proper loss is needed, or as a score of the predicted
+  probabilities.
+
+  Avoid when training starts from confident mistakes, where the gradient is
+  close to 0.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
+
+  .. math::
+    \ell(z, y) = \sum_k (\mathrm{softmax}(z)_k - [k = y])^2 .
+
+  Soft labels :math:`t` replace the indicator, as in
+  :func:`squentropy_jax.losses.softmax_regression`: the loss is
+  :math:`\lVert \mathrm{softmax}(z) - t \rVert^2`. It is smaller than the
+  expected loss by :math:`1 - \lVert t \rVert^2`, a constant of the logits. The
+  loss lies between 0 and 2, so that one outlier has little effect.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of the logits' shape.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(losses.brier(logits, jnp.array([0, 2])))
+    [0.0392 1.013 ]
+
+  References:
+    Brier, `Verification of Forecasts Expressed in Terms of Probability
+    <https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2>`_,
+    1950.
+
+  .. seealso:: :func:`squentropy_jax.losses.softmax_regression`
+  """
+  return _brier(logits, labels, axis=axis, where=where)
+
+
+@distribution_loss(domains={"squared": bool})
+def _softmax_regression(
+  z: jax.Array, target: Target, *, squared: bool
+) -> jax.Array:
+  residual = _residual(z, target.distribution(z))
+  if squared:
+    return jnp.square(residual).sum(-1)
+  # Scaled, so that no square underflows; the gradient at distance 0 is 0.
+  size = jax.lax.stop_gradient(jnp.abs(residual).max(-1, keepdims=True))
+  size = jnp.where(size == 0, jnp.ones_like(size), size)
+  square = jnp.square(residual / size).sum(-1)
+  zero = square == 0
+  root = jnp.sqrt(jnp.where(zero, jnp.ones_like(square), square))
+  return jnp.where(zero, square, size[..., 0] * root)
+
+
+@_softmax_regression.public
+def softmax_regression(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  squared: bool = True,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Computes the Euclidean distance of softmax and target, squared or not.
+
+  Use when probabilities should be fitted to any target by least squares.
+
+  Avoid when training starts from confident mistakes, where the gradient is
+  close to 0. Avoid ``squared=False`` when calibrated probabilities are needed,
+  because the distance itself is not proper.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and target :math:`t`,
+
+  .. math::
+    \ell(z, t) = \lVert \mathrm{softmax}(z) - t \rVert_2^2
+    \quad \text{or} \quad
+    \ell(z, t) = \lVert \mathrm{softmax}(z) - t \rVert_2 .
+
+  Soft labels are the target :math:`t` itself, not an expectation over classes.
+  The paper states the problem with the second form and analyses half of the
+  first. Both forms are bounded and not convex in the logits.
+
+  Args:
+    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    squared: Whether the distance is squared, a static bool. Without the square,
+      the gradient at distance 0 is defined as 0.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of the logits' shape.
+
+  Returns:
+    The loss of each example, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
+    >>> print(losses.softmax_regression(logits, labels, squared=False))
+    [0.198  0.1419]
+
+  References:
+    Li, Song, Xia, Yu and Zhou, `The Closeness of In-Context Learning and Weight
+    Shifting for Softmax Regression <https://arxiv.org/abs/2304.13276>`_, 2023.
+
+  .. seealso:: :func:`squentropy_jax.losses.brier`
+  """
+  return _softmax_regression(
+    logits, labels, squared=squared, axis=axis, where=where
+  )
+
+
+def _log_mean(logits: jax.Array) -> jax.Array:
+  return jnp.log(partition.mean(logits))
+
+
+@distribution_loss(log_probs=_log_mean)
 def _continuous_categorical(z: jax.Array, target: Target) -> jax.Array:
   x = target.distribution(z)
   # Both normalisers follow a shift of all logits, so that it has no effect.
-  z = z - jax.lax.stop_gradient(z.max(-1, keepdims=True))
-  lse = jnp.log(jnp.exp(z).sum(-1, keepdims=True))
-  skip = (z == -jnp.inf) & (x == 0)
+  shifted = z - jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  lse = jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+  skip = (shifted == -jnp.inf) & (x == 0)
   zero = jnp.zeros_like(z)
-  soft = jnp.where(skip, zero, x * (lse - jnp.where(skip, zero, z))).sum(-1)
+  terms = x * (lse - jnp.where(skip, zero, shifted))
+  soft = jnp.where(skip, zero, terms).sum(-1)
   return soft + (partition.log_partition(z) - lse[..., 0])
 
 
@@ -47,7 +198,13 @@ def continuous_categorical(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Negative log-density of the continuous categorical distribution.
+  r"""Computes the negative log-density of the continuous categorical.
+
+  Use when shares, proportions or the probabilities of a teacher are the data.
+  The loss is their likelihood; cross-entropy leaves out its normaliser.
+
+  Avoid when later code takes the softmax of the logits as the mean, or when the
+  targets are class ids, for which the loss has no lower bound.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and a target
   :math:`x` in the simplex :math:`\Delta`,
@@ -56,17 +213,18 @@ def continuous_categorical(
     \ell(z, x) = \log \int_\Delta e^{\langle z, t \rangle} \, dt
                  - \langle z, x \rangle ,
 
-  with the integral over the first :math:`C - 1` coordinates. Cross-entropy of
-  soft labels is this loss without its normaliser for the simplex,
+  with the integral over the first :math:`C - 1` coordinates. With
+  :math:`K(z)`, the normaliser of the density on the simplex, it is
+  cross-entropy of soft labels minus :math:`\log K(z)`,
 
   .. math::
-    \ell(z, x) = -\sum_k x_k \log \mathrm{softmax}(z)_k - \log C(z) ,
+    \ell(z, x) = -\sum_k x_k \log \mathrm{softmax}(z)_k - \log K(z) ,
 
-  and it is computed in that form. The integral has full precision for equal,
-  close and distant logits and any number of classes. A density may exceed 1, so
-  the loss may be negative; for a target on a corner (a class id) it has no
-  lower bound. The forecast is the mean, :func:`continuous_categorical_mean`, of
-  logarithm ``continuous_categorical.link(logits)``.
+  and it is computed in that form. The integral is accurate for equal, close and
+  distant logits and for any number of classes. A density may exceed 1, so that
+  the loss may be negative. The predicted mean is
+  ``jnp.exp(continuous_categorical.log_probs(logits))``, which is not the
+  softmax. Masked classes make the simplex smaller.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -74,17 +232,15 @@ def continuous_categorical(
       sum 1, or corners of it as class ids, integers of shape ``[...]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes make the simplex smaller.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example in nats, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look
-      like one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form
-      above, or if a concrete class id is out of range (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
 
   Examples:
     >>> logits = jnp.array([[0.7, -0.3, 0.0], [1.0, 1.0, 1.0]])
@@ -97,7 +253,7 @@ def continuous_categorical(
     A Novel Simplex-Valued Exponential Family
     <https://arxiv.org/abs/2002.08563>`_, ICML 2020.
 
-  .. seealso:: :func:`squentropy_jax.losses.continuous_categorical_mean`
+  .. seealso:: :func:`squentropy_jax.losses.continuous_bernoulli`
   """
   return _continuous_categorical(logits, labels, axis=axis, where=where)
 
@@ -129,7 +285,12 @@ def continuous_bernoulli(
   *,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Negative log-density of the continuous Bernoulli distribution.
+  r"""Computes the negative log-density of the continuous Bernoulli.
+
+  Use when values in the unit interval are modelled, with one logit for each:
+  for example the grey levels in an autoencoder.
+
+  Avoid when all labels are 0 or 1: binary cross-entropy is their likelihood.
 
   For a logit :math:`z` and a target :math:`x \in [0, 1]`,
 
@@ -137,25 +298,22 @@ def continuous_bernoulli(
     \ell(z, x) = \log \int_0^1 e^{z t} \, dt - z x
                = \log \frac{e^z - 1}{z} - z x .
 
-  It is the loss to train a model of values in the unit interval with, such as
-  the pixels of an autoencoder; the binary cross-entropy of such values leaves
-  the normaliser out. The mean of the distribution is not the logistic function
-  of ``logits``, but ``continuous_categorical_mean`` of ``[logits, 0]``.
+  Binary cross-entropy of such values leaves out the normaliser. The mean of the
+  distribution is not the logistic function of the logit. It is the first entry
+  of ``jnp.exp(continuous_categorical.log_probs(jnp.array([logit, 0.0])))``.
 
   Args:
     logits: Scores, shape ``[...]``, any floating dtype.
-    labels: Values in ``[0, 1]`` of the same shape, floats or the integers 0
-      and 1.
-    where: Which entries to keep, booleans of the same shape. Dropped ones have
-      loss and gradient 0.
+    labels: Values in ``[0, 1]``, shape ``[...]``, floats or the integers 0 and
+      1.
+    where: Which entries to keep, booleans of shape ``[...]``.
 
   Returns:
     The loss of each entry in nats, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating or ``labels`` not numbers.
-    ValueError: If shapes differ, or if a concrete target is outside ``[0, 1]``
-      (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If shapes differ, or if a concrete target is outside ``[0, 1]``.
 
   Examples:
     >>> logits = jnp.array([0.5, -2.0, 0.0])
@@ -172,144 +330,3 @@ def continuous_bernoulli(
   """
   z, x, keep = prelude.checked_entries(logits, labels, where)
   return _continuous_bernoulli(z, x, keep)
-
-
-def _residual(z: jax.Array, t: jax.Array) -> jax.Array:
-  """Softmax less target; neither 1 - p nor a product is rounded off."""
-  log_odds = row_stats(all_class_sums(z)).log_odds
-  return sigmoid(-log_odds) * (1.0 - t) - sigmoid(log_odds) * t
-
-
-@distribution_loss()
-def _brier(z: jax.Array, target: Target) -> jax.Array:
-  return jnp.square(_residual(z, target.distribution(z))).sum(-1)
-
-
-@distribution_loss(domains={"squared": bool})
-def _softmax_regression(
-  z: jax.Array, target: Target, *, squared: bool
-) -> jax.Array:
-  residual = _residual(z, target.distribution(z))
-  if squared:
-    return jnp.square(residual).sum(-1)
-  # Scaled, so that no square underflows; the gradient at distance 0 is 0.
-  size = jax.lax.stop_gradient(jnp.abs(residual).max(-1, keepdims=True))
-  size = jnp.where(size == 0, jnp.ones_like(size), size)
-  square = jnp.square(residual / size).sum(-1)
-  zero = square == 0
-  root = jnp.sqrt(jnp.where(zero, jnp.ones_like(square), square))
-  return jnp.where(zero, square, size[..., 0] * root)
-
-
-@_softmax_regression.public
-def softmax_regression(
-  logits: jax.typing.ArrayLike,
-  labels: jax.typing.ArrayLike,
-  *,
-  squared: bool = True,
-  axis: int = -1,
-  where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
-  r"""Euclidean distance of the softmax to a target, squared or not.
-
-  For one example with logits :math:`z \in \mathbb{R}^C` and target :math:`t`,
-
-  .. math::
-    \ell(z, t) = \lVert \mathrm{softmax}(z) - t \rVert_2^2
-    \quad \text{or} \quad
-    \ell(z, t) = \lVert \mathrm{softmax}(z) - t \rVert_2 .
-
-  The paper's problem has the second form and its analysis half of the first.
-  Soft targets enter as they are, not as an expectation over classes. Both forms
-  are bounded, not convex in the logits, and flat where the softmax is sure of a
-  wrong class.
-
-  Args:
-    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    squared: Whether the distance is squared. Unsquared, its slope at distance 0
-      is taken as 0.
-    axis: The class axis of ``logits``.
-    where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
-
-  Returns:
-    The loss of each example, shape ``[...]``, float32 or wider.
-
-  Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look
-      like one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form
-      above, or if a concrete class id is out of range (a traced one gives NaN).
-
-  Examples:
-    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
-    >>> print(losses.softmax_regression(logits, labels, squared=False))
-    [0.198  0.1419]
-
-  References:
-    Li, Song, Xia, Yu and Zhou, `The Closeness of In-Context Learning and Weight
-    Shifting for Softmax Regression <https://arxiv.org/abs/2304.13276>`_, 2023.
-
-  .. seealso:: :func:`squentropy_jax.losses.brier`
-  """
-  return _softmax_regression(
-    logits, labels, squared=squared, axis=axis, where=where
-  )
-
-
-@_brier.public
-def brier(
-  logits: jax.typing.ArrayLike,
-  labels: jax.typing.ArrayLike,
-  *,
-  axis: int = -1,
-  where: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
-  r"""Brier score: squared distance of the softmax to the target.
-
-  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
-
-  .. math::
-    \ell(z, y) = \sum_k (\mathrm{softmax}(z)_k - [k = y])^2 .
-
-  Soft labels :math:`t` take the place of the indicator, as in
-  :func:`softmax_regression`: the loss is :math:`\lVert p - t \rVert^2`, which
-  is the expected loss less :math:`1 - \lVert t \rVert^2`, a constant of the
-  logits. A proper loss between 0 and 2, so an outlier moves little; but a
-  sure mistake has next to no slope, so training may stall from a bad start.
-
-  Args:
-    logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    axis: The class axis of ``logits``.
-    where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
-
-  Returns:
-    The loss of each example, shape ``[...]``, float32 or wider.
-
-  Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above,
-      or if a concrete class id is out of range (a traced one gives NaN).
-
-  Examples:
-    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> print(losses.brier(logits, jnp.array([0, 2])))
-    [0.0392 1.013 ]
-
-  References:
-    Brier, `Verification of Forecasts Expressed in Terms of Probability
-    <https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2>`_,
-    1950.
-
-  .. seealso:: :func:`squentropy_jax.losses.softmax_regression`
-  """
-  return _brier(logits, labels, axis=axis, where=where)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Square losses on logits."""
+"""Square losses: regression of the logits on a scaled one-hot label."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.rows import row_loss
 
 
-def linear(
+def _log_scores(
   logits: jax.Array,
   *,
   target_weight: jax.typing.ArrayLike = 1.0,
@@ -28,15 +28,15 @@ def _uniform(
   stats: RowStats, *, target_weight: jax.Array, target_value: jax.Array
 ) -> jax.Array:
   n = stats.num_classes
-  square = stats.rest_sq + jnp.square(stats.target)
-  total = stats.rest_sum + stats.target
-  on_target = square - 2.0 * target_value * total + n * target_value**2
-  return (target_weight * on_target + (n - 1.0) * square) / (n * n)
+  sum_sq = stats.rest_sq + jnp.square(stats.target)
+  sum_z = stats.rest_sum + stats.target
+  as_target = sum_sq - 2.0 * target_value * sum_z + n * target_value**2
+  return (target_weight * as_target + (n - 1.0) * sum_sq) / (n * n)
 
 
 @row_loss(
   domains={"target_weight": "[0, inf)", "target_value": "(-inf, inf)"},
-  log_probs=linear,
+  log_probs=_log_scores,
   uniform=_uniform,
 )
 def _rescaled_square(
@@ -61,7 +61,13 @@ def rescaled_square(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Square loss with a weight on the labelled class and a larger target.
+  r"""Computes the rescaled square loss of each example.
+
+  Use when accuracy counts and the classes are few. With many classes the paper
+  raises both hyper-parameters.
+
+  Avoid when probabilities are read off the softmax of the logits. Read them
+  off ``rescaled_square.log_probs(logits)`` instead.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
@@ -70,33 +76,31 @@ def rescaled_square(
       \text{target\_weight} \, (z_y - \text{target\_value})^2
       + \sum_{j \ne y} z_j^2 \Bigr) .
 
-  With both at 1 it is the plain square loss. Its minimiser with weight 1 is
-  ``target_value`` times the class probabilities, so ``logits / target_value``
-  is the calibrated readout; a softmax over the logits is not.
-  ``rescaled_square.link(logits)`` reads it so, for any weight. Soft labels
-  :math:`p` give the expected loss, which differs from the square distance to
-  :math:`p` by a constant of the logits.
+  With both hyper-parameters at 1 it is the plain square loss. With weight 1
+  its minimiser is ``target_value`` times the class probabilities. Soft labels
+  give the expected loss, which differs from the square distance to the target
+  distribution by a constant. If a logit is beyond 1e19, its square overflows
+  float32: the loss is then ``inf`` and its gradient stays finite.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    target_weight: Weight of the labelled class, 0 or more, ``k`` in the paper.
-    target_value: Target of the labelled logit, ``M`` in the paper.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    target_weight: Weight of the labelled class, 0 or more, ``k`` in the paper:
+      a scalar or one value for each example, shape ``[...]``.
+    target_value: Target of the labelled logit, ``M`` in the paper: a scalar or
+      one value for each example, shape ``[...]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in :math:`C`.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -108,7 +112,8 @@ def rescaled_square(
     vs Cross-Entropy in Classification Tasks
     <https://arxiv.org/abs/2006.07322>`_, ICLR 2021.
 
-  .. seealso:: :func:`squentropy_jax.squentropy`
+  .. seealso:: :func:`squentropy_jax.losses.squentropy`,
+    :func:`squentropy_jax.losses.brier`
   """
   return _rescaled_square(
     logits,

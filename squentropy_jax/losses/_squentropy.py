@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Squentropy: cross-entropy plus the mean square of the wrong logits."""
+"""Squentropy: cross-entropy plus the mean square of the incorrect logits.
+
+The square term pulls the logits of the incorrect classes towards 0. The logit
+of the labelled class has no square term.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks
+from squentropy_jax._core import checks, elementwise
 from squentropy_jax._core.class_sums import RowStats, uniform_cross_entropy
 from squentropy_jax._core.elementwise import softplus
 from squentropy_jax._core.rows import row_loss
@@ -19,17 +23,13 @@ def _uniform(stats: RowStats, *, scale: jax.Array) -> jax.Array:
   # Each class is incorrect for all others, so its square counts C - 1 times.
   square = stats.rest_sq + jnp.square(stats.target)
   square *= jnp.minimum(stats.num_classes - 1.0, 1.0) / stats.num_classes
-  return uniform_cross_entropy(stats) + scale * square
+  return uniform_cross_entropy(stats) + elementwise.weighted(scale, square)
 
 
 @row_loss(domains={"scale": "[0, inf)"}, uniform=_uniform)
 def _squentropy(stats: RowStats, *, scale: jax.Array) -> jax.Array:
-  return softplus(stats.log_odds) + scale * _mean_square(stats)
-
-
-@row_loss
-def _squentropy_of_ids(stats: RowStats) -> jax.Array:
-  return softplus(stats.log_odds) + _mean_square(stats)
+  square = elementwise.weighted(scale, _mean_square(stats))
+  return softplus(stats.log_odds) + square
 
 
 @_squentropy.public
@@ -41,7 +41,16 @@ def squentropy(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Cross-entropy plus the mean square of the logits of the wrong classes.
+  r"""Computes the squentropy loss of each example.
+
+  Use when cross-entropy becomes over-confident in long training and no
+  examples can be held out to fit a temperature. The study in
+  ``docs/replication/README.md`` compares both on 47 data sets.
+
+  Avoid when the training is short, or when probabilities are needed without
+  recalibration. If only accuracy counts,
+  :func:`squentropy_jax.losses.rescaled_square` was the better one in that
+  study.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
@@ -49,44 +58,48 @@ def squentropy(
     \ell(z, y) = -\log \frac{\exp z_y}{\sum_j \exp z_j}
                  + \frac{\text{scale}}{C - 1} \sum_{j \ne y} z_j^2 .
 
-  Soft labels :math:`p` give the expected loss
-  :math:`\sum_k p_k\, \ell(z, k)`. The loss is argmax-consistent but not proper:
-  the softmax at its optimum is less confident than the class probabilities, so
-  fit a temperature before you read probabilities off it.
+  Soft labels give the expected loss. For a ``scale`` above 0 the loss is
+  strictly convex in the logits. At its optimum the most probable class has the
+  largest logit, but the softmax is less confident than the class
+  probabilities. If a logit of an incorrect class is beyond 1e19, its square
+  overflows float32: the loss is then ``inf`` and its gradient stays finite.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    scale: Factor of the square term, 0 or more. The paper uses 1; 0 is
-      cross-entropy, as long as the squares of the logits are finite.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    scale: Factor of the square term, 0 or more: a scalar or one value for each
+      example, shape ``[...]``. The paper uses 1; 0 is cross-entropy.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in :math:`C`.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above,
-      if a concrete class id is out of range (a traced one gives NaN), or if a
-      concrete ``scale`` is negative.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> print(squentropy_jax.squentropy(logits, jnp.array([0, 2])))
+    >>> print(losses.squentropy(logits, jnp.array([0, 2])))
     [0.6698 2.3053]
 
   References:
     Hui, Belkin and Wright, `Cut your Losses with Squentropy
     <https://arxiv.org/abs/2302.03952>`_, ICML 2023, equation (1).
 
-  .. seealso:: :func:`squentropy_jax.losses.rescaled_square`
+  .. seealso:: :func:`squentropy_jax.losses.cross_entropy`,
+    :func:`squentropy_jax.losses.rescaled_square`
   """
   return _squentropy(logits, labels, scale=scale, axis=axis, where=where)
+
+
+@row_loss
+def _squentropy_of_ids(stats: RowStats) -> jax.Array:
+  return softplus(stats.log_odds) + _mean_square(stats)
 
 
 @_squentropy_of_ids.public
@@ -96,34 +109,40 @@ def squentropy_with_integer_labels(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Squentropy of class ids, in the place of optax's integer cross-entropy.
+  r"""Computes the squentropy loss of each example from its class id.
+
+  Use when a training step calls
+  ``optax.softmax_cross_entropy_with_integer_labels``: this function is a
+  drop-in replacement with the same positions of the arguments.
+
+  Avoid when labels are target distributions or the square term needs another
+  factor: :func:`squentropy_jax.squentropy` takes both.
+
+  For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
   .. math::
     \ell(z, y) = -\log \frac{\exp z_y}{\sum_j \exp z_j}
-                 + \frac{1}{C - 1} \sum_{j \ne y} z_j^2
-
-  Arguments stand where
-  ``optax.softmax_cross_entropy_with_integer_labels`` has them, so that a
-  training step changes by one name.
+                 + \frac{1}{C - 1} \sum_{j \ne y} z_j^2 .
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
     labels: Class ids, integers of shape ``[...]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating or ``labels`` are not integers.
-    ValueError: If the shape of ``labels`` or ``where`` does not fit, or if a
-      concrete class id is out of range (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
-    >>> print(squentropy_with_integer_labels(logits, jnp.array([0, 2])))
+    >>> labels = jnp.array([0, 2])
+    >>> print(losses.squentropy_with_integer_labels(logits, labels))
     [0.6698 2.3053]
 
   References:
@@ -135,7 +154,7 @@ def squentropy_with_integer_labels(
   dtype = checks.as_array(labels, "labels").dtype
   if not jnp.issubdtype(dtype, jnp.integer):
     raise TypeError(
-      f"labels must be integer class ids, got dtype {dtype}; squentropy takes "
-      "target distributions."
+      f"labels must be integer class ids, got dtype {dtype}. Use squentropy "
+      "for target distributions, or pass jnp.asarray(labels, jnp.int32)."
     )
   return _squentropy_of_ids(logits, labels, axis=axis, where=where)

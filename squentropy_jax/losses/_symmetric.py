@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses whose values over the labels add up to a constant, or nearly so."""
+"""Symmetric losses: the values of all possible labels add up to a constant.
+
+Under uniform label noise such a loss has the minimum of clean labels. Alone it
+trains slowly, so it is combined with another loss.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,25 +29,6 @@ def _symmetric_cross_entropy(
   return elementwise.weighted(alpha, forward) + beta * reverse
 
 
-@row_loss(transform=Transform(subtract="mean"))
-def _normalized_cross_entropy(stats: RowStats) -> jax.Array:
-  num_wrong = stats.num_classes - 1.0
-  own = jnp.minimum(softplus(stats.log_odds), elementwise.HUGE)
-  # Of the wrong classes: log sum exp z less each of their logits.
-  alone = num_wrong == 0
-  rest_lse = jnp.where(alone, jnp.zeros_like(own), stats.rest_lse)
-  above_rest = softplus(-jnp.where(alone, own, stats.log_odds))
-  others = num_wrong * (rest_lse + above_rest) - stats.rest_sum
-  total = own + others
-  return own / jnp.where(total == 0, jnp.ones_like(total), total)
-
-
-@row_loss(transform=Transform(subtract="mean"))
-def _unhinged(stats: RowStats) -> jax.Array:
-  num_wrong = stats.num_classes - 1.0
-  return (stats.rest_sum - num_wrong * stats.target) / stats.num_classes
-
-
 @_symmetric_cross_entropy.public
 def symmetric_cross_entropy(
   logits: jax.typing.ArrayLike,
@@ -55,7 +40,13 @@ def symmetric_cross_entropy(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Cross-entropy plus reverse cross-entropy, for noisy labels.
+  r"""Computes the symmetric cross-entropy of each example.
+
+  Use when labels are noisy. Cross-entropy makes the model learn fast, and the
+  reverse term limits the influence of incorrect labels.
+
+  Avoid when values are compared between implementations: the clipped logarithm
+  is a convention, -4 here and :math:`\log 10^{-4}` elsewhere.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y` and
   :math:`p = \mathrm{softmax}(z)`,
@@ -64,34 +55,33 @@ def symmetric_cross_entropy(
     \ell(z, y) = -\text{alpha} \, \log p_y
                  - \text{beta} \, \text{log\_clip} \, (1 - p_y) .
 
-  The second term is the cross-entropy of the label under the model, with the
-  logarithm of the label's zeros clipped. It is a mean absolute error, robust
-  and slow; the first term makes it learn. A ``beta`` of 0 is cross-entropy
-  times ``alpha``. Soft labels :math:`p` give the expected loss
-  :math:`\sum_k p_k\, \ell(z, k)`.
+  The second term is the cross-entropy of the label under the model, where the
+  logarithm of the label's zeros is clipped. It is a multiple of the mean
+  absolute error. A ``beta`` of 0 is cross-entropy times ``alpha``. Soft labels
+  give the expected loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    alpha: Weight of cross-entropy, not negative.
-    beta: Weight of the reverse term, not negative. The paper uses 0.1 and 1 for
-      ``alpha`` and ``beta`` on CIFAR-10, 6 and 0.1 on CIFAR-100.
-    log_clip: What stands for the logarithm of 0, at most 0.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    alpha: Weight of cross-entropy, 0 or more: a scalar or one value for each
+      example, shape ``[...]``.
+    beta: Weight of the reverse term, 0 or more: a scalar or one value for each
+      example, shape ``[...]``. For ``alpha`` and ``beta`` the paper uses 0.1
+      and 1 on CIFAR-10, 6 and 0.1 on CIFAR-100.
+    log_clip: Replaces the logarithm of 0, at most 0: a scalar or one value for
+      each example, shape ``[...]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -116,6 +106,28 @@ def symmetric_cross_entropy(
   )
 
 
+# Relative to the largest logit no sum below has terms of both signs.
+@row_loss(transform=Transform(subtract="max"))
+def _normalized_cross_entropy(stats: RowStats) -> jax.Array:
+  num_others = stats.num_classes - 1.0
+  impossible = stats.target == -jnp.inf
+  log_odds = jnp.where(
+    impossible, jnp.zeros_like(stats.log_odds), stats.log_odds
+  )
+  of_target = softplus(log_odds)
+  # The cross-entropies of the other labels: log sum exp z minus their logits.
+  alone = num_others == 0
+  rest_lse = jnp.where(alone, jnp.zeros_like(of_target), stats.rest_lse)
+  above_rest = softplus(-jnp.where(alone, of_target, log_odds))
+  of_others = num_others * (rest_lse + above_rest) - stats.rest_sum
+  total = of_target + of_others
+  total = jnp.where(total == 0, jnp.ones_like(total), total)
+  # Sums of logits near the largest float overflow; 0 would be a wrong value.
+  total = elementwise.nan_if_infinite(total)
+  share = elementwise.quotient(of_target, total)
+  return jnp.where(impossible, jnp.ones_like(share), share)
+
+
 @_normalized_cross_entropy.public
 def normalized_cross_entropy(
   logits: jax.typing.ArrayLike,
@@ -124,7 +136,12 @@ def normalized_cross_entropy(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Cross-entropy over its sum over all labels, for noisy labels.
+  r"""Computes the normalised cross-entropy of each example.
+
+  Use when labels have uniform noise, in a sum with a second loss such as
+  :func:`squentropy_jax.losses.mean_absolute_error`.
+
+  Avoid when it would be the only loss, because it underfits.
 
   For one example with logits :math:`z \in \mathbb{R}^C`, class :math:`y` and
   :math:`p = \mathrm{softmax}(z)`,
@@ -132,33 +149,29 @@ def normalized_cross_entropy(
   .. math::
     \ell(z, y) = \frac{\log p_y}{\sum_k \log p_k} .
 
-  Its values over the labels add up to 1 whatever the logits are, so that
-  uniform label noise does not move its minimum. It lies in :math:`[0, 1]` and
-  underfits on its own; the paper adds a second loss, such as
-  :func:`squentropy_jax.losses.mean_absolute_error`. Soft labels :math:`p` give
-  the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  The loss lies in :math:`[0, 1]`. The losses of all possible labels add up to 1
+  for any logits, so uniform label noise does not move the minimum. Soft labels
+  give the expected loss.
 
-  The logits are centred first. The row form alone, as a fused head uses it, has
-  an error that grows with the common part of the logits: some roundings of
-  :math:`\max_k |z_k|` in the denominator.
+  The mean of the logits is subtracted first. ``normalized_cross_entropy.row``
+  and fused heads do not subtract it. Their denominator has an error of a few
+  ulp of :math:`\max_k |z_k|`, which grows with the mean of the logits.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in the sum.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
@@ -175,6 +188,12 @@ def normalized_cross_entropy(
   return _normalized_cross_entropy(logits, labels, axis=axis, where=where)
 
 
+@row_loss(transform=Transform(subtract="mean"))
+def _unhinged(stats: RowStats) -> jax.Array:
+  num_others = stats.num_classes - 1.0
+  return (stats.rest_sum - num_others * stats.target) / stats.num_classes
+
+
 @_unhinged.public
 def unhinged(
   logits: jax.typing.ArrayLike,
@@ -183,37 +202,39 @@ def unhinged(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Mean logit less the labelled one: a loss linear in the logits.
+  r"""Computes the unhinged loss of each example, which is linear in the logits.
+
+  Use when the logits are bounded, as those of normalised features, and labels
+  have uniform noise.
+
+  Avoid when nothing bounds the logits: the loss has no lower bound, and its
+  gradient is constant.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
   .. math::
     \ell(z, y) = \frac{1}{C} \sum_k z_k - z_y .
 
-  The loss is cross-entropy less its mean over the labels, and the one linear
-  loss whose values over the labels add up to a constant, 0. It has no lower
-  bound and a constant gradient: use it with normalised or strongly regularised
-  logits only. The multi-class coefficients follow from that symmetry; other
-  scalings of it are in use. Soft labels :math:`p` give the expected loss
-  :math:`\sum_k p_k\, \ell(z, k)`.
+  The loss is cross-entropy minus the mean cross-entropy over all labels. It is
+  the only linear loss whose values over the labels add up to 0 and which
+  treats all classes alike, up to a factor. Other factors are in use. Soft
+  labels give the expected loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0; masked classes do not count in :math:`C`.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN).
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])

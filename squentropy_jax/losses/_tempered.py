@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logistic loss with a tempered logarithm and a tempered softmax."""
+"""The bi-tempered loss: cross-entropy with a tempered logarithm and softmax.
+
+One temperature bounds the loss of outliers, the other one gives the
+probabilities heavy tails.
+"""
 
 from collections.abc import Callable
 import math
@@ -18,7 +22,13 @@ from squentropy_jax._core.distributions import (
 
 
 def _log_tempered(x: jax.Array, t: jax.Array) -> jax.Array:
+  """The logarithm of the tempered exponential of ``x``."""
   return elementwise.log1p_over(x, 1.0 - t)
+
+
+def _sum(keep: jax.Array, terms: jax.Array) -> jax.Array:
+  kept = jnp.where(keep, terms, jnp.zeros_like(terms))
+  return kept.sum(-1, keepdims=True)
 
 
 def _log_probabilities(
@@ -26,10 +36,10 @@ def _log_probabilities(
 ) -> Callable[[jax.Array], jax.Array]:
   """The logarithm of the tempered probability, as a function of the logit.
 
-  By ``excess`` the normaliser exceeds the largest logit: the tempered
-  exponentials of ``logits - top - excess`` add up to 1. Tempered
-  logarithms of their sum are nearly linear in ``excess``, so that Newton's
-  method is there in a few steps.
+  The normaliser exceeds the largest logit by ``excess``: the tempered
+  exponentials of ``logits - top - excess`` add up to 1. The tempered
+  logarithm of their sum is nearly linear in ``excess``, so that Newton's
+  method converges in a few steps.
   """
   zero = jnp.zeros_like(logits)
   is_top = first_largest(jnp.where(possible, logits, -jnp.inf))
@@ -38,19 +48,21 @@ def _log_probabilities(
   others = possible & ~is_top
   below = jnp.where(others, logits - top, zero)
   top_below = jnp.where(is_top, logits - top, zero)
-  top_below = top_below.sum(-1, keepdims=True)  # 0, with a slope.
+  top_below = top_below.sum(-1, keepdims=True)  # 0, but with a gradient.
 
   def step(
     excess: jax.Array, below: jax.Array, top_below: jax.Array, t: jax.Array
   ) -> jax.Array:
     log_top = _log_tempered(top_below - excess, t)
     log_rest = _log_tempered(below - excess, t)
-    # The top class less 1: digits of a sure model.
+    # 1 is subtracted from the largest probability, not from the sum: the
+    # result is accurate also if the other probabilities are tiny.
     surplus = jnp.expm1(log_top) + _sum(others, jnp.exp(log_rest))
     log_sum = jnp.log1p(surplus)
-    slope = jnp.exp(t * log_top) + _sum(others, elementwise.power(log_rest, t))
+    derivative = jnp.exp(t * log_top)
+    derivative += _sum(others, elementwise.power(log_rest, t))
     log_t_sum = elementwise.expm1_over(log_sum, 1.0 - t)
-    return excess + log_t_sum * jnp.exp(t * log_sum) / slope
+    return excess + log_t_sum * jnp.exp(t * log_sum) / derivative
 
   fixed = lax.stop_gradient((below, top_below, t))
   excess = lax.fori_loop(
@@ -62,12 +74,7 @@ def _log_probabilities(
   return lambda z: _log_tempered(z - top - excess, t)
 
 
-def _sum(keep: jax.Array, terms: jax.Array) -> jax.Array:
-  kept = jnp.where(keep, terms, jnp.zeros_like(terms))
-  return kept.sum(-1, keepdims=True)
-
-
-def _own_divergence(log_p: jax.Array, t: jax.Array) -> jax.Array:
+def _target_divergence(log_p: jax.Array, t: jax.Array) -> jax.Array:
   """``-log_t(p) + (p^(2 - t) - 1) / (2 - t)``, about ``(1 - p)^2 / 2``."""
   small = jnp.abs(log_p) < 0.03
   x = jnp.where(small, log_p, jnp.zeros_like(log_p))
@@ -80,24 +87,17 @@ def _own_divergence(log_p: jax.Array, t: jax.Array) -> jax.Array:
   return jnp.where(small, series * x * x, direct)
 
 
-def tempered(
-  logits: jax.Array,
-  *,
-  t1: jax.typing.ArrayLike,
-  t2: jax.typing.ArrayLike,
-  num_iters: int = 5,
+def _log_probs(
+  logits: jax.Array, *, t1: jax.Array, t2: jax.Array, num_iters: int
 ) -> jax.Array:
-  """The logarithms of the tempered probabilities."""
   del t1
-  possible = logits != -jnp.inf
-  z = jnp.where(possible, logits, jnp.zeros_like(logits))
-  t = jnp.asarray(t2).astype(z.dtype)
-  return _log_probabilities(z, possible, t, num_iters)(z)
+  possible, z = possible_logits(logits)
+  return _log_probabilities(z, possible, t2, num_iters)(z)
 
 
 @distribution_loss(
   domains={"t1": "[0, 2)", "t2": "(0, inf)", "num_iters": int},
-  log_probs=tempered,
+  log_probs=_log_probs,
 )
 def _bi_tempered_logistic(
   z: jax.Array, target: Target, *, t1: jax.Array, t2: jax.Array, num_iters: int
@@ -107,7 +107,7 @@ def _bi_tempered_logistic(
   each = elementwise.power(log_p(finite), 2.0 - t1)
   others = target.sum_others(z, each, first_largest(z)) / (2.0 - t1)
   return target.expected(
-    z, lambda stats: _own_divergence(log_p(stats.target), t1) + others
+    z, lambda stats: _target_divergence(log_p(stats.target), t1) + others
   )
 
 
@@ -122,7 +122,13 @@ def bi_tempered_logistic(
   axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Logistic loss with a tempered logarithm and a tempered softmax.
+  r"""Computes the bi-tempered logistic loss of each example.
+
+  Use when some labels are wrong far from the class boundary (a ``t1`` below 1)
+  or near it (a ``t2`` above 1), and probabilities are needed.
+
+  Avoid when later code takes the softmax of the logits as probabilities, or
+  when the loss must be cheap: it costs about seven passes over each row.
 
   With the tempered logarithm :math:`\log_t x = \frac{x^{1 - t} - 1}{1 - t}`,
   its inverse :math:`\exp_t x = [1 + (1 - t) x]_+^{1 / (1 - t)}` and the
@@ -133,41 +139,38 @@ def bi_tempered_logistic(
     \ell(z, y) = -\log_{t_1} p_y
                  - \frac{1 - \sum_k p_k^{2 - t_1}}{2 - t_1} .
 
-  It is softmax cross-entropy where both temperatures are 1. A ``t1`` below 1
-  bounds the loss of an outlier by :math:`\frac{1}{1 - t_1}`; a ``t2`` above 1
-  gives the probabilities heavy tails, for labels that are wrong near the
-  boundary. A ``t2`` below 1 makes small probabilities exactly 0, for which a
-  ``t1`` of 1 or more has an infinite loss at everyday logits: avoid the pair.
-  The loss is a Bregman divergence of the label and proper for these
-  probabilities, of logarithm ``bi_tempered_logistic.link(logits, t1=t1,
-  t2=t2)``, which are not the softmax. Soft labels :math:`p` give the
-  expected loss :math:`\sum_k p_k\, \ell(z, k)`; the paper's divergence from
-  :math:`p` is less than that by a constant of the logits.
+  Soft labels :math:`p` give the expected loss :math:`\sum_k p_k\, \ell(z, k)`.
+  The divergence from :math:`p` in the paper is smaller by a constant of the
+  logits. If both temperatures are 1, the loss is softmax cross-entropy. A
+  ``t1`` below 1 bounds the loss of an outlier by :math:`\frac{1}{1 - t_1}`. A
+  ``t2`` above 1 gives the probabilities heavy tails. A ``t2`` below 1 makes
+  small probabilities exactly 0. Together with a ``t1`` of 1 or more it gives an
+  infinite loss at ordinary logits, so avoid that pair. The loss is a Bregman
+  divergence and proper for its tempered probabilities, which
+  ``bi_tempered_logistic.log_probs`` returns.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
-    labels: Either class ids, integers of shape ``[...]``, or target
-      distributions, floats of shape ``[..., num_classes]``.
-    t1: Temperature of the logarithm, in [0, 2); the paper uses values below 1.
-    t2: Temperature of the probabilities, positive; the paper uses values above
-      1.
-    num_iters: Steps of Newton's method for :math:`\lambda`, an int. Five reach
-      the last digits of float64 but for a ``t2`` of 0.5 or less with a thousand
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    t1: Temperature of the logarithm, in [0, 2): a scalar or one value for each
+      example, shape ``[...]``. The paper uses values below 1.
+    t2: Temperature of the probabilities, positive: a scalar or one value for
+      each example, shape ``[...]``. The paper uses values above 1.
+    num_iters: Steps of Newton's method for :math:`\lambda`, a static int. Five
+      are enough for float64, except for a ``t2`` of 0.5 or less with a thousand
       classes or more.
     axis: The class axis of ``logits``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
-      classes, booleans of ``logits.shape``. Dropped examples have loss and
-      gradient 0.
+      classes, booleans of the logits' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``logits`` is not floating, or if integer ``labels`` look like
-      one-hot rows or float ``labels`` like class ids.
-    ValueError: If the shapes of ``labels`` or ``where`` fit neither form above;
-      if a concrete class id is out of range (a traced one gives NaN); if a
-      hyper-parameter that can be read is outside its domain.
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id or
+      hyper-parameter is out of range.
 
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])

@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts for Flax, a module for each of its interfaces."""
+"""Wrappers for Flax, a module for each of its APIs."""
+
+from squentropy_jax.nn import nnx as nnx

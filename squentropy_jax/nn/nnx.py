@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts for Flax NNX."""
+"""Modules and metrics for Flax NNX."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +11,22 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax import calibration
-from squentropy_jax._core import checks as _checks
+from squentropy_jax.calibration import _scored_rows
 
 
 class CalibrationMetric(nnx.Metric):
-  r"""Calibration error of all batches seen, as an ``nnx.Metric``.
+  r"""Computes the calibration error of all batches, as an ``nnx.Metric``.
+
+  Use it in a Flax NNX training or evaluation loop. It merges
+  :func:`squentropy_jax.calibration.bin_stats` batch by batch, so the result has
+  the bits of one large batch, which a mean of the errors of batches does not.
 
   .. math:: \mathrm{error} \Bigl(\sum_t \mathrm{stats}(z_t, y_t)\Bigr)
 
-  It adds up :func:`squentropy_jax.calibration.bin_stats` batch by batch: the
-  value is that of one large batch to the last bit, which a mean of errors of
-  batches is not. It works inside ``nnx.jit``, ``nnx.scan`` and
-  ``nnx.MultiMetric``.
+  It works inside ``nnx.jit``, ``nnx.scan`` and ``nnx.MultiMetric``.
 
   Args:
-    error: What to compute of the statistics, such as
+    error: The function of the statistics to compute, such as
       :func:`squentropy_jax.calibration.expected_calibration_error` or a
       ``functools.partial`` of it.
     num_bins: Number of bins of equal width, a Python int.
@@ -50,11 +51,11 @@ class CalibrationMetric(nnx.Metric):
   ) -> None:
     self.error = error
     self.num_bins = num_bins
-    nothing = self._stats_of(jnp.zeros((0, 1)), jnp.zeros((0,), jnp.int32))
-    self.counts = nnx.metrics.MetricState(nothing.counts)
-    self.hits = nnx.metrics.MetricState(nothing.hits)
-    self.confidence_digits = nnx.metrics.MetricState(nothing.confidence_digits)
-    self.invalid = nnx.metrics.MetricState(nothing.invalid)
+    empty = self._stats_of(jnp.zeros((0, 1)), jnp.zeros((0,), jnp.int32))
+    self.counts = nnx.metrics.MetricState(empty.counts)
+    self.hits = nnx.metrics.MetricState(empty.hits)
+    self.confidence_digits = nnx.metrics.MetricState(empty.confidence_digits)
+    self.invalid = nnx.metrics.MetricState(empty.invalid)
 
   def _stats_of(
     self,
@@ -62,8 +63,11 @@ class CalibrationMetric(nnx.Metric):
     labels: ArrayLike,
     mask: ArrayLike | None = None,
   ) -> calibration.BinStats:
-    logits = _checks.as_logits(logits)
-    logits = logits.astype(_checks.compute_dtype(logits.dtype))
+    logits = _scored_rows.widen(_scored_rows.as_scores("logits", logits))
+    if mask is not None:
+      mask = _scored_rows.as_mask(mask, logits.shape[:-1], "mask")
+      # Dropped examples may hold NaN, whose softmax is NaN.
+      logits = jnp.where(mask[..., None], logits, 0)
     p = jax.nn.softmax(logits, axis=-1)
     return calibration.bin_stats(p, labels, num_bins=self.num_bins, where=mask)
 
@@ -73,13 +77,13 @@ class CalibrationMetric(nnx.Metric):
 
   @property
   def stats(self) -> calibration.BinStats:
-    """The statistics so far, as for a reliability diagram."""
+    """The statistics of all batches, such as for a reliability diagram."""
     return calibration.BinStats(
       *(getattr(self, name)[...] for name in calibration.BinStats._fields)
     )
 
   def reset(self) -> None:
-    """Forgets all batches."""
+    """Sets the statistics to those of no batch."""
     self._set(jax.tree.map(jnp.zeros_like, self.stats))
 
   def update(  # type: ignore[override]
@@ -95,12 +99,12 @@ class CalibrationMetric(nnx.Metric):
     Args:
       logits: Logits, shape ``[..., C]``.
       labels: Class ids, integers of shape ``[...]``.
-      mask: Which examples count, booleans of shape ``[...]``.
-      **_: Arguments of other metrics of an ``nnx.MultiMetric``.
+      mask: Which examples to include, booleans of shape ``[...]``.
+      **_: Arguments of other metrics in an ``nnx.MultiMetric``; ignored.
     """
     new = self._stats_of(logits, labels, mask)
     self._set(calibration.merge(self.stats, new))
 
   def compute(self) -> Array:
-    """Computes the error of all batches; NaN without any row."""
+    """Returns the error of all batches; NaN without any example."""
     return self.error(self.stats)

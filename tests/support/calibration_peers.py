@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other libraries make of shared inputs; writes the table of it.
+"""Computes the values of other libraries and writes a table of them.
 
-``python tests/support/calibration_peers.py`` writes the table
-tests/data/calibration_peers.npz,
-with which `calibration_agreement_test` compares. It needs an environment with
-the extra ``peers`` of setup.cfg. Inputs are float32 numbers; all but the
-libraries on torch compute in float64.
+``python tests/support/calibration_peers.py`` writes
+tests/data/calibration_peers.npz, which `calibration_agreement_test` reads. It
+needs an environment with the extra ``peers`` of setup.cfg. Inputs are float32
+numbers. All libraries compute in float64, except those that use torch.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ OFF_DIAGONAL, INTERCEPT = 0.5, 1e-2
 
 
 def peer(name: str) -> Any:
-  """A library of the generator alone, no dependency of the tests."""
+  """Imports a library that only this generator needs."""
   return importlib.import_module(name)
 
 
@@ -68,7 +67,7 @@ def torchmetrics_values(p: np.ndarray, y: np.ndarray, m: int) -> dict:
     for name, norm in (("ece", "l1"), ("ece2", "l2"), ("mce", "max"))
   }
   for name, k in (("accuracy", 1), ("top2", 2)):
-    # Of tied classes it takes any.
+    # It breaks ties arbitrarily.
     if k == 1 or not tied:
       values[name] = functional.multiclass_accuracy(
         p, y, num_classes=classes, average="micro", top_k=k
@@ -135,15 +134,17 @@ def relplot_values(p: np.ndarray, y: np.ndarray, m: int) -> dict:
   return {"smooth": peer("relplot").smECE(p.max(-1), hit, eps=1e-6)}
 
 
-def _root(slope: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> Any:
-  """Where the slopes of a convex objective are 0, to float64."""
-  found = peer("scipy.optimize").root(slope, start, tol=1e-15)
+def _root(
+  gradient: Callable[[np.ndarray], np.ndarray], start: np.ndarray
+) -> Any:
+  """Where the gradient of a convex objective is 0, to float64."""
+  found = peer("scipy.optimize").root(gradient, start, tol=1e-15)
   assert np.abs(found.fun).max() < 1e-12
   return found.x
 
 
 def scipy_values(z: np.ndarray, y: np.ndarray) -> dict:
-  """Recalibrated probabilities, from the slopes of the objectives."""
+  """Recalibrated probabilities, from the gradients of the objectives."""
   n, c = z.shape
   hit, logp = np.eye(c)[y], np.log(softmax(z))
 
@@ -158,9 +159,9 @@ def scipy_values(z: np.ndarray, y: np.ndarray) -> dict:
   def vector(x: np.ndarray) -> np.ndarray:
     w, b = x.reshape(2, c)
     error = (softmax(w * z + b) - hit) / n
-    pull = 2 * PENALTY / c
-    weight = (error * z).sum(0) + pull * scale**2 * (w - beta)
-    return np.append(weight, error.sum(0) + pull * b)
+    penalty = 2 * PENALTY / c
+    weight = (error * z).sum(0) + penalty * scale**2 * (w - beta)
+    return np.append(weight, error.sum(0) + penalty * b)
 
   x = _root(vector, np.append(beta * np.ones(c), np.zeros(c)))
   values["vector"] = softmax(x[:c] * z + x[c:])

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """True losses to 200 digits, from the papers' formulas; writes the table.
 
-``python tests/support/references.py`` writes tests/data/references.json, from
-which
-`accuracy_test` takes its truth. Inputs and outputs are hexadecimal floats, so
-nothing is lost on the way; long rows are given by the recipe in `row_of`.
+``python tests/support/references.py`` writes tests/data/references.json,
+which `accuracy_test` compares with. Inputs and outputs are hexadecimal floats, so
+that they are exact. Long rows are given by the recipe in `row_of`.
 """
 
 import json
@@ -24,16 +23,16 @@ def cross_entropy(logits: list[mpmath.mpf], y: int) -> mpmath.mpf:
 
 
 def squentropy(logits: list[mpmath.mpf], y: int) -> mpmath.mpf:
-  wrong = [z for i, z in enumerate(logits) if i != y]
-  square = mpmath.fsum(z**2 for z in wrong) / max(len(wrong), 1)
+  incorrect = [z for i, z in enumerate(logits) if i != y]
+  square = mpmath.fsum(z**2 for z in incorrect) / max(len(incorrect), 1)
   return cross_entropy(logits, y) + square
 
 
 def rescaled_square(
   logits: list[mpmath.mpf], y: int, k: int = 1, m: int = 1
 ) -> mpmath.mpf:
-  wrong = mpmath.fsum(z**2 for i, z in enumerate(logits) if i != y)
-  return (k * (logits[y] - m) ** 2 + wrong) / len(logits)
+  sum_sq = mpmath.fsum(z**2 for i, z in enumerate(logits) if i != y)
+  return (k * (logits[y] - m) ** 2 + sum_sq) / len(logits)
 
 
 def softmax_gradient(logits: list[mpmath.mpf], y: int) -> list[mpmath.mpf]:
@@ -77,7 +76,7 @@ def row_of(recipe: dict) -> tuple[np.ndarray, int]:
 
 
 def recipes() -> list[dict]:
-  """The regimes in which losses lose digits, about 200 rows."""
+  """Rows on which a careless loss is inaccurate, about 200."""
   rng = np.random.default_rng(2302)
   rows = []
 

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public heads: losses of ``features @ kernel`` without the logits."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax.fused import _arguments, _compiled
+
+Labels = (
+  jax.typing.ArrayLike | tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
+)
+Axes = str | tuple[str, ...] | None
+
+
+def linear_row_stats(
+  features: jax.typing.ArrayLike,
+  kernel: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  bias: jax.typing.ArrayLike | None = None,
+  class_axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+  soft_cap: float | None = None,
+  mesh: Mesh | None = None,
+  batch_axis: Axes = None,
+  vocab_axis: Axes = None,
+  mode: str | None = None,
+  memory_budget: int | None = None,
+) -> RowStats:
+  r"""Computes the row statistics of a linear head without its logits.
+
+  Use it to write a loss by hand, or to read accuracy and the log-normalizer
+  from the pass that computes the loss. With logits :math:`z = h W + b` of a row
+  of features :math:`h`, the statistics are the target's logit :math:`z_y` and,
+  over the other classes,
+
+  .. math::
+    \log \sum_{k \ne y} e^{z_k}, \quad \sum_{k \ne y} z_k, \quad
+    \sum_{k \ne y} z_k^2, \quad \max_{k \ne y} z_k, \quad
+    \frac{\sum_{k \ne y} z_k e^{z_k}}{\sum_{k \ne y} e^{z_k}} .
+
+  Args:
+    features: Rows of features, shape ``[..., d]``.
+    kernel: Shape ``[d, V]``, or ``[V, d]`` with ``class_axis=0``.
+    labels: Class ids, integers of shape ``[...]``.
+    bias: Shape ``[V]``. A bias of ``-inf`` makes a class impossible.
+    class_axis: The class axis of ``kernel``.
+    where: Which rows to keep, booleans of shape ``[...]``. Statistics and
+      gradients of the other rows are 0.
+    soft_cap: See `linear_loss`.
+    mesh: See `linear_loss`.
+    batch_axis: See `linear_loss`.
+    vocab_axis: See `linear_loss`.
+    mode: ``None``, ``"forward"``, ``"frozen_kernel"`` or ``"recompute"``, see
+      `linear_loss`.
+    memory_budget: See `linear_loss`.
+
+  Returns:
+    Statistics of shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If an argument has the wrong dtype.
+    ValueError: If an argument has the wrong shape or value, or if a concrete
+      class id is out of range (a traced one gives NaN).
+
+  Examples:
+    >>> features = jnp.array([[1.0, 0.0], [0.5, 2.0]])
+    >>> kernel = jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.5]])
+    >>> stats = fused.linear_row_stats(features, kernel, jnp.array([0, 2]))
+    >>> print(stats.target > stats.rest_max)
+    [ True False]
+    >>> print(stats.log_z)
+    [1.4076 2.369 ]
+
+  References:
+    Milakov and Gimelshein, `Online normalizer calculation for softmax
+    <https://arxiv.org/abs/1805.02867>`_, 2018.
+  """
+  call, arguments, _ = _arguments.checked(
+    features,
+    kernel,
+    labels,
+    bias=bias,
+    class_axis=class_axis,
+    where=where,
+    soft_cap=soft_cap,
+    mesh=mesh,
+    batch_axis=batch_axis,
+    vocab_axis=vocab_axis,
+    mode=mode,
+    memory_budget=memory_budget,
+  )
+  if isinstance(arguments.labels, tuple):
+    raise TypeError(
+      "labels must be class ids for linear_row_stats, one per row, got a pair. "
+      "Pass the pair to linear_loss."
+    )
+  _refuse_grad_in_forward(mode)
+  return _compiled.stats(call, arguments)
+
+
+def _refuse_grad_in_forward(mode: str | None) -> None:
+  if mode == "grad_in_forward":
+    raise ValueError(
+      "mode='grad_in_forward' needs one number to differentiate, got a result "
+      "for each row. Use fused.linear_loss_sum, or mode='recompute'."
+    )
+
+
+def linear_loss(
+  loss: Callable[..., jax.Array],
+  features: jax.typing.ArrayLike,
+  kernel: jax.typing.ArrayLike,
+  labels: Labels,
+  *,
+  bias: jax.typing.ArrayLike | None = None,
+  class_axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+  soft_cap: float | None = None,
+  mesh: Mesh | None = None,
+  batch_axis: Axes = None,
+  vocab_axis: Axes = None,
+  mode: str | None = None,
+  memory_budget: int | None = None,
+  label_smoothing: jax.typing.ArrayLike = 0.0,
+) -> jax.Array:
+  r"""Computes the loss of each example of a linear head without its logits.
+
+  .. math::
+    \ell_n = L(h_n W + b, y_n)
+
+  Use it where the logits of all rows do not fit into memory and the loss of
+  each example is needed; for a sum or a mean `linear_loss_sum` is faster.
+  :math:`L` is a row loss, such as ``losses.squentropy``. The logits are
+  computed in tiles of some rows by some classes, and computed again for the
+  gradient. So the memory grows with the tile, not with the number of rows times
+  the number of classes.
+
+  Args:
+    loss: A row loss, of this library or made with
+      :func:`squentropy_jax.row_loss`. Its hyper-parameters come by
+      ``functools.partial``: each is a scalar or an array of the batch shape
+      ``[...]``, and may be traced and differentiated.
+    features: Rows of features, shape ``[..., d]``, any floating dtype.
+    kernel: Shape ``[d, V]``, or ``[V, d]`` with ``class_axis=0``, such as an
+      embedding table.
+    labels: Class ids, integers of shape ``[...]``. A target distribution is a
+      pair ``(ids, probabilities)`` of shapes ``[..., K]`` that names the
+      classes with probability above 0. An entry of probability 0 is ignored,
+      and the probabilities of equal ids are added.
+    bias: Shape ``[V]``. A bias of ``-inf`` makes a class impossible: it is left
+      out of every sum and of the class count.
+    class_axis: The class axis of ``kernel``.
+    where: Which rows to keep, booleans of shape ``[...]``. The other rows have
+      loss and gradient 0, whatever their features, labels and hyper-parameters
+      hold.
+    soft_cap: Logits become ``soft_cap * tanh(logits / soft_cap)``. A static
+      number.
+    mesh: The mesh over which rows and classes are sharded. The function makes a
+      ``jax.shard_map`` on it. Inside a ``jax.shard_map`` of your own leave it
+      out and name the axes.
+    batch_axis: The mesh axis, or axes, of the first axis of ``features``.
+    vocab_axis: The mesh axis, or axes, of the class axis of ``kernel``.
+    mode: ``None`` chooses by what is differentiated. ``"forward"`` raises if
+      the result is differentiated. ``"frozen_kernel"`` treats kernel and bias
+      as constants and computes the features' gradient in one pass.
+      ``"recompute"`` computes the logits again for the gradient.
+    memory_budget: Bytes of temporary memory on each device. The tiles shrink
+      until they fit, down to a smallest tile. The default is one and a half
+      times the size of the two gradients in float32, and at least 16 MiB.
+    label_smoothing: Share of the target that is distributed over all possible
+      classes. It is exact, for losses that declare ``uniform``:
+      ``cross_entropy``, ``squentropy`` and ``rescaled_square``.
+
+  Returns:
+    The loss of each row, shape ``[...]``, float32 or wider.
+
+  Raises:
+    TypeError: If ``loss`` is not a row loss or does not have such a
+      hyper-parameter, or if an argument has the wrong dtype.
+    ValueError: If an argument has the wrong shape or value, or if a concrete
+      class id is out of range (a traced one gives NaN).
+
+  Examples:
+    >>> features = jnp.array([[1.0, 0.0], [0.5, 2.0]])
+    >>> kernel = jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.5]])
+    >>> labels = jnp.array([0, 2])
+    >>> print(fused.linear_loss(losses.squentropy, features, kernel, labels))
+    [0.9076 3.994 ]
+    >>> print(losses.squentropy(features @ kernel, labels))
+    [0.9076 3.994 ]
+
+  References:
+    Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models
+    <https://arxiv.org/abs/2411.09009>`_, ICLR 2025; Hsu et al., `Liger Kernel
+    <https://arxiv.org/abs/2410.10989>`_, 2024.
+  """
+  call, arguments, keep = _arguments.checked(
+    features,
+    kernel,
+    labels,
+    bias=bias,
+    class_axis=class_axis,
+    where=where,
+    soft_cap=soft_cap,
+    mesh=mesh,
+    batch_axis=batch_axis,
+    vocab_axis=vocab_axis,
+    mode=mode,
+    memory_budget=memory_budget,
+  )
+  _refuse_grad_in_forward(mode)
+  chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
+  return _compiled.losses(call, *chosen)
+
+
+def linear_loss_sum(
+  loss: Callable[..., jax.Array],
+  features: jax.typing.ArrayLike,
+  kernel: jax.typing.ArrayLike,
+  labels: Labels,
+  *,
+  weights: jax.typing.ArrayLike | None = None,
+  bias: jax.typing.ArrayLike | None = None,
+  class_axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+  soft_cap: float | None = None,
+  mesh: Mesh | None = None,
+  batch_axis: Axes = None,
+  vocab_axis: Axes = None,
+  mode: str | None = None,
+  memory_budget: int | None = None,
+  label_smoothing: jax.typing.ArrayLike = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+  r"""Computes the weighted sum of a linear head's losses, without its logits.
+
+  .. math::
+    \Bigl( \sum_n w_n L(h_n W + b, y_n), \; \sum_n w_n \Bigr)
+
+  Use it to train on a sum or a mean, which is the quotient of the two numbers.
+  If batches are accumulated or rows are padded, add up both numbers and divide
+  at the end: a mean of means is not the mean.
+
+  Only the sum is differentiated, so its gradient can be computed in the forward
+  pass, while the logits of a block of rows are kept. This takes three matrix
+  products instead of the four of `linear_loss`.
+
+  Args:
+    loss: See `linear_loss`.
+    features: Rows of features, shape ``[..., d]``, any floating dtype.
+    kernel: Shape ``[d, V]``, or ``[V, d]`` with ``class_axis=0``.
+    labels: Class ids ``[...]``, or a pair ``(ids, probabilities)`` of shapes
+      ``[..., K]``.
+    weights: Real numbers of shape ``[...]``, by default 1. A row of weight 0 is
+      dropped as by ``where``, so its weight has gradient 0.
+    bias: See `linear_loss`.
+    class_axis: The class axis of ``kernel``.
+    where: Which rows to keep, booleans of shape ``[...]``.
+    soft_cap: See `linear_loss`.
+    mesh: See `linear_loss`. With it the sums are over all rows. Inside a
+      ``jax.shard_map`` of your own they are over the rows of the device.
+    batch_axis: See `linear_loss`.
+    vocab_axis: See `linear_loss`.
+    mode: See `linear_loss`. In addition, ``"grad_in_forward"`` computes the
+      gradient in the forward pass; ``None`` does so if the budget allows it.
+    memory_budget: See `linear_loss`.
+    label_smoothing: See `linear_loss`.
+
+  Returns:
+    The sum of the weighted losses and the sum of the weights, scalars, float32
+    or wider.
+
+  Raises:
+    TypeError: If ``loss`` is not a row loss or does not have such a
+      hyper-parameter, or if an argument has the wrong dtype.
+    ValueError: If an argument has the wrong shape or value, or if a concrete
+      class id is out of range (a traced one gives NaN).
+
+  Examples:
+    >>> features = jnp.array([[1.0, 0.0], [0.5, 2.0]])
+    >>> kernel = jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.5]])
+    >>> total, count = fused.linear_loss_sum(
+    ...   losses.squentropy, features, kernel, jnp.array([0, 2])
+    ... )
+    >>> print(f"{total / count:.4f}")
+    2.4508
+
+  References:
+    Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
+    <https://arxiv.org/abs/2410.10989>`_, 2024.
+  """
+  call, arguments, keep = _arguments.checked(
+    features,
+    kernel,
+    labels,
+    bias=bias,
+    class_axis=class_axis,
+    where=where,
+    weights=weights,
+    soft_cap=soft_cap,
+    mesh=mesh,
+    batch_axis=batch_axis,
+    vocab_axis=vocab_axis,
+    mode=mode,
+    memory_budget=memory_budget,
+  )
+  chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
+  return _compiled.loss_sum(call, *chosen)

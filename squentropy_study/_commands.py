@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sub-commands of ``squentropy-study``."""
+
+import argparse
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+import shlex
+import sys
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+from squentropy_study import (
+  _data,
+  _loss_specs,
+  _models,
+  _progress_bar,
+  _run,
+  _store,
+  _summary_page,
+  _terminal_table,
+  _verdict,
+)
+from squentropy_study._results import Results
+from squentropy_study._settings import Settings
+from squentropy_study._study_error import StudyError
+
+_PROGRAM = "squentropy-study"
+_DEFAULTS = {
+  field.name: field.default for field in dataclasses.fields(Settings)
+}
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line, like all other errors."""
+
+  def error(self, message: str) -> NoReturn:
+    raise StudyError(f"{message} (see {self.prog} --help)")
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+  try:
+    return tuple(int(item) for item in text.split(","))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"expected increasing integers such as 40,300; got {text!r}"
+    ) from None
+
+
+def _seconds(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not 0 <= value < math.inf:
+    raise argparse.ArgumentTypeError(f"expected 0 or more seconds, got {text}")
+  return value
+
+
+def _parser() -> _Parser:
+  parser = _Parser(
+    prog=_PROGRAM,
+    description="Trains a classifier with several losses and several seeds, "
+    "and compares accuracy, likelihood and calibration on your data.",
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+
+  run = commands.add_parser("run", help="train, compare and write a report")
+  run.add_argument(
+    "data",
+    help="a bundled data set (listed by: squentropy-study data), or a .csv, "
+    ".tsv, .parquet or .npz file; .csv and .tsv may be compressed (.gz, .zip)",
+  )
+  run.add_argument(
+    "--label", metavar="COLUMN", help="the column of a table with the classes"
+  )
+  run.add_argument(
+    "--rows",
+    type=int,
+    metavar="N",
+    help="use a stratified sample of at most N rows (default: all rows)",
+  )
+  run.add_argument(
+    "--losses",
+    nargs="+",
+    default=_DEFAULTS["losses"],
+    metavar="LOSS",
+    help="losses with hyper-parameters, for example squentropy:scale=0.5 "
+    f"(default: {' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
+    "losses). Every loss also takes smoothing=, the label smoothing.",
+  )
+  run.add_argument(
+    "--seeds",
+    type=int,
+    default=_DEFAULTS["seeds"],
+    help="number of seeds (default: %(default)s)",
+  )
+  run.add_argument(
+    "--epochs",
+    type=_epochs,
+    default=_DEFAULTS["epochs"],
+    metavar="N,N",
+    help="training lengths to report, increasing (default: 40,300)",
+  )
+  run.add_argument(
+    "--folds",
+    type=int,
+    default=_DEFAULTS["folds"],
+    help="1: test on a quarter of the rows; 3 or more: cross-validation "
+    "(default: %(default)s)",
+  )
+  run.add_argument(
+    "--model",
+    default=_DEFAULTS["model"],
+    help=f"{', '.join(_models.MODELS)} (default: %(default)s)",
+  )
+  run.add_argument(
+    "--optimizer",
+    default=_DEFAULTS["optimizer"],
+    help=f"{', '.join(_models.OPTIMIZERS)} (default: %(default)s)",
+  )
+  run.add_argument(
+    "--batch-size",
+    type=int,
+    default=_DEFAULTS["batch_size"],
+    metavar="ROWS",
+    help="rows per step (default: %(default)s)",
+  )
+  run.add_argument(
+    "--learning-rate",
+    type=float,
+    default=_DEFAULTS["learning_rate"],
+    metavar="RATE",
+    help="constant learning rate (default: %(default)s)",
+  )
+  run.add_argument(
+    "--data-seed",
+    type=int,
+    default=_DEFAULTS["data_seed"],
+    metavar="SEED",
+    help="seed of the sample of rows and of the folds (default: %(default)s)",
+  )
+  run.add_argument(
+    "--out",
+    type=Path,
+    metavar="DIR",
+    help="folder for the results (default: reports/DATA)",
+  )
+  run.add_argument(
+    "--fresh",
+    action="store_true",
+    help="replace the study in the folder instead of resuming it",
+  )
+  run.add_argument(
+    "--save-every",
+    type=_seconds,
+    default=10.0,
+    metavar="SECONDS",
+    help="time between two checkpoints (default: %(default)g)",
+  )
+  run.add_argument("--quiet", action="store_true", help="print errors only")
+
+  report = commands.add_parser(
+    "report",
+    help="rewrite the report of a finished study, or compare several studies",
+  )
+  report.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+  report.add_argument(
+    "--out",
+    type=Path,
+    metavar="DIR",
+    help="folder for the summary of several studies (default: reports/summary)",
+  )
+
+  commands.add_parser("losses", help="list the losses with their defaults")
+  commands.add_parser("data", help="list the bundled data sets")
+  return parser
+
+
+def _print_plain(text: str, console: Console) -> None:
+  """Prints a line unchanged, because a path may look like markup."""
+  console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_results(results: Results, out: Path, console: Console) -> None:
+  console.print(_terminal_table.results_table(results), end="\n\n")
+  for title, text in _verdict.verdict(results):
+    console.print(Text.assemble((f"{title}.", "bold"), " ", text), end="\n\n")
+  _print_plain(f"Report: {out / 'report.html'}", console)
+
+
+def _interrupted(settings: Settings, out: Path) -> str:
+  """Returns the message after Ctrl-C."""
+  done = [spec for spec in settings.losses if _store.has_run_result(out, spec)]
+  return (
+    f"Interrupted. Finished losses: {', '.join(done) or 'none'}. To resume "
+    f"from {out}, run the same command again without --fresh."
+  )
+
+
+def _run_study(arguments: argparse.Namespace, command: str) -> None:
+  fields = [field.name for field in dataclasses.fields(Settings)]
+  values = {name: getattr(arguments, name) for name in fields}
+  settings = Settings(**{**values, "losses": tuple(values["losses"])})
+  out = arguments.out or Path("reports") / _data.short_name(settings.data)
+  errors = Console(stderr=True)
+  with contextlib.ExitStack() as stack:
+    hooks: dict[str, Any] = {}
+    if not arguments.quiet:
+      bar = _progress_bar.ProgressBar(settings, errors)
+      hooks["on_progress"] = stack.enter_context(bar)
+      hooks["on_note"] = lambda note: _print_plain(f"Data: {note}", errors)
+    try:
+      results = _run.run(
+        settings,
+        out,
+        command=command,
+        fresh=arguments.fresh,
+        save_every=arguments.save_every,
+        **hooks,
+      )
+    except KeyboardInterrupt:
+      raise KeyboardInterrupt(_interrupted(settings, out)) from None
+  if not arguments.quiet:
+    _print_results(results, out, Console())
+
+
+def _report_studies(arguments: argparse.Namespace, command: str) -> None:
+  """Rewrites the report of one study, or compares several studies."""
+  folders, console = arguments.folders, Console()
+  if len(folders) == 1:
+    if arguments.out:
+      raise StudyError(
+        "--out is for the summary of several studies, but only one folder was "
+        "named. The report of one study is in the folder of the study; leave "
+        "out --out"
+      )
+    _print_results(_run.report(folders[0]), folders[0], console)
+    return
+  out = arguments.out or Path("reports/summary")
+  comparisons = _summary_page.write(folders, out, command)
+  console.print(_summary_page.table(comparisons))
+  _print_plain(f"Report: {out / 'summary.html'}", console)
+
+
+def _dispatch(words: Sequence[str]) -> None:
+  arguments = _parser().parse_args(words)
+  if arguments.command == "run":
+    _run_study(arguments, shlex.join([_PROGRAM, *words]))
+  elif arguments.command == "report":
+    _report_studies(arguments, shlex.join([_PROGRAM, *words]))
+  elif arguments.command == "losses":
+    print(*map(_loss_specs.signature, _loss_specs.names()), sep="\n")
+  else:
+    print(*map(_data.describe, _data.names()), sep="\n")
+
+
+def main(words: Sequence[str]) -> int:
+  """Runs the command and prints user errors as one line.
+
+  Args:
+    words: The arguments.
+
+  Returns:
+    The exit status: 0 for success, 2 for a user error, 130 after Ctrl-C.
+  """
+  try:
+    _dispatch(words)
+  except StudyError as error:
+    print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt as interrupt:
+    print(str(interrupt) or "Interrupted.", file=sys.stderr)
+    return 130
+  return 0

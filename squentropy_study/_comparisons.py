@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares losses over several studies, one data set each."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from squentropy_study import _results, _store
+from squentropy_study._results import BASELINE
+from squentropy_study._study_error import StudyError
+
+_RESAMPLES = 10_000
+# Decimals to which a difference is rounded; all other metrics have 6.
+_DECIMALS = {"accuracy": 5}
+
+
+class MethodAtLength(NamedTuple):
+  """A loss, a probability map and a training length."""
+
+  loss: str
+  probability_map: str
+  training_length: str
+
+
+class Comparison(NamedTuple):
+  """A row of ``summary.csv``: one method compared with another.
+
+  A loss has diverged on a data set if any metric of any of its runs there is
+  not finite. The other loss is then the better one in every metric, and the
+  data set is left out of mean, median, interval and test.
+
+  Attributes:
+    loss: The loss.
+    probability_map: The map from its logits to probabilities.
+    training_length: Name of the training length.
+    metric: The metric.
+    sets: Number of data sets.
+    better: Number of data sets on which the mean of this loss is better.
+    equal: Number on which both means are equal after rounding to six decimals
+      (accuracy: five).
+    worse: Number on which the mean of this loss is worse.
+    diverged: Number on which this loss diverged.
+    other_diverged: Number on which the other loss diverged.
+    finite: Number on which neither diverged; the statistics below are of
+      these.
+    mean: Mean of "this loss minus the other".
+    median: Median of "this loss minus the other".
+    low: Lower end of the 95 % confidence interval of the mean (BCa bootstrap
+      over data sets); NaN for fewer than three or equal differences.
+    high: Upper end of the interval.
+    p_value: Of the two-sided Wilcoxon signed-rank test.
+    against: The other loss.
+    against_probability_map: The map from its logits to probabilities.
+  """
+
+  loss: str
+  probability_map: str
+  training_length: str
+  metric: str
+  sets: int
+  better: int
+  equal: int
+  worse: int
+  diverged: int
+  other_diverged: int
+  finite: int
+  mean: float
+  median: float
+  low: float
+  high: float
+  p_value: float
+  against: str = BASELINE
+  against_probability_map: str = "softmax"
+
+
+def _read_rows(folder: Path) -> pd.DataFrame:
+  """Reads ``results.csv`` of a finished study."""
+  path = folder / "results.csv"
+  if not path.exists():
+    raise StudyError(
+      f"{folder} holds no finished study; run one with squentropy-study run"
+    )
+  try:
+    rows = pd.read_csv(path)
+  except (pd.errors.EmptyDataError, pd.errors.ParserError):
+    rows = pd.DataFrame()
+  missing = set(_results.ResultRow._fields) - set(rows.columns)
+  if missing or rows.empty:
+    lacking = f"column {min(missing)}" if missing else "rows"
+    raise StudyError(
+      f"{path} is not a table of results (it has no {lacking}); rewrite it "
+      f"with: squentropy-study report {folder}"
+    )
+  return rows
+
+
+def read_results(folders: Sequence[str | Path]) -> pd.DataFrame:
+  """Reads the results of several studies that differ in their data alone.
+
+  Args:
+    folders: Folders of finished studies.
+
+  Returns:
+    The rows of their ``results.csv``.
+
+  Raises:
+    StudyError: A folder holds no finished study, two folders hold the same
+      data, or a setting other than the data differs.
+  """
+  tables: dict[str, pd.DataFrame] = {}
+  digests: set[str] = set()
+  first: dict[str, Any] = {}
+  for folder in map(Path, folders):
+    rows, config = _read_rows(folder), _store.read_config(folder)
+    if config is None:
+      raise StudyError(
+        f"{folder} holds no study because its config.json is missing; run the "
+        "study again"
+      )
+    settings = dataclasses.asdict(_store.read_settings(folder, config))
+    settings.pop("label")
+    data = settings.pop("data")
+    digest = config.get("data_sha256") or data
+    if data in tables or digest in digests:
+      raise StudyError(
+        f"{folder} holds the data {data}, which another folder holds too; "
+        "leave one of them out"
+      )
+    first = first or settings
+    for key, expected in first.items():
+      if settings[key] != expected:
+        raise StudyError(
+          f"{folder} and {folders[0]} must differ in their data alone, but "
+          f"{key} is {settings[key]} and {expected}; run one of them again"
+        )
+    tables[data] = rows
+    digests.add(digest)
+  return pd.concat(tables.values(), ignore_index=True)
+
+
+def _check_pairs(rows: pd.DataFrame) -> None:
+  """Raises if the losses of a data set have different runs."""
+  keys = [*MethodAtLength._fields, "data"]
+  runs = rows.groupby(keys, sort=False)[["fold", "seed"]].apply(
+    lambda chosen: tuple(sorted(map(tuple, chosen.to_numpy().tolist())))
+  )
+  by_set = runs.groupby(["data", "training_length"], sort=False)
+  for (data, length), each in by_set:
+    if each.nunique() > 1 or len(set(each.iloc[0])) < len(each.iloc[0]):
+      raise StudyError(
+        f"the runs of {data} ({length}) cannot be paired: every loss needs "
+        "each fold and seed exactly once; rewrite results.csv with "
+        "squentropy-study report"
+      )
+
+
+def dataset_means(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
+  """Averages the metrics over the runs of each data set.
+
+  Args:
+    rows: Rows of ``results.csv`` of several studies.
+
+  Returns:
+    For each method a table with a row per data set and a column per metric.
+    The row of a data set on which the loss diverged is NaN.
+
+  Raises:
+    StudyError: The losses of a data set have different runs.
+  """
+  _check_pairs(rows)
+  columns = [measure.name for measure in _results.MEASURES]
+  result = {}
+  for method, chosen in rows.groupby(list(MethodAtLength._fields), sort=False):
+    finite = np.isfinite(chosen[columns]).all(axis=1)
+    diverged = chosen["data"][~finite].unique()
+    mean = chosen.groupby("data", sort=False)[columns].mean()
+    mean.loc[mean.index.isin(diverged)] = np.nan
+    result[MethodAtLength(*method)] = mean
+  return result
+
+
+def _interval(differences: np.ndarray) -> tuple[float, float]:
+  """Returns the interval of the mean; NaN where there is no variation."""
+  if differences.size < 3 or np.ptp(differences) == 0:
+    return (math.nan, math.nan)
+  # Sorted, so that the result does not depend on the order of the data sets.
+  ends = stats.bootstrap(
+    (np.sort(differences),),
+    np.mean,
+    n_resamples=_RESAMPLES,
+    method="BCa",
+    rng=np.random.default_rng(0),
+  ).confidence_interval
+  return float(ends.low), float(ends.high)
+
+
+class Pairs(NamedTuple):
+  """Two methods on the same data sets, a row each.
+
+  Attributes:
+    ours: Means over runs, NaN where the loss diverged.
+    theirs: The means of the other method.
+  """
+
+  ours: pd.DataFrame
+  theirs: pd.DataFrame
+
+  @property
+  def differences(self) -> pd.DataFrame:
+    """Ours minus theirs, where both are finite."""
+    return (self.ours - self.theirs).dropna()
+
+
+def pair(
+  table: dict[MethodAtLength, pd.DataFrame],
+  method: MethodAtLength,
+  against: tuple[str, str] = (BASELINE, "softmax"),
+) -> Pairs:
+  """Pairs a method with another one of the same training length.
+
+  Args:
+    table: As returned by :func:`dataset_means`.
+    method: The method.
+    against: Loss and probability map of the other method.
+
+  Returns:
+    Both methods on the data sets of the first.
+
+  Raises:
+    StudyError: The other method is missing, at all or on a data set.
+  """
+  other = MethodAtLength(*against, method.training_length)
+  if other not in table:
+    raise StudyError(
+      f"no study has {other.loss}, the loss to compare with; add it with "
+      "--losses"
+    )
+  lacking = table[method].index.difference(table[other].index)
+  if lacking.size:
+    raise StudyError(
+      f"{lacking[0]} has {method.loss} but not {other.loss}, the loss to "
+      "compare with; add it with --losses"
+    )
+  return Pairs(table[method], table[other].loc[table[method].index])
+
+
+def compare_values(
+  method: MethodAtLength,
+  metric: str,
+  ours: np.ndarray,
+  theirs: np.ndarray,
+  against: tuple[str, str] = (BASELINE, "softmax"),
+) -> Comparison:
+  """Compares two methods in one metric.
+
+  Args:
+    method: The method.
+    metric: The metric; larger is better for ``accuracy`` alone.
+    ours: One value per data set; NaN where the loss diverged.
+    theirs: The values of the other method on the same data sets.
+    against: Loss and probability map of the other method.
+
+  Returns:
+    The comparison.
+  """
+  gone, other_gone = np.isnan(ours), np.isnan(theirs)
+  # Rounded, because the order of a sum changes its last digits.
+  values = np.round(
+    (ours - theirs)[~gone & ~other_gone], _DECIMALS.get(metric, 6)
+  )
+  gains = values if metric == "accuracy" else -values
+  low, high = _interval(values)
+  differs = np.any(values != 0)
+  return Comparison(
+    *method,
+    metric=metric,
+    sets=ours.size,
+    better=int((gains > 0).sum() + (other_gone & ~gone).sum()),
+    equal=int((gains == 0).sum() + (other_gone & gone).sum()),
+    worse=int((gains < 0).sum() + (gone & ~other_gone).sum()),
+    diverged=int(gone.sum()),
+    other_diverged=int(other_gone.sum()),
+    finite=values.size,
+    mean=float(values.mean()) if values.size else math.nan,
+    median=float(np.median(values)) if values.size else math.nan,
+    low=low,
+    high=high,
+    p_value=float(stats.wilcoxon(values).pvalue) if differs else 1.0,
+    against=against[0],
+    against_probability_map=against[1],
+  )
+
+
+def compare(
+  rows: pd.DataFrame, against: tuple[str, str] = (BASELINE, "softmax")
+) -> list[Comparison]:
+  """Compares every loss with one, at every training length, in every metric.
+
+  Args:
+    rows: As returned by :func:`read_results`.
+    against: Loss and probability map to compare with.
+
+  Returns:
+    The comparisons.
+
+  Raises:
+    StudyError: The loss to compare with is missing, at all or on a data set,
+      or is the only one, or the losses of a data set have different runs.
+  """
+  table = dataset_means(rows)
+  metrics = [m.name for m in _results.MEASURES if m.name != "temperature"]
+  comparisons = []
+  for method in table:
+    if method.loss != against[0]:
+      ours, theirs = pair(table, method, against)
+      comparisons += [
+        compare_values(
+          method, name, ours[name].to_numpy(), theirs[name].to_numpy(), against
+        )
+        for name in metrics
+      ]
+  if not comparisons:
+    raise StudyError(
+      f"the studies have no loss except {against[0]}, so there is nothing to "
+      "compare; add another one with --losses"
+    )
+  return comparisons
+
+
+def comparisons_csv(comparisons: Sequence[Comparison]) -> bytes:
+  """Returns the content of ``summary.csv``."""
+  frame = pd.DataFrame(comparisons, columns=Comparison._fields)
+  return frame.to_csv(index=False, float_format="%.6g").encode()

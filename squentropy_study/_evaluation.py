@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of held-out rows, before and after temperature scaling."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from squentropy_jax import calibration
+
+NUM_BINS = 15
+# Bounds of the fitted temperature.
+TEMPERATURES = (0.1, 10.0)
+
+
+class Metrics(NamedTuple):
+  """Metrics of predicted probabilities.
+
+  Attributes:
+    accuracy: Share of rows whose most probable class is the label.
+    nll: Mean negative log-likelihood.
+    brier: Mean Brier score, summed over classes.
+    ece: Expected calibration error with bins of equal width.
+    ace: Expected calibration error with bins of equal mass.
+    aurc: Area under the risk-coverage curve.
+  """
+
+  accuracy: jax.Array
+  nll: jax.Array
+  brier: jax.Array
+  ece: jax.Array
+  ace: jax.Array
+  aurc: jax.Array
+
+
+METRICS = Metrics._fields
+
+
+class HeldOutLogits(NamedTuple):
+  """Held-out rows of every run; the arrays have a leading axis of runs.
+
+  Attributes:
+    scores: ``[runs, rows, classes]``; their softmax is the prediction.
+    labels: ``[runs, rows]``.
+    keep: ``[runs, rows]``, False where an entry is padding.
+  """
+
+  scores: jax.Array | np.ndarray
+  labels: jax.Array | np.ndarray
+  keep: jax.Array | np.ndarray
+
+
+class Evaluation(NamedTuple):
+  """One method at one training length; arrays have a leading axis of runs.
+
+  Attributes:
+    before: Metrics of the test rows before temperature scaling.
+    after: Metrics of the test rows after temperature scaling.
+    temperature: Fitted on the calibration rows alone; above 1 means that the
+      classifier was over-confident there.
+    bins: Reliability bins before temperature scaling, summed over runs.
+  """
+
+  before: Metrics
+  after: Metrics
+  temperature: jax.Array
+  bins: calibration.BinStats
+
+
+@jax.jit
+@jax.vmap
+def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns the share of rows whose top class is the label, for each run."""
+  return calibration.accuracy(scores, labels)
+
+
+@jax.jit
+@jax.vmap
+def measure(rows: HeldOutLogits) -> tuple[Metrics, calibration.BinStats]:
+  """Returns metrics and reliability bins of each run."""
+  scores, labels, keep = rows
+  probabilities = jax.nn.softmax(scores, axis=-1)
+  on_rows = (probabilities, labels)
+  bins = calibration.bin_stats(*on_rows, num_bins=NUM_BINS, where=keep)
+  metrics = Metrics(
+    calibration.accuracy(scores, labels, where=keep),
+    calibration.negative_log_likelihood(scores, labels, where=keep),
+    calibration.brier_score(*on_rows, where=keep),
+    calibration.expected_calibration_error(bins),
+    calibration.adaptive_calibration_error(
+      *on_rows, num_bins=NUM_BINS, where=keep
+    ),
+    calibration.area_under_risk_coverage(*on_rows, where=keep),
+  )
+  return metrics, bins
+
+
+@jax.jit
+@jax.vmap
+def _recalibrate(
+  rows: HeldOutLogits, scores: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Fits a temperature per run; returns it and the scaled scores."""
+  params = calibration.fit_temperature(
+    rows.scores, rows.labels, where=rows.keep
+  )
+  # Without bounds, correct predictions on few rows give temperature 0.
+  beta = jnp.clip(
+    params.inverse_temperature, 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+  )
+  params = params._replace(inverse_temperature=beta)
+  return params.temperature, calibration.apply(params, scores)
+
+
+def evaluate(fit: HeldOutLogits, test: HeldOutLogits) -> Evaluation:
+  """Computes the metrics before and after temperature scaling.
+
+  Args:
+    fit: The calibration rows, which fit the temperature.
+    test: The test rows, which are reported.
+
+  Returns:
+    The evaluation.
+  """
+  temperature, scaled = _recalibrate(fit, test.scores)
+  before, bins = measure(test)
+  after, _ = measure(test._replace(scores=scaled))
+  pooled = jax.tree.map(lambda sums: sums.sum(axis=0), bins)
+  return Evaluation(before, after, temperature, pooled)

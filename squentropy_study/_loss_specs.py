@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses as text, and the probabilities that a trained model predicts."""
+
+from collections.abc import Callable
+import functools
+import inspect
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from squentropy_jax import losses as library
+from squentropy_study._study_error import StudyError, unknown_name
+
+DEFAULT = ("cross_entropy", "squentropy", "rescaled_square:target_value=10")
+
+# Every loss takes target distributions, so its labels can be smoothed.
+SMOOTHING = "smoothing"
+_SMOOTHING_PARAMETER = inspect.Parameter(
+  SMOOTHING, inspect.Parameter.KEYWORD_ONLY, default=0.0
+)
+
+# Maps logits to log-probabilities, which stay the same under log_softmax.
+ProbabilityMap = Callable[[Any], Any]
+
+
+class LossSpec(NamedTuple):
+  """A loss of the library with its hyper-parameters.
+
+  Attributes:
+    text: As the user typed it, such as ``rescaled_square:target_value=10``.
+    name: Name in :mod:`squentropy_jax.losses`.
+    hyperparameters: Pairs of name and value, in the order typed.
+    smoothing: Share of the target distribution that is spread over all
+      classes.
+  """
+
+  text: str
+  name: str
+  hyperparameters: tuple[tuple[str, float], ...]
+  smoothing: float = 0.0
+
+  def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the loss of each example."""
+    if self.smoothing:
+      classes = logits.shape[-1]
+      one_hot = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+      labels = (1 - self.smoothing) * one_hot + self.smoothing / classes
+    return getattr(library, self.name)(
+      logits, labels, **dict(self.hyperparameters)
+    )
+
+  def probability_maps(self) -> dict[str, ProbabilityMap]:
+    """Returns the maps from logits to the predicted probabilities.
+
+    Each map returns scores whose softmax is the predicted distribution, so
+    that metrics and temperature scaling are written once.
+
+    Returns:
+      ``log_probs``, the probabilities that the loss defines, and ``softmax``,
+      the usual ones. A loss that predicts the softmax has ``softmax`` alone,
+      and so has one that defines no probabilities at its hyper-parameters.
+    """
+    maps: dict[str, ProbabilityMap] = {}
+    if _defines_probabilities(self):
+      loss = getattr(library, self.name)
+      maps["log_probs"] = functools.partial(
+        loss.log_probs, **dict(self.hyperparameters)
+      )
+    return {**maps, "softmax": _identity}
+
+
+def _identity(logits: Any) -> Any:
+  return logits
+
+
+@functools.cache
+def _defines_probabilities(spec: LossSpec) -> bool:
+  """Returns whether a loss has probabilities other than the softmax."""
+  loss = getattr(library, spec.name)
+  if loss.predicts_softmax:
+    return False
+  # A target of 0, for example, has no inverse.
+  logits = np.array([[0.0, 1.0]], np.float32)
+  scores = loss.log_probs(logits, **dict(spec.hyperparameters))
+  return not np.isnan(scores).any()
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+  """Returns the hyper-parameters of a loss."""
+  parameters = inspect.signature(getattr(library, name)).parameters
+  return {
+    key: parameter
+    for key, parameter in parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and key not in ("axis", "where")
+  }
+
+
+def names() -> tuple[str, ...]:
+  """Returns the losses of logits and labels that predict probabilities."""
+  public = (name for name in dir(library) if not name.startswith("_"))
+  return tuple(x for x in public if hasattr(getattr(library, x), "log_probs"))
+
+
+def signature(name: str) -> str:
+  """Returns a loss with its default hyper-parameters, as a user types it."""
+  # A hyper-parameter without a default is required.
+  defaults = {
+    key: "..." if parameter.default is parameter.empty else parameter.default
+    for key, parameter in _parameters(name).items()
+  }
+  values = ",".join(f"{key}={value}" for key, value in defaults.items())
+  return f"{name}:{values}" if values else name
+
+
+def _value(text: str, default: object) -> float | None:
+  """Reads a value of the default's type; returns None if it is not one."""
+  if isinstance(default, bool):
+    return {"true": True, "false": False}.get(text.lower())
+  try:
+    value = int(text) if isinstance(default, int) else float(text)
+  except ValueError:
+    return None
+  return value if math.isfinite(value) else None
+
+
+def _values(text: str, name: str, rest: str) -> dict[str, float]:
+  """Reads ``key=value,key=value``."""
+  known = {**_parameters(name), SMOOTHING: _SMOOTHING_PARAMETER}
+  values: dict[str, float] = {}
+  for item in filter(None, rest.split(",")):
+    key, _, number = item.partition("=")
+    if key in values:
+      raise StudyError(f"loss {text!r} sets {key} twice; remove one of them")
+    if key not in known:
+      raise unknown_name(f"hyper-parameter of {name}", key, known)
+    default = known[key].default
+    value = _value(number, default)
+    if value is None:
+      kind = "true or false" if isinstance(default, bool) else "a number"
+      if type(default) is int:
+        kind = "an integer"
+      raise StudyError(
+        f"loss {text!r}: {key} must be {kind}, got {number!r}; write "
+        f"{key}={default if default is not inspect.Parameter.empty else 1.0}"
+      )
+    values[key] = value
+  missing = [
+    key
+    for key, parameter in known.items()
+    if parameter.default is parameter.empty and key not in values
+  ]
+  if missing:
+    example = ",".join(f"{key}=..." for key in missing)
+    raise StudyError(
+      f"loss {text!r} needs {' and '.join(missing)}; write {name}:{example}"
+    )
+  return values
+
+
+def parse(text: str) -> LossSpec:
+  """Reads ``name`` or ``name:key=value,key=value``.
+
+  Args:
+    text: The loss as the user typed it.
+
+  Returns:
+    The loss. The library has checked its hyper-parameters.
+
+  Raises:
+    StudyError: The name, a hyper-parameter or a value is not valid.
+  """
+  name, colon, rest = text.partition(":")
+  if colon and not rest:
+    raise StudyError(
+      f"loss {text!r} has no hyper-parameter after the colon; add one, or "
+      "remove the colon"
+    )
+  if name not in names():
+    raise unknown_name("loss", name, names())
+  values = _values(text, name, rest)
+  smoothing = values.pop(SMOOTHING, 0.0)
+  if not 0 <= smoothing < 1:
+    raise StudyError(
+      f"loss {text!r}: smoothing must be in [0, 1), got {smoothing}"
+    )
+  spec = LossSpec(text, name, tuple(values.items()), smoothing)
+  try:
+    # The loss checks its hyper-parameters while it is traced.
+    logits, labels = np.zeros((1, 2), np.float32), np.zeros(1, np.int32)
+    jax.eval_shape(lambda z, y: spec(z, y), logits, labels)
+  except (TypeError, ValueError) as error:
+    raise StudyError(f"loss {text!r}: {str(error).splitlines()[0]}") from None
+  return spec

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of docs/losses: one for each family, drawn reproducibly."""
+
+import importlib.util
+import pathlib
+from xml.etree import ElementTree
+
+FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "losses"
+
+
+def figures():
+  path = FOLDER.parent / "figures.py"
+  spec = importlib.util.spec_from_file_location("figures", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_each_page_has_its_figure():
+  pages = {path.stem for path in FOLDER.glob("*.md")} - {"README", "table"}
+  pictures = {path.stem for path in FOLDER.glob("*.svg")}
+  assert pages == pictures == set(figures().FIGURES)
+
+
+def test_a_figure_is_drawn_the_same_every_time(tmp_path):
+  module = figures()
+  few = {"square": module.FIGURES["square"]}
+  module.FIGURES = few
+  drawn = []
+  for folder in ("first", "second"):
+    (tmp_path / folder).mkdir()
+    module.main(tmp_path / folder)
+    drawn.append((tmp_path / folder / "square.svg").read_bytes())
+  assert drawn[0] == drawn[1]
+  assert drawn[0] == (FOLDER / "square.svg").read_bytes(), (
+    "Run `python docs/figures.py`."
+  )
+
+
+def test_figures_are_small_and_hold_no_font():
+  sizes = []
+  for path in FOLDER.glob("*.svg"):
+    text = path.read_bytes()
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert b">loss</text>" in text
+    assert b"font-face" not in text
+    sizes.append(len(text))
+  assert max(sizes) < 30_000
+  assert sum(sizes) < 250_000
