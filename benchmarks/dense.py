@@ -3,9 +3,9 @@
 
 ``python -m benchmarks dense`` prints, for the value and for value and gradient
 of the mean, the time as a ratio to optax and the temporary memory as a share of
-the logits. In addition to the plain call it times the paths that may be slower: a
+the logits. It also times the paths that may be slower than the plain call: a
 batch mask, an impossible class in the batch, a class mask, ``vmap`` over the
-first axis, bfloat16 logits (against optax on the same logits).
+first axis, and bfloat16 logits (against optax on the same logits).
 """
 
 from collections.abc import Callable

@@ -135,7 +135,7 @@ def _evaluate(
   if keep is None:
     return sums, saved
   sums = jax.tree.map(lambda x: jnp.where(keep, x, jnp.ones_like(x)), sums)
-  if saved is not None and saved.exps is not None:
+  if saved is not None and saved.scale is not None:
     # The exponentials of dropped rows are 0 already.
     saved = saved._replace(
       scale=jnp.where(keep, saved.scale, jnp.ones_like(saved.scale))

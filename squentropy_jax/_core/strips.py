@@ -32,7 +32,7 @@ from squentropy_jax._core.class_sums import (
 # Up to so many classes every class is a strip of its own.
 _FEW = 32
 # Fewer strips are faster, more of them take less memory.
-_STRIPS, _STRIPS_OF_MANY, _MANY = 8, 32, 16384
+_STRIPS, _STRIPS_OF_MANY, _MANY = 8, 40, 16384
 # The exponentials are multiplied by this power of 2, so that none underflows
 # whose share of the sum is a normal number.
 _POWER = 32
@@ -137,7 +137,11 @@ class _Strips:
       total = jnp.where(is_out, total, joined)
     if self.width == 1:
       return total
-    reduction = {jnp.add: jnp.sum, jnp.maximum: jnp.max, jnp.minimum: jnp.min}
+    reduction: dict[Any, Callable[..., jax.Array]] = {
+      jnp.add: jnp.sum,
+      jnp.maximum: jnp.max,
+      jnp.minimum: jnp.min,
+    }
     return reduction[operation](total, axis=1, keepdims=True)
 
 
@@ -231,6 +235,7 @@ class _Rows:
     for name in self.names:
       rule = SUMS[name]
       if name == "sum_exp":
+        assert total is not None
         field = total * jnp.exp(-sums.max)
       else:
         arrays = (exps,) if rule.relative and exps is not None else ()
