@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue of losses: what `contract_test` needs to know of each."""
+"""A case for each public loss: what the contract tests need to know of it.
+
+There are three kinds. `contract_test` runs the losses of logits and classes,
+`binary_test` those of binary labels, `pair_test` those of two arrays of scores.
+"""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -30,7 +34,7 @@ class LossCase(NamedTuple):
     soft_is_expected: Whether soft labels mean the expected loss; else the paper
       has a meaning of its own.
     size: Of the terms whose difference the loss is, with the arguments of
-      ``reference``: its roundings are relative to them. None if the terms are
+      ``reference``: its rounding errors are relative to them. None if the terms are
       no larger than the loss.
   """
 
@@ -349,7 +353,7 @@ def brier(logits: np.ndarray, label: int) -> float:
   return miss**2 + np.square(np.delete(p, label)).sum()
 
 
-CASES = (
+CLASS_CASES = (
   LossCase(
     name="cross_entropy",
     loss=losses.cross_entropy,
@@ -697,8 +701,59 @@ BINARY_CASES = (
   ),
 )
 
-# Losses with arguments of their own, tested by their family alone.
-OWN_ARGUMENTS = (
-  "discriminator",
-  "ensemble_distillation",
+
+class PairCase(NamedTuple):
+  """One public loss of two arrays of scores, without labels, for `pair_test`.
+
+  Attributes:
+    name: Its name in ``squentropy_jax.losses``.
+    loss: The function, of two arrays of scores of one shape.
+    reference: The same in float64 NumPy for one row of each.
+    num_scores: The length of the class axis.
+  """
+
+  name: str
+  loss: Callable[..., Any]
+  reference: Callable[..., float]
+  num_scores: int
+
+  def __repr__(self) -> str:
+    return self.name
+
+
+def one_teacher(student: Any, teacher: Any, **arguments: Any) -> Any:
+  """Distillation from an ensemble of one."""
+  teachers = jnp.asarray(teacher)[None]
+  return losses.ensemble_distillation(student, teachers, **arguments)
+
+
+def distillation(student: np.ndarray, teacher: np.ndarray) -> float:
+  log_p = teacher - np.logaddexp.reduce(teacher)
+  log_q = student - np.logaddexp.reduce(student)
+  return (np.exp(log_p) * (log_p - log_q)).sum()
+
+
+def discriminator(student: np.ndarray, teacher: np.ndarray) -> float:
+  sign = np.array([-1.0, 1.0])
+  return (
+    np.logaddexp(0.0, sign * student) + np.logaddexp(0.0, -sign * teacher)
+  ).sum() / 4.0
+
+
+PAIR_CASES = (
+  PairCase(
+    name="ensemble_distillation",
+    loss=one_teacher,
+    reference=distillation,
+    num_scores=5,
+  ),
+  PairCase(
+    name="discriminator",
+    loss=losses.discriminator,
+    reference=discriminator,
+    num_scores=2,
+  ),
 )
+
+# One case for each public loss.
+CASES = CLASS_CASES + BINARY_CASES + PAIR_CASES

@@ -8,7 +8,7 @@ operation by operation, whose kernels all cases share.
 
 import functools
 
-from cases import CASES, OTHERS
+from cases import CLASS_CASES, OTHERS
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,16 @@ from scipy import optimize
 from squentropy_jax import RowStats
 from squentropy_jax.losses import _catalogue
 
-EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
+EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 ROW = pytest.mark.parametrize(
-  "case", [c for c in CASES if hasattr(c.loss, "row")], ids=repr
+  "case", [c for c in CLASS_CASES if hasattr(c.loss, "row")], ids=repr
 )
 PREDICTS = pytest.mark.parametrize(
-  "case", [c for c in CASES if c.predicts], ids=repr
+  "case", [c for c in CLASS_CASES if c.predicts], ids=repr
 )
 PROPER = {entry.name: entry.proper for entry in _catalogue.CATALOGUE}
 SOFT = pytest.mark.parametrize(
-  "case", [c for c in CASES if c.soft_is_expected], ids=repr
+  "case", [c for c in CLASS_CASES if c.soft_is_expected], ids=repr
 )
 F32 = np.float32
 RNG = np.random.default_rng(20230207)

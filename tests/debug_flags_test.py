@@ -4,7 +4,7 @@
 Dropped rows and classes hold garbage.
 """
 
-from cases import BINARY_CASES, CASES
+from cases import BINARY_CASES, CLASS_CASES
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 
 from squentropy_jax import losses
 
-EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
+EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 RNG = np.random.default_rng(9)
 DROPPED = np.array([False, True, False, True])
 LOGITS = RNG.normal(size=(4, 5)).astype(np.float32)

@@ -239,7 +239,7 @@ def test_smoothed_loss_of_an_impossible_target_is_infinite():
 
 
 def test_kernel_of_eight_bits_is_kept_in_full_precision():
-  """Slopes of a mean over many rows are below what eight bits can hold."""
+  """Gradients of a mean over many rows are below what eight bits can hold."""
   rows = 100 * ROWS
   features, labels = np.tile(FEATURES, (100, 1)), np.tile(LABELS, 100)
   kernel = jnp.asarray(KERNEL, jnp.float8_e4m3fn)

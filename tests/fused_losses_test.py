@@ -21,7 +21,9 @@ import squentropy_jax
 from squentropy_jax import fused, losses, rows
 
 ROW_CASES = [
-  case for case in cases.CASES if isinstance(case.loss, type(losses.squentropy))
+  case
+  for case in cases.CLASS_CASES
+  if isinstance(case.loss, type(losses.squentropy))
 ]
 KEEP = np.arange(ROWS) != 1
 WEIGHTS = np.where(KEEP, np.float64(COTANGENT), 0.0)

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from cases import BINARY_CASES, CASES
+from cases import BINARY_CASES, CLASS_CASES
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 
 from squentropy_jax import losses
 
-EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
+EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 LOGITS = np.random.default_rng(4).normal(size=(3, 4)).astype(np.float32)
 LABELS = np.array([2, 0, 3])
 STACK = r"jnp.stack\(\[jnp.zeros_like\(z\), z\], axis=-1\)"

@@ -3,7 +3,7 @@
 
 import functools
 
-from cases import CASES
+from cases import CLASS_CASES
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -130,7 +130,7 @@ def truth(formula, row):
     by_logit = [
       (at(k, step) - at(k, -step)) / (2 * step) for k in range(len(z))
     ]
-    return float(formula(z)), [float(slope) for slope in by_logit]
+    return float(formula(z)), [float(grad) for grad in by_logit]
 
 
 def check(formula, z, dtype):
@@ -180,7 +180,7 @@ SUMS_OVERFLOW = (
 SQUARES = ("one_vs_rest_hinge", "rescaled_square", "squentropy")
 
 
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 def test_every_loss_is_right_or_not_finite(case):
   z = rows(*SIZES).astype(F32)
   actual, pull = jax.vjp(lambda z: case.loss(z, HARD), z)
@@ -209,7 +209,7 @@ def test_every_loss_is_right_or_not_finite(case):
 
 
 @X64
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 def test_gradients_of_float32_are_those_of_float64(case):
   if case.name in SQUARES:
     pytest.skip("The gradient grows like the logits.")
@@ -245,7 +245,9 @@ def test_statistics_that_overflow_give_nan(name):
   assert np.isnan(pull(jnp.ones_like(value))[0]).any(-1).all()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.predicts], ids=repr)
+@pytest.mark.parametrize(
+  "case", [c for c in CLASS_CASES if c.predicts], ids=repr
+)
 def test_predicted_probabilities_sum_to_one(case):
   loss = getattr(losses, case.name)
   hyper = case.hyperparameters if case.name == "bi_tempered_logistic" else {}

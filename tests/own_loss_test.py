@@ -94,8 +94,8 @@ def test_a_hyperparameter_has_a_value_for_each_example():
     for row in zip(LOGITS, LABELS, margins.tolist(), strict=True)
   ]
   close(hinge(LOGITS, LABELS, margin=margins), each)
-  slopes = jax.grad(lambda m: hinge(LOGITS, LABELS, margin=m).sum())(margins)
-  close(slopes, 2 * np.sqrt(each))
+  grads = jax.grad(lambda m: hinge(LOGITS, LABELS, margin=m).sum())(margins)
+  close(grads, 2 * np.sqrt(each))
   for wrong in (margins[:1], margins[:, None]):
     with pytest.raises(ValueError, match=r"margin must be a scalar or have"):
       hinge(LOGITS, LABELS, margin=wrong)

@@ -4,7 +4,7 @@
 These run only with JAX_ENABLE_X64=1, in a process of their own.
 """
 
-from cases import CASES
+from cases import CLASS_CASES
 import jax
 import jax.numpy as jnp
 from jax.test_util import check_grads
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.x64
-EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
+EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 
 RNG = np.random.default_rng(7)
 LOGITS = RNG.normal(size=(6, 5)) * 3
@@ -56,7 +56,7 @@ def test_derivatives_of_first_and_second_order(case):
 
 
 @pytest.mark.parametrize(
-  "case", [c for c in CASES if c.soft_is_expected], ids=repr
+  "case", [c for c in CLASS_CASES if c.soft_is_expected], ids=repr
 )
 def test_soft_labels_are_the_expected_hard_label(case):
   expected = sum(

@@ -165,12 +165,12 @@ def _mesh_spans_processes() -> bool:
   return not mesh.empty and mesh.is_multi_process
 
 
-def is_concrete(*values: Any, beside: tuple[Any, ...] = ()) -> bool:
+def is_concrete(*values: Any, used_with: tuple[Any, ...] = ()) -> bool:
   """Whether the values can be read now without waiting for other processes.
 
   Args:
     *values: What is to be read: no tracer, and on this process only.
-    beside: The arrays that are computed with. If one of them, or the mesh of
+    used_with: The arrays that are computed with. If one of them, or the mesh of
       `jax.set_mesh`, spans processes, an error on this process would leave the
       others waiting in a collective.
   """
@@ -179,9 +179,9 @@ def is_concrete(*values: Any, beside: tuple[Any, ...] = ()) -> bool:
       return False
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
       return False
-  if beside and _mesh_spans_processes():
+  if used_with and _mesh_spans_processes():
     return False
-  for array in beside:
+  for array in used_with:
     if isinstance(array, core.Tracer):
       if jax.process_count() > 1:
         return False

@@ -166,13 +166,13 @@ def checked(
   keep = None
   if where is not None:
     where = as_where(where, batch, full)
-    if checks.is_concrete(where, beside=(array, *others)):
+    if checks.is_concrete(where, used_with=(array, *others)):
       keep = np.asarray(where)
       keep = np.any(keep, axis=axis) if keep.ndim == len(full) else keep
     where = checks.shard_alike("where", where, array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      readable = checks.is_concrete(targets, beside=(array, *others))
+      readable = checks.is_concrete(targets, used_with=(array, *others))
       if readable and (where is None or keep is not None):
         check_label_range(targets, full[axis], keep)
       targets = narrow_labels(targets, full[axis])
@@ -370,7 +370,7 @@ def checked_entries(
     )
   if where is not None:
     where = as_where(where, shape, shape)
-  if checks.is_concrete(targets, where, beside=(scores,)):
+  if checks.is_concrete(targets, where, used_with=(scores,)):
     values = np.asarray(targets)
     bad = ~((values >= 0) & (values <= 1))
     advice = (

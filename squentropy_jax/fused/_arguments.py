@@ -144,7 +144,7 @@ def known_rows(
   masks = (arguments.where, arguments.weights)
   present = [x for x in masks if x is not None]
   if layout.spans_processes or not checks.is_concrete(
-    *present, beside=computed
+    *present, used_with=computed
   ):
     return False, np.zeros(arguments.features.shape[:-1], bool)
   keep = None if arguments.where is None else np.asarray(arguments.where)

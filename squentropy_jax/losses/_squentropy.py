@@ -142,7 +142,7 @@ def squentropy_with_integer_labels(
   Examples:
     >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
     >>> labels = jnp.array([0, 2])
-    >>> print(losses.squentropy_with_integer_labels(logits, labels))
+    >>> print(squentropy_with_integer_labels(logits, labels))
     [0.6698 2.3053]
 
   References:

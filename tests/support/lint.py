@@ -64,6 +64,13 @@ WORDS = {
 ALLOWED = (
   # The list of changes of the plan quotes its former words.
   ("docs/replication/plan.md", '"Not told apart" is now'),
+  # The title of a paper.
+  ("docs/losses/simplex.md", "Verification of Forecasts"),
+  (
+    "squentropy_jax/calibration/_metrics_scores.py",
+    "Verification of Forecasts",
+  ),
+  ("squentropy_jax/losses/_simplex.py", "Verification of Forecasts"),
   # Ranges of logits, not lengths of a training.
   ("tests/accuracy_test.py", "regime"),
   ("tests/support/references.py", "regime"),
