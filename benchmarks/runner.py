@@ -30,7 +30,7 @@ def compile_all(
 
 
 def temporary_bytes(compiled: Any) -> int:
-  """Memory in addition to arguments and results, by the compiler's own account."""
+  """Temporary memory, by the compiler's own account."""
   return compiled.memory_analysis().temp_size_in_bytes
 
 

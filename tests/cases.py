@@ -34,8 +34,8 @@ class LossCase(NamedTuple):
     soft_is_expected: Whether soft labels mean the expected loss; else the paper
       has a meaning of its own.
     size: Of the terms whose difference the loss is, with the arguments of
-      ``reference``: its rounding errors are relative to them. None if the terms are
-      no larger than the loss.
+      ``reference``: its rounding errors are relative to them. None if the terms
+      are no larger than the loss.
   """
 
   name: str
