@@ -305,6 +305,11 @@ def row_loss(
     >>> print(my_loss(logits, jnp.array([0, 2]), scale=0.1))
     [2.2698 1.8053]
 
+  References:
+    The reduction of a loss to sums over classes is that of Wijmans et al., `Cut
+    Your Losses in Large-Vocabulary Language Models
+    <https://arxiv.org/abs/2411.09009>`_, ICLR 2025.
+
   .. seealso:: :class:`squentropy_jax.RowStats`,
     :func:`squentropy_jax.fused.linear_loss`
   """
