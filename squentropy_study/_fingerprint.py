@@ -3,6 +3,7 @@
 
 from importlib import metadata
 import platform
+from typing import Any
 
 import jax
 
@@ -19,12 +20,15 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 def versions() -> dict[str, str | int]:
   """Returns the versions and the device that decide the numbers."""
+  config: Any = jax.config  # Its options have no types.
   return {
     "numerics": NUMERICS,
     "squentropy_jax": squentropy_jax.__version__,
     **{name: metadata.version(name) for name in _LIBRARIES},
     "python": platform.python_version(),
     "device": jax.devices()[0].device_kind,
+    "floats": str(jax.dtypes.canonicalize_dtype("float64")),
+    "matmul_precision": str(config.jax_default_matmul_precision),
   }
 
 

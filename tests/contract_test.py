@@ -225,6 +225,8 @@ def test_a_hyperparameter_may_have_a_value_for_each_example(case):
   for labels in (LABELS, soft_labels()):
     if labels.ndim == 2 and not case.soft_is_expected:
       continue
+    # Inside a trace too, where the mask and the values are constants.
+    jax.eval_shape(lambda labels=labels: total(batch, labels))
     of_all = by_operation(jax.grad(total, has_aux=True))
     gradient_of, losses = of_all(batch, labels)
     assert losses[3] == 0

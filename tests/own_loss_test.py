@@ -177,6 +177,10 @@ def test_row():
   close(hinge.row(stats, margin=0.3), expected(margin=0.3)[0])
 
 
+def field(name):
+  return lambda stats: getattr(stats, name)
+
+
 def test_every_statistic_is_what_its_name_says():
   """A formula may read any field, in value and gradient."""
   label, row = 1, LOGITS[0]
@@ -197,10 +201,7 @@ def test_every_statistic_is_what_its_name_says():
 
   @jax.jit
   def read(row):
-    return {
-      name: row_loss(lambda stats, name=name: getattr(stats, name))(row, label)
-      for name in truth
-    }
+    return {name: row_loss(field(name))(row, label) for name in truth}
 
   for name, value in read(row).items():
     close(value, truth[name], err_msg=name)
@@ -254,11 +255,50 @@ def test_a_hyperparameter_without_a_default_must_be_given():
       ValueError,
       "transform divides by 'scale'",
     ),
+    (
+      {"transform": rows.Transform(divide_by="margin")},
+      ValueError,
+      "contains 0",
+    ),
+    (
+      {"transform": rows.Transform(subtract="median")},
+      ValueError,
+      "must be 'max', 'mean' or None",
+    ),
+    ({"transform": lambda z: z}, TypeError, "must be a rows.Transform"),
+    (
+      {"transform": rows.Transform(rescale=True)},
+      TypeError,
+      "positional arguments must be 2, got 1",
+    ),
   ],
 )
 def test_errors_of_a_declaration(keywords, error, message):
   with pytest.raises(error, match=message):
     row_loss(lambda stats, *, margin: stats.log_odds + margin, **keywords)
+
+
+def test_hyperparameters_are_keyword_only():
+  with pytest.raises(TypeError, match=r"put a \* before them"):
+    row_loss(lambda stats, margin: stats.log_odds + margin)
+
+
+@pytest.mark.parametrize(
+  "formula", [lambda stats: stats.log_odds.mean(), lambda stats: 0.0]
+)
+def test_a_formula_returns_one_number_for_each_row(formula):
+  with pytest.raises(TypeError, match="one number for each row"):
+    row_loss(formula)(LOGITS, LABELS)
+
+
+def test_a_divided_loss_predicts_the_softmax_of_divided_logits():
+  loss = row_loss(
+    lambda stats, *, temperature=2.0: jax.nn.softplus(stats.log_odds),
+    domains={"temperature": "(0, inf)"},
+    transform=rows.Transform(divide_by="temperature"),
+  )
+  assert not loss.predicts_softmax
+  close(loss.log_probs(LOGITS), jax.nn.log_softmax(LOGITS / 2.0))
 
 
 @pytest.mark.parametrize("name", ["axis", "where"])

@@ -33,9 +33,9 @@ def shard_alike(
 ) -> jax.Array:
   """Gives ``values`` the sharding that the type of the logits names.
 
-  ``values`` have the logits' shape, or it without ``axis``, one axis or
-  several. Unsharded values are sharded; values that are sharded otherwise raise
-  a ValueError.
+  ``values`` have the logits' shape, perhaps behind other axes, or it without
+  ``axis``, one axis or several. Unsharded values are sharded. Values that are
+  sharded otherwise raise a ValueError.
   """
   sharding = explicit_sharding(logits)
   if sharding is None:
@@ -45,12 +45,14 @@ def shard_alike(
   if array.ndim < logits.ndim:
     without = axis if isinstance(axis, tuple) else (axis,)
     spec = jax.P(*(s for i, s in enumerate(spec) if i not in without))
-  own = explicit_sharding(array)
-  if own is None:
+  elif array.ndim > logits.ndim:
+    spec = jax.P(*(None,) * (array.ndim - logits.ndim), *spec)
+  found = explicit_sharding(array)
+  if found is None:
     return jax.sharding.reshard(array, sharding.update(spec=spec))
-  if own.spec != spec:
+  if found.spec != spec:
     raise ValueError(
-      f"{name} must be sharded as the logits are, {spec}, got {own.spec}. "
+      f"{name} must be sharded as the logits are, {spec}, got {found.spec}. "
       f"Pass jax.sharding.reshard({name}, {spec})."
     )
   return array
@@ -205,7 +207,8 @@ def check_domain(name: str, value: Any, holds: Any, domain: str) -> None:
     raise ValueError(f"{name} must be {domain}, got {value}.")
 
 
-def _in_interval(x: np.ndarray, interval: str) -> np.ndarray:
+def in_interval(x: np.ndarray, interval: str) -> np.ndarray:
+  """Which numbers are in an interval, written such as ``"[0, inf)"``."""
   low, high = (float(end) for end in interval[1:-1].split(","))
   above = x >= low if interval[0] == "[" else x > low
   below = x <= high if interval[-1] == "]" else x < high
@@ -223,12 +226,12 @@ def check_interval(
   if not is_concrete(value):
     return
   x = np.asarray(value)
-  check_domain(name, value, _in_interval(x, interval), f"in {interval}")
+  check_domain(name, value, in_interval(x, interval), f"in {interval}")
   if dtype is not None:
     with np.errstate(over="ignore", under="ignore"):
       rounded = x.astype(dtype)
     domain = f"in {interval} as a {np.dtype(dtype)}"
-    check_domain(name, value, _in_interval(rounded, interval), domain)
+    check_domain(name, value, in_interval(rounded, interval), domain)
 
 
 def as_vector(
@@ -239,14 +242,14 @@ def as_vector(
   interval: str = "(-inf, inf)",
 ) -> jax.Array:
   """``size`` numbers of the computation's dtype, each in the interval."""
-  array = jnp.asarray(as_array(values, name))
-  if array.shape != (size,):
+  array = as_array(values, name)
+  if np.shape(array) != (size,):
     raise ValueError(
       f"{name} must be {size} numbers, of shape {(size,)}, got shape "
-      f"{array.shape}."
+      f"{np.shape(array)}."
     )
   check_interval(name, array, interval, dtype)
-  return array.astype(dtype)
+  return as_jax(array, dtype)
 
 
 def as_scalar(

@@ -75,6 +75,11 @@ class Loss(Generic[P]):
       The logarithms of the probabilities of the classes, of the logits' shape,
       float32 or wider; ``-inf`` where a logit is ``-inf``.
     """
+    if "where" in hyperparameters:
+      raise TypeError(
+        "log_probs has no argument where. Set the logits of masked classes to "
+        "-inf."
+      )
     array = checks.as_logits(logits)
     axis = checks.as_axis(axis, array)
     checks.check_num_classes(array.shape[axis])

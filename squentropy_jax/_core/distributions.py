@@ -114,8 +114,7 @@ class Target(NamedTuple):
     # infinite: it is evaluated on placeholders there, or 0 * inf would be NaN.
     infinite = jnp.isinf(jax.lax.stop_gradient(loss(stats)))
     skip = (p == 0) & ((z == -jnp.inf) | infinite)
-    zeros = RowStats(*(jnp.zeros_like(field) for field in stats))
-    placeholder = zeros._replace(num_classes=stats.num_classes)
+    placeholder = class_sums.placeholder(stats)
     stats = RowStats(
       *(jnp.where(skip, a, b) for a, b in zip(placeholder, stats, strict=True))
     )

@@ -42,6 +42,10 @@ class Hyperparameters(NamedTuple):
         numbers[name] = values[name]
     return numbers, tuple(static)
 
+  def allows_zero(self, name: str) -> bool:
+    """Whether 0 is in the domain of a number."""
+    return bool(checks.in_interval(np.zeros(()), str(self.domains[name])))
+
   def complete(self, given: Mapping[str, Any], loss: str) -> dict[str, Any]:
     """The values with the defaults; TypeError for a name too many or few."""
     unknown = [name for name in given if name not in self.domains]
@@ -61,15 +65,15 @@ class Hyperparameters(NamedTuple):
     numbers: Mapping[str, Any],
     dtype: np.dtype,
     batch: tuple[int, ...],
-    keep: Any = None,
+    rows: np.ndarray | None = None,
   ) -> dict[str, jax.Array]:
     """Numbers as arrays of ``dtype``, scalars or of the batch shape.
 
-    ``keep`` is a concrete mask of the rows that count, or None: a value in a
-    dropped row may be outside its domain.
+    ``rows`` are the rows whose values must be in the domain, by default all: a
+    value in a dropped row may be anything.
     """
     return {
-      name: _as_number(name, value, dtype, str(self.domains[name]), batch, keep)
+      name: _as_number(name, value, dtype, str(self.domains[name]), batch, rows)
       for name, value in numbers.items()
     }
 
@@ -91,7 +95,7 @@ def _as_number(
   dtype: np.dtype,
   interval: str,
   batch: tuple[int, ...],
-  keep: Any,
+  rows: np.ndarray | None,
 ) -> jax.Array:
   value = checks.as_array(value, name) if np.ndim(value) else value
   shape = np.shape(value)
@@ -100,8 +104,8 @@ def _as_number(
       f"{name} must be a scalar or have the batch shape {batch}, one value for "
       f"each example, got shape {shape}. Nothing else is broadcast."
     )
-  if shape and keep is not None and checks.is_concrete(value):
-    checks.check_interval(name, np.asarray(value)[keep], interval, dtype)
+  if shape and rows is not None and checks.is_concrete(value):
+    checks.check_interval(name, np.asarray(value)[rows], interval, dtype)
   else:
     checks.check_interval(name, value, interval, dtype)
   return checks.as_jax(value, dtype)
@@ -121,14 +125,24 @@ def expanded(numbers: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def declared(
-  formula: Callable[..., Any], domains: Mapping[str, Domain] | None
+  formula: Callable[..., Any],
+  domains: Mapping[str, Domain] | None,
+  num_positional: int | None = None,
 ) -> Hyperparameters:
-  """What the keyword-only arguments of a formula and ``domains`` declare."""
-  parameters = {
-    name: p
-    for name, p in inspect.signature(formula).parameters.items()
-    if p.kind is p.KEYWORD_ONLY
-  }
+  """What the keyword-only arguments of a formula and ``domains`` declare.
+
+  With ``num_positional`` the formula must have so many other arguments.
+  """
+  every = inspect.signature(formula).parameters
+  parameters = {n: p for n, p in every.items() if p.kind is p.KEYWORD_ONLY}
+  others = [n for n in every if n not in parameters]
+  if num_positional is not None and len(others) != num_positional:
+    raise TypeError(
+      f"the number of the formula's positional arguments must be "
+      f"{num_positional}, got {len(others)}: {', '.join(others) or 'none'}. "
+      "Hyper-parameters are keyword-only: put a * before them, as in "
+      "lambda stats, *, scale=1.0: ..."
+    )
   reserved = [name for name in _ARGUMENTS if name in parameters]
   if reserved:
     raise TypeError(

@@ -76,9 +76,13 @@ def as_labels(
 
 def as_where(
   where: ArrayLike, batch: tuple[int, ...], full: tuple[int, ...]
-) -> jax.Array:
-  """Checks that ``where`` is boolean, of shape ``batch`` or ``full``."""
-  array = jnp.asarray(checks.as_array(where, "where"))
+) -> Any:
+  """Checks that ``where`` is boolean, of shape ``batch`` or ``full``.
+
+  NumPy arrays stay as they are: inside a trace JAX would turn them into
+  tracers, which cannot be read.
+  """
+  array = checks.as_array(where, "where")
   if array.dtype != jnp.bool_:
     raise TypeError(
       f"where must be boolean, got dtype {array.dtype}. Pass where != 0."
@@ -161,20 +165,27 @@ def checked(
   full = array.shape
   batch = full[:axis] + full[axis + 1 :]
   checks.check_num_classes(full[axis], name)
-  others = tuple(checks.as_logits(x, n) for n, x in (more or {}).items())
+  others = tuple(
+    checks.shard_alike(n, checks.as_logits(x, n), array)
+    for n, x in (more or {}).items()
+  )
   targets = None if labels is None else as_labels(labels, batch, full)
-  keep = None
+  readable = checks.is_concrete(used_with=(array, *others))
+  # The rows whose values are checked: all, the kept ones, or none if it is
+  # not known which are kept.
+  rows = None if readable else np.zeros(batch, bool)
   if where is not None:
     where = as_where(where, batch, full)
-    if checks.is_concrete(where, used_with=(array, *others)):
-      keep = np.asarray(where)
-      keep = np.any(keep, axis=axis) if keep.ndim == len(full) else keep
-    where = checks.shard_alike("where", where, array, axis)
+    if readable and checks.is_concrete(where):
+      rows = np.asarray(where)
+      rows = np.any(rows, axis=axis) if rows.ndim == len(full) else rows
+    else:
+      rows = np.zeros(batch, bool)
+    where = checks.shard_alike("where", jnp.asarray(where), array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      readable = checks.is_concrete(targets, used_with=(array, *others))
-      if readable and (where is None or keep is not None):
-        check_label_range(targets, full[axis], keep)
+      if readable and checks.is_concrete(targets):
+        check_label_range(targets, full[axis], rows)
       targets = narrow_labels(targets, full[axis])
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
@@ -183,7 +194,7 @@ def checked(
   numbers, static = hyperparameters.split(values)
   arrays = {
     n: checks.shard_alike(n, x, array, axis) if x.ndim else x
-    for n, x in hyperparameters.as_arrays(numbers, dtype, batch, keep).items()
+    for n, x in hyperparameters.as_arrays(numbers, dtype, batch, rows).items()
   }
   targets = None if targets is None else jnp.asarray(targets)
   return Arguments(array, targets, where, arrays, others), axis, static
@@ -328,7 +339,7 @@ def checked_arrays(
       )
   if where is not None:
     where = as_where(where, like.shape, like.shape)
-    where = checks.shard_alike("where", where, like)
+    where = checks.shard_alike("where", jnp.asarray(where), like)
   values = tuple(checks.shard_alike(n, x, like) for n, x in floats.items())
   return _widen_entries(values, where), where
 
@@ -424,11 +435,14 @@ def checked_numbers(
   axes = tuple(range(scores.ndim)) if axes is None else axes
   batch = tuple(n for i, n in enumerate(scores.shape) if i not in axes)
   numbers, static = hyperparameters.split(values)
-  kept = readable = None
+  kept = None
+  readable = checks.is_concrete(used_with=(scores,))
+  rows = None if readable else np.zeros(batch, bool)
   if keep is not None and any(map(np.ndim, numbers.values())):
     kept = keep.any(axes)
-    readable = np.asarray(kept) if checks.is_concrete(kept) else None
-  arrays = hyperparameters.as_arrays(numbers, scores.dtype, batch, readable)
+    known = readable and checks.is_concrete(kept)
+    rows = np.asarray(kept) if known else np.zeros(batch, bool)
+  arrays = hyperparameters.as_arrays(numbers, scores.dtype, batch, rows)
   if kept is not None:
     arrays = hyperparameters.placeholders(arrays, kept)
   for name, x in arrays.items():

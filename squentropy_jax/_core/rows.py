@@ -196,11 +196,19 @@ def fields_read(
   formula: RowFormula, numbers: tuple[str, ...], static: Static = ()
 ) -> frozenset[str]:
   """The fields of `RowStats` that a formula depends on."""
+  row = jax.ShapeDtypeStruct((3,), np.float32)
   number = jax.ShapeDtypeStruct((), np.float32)
-  stats = RowStats._make([number] * len(RowStats._fields))
-  jaxpr = jax.make_jaxpr(
-    lambda s, h: formula(s, **h, **dict(static)), return_shape=False
-  )(stats, dict.fromkeys(numbers, number)).jaxpr
+  stats = RowStats._make([row] * len(RowStats._fields))
+  jaxpr, out = jax.make_jaxpr(
+    lambda s, h: formula(s, **h, **dict(static)), return_shape=True
+  )(stats, dict.fromkeys(numbers, number))
+  if getattr(out, "shape", None) != row.shape:
+    raise TypeError(
+      "the formula of a row loss must return one number for each row, computed "
+      "from the statistics element by element. Of statistics of shape (3,) it "
+      f"returns {out}."
+    )
+  jaxpr = jaxpr.jaxpr
   live = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
   for eqn in reversed(jaxpr.eqns):
     if live.intersection(eqn.outvars):
@@ -272,19 +280,24 @@ def row_loss(
     \ell(z, y) = f(z_y, \; \{z_k\}_{k \ne y}), \qquad
     \ell(z, p) = \sum_k p_k \, \ell(z, k) .
 
+  Declare a loss once, at the top of a module: what is compiled is kept for each
+  declaration. A number that is traced or learned must be a hyper-parameter. A
+  loss declared by the decorator can be pickled, one of a lambda cannot.
+
   Args:
     formula: A function ``formula(stats, *, hyperparameters)`` that computes the
       loss from `RowStats`, element by element, with jax.numpy operations. Its
       keyword-only arguments are the hyper-parameters, their defaults those of
       the loss. Without it, ``row_loss`` returns a decorator.
     domains: The interval of each hyper-parameter, such as ``{"scale":
-      "[0, inf)"}``, or ``bool`` or ``int`` for a static setting. By default
-      every real number is allowed.
+      "[0, inf)"}``, or ``bool`` for a static choice and ``int`` for a static
+      count of 1 or more. By default every real number is allowed.
     transform: What is done to the logits before their statistics, such as
       ``rows.Transform(divide_by="temperature")``.
     log_probs: ``log_probs(logits, **hyperparameters)`` gives scores whose
       softmax is what a model trained with the loss predicts; the class axis is
-      the last one. By default that is the softmax of the logits.
+      the last one. By default that is the softmax of the logits, divided as
+      ``transform`` says.
     uniform: The formula of the mean loss over all possible classes as the
       target, for label smoothing in fused heads.
 
@@ -292,10 +305,12 @@ def row_loss(
     The loss, or a decorator that makes it.
 
   Raises:
-    TypeError: If ``domains`` names an argument that the formula does not have,
-      or if the formula has an argument ``axis`` or ``where``.
+    TypeError: If ``domains`` names an argument that the formula does not have;
+      if the formula has an argument ``axis`` or ``where``, or positional ones
+      in addition to ``stats``; or, when the loss is called, if the formula
+      does not return an array of the statistics' shape.
     ValueError: If an interval cannot be read, or if ``transform`` divides by an
-      argument that the formula does not have.
+      argument that the formula does not have, or that may be 0.
 
   Examples:
     >>> my_loss = squentropy_jax.row_loss(
@@ -321,14 +336,12 @@ def row_loss(
       log_probs=log_probs,
       uniform=uniform,
     )
-  hyperparameters = declared(formula, domains)
-  divisor = None if transform is None else transform.divide_by
-  if divisor is not None and divisor not in hyperparameters.domains:
-    known = ", ".join(hyperparameters.domains) or "none"
-    raise ValueError(
-      f"transform divides by {divisor!r}, which is no keyword-only argument of "
-      f"the formula. It has {known}."
-    )
+  transform = Transform() if transform is None else transform
+  hyperparameters = declared(formula, domains, 1 + _rescales(transform))
+  _check_divisor(transform.divide_by, hyperparameters)
+  if log_probs is None and transform.divide_by is not None:
+    # What is trained is the softmax of the divided logits.
+    log_probs = functools.partial(_divided, transform)
 
   def call(logits: ArrayLike, labels: ArrayLike, **keywords: Any) -> jax.Array:
     return loss.evaluate(logits, labels, **keywords)
@@ -338,6 +351,51 @@ def row_loss(
     formula, hyperparameters
   )
   loss: RowLoss[Any] = RowLoss(
-    call, formula, hyperparameters, transform, log_probs, uniform
+    call,
+    formula,
+    hyperparameters,
+    None if transform == Transform() else transform,
+    log_probs,
+    uniform,
   )
   return loss
+
+
+def _rescales(transform: Any) -> bool:
+  """Whether the formula has a second positional argument."""
+  if not isinstance(transform, Transform):
+    raise TypeError(
+      "transform must be a rows.Transform, such as "
+      f'rows.Transform(divide_by="temperature"), got {transform!r}.'
+    )
+  if transform.subtract not in (None, "max", "mean"):
+    raise ValueError(
+      "transform.subtract must be 'max', 'mean' or None, got "
+      f"{transform.subtract!r}."
+    )
+  return transform.rescale
+
+
+def _check_divisor(
+  divisor: str | None, hyperparameters: Hyperparameters
+) -> None:
+  if divisor is None:
+    return
+  if divisor not in hyperparameters.domains:
+    known = ", ".join(hyperparameters.domains) or "none"
+    raise ValueError(
+      f"transform divides by {divisor!r}, which is no keyword-only argument of "
+      f"the formula. It has {known}."
+    )
+  if hyperparameters.allows_zero(divisor):
+    raise ValueError(
+      f"transform divides by {divisor!r}, whose domain "
+      f"{hyperparameters.domains[divisor]!r} contains 0. Declare a domain "
+      f"without it, such as domains={{{divisor!r}: '(0, inf)'}}."
+    )
+
+
+def _divided(
+  transform: Transform, z: jax.Array, **numbers: jax.Array
+) -> jax.Array:
+  return transform._replace(subtract="max")(z, numbers)

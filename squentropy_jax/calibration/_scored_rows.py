@@ -19,7 +19,6 @@ from jax.sharding import (
   use_abstract_mesh,
 )
 from jax.typing import ArrayLike
-import numpy as np
 
 from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
@@ -94,7 +93,7 @@ def read_examples(
   """Checks types and shapes, and the range of labels if all is concrete."""
   scores = as_scores(name, scores)
   batch, num_classes = scores.shape[:-1], scores.shape[-1]
-  values: Any = labels if hasattr(labels, "dtype") else np.asarray(labels)
+  values: Any = checks.as_array(labels, "labels")
   if not jnp.issubdtype(values.dtype, jnp.integer):
     raise TypeError(
       f"labels must be integer class ids, got dtype {values.dtype}. Pass "

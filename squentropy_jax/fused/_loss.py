@@ -11,6 +11,7 @@ import numpy as np
 
 from squentropy_jax._core import checks
 from squentropy_jax._core.class_sums import ClassSums, RowStats, sums_for
+from squentropy_jax._core.elementwise import weighted
 from squentropy_jax._core.hyperparameters import Static, expanded
 from squentropy_jax._core.rows import RowLoss, fields_read
 from squentropy_jax.fused._targets import Targets, row_stats
@@ -121,15 +122,16 @@ def _of_targets(loss: HeadLoss, numbers: Numbers, stats: RowStats) -> jax.Array:
   value = loss.formula(stats, values)
   if numbers.smoothing is None:
     return value
-  # An impossible target has the limit of the loss, not inf - inf.
+  # An impossible target has the limit of the loss.
   possible = stats.target != -jnp.inf
   zero = jnp.zeros_like(value)
   target = jnp.where(possible, stats.target, zero)
   mean = loss.uniform(stats._replace(target=target), values)
-  more = jnp.where(possible, mean, zero) - jnp.where(possible, value, zero)
   smoothing = numbers.smoothing
   smoothing = smoothing[..., None] if smoothing.ndim else smoothing
-  return value + smoothing * more
+  # Not a difference of the two, which may both be infinite.
+  smoothed = weighted(1.0 - smoothing, value) + weighted(smoothing, mean)
+  return jnp.where(possible, smoothed, value)
 
 
 def row_losses(

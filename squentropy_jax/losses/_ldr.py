@@ -26,18 +26,9 @@ from squentropy_jax._core.rows import Transform, row_loss
 _FAR = 1e9
 
 
-def _over_temperature(
-  logits: jax.Array, *, temperature: jax.Array, margin: jax.Array
-) -> jax.Array:
-  del margin
-  top = lax.stop_gradient(logits.max(-1, keepdims=True))
-  return (logits - top) / temperature
-
-
 @row_loss(
   domains={"temperature": "(0, inf)", "margin": "[0, inf)"},
   transform=Transform(divide_by="temperature", subtract="max"),
-  log_probs=_over_temperature,
 )
 def _ldr_kl(
   stats: RowStats, *, temperature: jax.Array, margin: jax.Array
@@ -252,8 +243,8 @@ def _over_adaptive_temperature(
     margin=jnp.zeros_like(margin),
     num_iters=num_iters,
   )
-  top = lax.stop_gradient(z.max(-1, keepdims=True))
-  return (z - top) / temperature[..., None]
+  by_temperature = Transform(divide_by="temperature", subtract="max")
+  return by_temperature(z, {"temperature": temperature[..., None]})
 
 
 def _aldr_kl_at(

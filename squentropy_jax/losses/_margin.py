@@ -170,7 +170,12 @@ def _log_one_vs_rest(
   # probability can be inferred, and the logits remain scores.
   if not squared:
     return logits
-  probability = (1.0 + logits / margin) / 2.0
+  _, finite = possible_logits(logits)
+  # A margin of 0 is the limit, in which every logit is far from it.
+  far = jnp.where(margin == 0, jnp.ones_like(margin), margin)
+  probability = (1.0 + finite / far) / 2.0
+  limit = (finite > 0).astype(finite.dtype)
+  probability = jnp.where(margin == 0, limit, probability)
   return jnp.log(jnp.clip(probability, elementwise.PROBABILITY_FLOOR, 1.0))
 
 

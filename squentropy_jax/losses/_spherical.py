@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.distributions import possible_logits
 from squentropy_jax._core.elementwise import nan_if_infinite, quotient, softplus
 from squentropy_jax._core.rows import Transform, row_loss
 
@@ -159,7 +160,8 @@ def _log_ratio(
 
 def _log_taylor(logits: jax.Array) -> jax.Array:
   # Of 1 + z + z^2 / 2 = ((z + 1)^2 + 1) / 2, without overflow.
-  return 2.0 * jnp.log(jnp.hypot(logits + 1.0, jnp.ones_like(logits)))
+  _, finite = possible_logits(logits)
+  return 2.0 * jnp.log(jnp.hypot(finite + 1.0, jnp.ones_like(finite)))
 
 
 @row_loss(log_probs=_log_taylor, transform=Transform(rescale=True))
@@ -242,7 +244,8 @@ def taylor_softmax(
 
 
 def _log_spherical(logits: jax.Array, *, epsilon: jax.Array) -> jax.Array:
-  return 2.0 * jnp.log(jnp.hypot(logits, jnp.sqrt(epsilon)))
+  _, finite = possible_logits(logits)
+  return 2.0 * jnp.log(jnp.hypot(finite, jnp.sqrt(epsilon)))
 
 
 @row_loss(

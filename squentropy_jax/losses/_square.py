@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from squentropy_jax._core import elementwise
 from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.distributions import possible_logits
 from squentropy_jax._core.rows import row_loss
 
 
@@ -19,7 +20,8 @@ def _log_scores(
 
   ``k`` is the weight and ``M`` the target value, both above 0.
   """
-  share = jnp.clip(logits / target_value, 0.0, 1.0)
+  _, finite = possible_logits(logits)
+  share = jnp.clip(finite / target_value, 0.0, 1.0)
   probability = share / (target_weight + (1.0 - target_weight) * share)
   return jnp.log(jnp.maximum(probability, elementwise.PROBABILITY_FLOOR))
 

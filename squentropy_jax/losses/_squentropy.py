@@ -97,12 +97,6 @@ def squentropy(
   return _squentropy(logits, labels, scale=scale, axis=axis, where=where)
 
 
-@row_loss
-def _squentropy_of_ids(stats: RowStats) -> jax.Array:
-  return softplus(stats.log_odds) + _mean_square(stats)
-
-
-@_squentropy_of_ids.public
 def squentropy_with_integer_labels(
   logits: jax.typing.ArrayLike,
   labels: jax.typing.ArrayLike,
@@ -157,4 +151,4 @@ def squentropy_with_integer_labels(
       f"labels must be integer class ids, got dtype {dtype}. Use squentropy "
       "for target distributions, or pass jnp.asarray(labels, jnp.int32)."
     )
-  return _squentropy_of_ids(logits, labels, axis=axis, where=where)
+  return _squentropy(logits, labels, scale=1.0, axis=axis, where=where)
