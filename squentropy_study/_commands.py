@@ -36,7 +36,7 @@ _DEFAULTS = {
 
 
 class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line, like all other errors."""
+  """A parser that raises StudyError, which is printed as one line."""
 
   def error(self, message: str) -> NoReturn:
     raise StudyError(f"{message} (see {self.prog} --help)")
