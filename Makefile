@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 export UV_PYTHON_DOWNLOADS := never
 # uv trusts the certificates of the machine, as pip does.
 export UV_SYSTEM_CERTS := 1
-# The caller's active environment and search path must not leak in.
+# The caller's active environment and search path must not affect the commands.
 unexport PYTHONPATH
 unexport VIRTUAL_ENV
 
@@ -37,8 +37,8 @@ endif
 # The checkout itself, built with the setuptools of the environment.
 editable = --no-deps --no-build-isolation --editable .
 
-# The first command that runs and is Python 3.MINIMUM or newer. A command may be
-# a version manager's placeholder, which does not run.
+# The first command that is Python 3.MINIMUM or newer. Each is run to find out,
+# because a command may be a version manager's placeholder, which does not run.
 MINIMUM := 11
 PYTHON = $(shell \
   for python in python3.13 python3.12 python3.11 python3 python; do \
@@ -47,7 +47,7 @@ PYTHON = $(shell \
       2>/dev/null && break; \
   done)
 
-# $(call environment,FOLDER) makes an environment, if there is none that works.
+# $(call environment,FOLDER) makes an environment unless a working one exists.
 define environment
 @if ! $(1)/bin/python -c 'import sys; \
   sys.exit(sys.version_info < (3, $(MINIMUM)))' 2>/dev/null; then \
@@ -65,13 +65,13 @@ endef
 help:
 	@echo "make demo          compare losses on a small data set and write a report"
 	@echo "make test          run all tests (about 9 minutes on two cores)"
-	@echo "make lint          check style, formatting and wording"
+	@echo "make lint          check style, formatting and wording with ruff and a word list"
 	@echo "make types         check the types with mypy"
 	@echo "make benchmark     measure speed and memory, next to other libraries"
-	@echo "make test-full     test all combinations of the fused heads' options"
+	@echo "make test-full     test all combinations of the fused heads' options (15 minutes)"
 	@echo "make test-compile  compile for TPU and GPU (no such device is needed)"
 	@echo "make test-newest   run all tests with the newest jax (Python 3.12+)"
-	@echo "make replicate     train what the replication lacks, and write its page"
+	@echo "make replicate     train missing runs of the replication, and write its page"
 	@echo "make pins          update the pinned requirements (needs uv)"
 	@echo
 	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
@@ -111,12 +111,12 @@ types: $(VENV)/.test
 benchmark: $(VENV)/.test
 	$(PY) -m benchmarks
 
-# Downloads its data with pip, which uv does not install.
+# The replication downloads its data with pip, which uv does not install.
 replicate: $(VENV)/.test
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(call install,$(VENV)) pip
 	$(PY) -m replication
 
-# A separate environment, because jax starts every platform that is installed.
+# A separate environment, because jax initializes every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made
 	@echo "Installing $< into $(COMPILE) (once, about 2 GB)"
 	@$(call create,$(COMPILE),$(PY))

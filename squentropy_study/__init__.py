@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares losses on your own data: trains, evaluates and writes a report.
 
-The command ``squentropy-study`` does the same as :func:`run` and
-:func:`report`. Names are imported on first use, because they need the packages
-of the extra ``study``.
+The command ``squentropy-study`` calls :func:`run` and :func:`report`. Names are
+imported on first use, because they need packages that only
+``pip install 'squentropy_jax[study]'`` installs.
 """
 
 import importlib
@@ -100,12 +100,12 @@ def __getattr__(name: str) -> Any:
     if name in names:
       with _extra.required():
         home = importlib.import_module(f"{__name__}.{module}")
-      # The next access finds the name without this function.
+      # Python does not call __getattr__ again for a name that is in globals.
       globals()[name] = getattr(home, name)
       return globals()[name]
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-  """Lists the public names, also those that are not imported yet."""
+  """Lists the public names, including those that are not imported yet."""
   return sorted({*globals(), *__all__})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry point of ``squentropy-study``, also without its extra."""
+"""The entry point of ``squentropy-study``; it runs without the extra too."""
 
 from collections.abc import Sequence
 import sys

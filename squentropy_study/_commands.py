@@ -36,7 +36,7 @@ _DEFAULTS = {
 
 
 class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line, like all other errors."""
+  """A parser that raises StudyError, which is printed as one line."""
 
   def error(self, message: str) -> NoReturn:
     raise StudyError(f"{message} (see {self.prog} --help)")
@@ -76,7 +76,7 @@ def _parser() -> _Parser:
     ".tsv, .parquet or .npz file; .csv and .tsv may be compressed (.gz, .zip)",
   )
   run.add_argument(
-    "--label", metavar="COLUMN", help="the column of a table with the classes"
+    "--label", metavar="COLUMN", help="the column of a table to predict"
   )
   run.add_argument(
     "--rows",
@@ -91,7 +91,7 @@ def _parser() -> _Parser:
     metavar="LOSS",
     help="losses with hyper-parameters, for example squentropy:scale=0.5 "
     f"(default: {' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
-    "losses). Every loss also takes smoothing=, the label smoothing.",
+    "losses). Every loss also takes label smoothing, such as smoothing=0.1.",
   )
   run.add_argument(
     "--seeds",
@@ -104,24 +104,24 @@ def _parser() -> _Parser:
     type=_epochs,
     default=_DEFAULTS["epochs"],
     metavar="N,N",
-    help="training lengths to report, increasing (default: 40,300)",
+    help="training lengths in epochs to report, increasing (default: 40,300)",
   )
   run.add_argument(
     "--folds",
     type=int,
     default=_DEFAULTS["folds"],
-    help="1: test on a quarter of the rows; 3 or more: cross-validation "
-    "(default: %(default)s)",
+    help="number of folds: 1 tests on a quarter of the rows, 3 or more is "
+    "cross-validation (default: %(default)s)",
   )
   run.add_argument(
     "--model",
     default=_DEFAULTS["model"],
-    help=f"{', '.join(_models.MODELS)} (default: %(default)s)",
+    help=f"network: {', '.join(_models.MODELS)} (default: %(default)s)",
   )
   run.add_argument(
     "--optimizer",
     default=_DEFAULTS["optimizer"],
-    help=f"{', '.join(_models.OPTIMIZERS)} (default: %(default)s)",
+    help=f"one of {', '.join(_models.OPTIMIZERS)} (default: %(default)s)",
   )
   run.add_argument(
     "--batch-size",
@@ -142,7 +142,7 @@ def _parser() -> _Parser:
     type=int,
     default=_DEFAULTS["data_seed"],
     metavar="SEED",
-    help="seed of the sample of rows and of the folds (default: %(default)s)",
+    help="seed for the sample of rows and for the folds (default: %(default)s)",
   )
   run.add_argument(
     "--out",
@@ -236,8 +236,8 @@ def _report_studies(arguments: argparse.Namespace, command: str) -> None:
     if arguments.out:
       raise StudyError(
         "--out is for the summary of several studies, but only one folder was "
-        "named. The report of one study is in the folder of the study; leave "
-        "out --out"
+        "named. The report of one study is written to the folder of the study; "
+        "omit --out"
       )
     _print_results(_run.report(folders[0]), folders[0], console)
     return

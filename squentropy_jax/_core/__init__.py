@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every family of losses is built from."""
+"""Code that the families of losses share."""

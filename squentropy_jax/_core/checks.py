@@ -13,13 +13,13 @@ _MAX_CLASSES = 2**31 - 1
 
 
 def compute_dtype(*dtypes: Any) -> np.dtype:
-  """The dtype a loss is computed in: float64 stays, all else is float32."""
+  """Returns the dtype of a computation: float64 if any is, else float32."""
   wide = any(dtype == np.float64 for dtype in dtypes)
   return np.dtype(np.float64 if wide else np.float32)
 
 
 def explicit_sharding(array: jax.Array) -> Any:
-  """The sharding in the type of an array, None where it names no axis."""
+  """Returns the sharding in an array's type; None if it names no axis."""
   sharding = getattr(jax.typeof(array), "sharding", None)
   spec = getattr(sharding, "spec", None) or ()
   return sharding if any(axis is not None for axis in spec) else None
@@ -31,7 +31,7 @@ def shard_alike(
   logits: jax.Array,
   axis: int | tuple[int, ...] | None = None,
 ) -> jax.Array:
-  """Gives ``values`` the sharding that the type of the logits names.
+  """Gives ``values`` the sharding in the type of the logits.
 
   ``values`` have the logits' shape, perhaps behind other axes, or it without
   ``axis``, one axis or several. Unsharded values are sharded. Values that are
@@ -59,7 +59,7 @@ def shard_alike(
 
 
 def as_array(values: Any, name: str) -> Any:
-  """Converts what has no dtype to a NumPy array; arrays stay as they are."""
+  """Converts lists and numbers to NumPy arrays; returns arrays unchanged."""
   try:
     array = values if hasattr(values, "dtype") else np.asarray(values)
   except ValueError as error:
@@ -76,10 +76,11 @@ def as_array(values: Any, name: str) -> Any:
 
 
 def as_jax(values: Any, dtype: Any = None) -> jax.Array:
-  """Converts to an array of JAX, of ``dtype`` if one is given.
+  """Converts to a JAX array, of ``dtype`` if one is given.
 
-  What is one already stays as it is: outside of jit jax_debug_nans checks every
-  operation, also a conversion that changes nothing, and dropped rows hold NaN.
+  Returns a JAX array of that dtype unchanged. Outside jit, jax_debug_nans
+  checks the result of every operation, even of a conversion that changes
+  nothing, and would raise an error for a NaN in a dropped row.
   """
   array = values if isinstance(values, jax.Array) else jnp.asarray(values)
   return array if dtype in (None, array.dtype) else array.astype(dtype)
@@ -108,7 +109,7 @@ def as_logits(logits: jax.typing.ArrayLike, name: str = "logits") -> jax.Array:
 
 
 def _as_int(value: Any, message: str) -> int:
-  """Any kind of int except bool, which Python counts as one."""
+  """Converts any kind of int, but not bool, which is an int in Python."""
   try:
     if not isinstance(value, bool):
       return operator.index(value)
@@ -131,7 +132,7 @@ def as_axis(axis: int, array: jax.Array, name: str = "logits") -> int:
 def as_axes(
   axis: int | tuple[int, ...] | None, array: jax.Array
 ) -> tuple[int, ...]:
-  """Normalises axes to sum over; ``None`` is all of them, ``()`` none."""
+  """Normalises axes to sum over; ``None`` is all axes, ``()`` is none."""
   if axis is None:
     return tuple(range(array.ndim))
   ndim = array.ndim
@@ -150,7 +151,7 @@ def as_axes(
 
 
 def check_num_classes(num_classes: int, name: str = "logits") -> None:
-  """Refuses an empty class axis, and one that int32 ids cannot count."""
+  """Raises for no classes, and for more classes than int32 ids can name."""
   if num_classes == 0:
     raise ValueError(f"{name} must have at least one class, got none.")
   if num_classes > _MAX_CLASSES:
@@ -168,13 +169,14 @@ def _mesh_spans_processes() -> bool:
 
 
 def is_concrete(*values: Any, used_with: tuple[Any, ...] = ()) -> bool:
-  """Whether the values can be read now without waiting for other processes.
+  """Returns whether values can be read without waiting for other processes.
 
   Args:
-    *values: What is to be read: no tracer, and on this process only.
-    used_with: The arrays that are computed with. If one of them, or the mesh of
-      `jax.set_mesh`, spans processes, an error on this process would leave the
-      others waiting in a collective.
+    *values: The values to read. They must not be tracers, and all of their data
+      must be on devices of this process.
+    used_with: The other arrays of the computation. If one of them, or the mesh
+      of `jax.set_mesh`, spans several processes, the result is False. An error
+      on this process alone would leave the others waiting in a collective.
   """
   for value in values:
     if isinstance(value, core.Tracer):
@@ -193,7 +195,7 @@ def is_concrete(*values: Any, used_with: tuple[Any, ...] = ()) -> bool:
 
 
 def check_real(name: str, value: Any) -> None:
-  """Raises unless a hyper-parameter is real, which a bool is not."""
+  """Raises unless a hyper-parameter is a real number; bool is not."""
   kind = getattr(value, "dtype", None) or np.asarray(value).dtype
   if not (
     jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
@@ -218,9 +220,9 @@ def in_interval(x: np.ndarray, interval: str) -> np.ndarray:
 def check_interval(
   name: str, value: Any, interval: str, dtype: np.dtype | None = None
 ) -> None:
-  """`check_domain` for an interval, written such as ``"[0, inf)"``.
+  """Raises unless a value is real and in an interval such as ``"[0, inf)"``.
 
-  With ``dtype`` it is the value rounded to it that counts.
+  With ``dtype``, the value rounded to that dtype must be in the interval too.
   """
   check_real(name, value)
   if not is_concrete(value):
@@ -241,7 +243,7 @@ def as_vector(
   dtype: np.dtype,
   interval: str = "(-inf, inf)",
 ) -> jax.Array:
-  """``size`` numbers of the computation's dtype, each in the interval."""
+  """Converts to ``size`` numbers of ``dtype``, each in the interval."""
   array = as_array(values, name)
   if np.shape(array) != (size,):
     raise ValueError(
@@ -255,9 +257,9 @@ def as_vector(
 def as_scalar(
   name: str, value: Any, dtype: np.dtype, interval: str = "(-inf, inf)"
 ) -> Any:
-  """A number as a scalar of the computation's dtype.
+  """Converts a number to a scalar of the computation's dtype.
 
-  It must be in the interval after it is rounded to that dtype.
+  The number must be in the interval also after it is rounded to that dtype.
   """
   if np.ndim(value) != 0:
     raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}.")
@@ -266,7 +268,7 @@ def as_scalar(
 
 
 def as_flag(name: str, value: Any) -> bool:
-  """A static choice."""
+  """Converts a static setting that is True or False to a bool."""
   if not isinstance(value, bool | np.bool_):
     raise TypeError(
       f"{name} must be True or False and is static, got {value!r}. Under "
@@ -276,14 +278,14 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def as_count(name: str, value: Any) -> int:
-  """A static number of steps, 1 or more."""
+  """Converts a static number of steps, 1 or more, to an int."""
   count = _as_int(value, f"{name} must be one int")
   check_interval(name, count, "[1, inf)")
   return count
 
 
 def check_key(key: Any) -> None:
-  """Raises unless ``key`` is one random key, of the new style or the old."""
+  """Raises unless ``key`` is one random key, typed or of raw uint32."""
   dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
   new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
   if not (ndim == 0 if new else (dtype == jnp.uint32 and ndim == 1)):

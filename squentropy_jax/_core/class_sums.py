@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of sums over the classes other than the labelled one.
+"""Sums over the classes of a row, other than the labelled one.
 
-The sums of a row are made in blocks of classes: a tile of a linear head, the
-classes of one device, the other targets of a sparse target distribution. Each
-block gives a `ClassSums`, and `merge` adds two of them. The table `SUMS` says
-how each sum is formed, so that every block, merge and derivative follows it.
+The sums of a row are computed in blocks of classes. A block is a tile of a
+linear head, the classes of one device, or the other targets of a sparse target
+distribution. Each block gives a `ClassSums`, and `merge` adds two of them. The
+table `SUMS` defines the term of each sum. The code for blocks, merges and
+derivatives follows this table.
 """
 
 from collections.abc import Callable
@@ -20,19 +21,21 @@ from squentropy_jax._core.elementwise import log, rounding_error, softplus
 class ClassSums(NamedTuple):
   """Sums over the other, possible classes of each row.
 
-  All fields have the batch shape; ``target`` may have an axis of targets more.
-  A class is possible if it is not masked and its logit is above ``-inf``.
+  All fields have the batch shape. ``target`` may have an additional axis of
+  targets. A class is possible if it is not masked and its logit is above
+  ``-inf``.
 
   Attributes:
-    target: The labelled logit.
-    max: The reference of the exponentials. It is the largest other logit where
-      a loss reads it, and ``-inf`` for no class.
-    max_id: The class of the largest logit, the first among equals, int32.
+    target: The logit of the labelled class.
+    max: The logit from which ``shift`` is computed, see `shift_of`. If a loss
+      reads this field, it is the largest other logit. It is ``-inf`` if there
+      is no other class.
+    max_id: The class of the largest other logit, the first among equals, int32.
     sum_exp: The sum of ``exp(logit - shift)``, see `shift_of`.
     sum_z_exp: The sum of ``logit * exp(logit - shift)``.
     sum: The sum of the logits.
-    sum_sq: The sum of their squares.
-    num_others: How many other classes are possible.
+    sum_sq: The sum of the squares of the logits.
+    num_others: The number of other classes that are possible.
   """
 
   target: jax.Array
@@ -49,14 +52,15 @@ class Sum(NamedTuple):
   """How one field of `ClassSums` is formed.
 
   Attributes:
-    term: The summand, from the logit ``z`` and ``e = exp(z - shift)``. The
-      logit is finite, and ``e`` is 0 for a class that is left out. It is 0
-      where both are 0.
-    derivative: The derivative of the summand in ``z`` over ``factor``.
+    term: The summand, a function of the logit ``z`` and ``e = exp(z - shift)``.
+      ``z`` is finite, and ``e`` is 0 for a class that is left out. The summand
+      is 0 if both are 0.
+    derivative: The derivative of the summand in ``z``, divided by ``factor``.
     factor: A constant that is multiplied last, so that nothing overflows.
-    relative: Whether the sum is relative to ``exp(shift)``.
-    constant: Whether the derivative is not 0 where ``z`` and ``e`` are, so that
-      a class that is left out must be masked.
+    relative: Whether the sum must be multiplied by ``exp(shift)`` to get the
+      sum without a shift.
+    constant: Whether the derivative is not 0 for ``z`` and ``e`` of 0. If so, a
+      class that is left out must be masked.
   """
 
   term: Callable[[jax.Array, jax.Array], jax.Array]
@@ -78,13 +82,14 @@ RELATIVE = frozenset(name for name, rule in SUMS.items() if rule.relative)
 class RowStats(NamedTuple):
   r"""The statistics of one row that a row loss is a formula of.
 
-  They are the labelled logit and sums over the *other* classes: the possible
-  classes :math:`k \ne y`, which are neither masked nor of logit ``-inf``. All
-  fields have one shape and one dtype. If no other class is possible, the sums
-  and the count of others are 0, and the logarithms and the maximum ``-inf``.
+  They are the logit of the labelled class and sums over the *other* classes:
+  the classes :math:`k \ne y` that are possible. A class is possible if it is
+  neither masked nor has a logit of ``-inf``. All fields have the same shape and
+  dtype. If no other class is possible, the sums are 0, the logarithms and the
+  maximum are ``-inf``, and ``num_classes`` is 1.
 
   Attributes:
-    target: The labelled logit :math:`z_y`.
+    target: The logit :math:`z_y` of the labelled class.
     log_odds: :math:`\log \sum_{k \ne y} e^{z_k} - z_y`, the log-odds of the
       other classes, :math:`\log \frac{1 - p_y}{p_y}`. It is more accurate than
       ``rest_lse - target``, which cancels where all logits are large.
@@ -93,8 +98,8 @@ class RowStats(NamedTuple):
     rest_sq: :math:`\sum_{k \ne y} z_k^2`.
     rest_max: :math:`\max_{k \ne y} z_k`.
     rest_expected: :math:`\sum_{k \ne y} z_k e^{z_k} / \sum_{k \ne y} e^{z_k}`,
-      the mean of the other logits under their softmax.
-    num_classes: The number of possible classes, with the target.
+      the mean of the other logits, weighted by their softmax.
+    num_classes: The number of possible classes, including the target.
   """
 
   target: jax.Array
@@ -116,13 +121,13 @@ class RowStats(NamedTuple):
     return jnp.where(impossible, self.rest_lse, finite + softplus(odds))
 
 
-# The sums that a field of `RowStats` is made of; other fields need none.
+# The sums from which a field of `RowStats` is computed. Other fields need none.
 NEEDS: dict[str, frozenset[str]] = {
   "log_odds": frozenset({"sum_exp"}),
   "rest_lse": frozenset({"sum_exp"}),
   "rest_sum": frozenset({"sum"}),
   "rest_sq": frozenset({"sum_sq"}),
-  # The sum carries NaN, in value and gradient, to all logits.
+  # A maximum need not propagate a NaN. The sum does, to all gradients too.
   "rest_max": frozenset({"max", "sum"}),
   "rest_expected": frozenset({"sum_exp", "sum_z_exp"}),
 }
@@ -130,24 +135,27 @@ ALL_SUMS = frozenset().union(*NEEDS.values())
 
 
 def sums_for(fields: frozenset[str]) -> frozenset[str]:
-  """The fields of `ClassSums` that these fields of `RowStats` need."""
+  """Returns the fields of `ClassSums` that fields of `RowStats` need."""
   return frozenset().union(*(NEEDS.get(name, ()) for name in fields))
 
 
 def shift_of(largest: jax.Array) -> jax.Array:
-  """What is subtracted before exp: a constant, 0 if there is no class."""
+  """Returns the constant that is subtracted before exp; 0 if no class is."""
   largest = lax.stop_gradient(largest)
-  # An infinity stays: inf - inf makes the row NaN.
+  # +inf is not replaced, because inf - inf makes the row NaN, as it should be.
   return jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
 
 
 def shrink_factor(largest: jax.Array, shift: jax.Array) -> jax.Array:
-  """Turns sums relative to ``exp(largest)`` into sums relative to the shift."""
+  """Returns the factor that converts a sum to another shift.
+
+  The sum is relative to ``exp(largest)``, the product to ``exp(shift)``.
+  """
   return jnp.exp(lax.stop_gradient(largest) - shift)
 
 
 def no_classes(target: jax.Array, like: jax.Array) -> ClassSums:
-  """The sums over no class, for rows of the shape and dtype of ``like``."""
+  """Returns the sums over no class, in the shape and dtype of ``like``."""
   zero = jnp.zeros_like(like)
   return ClassSums(
     target=target,
@@ -159,7 +167,7 @@ def no_classes(target: jax.Array, like: jax.Array) -> ClassSums:
 
 
 def rescaled(sums: ClassSums, largest: jax.Array) -> ClassSums:
-  """The same sums with ``largest`` as the reference of the exponentials."""
+  """Returns the same sums, with the shift of ``largest``."""
   factor = shrink_factor(sums.max, shift_of(largest))
   relative = {
     name: getattr(sums, name) * factor
@@ -170,10 +178,10 @@ def rescaled(sums: ClassSums, largest: jax.Array) -> ClassSums:
 
 
 def merge(a: ClassSums, b: ClassSums) -> ClassSums:
-  """The sums over the classes of both; the target is that of ``a``."""
+  """Adds the sums of two blocks of classes; the target is that of ``a``."""
   largest = jnp.maximum(a.max, b.max)  # NaN if either is.
   x, y = rescaled(a, largest), rescaled(b, largest)
-  # The blocks come in the order of their classes, so `a` has the first id.
+  # `a` has the smaller class ids, so its id is the first among equal logits.
   is_later = (b.max > a.max) | (jnp.isnan(b.max) & ~jnp.isnan(a.max))
   return x._replace(
     max_id=jnp.where(is_later, b.max_id, a.max_id),
@@ -183,11 +191,11 @@ def merge(a: ClassSums, b: ClassSums) -> ClassSums:
 
 
 def row_stats(sums: ClassSums) -> RowStats:
-  """Row statistics from class sums; NaN where a row has no defined loss."""
+  """Computes row statistics; NaN for rows without a defined loss."""
   shift = shift_of(sums.max)
   log_sum = log(sums.sum_exp)
   empty = sums.sum_exp == 0
-  # +inf has no softmax; neither has a row without a possible class.
+  # A row with a logit of +inf, or without a possible class, has no softmax.
   undefined = (
     (sums.target == jnp.inf)
     | (sums.max == jnp.inf)
@@ -195,14 +203,14 @@ def row_stats(sums: ClassSums) -> RowStats:
   )
   stats = RowStats(
     target=sums.target,
-    # A loss near exp(log_odds) turns a rounding error of log_odds into many
-    # ulp of the loss, so the sum is rounded once.
+    # If the loss is about exp(log_odds), an error of 1 ulp in log_odds is an
+    # error of many ulp in the loss. So the rounding error is added back.
     log_odds=(shift - sums.target)
     + (log_sum + rounding_error(shift, sums.target)),
     rest_lse=shift + log_sum,
     rest_sum=sums.sum,
     rest_sq=sums.sum_sq,
-    # A maximum need not propagate NaN; the sum does.
+    # A maximum need not propagate a NaN, but a sum does.
     rest_max=jnp.where(jnp.isnan(sums.sum), jnp.nan, sums.max),
     rest_expected=sums.sum_z_exp
     / jnp.where(empty, jnp.ones_like(sums.sum_exp), sums.sum_exp),
@@ -212,15 +220,15 @@ def row_stats(sums: ClassSums) -> RowStats:
 
 
 def set_nan(stats: RowStats, invalid: jax.Array) -> RowStats:
-  """Makes the value and the gradient of invalid rows NaN."""
+  """Sets the value and the gradient of invalid rows to NaN."""
   factor = jnp.where(invalid, jnp.nan, 1.0).astype(stats.target.dtype)
   out = RowStats(*(field * factor for field in stats))
-  # The gradient of a maximum reaches one logit; that of a sum all of them.
+  # The gradient of a maximum is NaN for one logit only, that of a sum for all.
   return out._replace(rest_max=jnp.where(invalid, out.rest_sum, out.rest_max))
 
 
 def uniform_cross_entropy(stats: RowStats) -> jax.Array:
-  """The mean cross-entropy over all possible classes as the target."""
+  """Computes the mean cross-entropy over all possible classes as target."""
   mean = (stats.target + stats.rest_sum) / stats.num_classes
   return softplus(stats.log_odds) + (stats.target - mean)
 

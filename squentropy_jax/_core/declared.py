@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every loss of logits and labels is: a callable that predicts too."""
+"""The base class of losses of logits and labels, which also predict."""
 
 from collections.abc import Callable
 import functools
@@ -12,18 +12,19 @@ from squentropy_jax._core import checks
 from squentropy_jax._core.hyperparameters import Hyperparameters, expanded
 
 P = ParamSpec("P")
-# ``log_scores(logits, **hyperparameters)``, the class axis last, gives scores
-# whose softmax is the predicted distribution.
+# ``log_scores(logits, **hyperparameters)`` returns scores whose softmax is the
+# predicted distribution. The class axis is the last one.
 LogScores = Callable[..., jax.Array]
 
 
 class Loss(Generic[P]):
   """A loss of logits and labels, with the probabilities that it predicts.
 
-  It is called like the function it is made from, whose signature it has.
+  The object is called like the function from which it is made, and has the
+  signature of that function.
 
   Attributes:
-    hyperparameters: Names, domains and defaults.
+    hyperparameters: The names, domains and defaults of the hyper-parameters.
     predicts_softmax: Whether the predicted probabilities are the softmax of
       the logits.
   """
@@ -49,7 +50,7 @@ class Loss(Generic[P]):
     return f"<loss {self.__name__}>"
 
   def __reduce__(self) -> str:
-    # Pickled as functions are, by name.
+    # Pickle stores the name only, as it does for functions.
     return self.__qualname__
 
   @property
@@ -64,16 +65,17 @@ class Loss(Generic[P]):
     axis: int = -1,
     **hyperparameters: Any,
   ) -> jax.Array:
-    """Computes the log-probabilities that a model trained so predicts.
+    """Computes the log-probabilities that a model trained with it predicts.
 
     Args:
       logits: Scores, shape ``[..., num_classes]``, any floating dtype.
       axis: The class axis of ``logits``.
-      **hyperparameters: Those of the loss, scalars or of the batch shape.
+      **hyperparameters: The hyper-parameters of the loss, scalars or arrays of
+        the batch shape.
 
     Returns:
-      The logarithms of the probabilities of the classes, of the logits' shape,
-      float32 or wider; ``-inf`` where a logit is ``-inf``.
+      The logarithms of the probabilities of the classes, in the logits' shape,
+      float32 or wider. They are ``-inf`` where a logit is ``-inf``.
     """
     if "where" in hyperparameters:
       raise TypeError(
@@ -103,6 +105,6 @@ def _log_probs(
   scores = z
   if log_scores is not None:
     scores = log_scores(z, **expanded(numbers), **dict(static))
-    # An impossible class stays so, whatever its score.
+    # A class that is impossible stays impossible, whatever score it gets.
     scores = jnp.where(z == -jnp.inf, z, scores)
   return jax.nn.log_softmax(scores, axis=-1)

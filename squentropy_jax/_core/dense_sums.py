@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class sums of dense logits: one form for each platform, one derivative."""
+"""Class sums of dense logits.
+
+The sums have two implementations, one for CPUs and one for accelerators. Both
+share one derivative.
+"""
 
 from collections.abc import Callable
 import functools
@@ -24,13 +28,14 @@ Reads = frozenset[str]
 
 
 class Saved(NamedTuple):
-  """What the derivative needs in addition to the sums.
+  """The arrays that the derivative needs in addition to the sums.
 
   Attributes:
-    exps: ``exp(z - shift) / scale`` in the shape of the logits; 0 for a class
+    exps: ``exp(z - shift) / scale`` in the shape of the logits, 0 for a class
       that is left out. None if no sum is relative to the shift.
-    scale: Of the batch shape; a constant.
-    max_id: The first class with the largest other logit, if a loss reads it.
+    scale: A constant of the batch shape.
+    max_id: The first class with the largest other logit, if a loss reads the
+      maximum. Otherwise None.
   """
 
   exps: jax.Array | None
@@ -50,7 +55,10 @@ def _masked(
   reads: Reads,
   save: bool,
 ) -> Sums:
-  """One masked pass: fuses on accelerators, and partitions along any axis."""
+  """Computes the sums in one masked pass, for accelerators.
+
+  XLA fuses this form, and can partition it along any axis.
+  """
   z = logits.astype(checks.compute_dtype(logits.dtype))
   is_target = class_ids(z, axis) == jnp.expand_dims(ids, axis)
   zero = jnp.zeros_like(z)
@@ -65,8 +73,8 @@ def _masked(
   def exps_from(shift: jax.Array) -> jax.Array:
     return jnp.where(other, jnp.exp(z - jnp.expand_dims(shift, axis)), zero)
 
-  # Masked before it is squared: the sum of all squares minus that of the
-  # target is inaccurate if the target dominates.
+  # The target is masked before the sum of squares. To subtract its square from
+  # the sum of all squares would be inaccurate if it dominates.
   kept, exps = jnp.where(other, z, zero), exps_from(shift)
   sums = no_classes(target, target)._replace(
     max=largest,
@@ -84,15 +92,15 @@ def _masked(
     max_id = jnp.argmax(below, axis=axis).astype(jnp.int32)
   if not reads & RELATIVE:
     return sums, Saved(None, None, max_id)
-  # Without the barrier XLA finds the exponentials of the sums again in the
-  # derivative, and keeps a copy as large as the logits.
+  # Without the barrier, XLA reuses the exponentials of the sums for the
+  # derivative, and therefore keeps a copy as large as the logits.
   exps = exps_from(lax.optimization_barrier(shift))
   return sums, Saved(exps, jnp.ones_like(largest), max_id)
 
 
 @functools.cache
 def _in_strips(axis: int, reads: Reads, save: bool) -> Callable[..., Sums]:
-  """The form for CPUs; under `jax.vmap` it takes a batch of more axes."""
+  """Returns the form for CPUs, with a rule for `jax.vmap`."""
 
   @jax.custom_batching.custom_vmap
   def form(logits: jax.Array, ids: jax.Array, keep: jax.Array | None) -> Sums:
@@ -101,7 +109,7 @@ def _in_strips(axis: int, reads: Reads, save: bool) -> Callable[..., Sums]:
     )
     return sums, Saved(*saved) if save else None
 
-  # The branches of a batched `lax.cond` would both run.
+  # Without the rule, `jax.vmap` would run both branches of a `lax.cond`.
   @form.def_vmap
   def batched(size: int, is_batched: Any, *arguments: Any) -> Any:
     def repeat(is_batched: bool, array: jax.Array) -> jax.Array:
@@ -136,7 +144,7 @@ def _evaluate(
     return sums, saved
   sums = jax.tree.map(lambda x: jnp.where(keep, x, jnp.ones_like(x)), sums)
   if saved is not None and saved.scale is not None:
-    # The exponentials of dropped rows are 0 already.
+    # The exponentials of dropped rows are 0 already. The scale may be NaN.
     saved = saved._replace(
       scale=jnp.where(keep, saved.scale, jnp.ones_like(saved.scale))
     )
@@ -198,7 +206,7 @@ def _with_tangents(
     target=jnp.where(is_target, dz, zero).sum(axis),
     max_id=_no_tangent(sums.max_id),
     **{
-      # Multiplied last, the factor does not overflow a huge finite logit.
+      # The factor comes last, or its product with a huge logit would overflow.
       name: rule.factor * (rule.derivative(other, exps) * dother).sum(axis)
       for name, rule in SUMS.items()
       if name in reads
@@ -229,17 +237,21 @@ def class_sums(
   keep: jax.Array | None,
   reads: Reads,
 ) -> ClassSums:
-  """The sums of ``logits`` around valid class ids of the batch shape.
+  """Computes the sums over the classes other than ``ids``.
 
-  The logits are read in place, along any axis, and widened inside.
+  The logits are read in place: the class axis is not moved, and the caller need
+  not widen them.
 
   Args:
     logits: Logits of any float type.
     ids: int32 class ids in ``[0, C)``, of the batch shape.
     axis: The class axis, not negative.
-    keep: Booleans of the batch shape, or None for all rows. Rows outside it may
-      hold anything: their sums are finite constants with gradient 0.
-    reads: The fields of `ClassSums` to fill in addition to the target and the
-      number of others. The other fields may hold anything finite.
+    keep: Booleans of the batch shape, or None to keep all rows. Dropped rows
+      may have any logits: their sums are finite constants with gradient 0.
+    reads: The fields of `ClassSums` to compute in addition to the target and
+      the number of others. The remaining fields have arbitrary finite values.
+
+  Returns:
+    The class sums.
   """
   return _sums(logits, ids, keep, axis, reads)

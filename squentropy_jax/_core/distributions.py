@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distribution losses: formulas of all logits of a row and its target.
 
-They are for losses that are no formula over `RowStats`: either the loss is not
-the expectation over classes drawn from the target distribution, or the loss of
-one class needs each of the other logits.
+They are for losses that cannot be computed from `RowStats`. Either the loss of
+a target distribution is not the expected loss of a class drawn from it, or the
+loss of one class needs each of the other logits.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,29 +28,30 @@ from squentropy_jax._core.hyperparameters import (
 )
 
 Q = ParamSpec("Q")
-# ``formula(logits, target, **hyperparameters)``: the class axis is the last one
-# and holds ``-inf`` on impossible classes; a hyper-parameter is a scalar or has
-# a class axis of length 1.
+# ``formula(logits, target, **hyperparameters)``: the class axis of the logits
+# is the last one, and impossible classes have the logit ``-inf``. A
+# hyper-parameter is a scalar, or has a class axis of length 1.
 Formula = Callable[..., jax.Array]
 
 
 def first_largest(x: jax.Array) -> jax.Array:
-  """Where the first of the largest entries of the last axis is."""
+  """Marks the first of the largest entries of the last axis."""
   largest = jnp.argmax(x, axis=-1)
   ids = prelude.class_ids(x)
   return ids == largest[..., None].astype(ids.dtype)
 
 
 def possible_logits(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Which classes are possible, and the logits with 0 for the others."""
+  """Returns which classes are possible, and logits that are 0 elsewhere."""
   possible = z != -jnp.inf
   return possible, jnp.where(possible, z, jnp.zeros_like(z))
 
 
 def row_unit(z: jax.Array) -> jax.Array:
-  """What to divide each row by so that no square overflows, ``[..., 1]``.
+  """Returns divisors ``[..., 1]`` of rows, so that no square overflows.
 
-  It is a constant, and 1 unless a finite logit is above 2^40, about 1e12.
+  A divisor is a constant. It is 1 unless the absolute value of a finite logit
+  is above 2^40, about 1e12.
   """
   size = jnp.where(jnp.isfinite(z), jnp.abs(z), jnp.zeros_like(z))
   largest = size.max(-1, keepdims=True) * 2.0**-40
@@ -58,15 +59,15 @@ def row_unit(z: jax.Array) -> jax.Array:
 
 
 def per_row(number: jax.Array) -> jax.Array:
-  """A hyper-parameter without its class axis of length 1."""
+  """Removes the class axis of length 1 of a hyper-parameter."""
   return number[..., 0] if number.ndim else number
 
 
 class Target(NamedTuple):
   """The labels of rows: class ids, or distributions over the classes.
 
-  The functions take the logits of the rows, ``[..., C]``. What has a value for
-  each class that may be the target has the shape ``[..., T]``: T is 1 for
+  The methods take the logits of the rows, ``[..., C]``. Arrays of shape
+  ``[..., T]`` have one value for each class that may be the target: T is 1 for
   class ids and C for distributions.
 
   Attributes:
@@ -78,28 +79,28 @@ class Target(NamedTuple):
   probabilities: jax.Array | None
 
   def distribution(self, z: jax.Array) -> jax.Array:
-    """The target distributions ``[..., C]``, one-hot for class ids."""
+    """Returns target distributions ``[..., C]``, one-hot for class ids."""
     if self.ids is None:
       assert self.probabilities is not None
       return self.probabilities
     return (prelude.class_ids(z) == self.ids[..., None]).astype(z.dtype)
 
   def classes(self, z: jax.Array) -> jax.Array:
-    """The class ids ``[..., T]`` that may be the target."""
+    """Returns the class ids ``[..., T]`` that may be the target."""
     return prelude.class_ids(z) if self.ids is None else self.ids[..., None]
 
   def expected(
     self, z: jax.Array, loss: Callable[[RowStats], jax.Array]
   ) -> jax.Array:
-    """The expectation of ``loss(stats)`` over the classes of the target.
+    """Computes the expectation of ``loss(stats)`` under the target.
 
     Args:
       z: Logits ``[..., C]``.
-      loss: The loss ``[..., T]`` of statistics ``[..., T]``, one set for each
-        class taken as the target.
+      loss: Computes a loss ``[..., T]`` from statistics ``[..., T]``, which are
+        the row statistics with each class as the target.
 
     Returns:
-      The expected loss ``[...]``: for class ids that of the labelled class.
+      The expected loss ``[...]``. For class ids it is the loss of that class.
     """
     if self.ids is not None:
       sums = dense_sums.class_sums(
@@ -110,8 +111,8 @@ class Target(NamedTuple):
     p = self.probabilities
     assert p is not None
     stats = class_sums.row_stats(all_class_sums(z))
-    # Probability 0 adds exactly 0 where the class is impossible or its loss
-    # infinite: it is evaluated on placeholders there, or 0 * inf would be NaN.
+    # A class of probability 0 adds exactly 0, even if it is impossible or its
+    # loss infinite. There the loss of placeholders avoids 0 * inf = NaN.
     infinite = jnp.isinf(jax.lax.stop_gradient(loss(stats)))
     skip = (p == 0) & ((z == -jnp.inf) | infinite)
     placeholder = class_sums.placeholder(stats)
@@ -123,10 +124,10 @@ class Target(NamedTuple):
   def sum_others(
     self, z: jax.Array, terms: jax.Array, is_largest: jax.Array
   ) -> jax.Array:
-    """The sums ``[..., T]`` of the other, possible classes' ``terms``.
+    """Computes sums ``[..., T]`` of ``terms`` over other, possible classes.
 
-    ``is_largest`` marks one largest term of each row, which is never
-    subtracted.
+    ``is_largest`` marks one largest term of each row. It is never subtracted
+    from a sum, which avoids cancellation.
     """
     terms = jnp.where(z == -jnp.inf, jnp.zeros_like(terms), terms)
     if self.ids is None:
@@ -141,10 +142,11 @@ class Target(NamedTuple):
     stats: RowStats,
     loss: Callable[[RowStats, jax.Array], jax.Array],
   ) -> jax.Array:
-    """``loss(stats, others)`` of one class of the target after the other.
+    """Computes ``loss(stats, others)`` for each class that may be the target.
 
-    ``others`` ``[..., C]`` says which classes are possible and not the target.
-    No array has an entry for each pair of classes.
+    ``others`` ``[..., C]`` marks the possible classes other than the target.
+    The classes are processed in a loop, so that no array has an entry for each
+    pair of classes.
     """
 
     def of_class(one: tuple[RowStats, jax.Array]) -> jax.Array:
@@ -160,14 +162,20 @@ class Target(NamedTuple):
 
 
 def leave_one_out(x: jax.Array, is_largest: jax.Array) -> jax.Array:
-  """For every entry the sum of the others; never subtracts the largest."""
+  """Computes for every entry the sum of the other entries of the last axis.
+
+  The largest entry is never subtracted, which avoids cancellation.
+  """
   zero = jnp.zeros_like(x)
   others = jnp.where(is_largest, zero, x).sum(-1, keepdims=True)
   return jnp.where(is_largest, others, x.sum(-1, keepdims=True) - x)
 
 
 def all_class_sums(z: jax.Array) -> class_sums.ClassSums:
-  """The sums with every class taken as the target, in one pass over the row."""
+  """Computes the class sums with each class as the target.
+
+  It takes one pass over the row, not one for each class.
+  """
   zero = jnp.zeros_like(z)
   possible, finite = possible_logits(z)
 
@@ -180,8 +188,9 @@ def all_class_sums(z: jax.Array) -> class_sums.ClassSums:
   num_others = possible.sum(-1, keepdims=True, dtype=jnp.int32).astype(z.dtype)
   num_others = num_others - possible.astype(z.dtype)
   largest = jnp.where(is_top, second, jnp.broadcast_to(top, z.shape))
-  # Relative to the largest other logit: the top class needs a sum of its own,
-  # the other classes share one that holds the top and is therefore at least 1.
+  # Exponentials are relative to the largest other logit. For the top class that
+  # is the second largest, so the top class needs its own sum. The other classes
+  # share a sum, which contains the top class and is therefore at least 1.
   shared = jnp.exp(z - jax.lax.stop_gradient(top))
   alone = jnp.exp(others - jax.lax.stop_gradient(second))
   is_widest = first_largest(jnp.abs(finite))
@@ -217,7 +226,10 @@ class DistributionLoss(Loss[P], Generic[P]):
     self.formula = formula
 
   def public(self, function: Callable[Q, jax.Array]) -> "DistributionLoss[Q]":
-    """The loss with the signature, docstring and defaults of ``function``."""
+    """Returns the loss with the signature and docstring of ``function``.
+
+    The hyper-parameters get the defaults in that signature.
+    """
     return DistributionLoss(
       function,
       self.formula,
@@ -237,22 +249,22 @@ class DistributionLoss(Loss[P], Generic[P]):
     name: str = "logits",
     **values: Any,
   ) -> jax.Array:
-    """The loss of each example, through the prelude.
+    """Checks and prepares the arguments and computes the loss of each example.
 
     Args:
       logits: Scores, called ``name`` in errors.
       labels: Class ids, target distributions, or None for no labels.
       axis: The class axis.
       where: Which examples or classes to keep.
-      more: Other scores by their names, whose trailing axes are those of the
-        logits; they are masked and widened alike.
-      constants: Arrays that the formula gets as they are.
-      name: The name of the argument ``logits``.
+      more: Other scores by their names. Their trailing axes are those of the
+        logits, and they are masked and widened like the logits.
+      constants: Arrays that the formula gets unchanged.
+      name: The name of the argument ``logits`` in error messages.
       **values: Hyper-parameters.
 
     Returns:
-      ``formula(logits, target, *more, *constants, **values)``, 0 for dropped
-      and NaN for invalid rows.
+      ``formula(logits, target, *more, *constants, **values)``. Dropped rows
+      are 0 and invalid rows NaN.
     """
     arguments, axis, static = prelude.checked(
       logits,
@@ -267,7 +279,7 @@ class DistributionLoss(Loss[P], Generic[P]):
     return _evaluate(self, axis, static, arguments, constants)
 
 
-# Compiled here, so that a call outside jit is one dispatch; inlined in a trace.
+# Compiled, so that a call outside jit is one dispatch. Inlined inside a trace.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _evaluate(
   loss: DistributionLoss[Any],
@@ -278,7 +290,7 @@ def _evaluate(
 ) -> jax.Array:
   ready = prelude.prepare(arguments, axis, loss.hyperparameters)
   invalid = ready.invalid | jnp.any(ready.logits == jnp.inf, axis=-1)
-  # Invalid rows are NaN before and after: all of their gradients are NaN too.
+  # The factor is applied to logits and loss, so that all gradients are NaN too.
   factor = prelude.nan_factor(invalid, ready.logits.dtype)
   impossible = ready.logits == -jnp.inf
   z = jnp.where(impossible, ready.logits, ready.logits * factor[..., None])
@@ -304,9 +316,10 @@ def distribution_loss(
   Args:
     domains: The interval of each hyper-parameter, or ``bool`` or ``int`` for a
       static setting.
-    log_probs: ``log_probs(logits, **hyperparameters)``, the class axis last,
-      gives scores whose softmax is what a model trained so predicts. By
-      default that is the softmax of the logits.
+    log_probs: ``log_probs(logits, **hyperparameters)`` takes logits with the
+      class axis last. It returns scores, and their softmax is the distribution
+      that a model trained with the loss predicts. By default these scores are
+      the logits.
 
   Returns:
     The decorator.

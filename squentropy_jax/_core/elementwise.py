@@ -2,8 +2,9 @@
 """Elementwise functions that several losses share.
 
 Arguments are arrays of one shape, or scalars, of one dtype. Each function is
-accurate on both sides of a limit that it passes through. Derivatives are finite
-wherever the value is, also at a parameter of 0 and at an infinite ``x``.
+also accurate close to the points where it is defined by a limit, such as a
+parameter of 0. Derivatives are finite wherever the value is, also at a
+parameter of 0 and at an infinite ``x``.
 """
 
 import math
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 
 # Replaces an infinity that may be multiplied by 0; its square fits in float32.
 HUGE = 1e18
-# The least probability that is read off a clipped score: a probability of 0
-# would make the log-likelihood of one surprise infinite.
+# The smallest probability computed from a clipped score. With a probability of
+# 0, a single incorrect prediction could make the log-likelihood infinite.
 PROBABILITY_FLOOR = 1e-6
-# Below it a derivative in the parameter is summed as a series. Above it the
-# relative error of the quotient is below 100 ulp.
+# If |a x| is below this value, the derivative in the parameter is computed by a
+# series. Above it, the relative error of the closed form is below 100 ulp.
 _SMALL = 0.05
-# Power series of (y e^y - (e^y - 1)) / y^2, and below it that of
+# Coefficients of the power series of (y e^y - (e^y - 1)) / y^2 and of
 # (y / (1 + y) - log(1 + y)) / y^2.
 _EXPM1_SERIES = (
   1 / 2,
@@ -43,7 +44,7 @@ def _polynomial(y: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
 
 @jax.custom_jvp
 def sigmoid(x: jax.Array) -> jax.Array:
-  """The logistic function; its derivative is accurate on both sides of 0."""
+  """Computes the logistic function, with an accurate derivative everywhere."""
   return jax.lax.logistic(x)
 
 
@@ -52,7 +53,7 @@ sigmoid.defjvps(lambda dx, _, x: dx * sigmoid(x) * sigmoid(-x))
 
 @jax.custom_jvp
 def softplus(x: jax.Array) -> jax.Array:
-  """``log(1 + exp(x))``, with gradient ``sigmoid(x)`` at infinities too."""
+  """Computes ``log(1 + exp(x))``, with gradient ``sigmoid(x)`` everywhere."""
   return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
@@ -60,7 +61,7 @@ softplus.defjvps(lambda dx, _, x: dx * sigmoid(x))
 
 
 def log(x: jax.Array) -> jax.Array:
-  """``log(x)``; at 0 it is ``-inf`` with gradient 0."""
+  """Computes ``log(x)``, which at 0 is ``-inf`` with gradient 0."""
   positive = x != 0
   return jnp.where(
     positive, jnp.log(jnp.where(positive, x, jnp.ones_like(x))), -jnp.inf
@@ -68,7 +69,7 @@ def log(x: jax.Array) -> jax.Array:
 
 
 def rounding_error(a: jax.Array, b: jax.Array) -> jax.Array:
-  """The rounding error of ``a - b``, exactly; 0 where it is not finite."""
+  """Computes the exact rounding error of ``a - b``, 0 if that is infinite."""
   difference = a - b
   other = difference - a
   lost = (a - (difference - other)) - (b + other)
@@ -78,13 +79,13 @@ def rounding_error(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def weighted(weight: jax.Array | float, x: jax.Array) -> jax.Array:
-  """``weight x``, and 0 where the weight is 0 and ``x`` infinite."""
+  """Computes ``weight * x``, which is 0 for weight 0 and infinite ``x``."""
   missing = jnp.isinf(x) & (weight == 0)
   return weight * jnp.where(missing, jnp.zeros_like(x), x)
 
 
 weighted.defjvps(
-  # Larger than HUGE: it is multiplied by moderate numbers only.
+  # The bound exceeds HUGE, because only moderate numbers multiply the result.
   lambda dw, _, w, x: dw * jnp.clip(x, -1e30, 1e30),
   lambda dx, _, w, x: w * dx,
 )
@@ -92,7 +93,7 @@ weighted.defjvps(
 
 @jax.custom_jvp
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
-  """``a / b``, with a derivative that does not square a small ``b``."""
+  """Computes ``a / b``; its derivative does not square a small ``b``."""
   return a / b
 
 
@@ -102,17 +103,17 @@ quotient.defjvps(
 
 
 def nan_if_infinite(x: jax.Array) -> jax.Array:
-  """``x``, with value and gradient NaN where ``x`` has overflowed."""
+  """Returns ``x``, with value and gradient NaN where ``x`` is infinite."""
   return x * jnp.where(jnp.isinf(x), jnp.nan, 1.0).astype(x.dtype)
 
 
 def power(log_base: jax.Array, exponent: jax.Array | float) -> jax.Array:
-  """``exp(log_base) ** exponent``, which is 1 at exponent 0 for base 0 too."""
+  """Computes ``exp(log_base) ** exponent``, where ``0 ** 0`` is 1."""
   return jnp.exp(exponent * jnp.maximum(log_base, -HUGE))
 
 
 def expm1_over(x: jax.Array, a: jax.Array | float) -> jax.Array:
-  """``expm1(a x) / a``, which is ``x`` at ``a = 0``."""
+  """Computes ``expm1(a x) / a``, which is ``x`` at ``a = 0``."""
   return _expm1_over(x, jnp.asarray(a).astype(x.dtype))
 
 
@@ -132,8 +133,8 @@ def _expm1_over_jvp(
   y = a * bounded
   small = jnp.abs(y) < _SMALL
   near = _polynomial(jnp.where(small, y, jnp.zeros_like(y)), _EXPM1_SERIES)
-  # Where the value overflows its derivatives stay finite: an infinite one
-  # times the derivative 0 of what underflows would be NaN.
+  # Derivatives stay finite where the value overflows. The chain rule may
+  # multiply them by a derivative of 0, and 0 times infinity would be NaN.
   top = float(jnp.finfo(x.dtype).max)
   y = jnp.minimum(y, 0.999 * math.log(top))
   y_far = jnp.where(small, jnp.ones_like(y), y)
@@ -144,9 +145,9 @@ def _expm1_over_jvp(
 
 
 def log1p_over(x: jax.Array, a: jax.Array | float) -> jax.Array:
-  """``log(1 + a x) / a``, which is ``x`` at ``a = 0``.
+  """Computes ``log(1 + a x) / a``, which is ``x`` at ``a = 0``.
 
-  For ``a > 0`` and ``1 + a x <= 0`` it is ``-inf``, with derivatives 0.
+  If ``a > 0`` and ``1 + a x <= 0``, the value is ``-inf`` with derivatives 0.
   """
   return _log1p_over(x, jnp.asarray(a).astype(x.dtype))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hyper-parameters of a loss: their names, domains and defaults."""
+"""The hyper-parameters of a loss: their names, domains and defaults."""
 
 from collections.abc import Callable, Mapping
 import inspect
@@ -22,15 +22,15 @@ class Hyperparameters(NamedTuple):
 
   Attributes:
     domains: An interval such as ``"[0, inf)"`` for each number, and ``bool`` or
-      ``int`` for each static setting, in the order of the formula.
-    defaults: The values of those that need not be given.
+      ``int`` for each static setting, in the order of the formula's arguments.
+    defaults: The default values of those that have one.
   """
 
   domains: dict[str, Domain]
   defaults: dict[str, Any]
 
   def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], Static]:
-    """The numbers of ``values``, and its static settings, checked."""
+    """Splits ``values`` into numbers and checked static settings."""
     numbers: dict[str, Any] = {}
     static: list[tuple[str, Any]] = []
     for name, domain in self.domains.items():
@@ -47,7 +47,7 @@ class Hyperparameters(NamedTuple):
     return bool(checks.in_interval(np.zeros(()), str(self.domains[name])))
 
   def complete(self, given: Mapping[str, Any], loss: str) -> dict[str, Any]:
-    """The values with the defaults; TypeError for a name too many or few."""
+    """Adds the defaults; raises TypeError for unknown or missing names."""
     unknown = [name for name in given if name not in self.domains]
     if unknown:
       known = ", ".join(self.domains) or "none"
@@ -67,7 +67,7 @@ class Hyperparameters(NamedTuple):
     batch: tuple[int, ...],
     rows: np.ndarray | None = None,
   ) -> dict[str, jax.Array]:
-    """Numbers as arrays of ``dtype``, scalars or of the batch shape.
+    """Converts numbers to arrays of ``dtype``, scalars or of the batch shape.
 
     ``rows`` are the rows whose values must be in the domain, by default all: a
     value in a dropped row may be anything.
@@ -80,7 +80,7 @@ class Hyperparameters(NamedTuple):
   def placeholders(
     self, numbers: Mapping[str, jax.Array], keep: jax.Array
   ) -> dict[str, jax.Array]:
-    """The numbers, those of dropped rows replaced by one inside the domain."""
+    """Replaces the numbers of dropped rows by one inside the domain."""
     return {
       name: value
       if value.ndim == 0
@@ -112,7 +112,7 @@ def _as_number(
 
 
 def _inside(interval: str) -> float:
-  """A number inside an interval."""
+  """Returns a number inside an interval."""
   low, high = (float(end) for end in interval[1:-1].split(","))
   if np.isinf(low):
     return 1.0 if np.isinf(high) else high - 1.0
@@ -120,7 +120,7 @@ def _inside(interval: str) -> float:
 
 
 def expanded(numbers: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """The numbers with a class axis of length 1, scalars as they are."""
+  """Adds a class axis of length 1 to all numbers that are not scalars."""
   return {n: x[..., None] if x.ndim else x for n, x in numbers.items()}
 
 
@@ -129,7 +129,7 @@ def declared(
   domains: Mapping[str, Domain] | None,
   num_positional: int | None = None,
 ) -> Hyperparameters:
-  """What the keyword-only arguments of a formula and ``domains`` declare.
+  """Reads hyper-parameters from the keyword-only arguments of a formula.
 
   With ``num_positional`` the formula must have so many other arguments.
   """
@@ -153,8 +153,8 @@ def declared(
   for name, domain in domains.items():
     if name not in parameters:
       raise TypeError(
-        f"domains names {name!r}, which is no keyword-only argument of the "
-        f"formula. It has {', '.join(parameters) or 'none'}."
+        f"domains names {name!r}, which is not a keyword-only argument of the "
+        f"formula. The formula has {', '.join(parameters) or 'none'}."
       )
     if domain not in (bool, int):
       _check_interval_text(name, domain)
@@ -189,7 +189,7 @@ def _defaults(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
 def with_defaults_of(
   hyperparameters: Hyperparameters, function: Callable[..., Any]
 ) -> Hyperparameters:
-  """The same, with the defaults in the signature of a public function."""
+  """Adds the defaults in the signature of a public function."""
   parameters = {
     name: p
     for name, p in inspect.signature(function).parameters.items()
@@ -199,6 +199,6 @@ def with_defaults_of(
   if set(parameters) - set(known) or hyperparameters.defaults:
     raise TypeError(
       f"{function.__name__} must have the hyper-parameters {list(known)} of "
-      f"its formula, got {list(parameters)}, and the formula no defaults."
+      f"its formula, got {list(parameters)}. The formula must have no defaults."
     )
   return hyperparameters._replace(defaults=_defaults(parameters))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prelude of every loss: axes, dtypes, masks, labels and their sharding.
+"""The prelude of every loss: it checks and prepares the arguments.
 
-`checked` reads the arguments of a call before anything is traced. `prepare`
-is the traced part: it widens, moves the class axis last, masks classes, puts
-placeholders into dropped rows and finds the invalid ones. `checked_arrays`,
-`checked_entries` and `checked_numbers` do both for losses of single entries,
-such as binary ones.
+`checked` checks axes, dtypes, masks, labels and their sharding, before anything
+is traced. `prepare` is the traced part. It widens the logits, moves the class
+axis last, masks classes, sets dropped rows to placeholders and finds the
+invalid rows. `checked_arrays`, `checked_entries` and `checked_numbers` do both
+steps for losses of single entries, such as binary losses.
 """
 
 from collections.abc import Mapping
@@ -27,17 +27,19 @@ _STACK = (
 
 
 def widen_ids(ids: Any) -> Any:
-  """Ids of less than a byte as int8, which NumPy compares with any number."""
+  """Converts ids of less than a byte to int8, which NumPy can compare."""
   return ids.astype(np.int8) if jnp.iinfo(ids.dtype).bits < 8 else ids
 
 
 def as_labels(
   labels: ArrayLike, batch: tuple[int, ...], full: tuple[int, ...]
 ) -> Any:
-  """Checks that labels are class ids ``batch`` or distributions ``full``.
+  """Checks that labels are class ids or target distributions.
 
-  Returns arrays as they are, and Python scalars and lists as NumPy arrays: a
-  conversion to JAX may narrow int64, so ids are range-checked before it.
+  Class ids have the shape ``batch``, and distributions the shape ``full``.
+  Returns arrays unchanged, and Python scalars and lists as NumPy arrays. They
+  are not converted to JAX yet: that may narrow int64, so the range of ids must
+  be checked first.
   """
   array = checks.as_array(labels, "labels")
   shape, dtype = tuple(np.shape(array)), array.dtype
@@ -49,7 +51,7 @@ def as_labels(
     if shape == batch:
       return widen_ids(array)
     if shape == full:
-      # One logit for each label is no row of classes.
+      # With one logit for each label there is no class axis.
       single = len(full) == 1 or (batch == full[:-1] and full[-1] == 1)
       advice = (
         _STACK
@@ -118,7 +120,7 @@ def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
 
 
 def narrow_labels(labels: Any, num_classes: int) -> Any:
-  """NumPy class ids as int32, invalid ones as -1; those of JAX as they are."""
+  """Converts NumPy ids to int32, invalid ones to -1; not those of JAX."""
   if isinstance(labels, jax.Array):
     return labels
   # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.
@@ -128,14 +130,14 @@ def narrow_labels(labels: Any, num_classes: int) -> Any:
 
 
 class Arguments(NamedTuple):
-  """The arrays of a call, checked; shapes and dtypes are the user's.
+  """The checked arrays of a call, in the shapes and dtypes of the user.
 
   Attributes:
     logits: Scores.
     labels: Class ids, target distributions, or None for a loss without labels.
     where: Which examples or classes to keep, or None.
     numbers: Hyper-parameters, scalars or of the batch shape.
-    more: Other scores; the trailing axes of each are those of the logits.
+    more: Other scores. The trailing axes of each are those of the logits.
   """
 
   logits: jax.Array
@@ -156,9 +158,10 @@ def checked(
   more: Mapping[str, ArrayLike] | None = None,
   name: str = "logits",
 ) -> tuple[Arguments, int, Static]:
-  """The arguments of a loss, its non-negative axis and its static settings.
+  """Checks the arguments of a loss.
 
-  Class ids are checked for range where they can be read.
+  Returns the arrays, the non-negative class axis and the static settings. The
+  range of class ids is checked if their values can be read.
   """
   array = checks.as_logits(logits, name)
   axis = checks.as_axis(axis, array, name)
@@ -207,9 +210,9 @@ class Prepared(NamedTuple):
     logits: Scores, ``-inf`` on masked classes.
     ids: Class ids in ``[0, C)``, int32, or None.
     probabilities: Target distributions of the logits' shape, or None.
-    keep: Which rows count, or None for all.
-    invalid: Kept rows whose loss is NaN: an id that is out of range or masked,
-      target probability on a masked class, or no possible class.
+    keep: Which rows to keep, or None for all.
+    invalid: Kept rows whose loss is NaN. Their id is out of range or masked,
+      they have target probability on a masked class, or no class is possible.
     numbers: Hyper-parameters, scalars or of the batch shape.
     more: Other scores, prepared like the logits.
   """
@@ -224,7 +227,7 @@ class Prepared(NamedTuple):
 
 
 def class_ids(logits: jax.Array, axis: int = -1) -> jax.Array:
-  """The class id of every entry, an array like ``logits`` of int32."""
+  """Returns the class id of every entry, int32 in the logits' shape."""
   return jax.lax.broadcasted_iota(
     jnp.int32,
     logits.shape,
@@ -234,15 +237,15 @@ def class_ids(logits: jax.Array, axis: int = -1) -> jax.Array:
 
 
 def split_ids(labels: jax.Array, num_classes: int) -> tuple[Any, jax.Array]:
-  """Ids in ``[0, num_classes)`` as int32, and which of them were outside."""
-  # Compared in their own type: a narrower one would turn bad ids into good.
+  """Clips ids to ``[0, num_classes)``; also returns which were outside."""
+  # A conversion to int32 before the comparison could make invalid ids valid.
   last = min(num_classes - 1, jnp.iinfo(labels.dtype).max)
   invalid = (labels < 0) | (labels > last)
   return jnp.clip(labels, 0, last).astype(jnp.int32), invalid
 
 
 def _behind(x: jax.Array, like: jax.Array) -> jax.Array:
-  """``x`` behind as many axes of length 1 as ``like`` has more."""
+  """Prepends axes of length 1 to ``x``, up to the rank of ``like``."""
   return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
@@ -253,12 +256,12 @@ def prepare(
   *,
   in_place: bool = False,
 ) -> Prepared:
-  """The traced part of the prelude.
+  """Prepares checked arguments; this is the traced part of the prelude.
 
-  With ``in_place`` the class axis stays where it is, the logits keep their
-  dtype, and dropped rows of logits hold what they held: for sums that take
-  ``keep`` themselves. Else the class axis is the last one, and dropped rows
-  hold placeholders.
+  By default the class axis becomes the last one, logits are widened, and
+  dropped rows are set to placeholders. With ``in_place`` the class axis is not
+  moved, the logits keep their dtype, and dropped rows keep their logits. This
+  is for sums that take ``keep`` as an argument.
   """
   z, labels, where, numbers, more = arguments
   num_classes = z.shape[axis]
@@ -311,23 +314,27 @@ def prepare(
 
 
 def drop(losses: jax.Array, keep: jax.Array | None) -> jax.Array:
-  """The losses with exactly 0, in value and gradient, in dropped rows."""
+  """Sets the value and the gradient of dropped rows to exactly 0."""
   if keep is None:
     return losses
   return jnp.where(keep, losses, jnp.zeros_like(losses))
 
 
 def nan_factor(invalid: jax.Array, dtype: np.dtype) -> jax.Array:
-  """1, and NaN for invalid rows: a product sets value and gradient to NaN."""
+  """Returns 1, or NaN for invalid rows.
+
+  A product with this factor sets the value and the gradient to NaN.
+  """
   return jnp.where(invalid, jnp.nan, 1.0).astype(dtype)
 
 
 def checked_arrays(
   arrays: Mapping[str, ArrayLike], where: ArrayLike | None
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
-  """Float arrays of one shape in their widest dtype, and a keep mask.
+  """Checks float arrays of one shape, and widens them to one dtype.
 
-  Dropped entries become 0. The first array says what the others must be.
+  Returns the arrays and the keep mask. Dropped entries become 0. All arrays
+  must have the shape of the first one.
   """
   floats = {n: checks.as_floats(value, n) for n, value in arrays.items()}
   (first, like), *others = floats.items()
@@ -358,10 +365,10 @@ def _widen_entries(
 def checked_entries(
   logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Scores and labels in [0, 1] of one shape and dtype, and a keep mask.
+  """Checks scores and labels in [0, 1] of one shape.
 
-  A concrete label out of range raises ValueError, a traced one becomes NaN.
-  Dropped entries become 0.
+  Returns both in one dtype, and the keep mask. A concrete label out of range
+  raises ValueError, and a traced one becomes NaN. Dropped entries become 0.
   """
   scores = checks.as_floats(logits, "logits")
   targets = checks.as_array(labels, "labels")
@@ -395,7 +402,7 @@ def checked_entries(
 
 
 def _advice_for_shapes(scores: tuple[int, ...], labels: tuple[int, ...]) -> str:
-  """What to do about scores and labels of different shapes."""
+  """Returns advice for scores and labels of different shapes."""
   if scores == (*labels, 1):
     return "Pass logits[..., 0]."
   if labels == (*scores, 1):
@@ -426,11 +433,11 @@ def checked_numbers(
   keep: jax.Array | None,
   axes: tuple[int, ...] | None = None,
 ) -> tuple[dict[str, jax.Array], Static]:
-  """The hyper-parameters of a loss of sets of entries, and its settings.
+  """Checks the hyper-parameters of a loss that sums over sets of entries.
 
-  A number is a scalar or has one value for each set. With ``axes`` None all
-  entries are one set, else the sets are summed over ``axes`` and the numbers
-  come back with axes of length 1 in their place.
+  Returns the numbers and the static settings. A number is a scalar, or has one
+  value for each set. If ``axes`` is None, all entries are one set. Otherwise a
+  set extends over ``axes``, and the numbers get axes of length 1 there.
   """
   axes = tuple(range(scores.ndim)) if axes is None else axes
   batch = tuple(n for i, n in enumerate(scores.shape) if i not in axes)

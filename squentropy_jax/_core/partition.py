@@ -2,9 +2,9 @@
 r"""The logarithm of the simplex integral of an exponential, and its gradient.
 
 The integral of :math:`e^{\langle z, x \rangle}` over the simplex is the divided
-difference of exp at the nodes :math:`z_1, \dots, z_C`. The textbook sum over
-nodes cancels for close nodes and divides by 0 for equal ones. The contour
-integral
+difference of exp at the nodes :math:`z_1, \dots, z_C`. The textbook formula is
+a sum over nodes. It cancels for nodes that are close to each other, and divides
+by 0 for equal nodes. The contour integral
 
 .. math::
   \exp[z_1, \dots, z_C] = \frac{1}{2 \pi i} \int
@@ -12,11 +12,12 @@ integral
 
 has no special case. Its path is a hyperbola through the saddle point on the
 real axis. The hyperbola opens to the left, and its branches are steeper than
-45 degrees. Along it the modulus of the integrand only decreases, for every set
-of nodes. Therefore nothing cancels, and the trapezoidal rule converges
-geometrically. The cost is linear in the number of classes. On such paths:
-Weideman and Trefethen, Parabolic and Hyperbolic Contours for Computing the
-Bromwich Integral, Mathematics of Computation 76, 2007.
+45 degrees. Away from the saddle point, the modulus of the integrand only
+decreases along the path, for every set of nodes. Therefore nothing cancels, and
+the trapezoidal rule converges geometrically. The cost is linear in the number
+of classes. Such paths are described in: Weideman and Trefethen, Parabolic and
+Hyperbolic Contours for Computing the Bromwich Integral, Mathematics of
+Computation 76, 2007.
 """
 
 import math
@@ -27,15 +28,16 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-# Width over height of the hyperbola's branches, and its height in units of the
-# distance from the saddle to the largest node. Found by trial over node sets;
-# any ratio below 1 is safe.
+# The ratio of width to height of the hyperbola's branches, and the height in
+# units of the distance from the saddle to the largest node. Both were tuned on
+# sets of nodes. Any ratio below 1 is correct.
 _WIDTH_RATIO = 0.8
 _HEIGHT = 2.0
-# Nodes of the rule, and the decay (a logarithm) at which the path is cut.
+# Number of points of the trapezoidal rule, and the logarithm of the decay at
+# which the path is cut off.
 _RULE = {np.dtype(np.float32): (16, 18.0), np.dtype(np.float64): (40, 37.0)}
-# Steps of Newton's method, which starts on the left of the root of a concave
-# function and therefore never overshoots.
+# Steps of Newton's method. It starts on the left of the root of a concave
+# function, so that it never overshoots.
 _SADDLE_STEPS = 8
 
 
@@ -50,7 +52,7 @@ class _Path(NamedTuple):
 
 
 def _path(z: jax.Array, possible: jax.Array) -> _Path:
-  """The path for logits whose largest is 0; a constant to differentiation."""
+  """Computes the path for logits whose largest is 0, without gradients."""
   z = lax.stop_gradient(z)
   zero, one = jnp.zeros_like(z), jnp.ones_like(z[..., :1])
 
@@ -63,8 +65,8 @@ def _path(z: jax.Array, possible: jax.Array) -> _Path:
     first, second = inverse_sums(r)
     return r + (first * first - first) / second
 
-  # The saddle solves sum 1 / (r - z_k) = 1; the sum of squares there, in units
-  # of the largest term, counts the nodes that matter.
+  # The saddle point r solves sum 1 / (r - z_k) = 1. There, the sum of squares
+  # relative to the largest term estimates how many nodes contribute.
   r = lax.fori_loop(0, _SADDLE_STEPS, newton, one + 0.0 * z[..., :1])
   _, second = inverse_sums(r)
   count, decay = _RULE[z.dtype]
@@ -92,12 +94,12 @@ def _path(z: jax.Array, possible: jax.Array) -> _Path:
 def _sums(
   z: jax.Array, possible: jax.Array
 ) -> tuple[_Path, jax.Array, jax.Array, jax.Array]:
-  """The path, distances from the saddle, and the weights of its points."""
+  """Computes the path, distances of nodes from the saddle, and weights."""
   path = _path(z, possible)
   distance = jnp.where(possible, path.saddle - z, jnp.ones_like(z))
   d, here = distance[..., None, :], possible[..., None, :]
   zero = jnp.zeros_like(d)
-  # Of s - z_k over the distance: logarithm of the modulus, and argument.
+  # The log-modulus and the argument of (s - z_k) / distance.
   square = (path.real * path.real + path.imag * path.imag) / d
   modulus = 0.5 * jnp.log1p((2.0 * path.real + square) / d)
   argument = jnp.arctan2(path.imag / d, 1.0 + path.real / d)
@@ -111,7 +113,7 @@ def _sums(
 
 
 def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Logits less their largest, and which of them are possible."""
+  """Subtracts the largest logit; also returns which are possible."""
   possible = z != -jnp.inf
   top = lax.stop_gradient(z.max(-1, keepdims=True))
   centred = jnp.maximum(z - top, float(jnp.finfo(z.dtype).min))
@@ -120,14 +122,14 @@ def _centred(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def log_partition(z: jax.Array) -> jax.Array:
-  """``log exp[z_1, ..., z_C]`` of the last axis, less the largest logit.
+  """Computes ``log exp[z_1, ..., z_C]`` minus the largest logit.
 
-  A logit of ``-inf`` is left out. The largest logit is a constant to
-  differentiation.
+  The classes are the last axis. A logit of ``-inf`` is left out. The largest
+  logit is a constant in the gradient.
   """
   centred, possible = _centred(z)
   path, distance, _, imag = _sums(centred, possible)
-  # Half of a distance that overflows does not.
+  # A distance may overflow where half of it does not.
   half = jnp.where(possible, z.max(-1, keepdims=True) / 2 - z / 2, 0.0)
   far = half > float(jnp.finfo(z.dtype).max) / 4
   log_half = jnp.log(jnp.where(far, half, 1.0)) + math.log(2.0)
@@ -137,7 +139,7 @@ def log_partition(z: jax.Array) -> jax.Array:
 
 
 def mean(z: jax.Array) -> jax.Array:
-  """The gradient of `log_partition`: the mean of the density on the simplex."""
+  """Computes the mean of the density, the gradient of `log_partition`."""
   centred, possible = _centred(z)
   path, distance, real, imag = _sums(centred, possible)
   d = distance[..., None, :]

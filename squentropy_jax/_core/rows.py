@@ -27,23 +27,22 @@ from squentropy_jax._core.hyperparameters import (
 )
 
 Q = ParamSpec("Q")
-# ``formula(stats, **hyperparameters)``, element by element. A transform that
-# rescales adds a second positional argument, the unit of the row.
+# ``formula(stats, **hyperparameters)`` works element by element. If the
+# transform rescales, the unit of the row is a second positional argument.
 RowFormula = Callable[..., jax.Array]
 
 
 class Transform(NamedTuple):
-  """What is done to the logits before their statistics are taken.
+  """Transforms the logits before their statistics are computed.
 
   Attributes:
     divide_by: The hyper-parameter that divides the logits, or None.
-    subtract: ``"max"`` or ``"mean"`` of the row, for a loss that does not
-      change if all logits are shifted, or None. It avoids cancellation in
-      dense losses; a fused head leaves it out.
-    rescale: Whether a row with logits above 1e12 is divided by a unit of its
-      own first, so that no square overflows. The formula then has a second
-      positional argument ``unit`` with the default 1. A fused head leaves it
-      out.
+    subtract: ``"max"`` or ``"mean"`` of the row is subtracted, or None. It is
+      for losses that do not change if a constant is added to all logits, and
+      avoids cancellation in dense losses. A fused head does not subtract it.
+    rescale: Whether a row with logits above 1e12 is first divided by a unit, so
+      that no square overflows. The formula then has a second positional
+      argument ``unit`` with the default 1. A fused head does not rescale.
   """
 
   divide_by: str | None = None
@@ -51,21 +50,22 @@ class Transform(NamedTuple):
   rescale: bool = False
 
   def __call__(self, z: jax.Array, numbers: dict[str, jax.Array]) -> jax.Array:
-    """The transformed logits, the class axis last, ``-inf`` where they are.
+    """Transforms logits with the class axis last; ``-inf`` is unchanged.
 
-    What overflows becomes the least finite number: its class remains possible.
+    A logit that overflows becomes the smallest finite number, so that its class
+    remains possible.
     """
     possible, finite = possible_logits(z)
     if self.rescale:
       finite = finite / row_unit(z)
     if self.subtract == "max":
       top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
-      # An infinity would make the derivative in the divisor NaN.
+      # An infinite logit would make the derivative in the divisor NaN.
       finite = jnp.where(possible, z - top, jnp.zeros_like(z))
     elif self.subtract == "mean":
       count = jnp.maximum(possible.sum(-1, keepdims=True, dtype=jnp.int32), 1)
       mean = finite.sum(-1, keepdims=True) / count.astype(z.dtype)
-      # A mean that overflows is not needed: no sum is accurate there.
+      # If the mean overflows, no sum is accurate, so nothing is subtracted.
       mean = jnp.where(jnp.isinf(mean), jnp.zeros_like(mean), mean)
       finite = finite - jax.lax.stop_gradient(mean)
     lost = finite == -jnp.inf
@@ -77,7 +77,7 @@ class Transform(NamedTuple):
     return jnp.where(possible, finite, z)
 
   def factor(self, numbers: Mapping[str, jax.Array]) -> jax.Array | None:
-    """What a fused head multiplies the logits by, or None for 1."""
+    """Returns the factor of the logits in a fused head; None means 1."""
     return None if self.divide_by is None else 1.0 / numbers[self.divide_by]
 
 
@@ -86,7 +86,7 @@ class RowLoss(Loss[P], Generic[P]):
 
   Attributes:
     formula: The formula.
-    transform: What is done to the logits first, or None.
+    transform: The transform of the logits, or None.
     uniform: The formula of the mean loss over all possible classes as the
       target, or None.
   """
@@ -106,7 +106,10 @@ class RowLoss(Loss[P], Generic[P]):
     self.uniform = uniform
 
   def public(self, function: Callable[Q, jax.Array]) -> "RowLoss[Q]":
-    """The loss with the signature, docstring and defaults of ``function``."""
+    """Returns the loss with the signature and docstring of ``function``.
+
+    The hyper-parameters get the defaults in that signature.
+    """
     return RowLoss(
       function,
       self.formula,
@@ -120,9 +123,10 @@ class RowLoss(Loss[P], Generic[P]):
     """Computes the loss from row statistics, without checks.
 
     Args:
-      stats: Row statistics, of the transformed logits if the loss has a
-        transform.
-      **hyperparameters: Those of the loss, scalars or of the statistics' shape.
+      stats: Row statistics. If the loss has a transform, they must be those of
+        the transformed logits.
+      **hyperparameters: The hyper-parameters of the loss, scalars or arrays of
+        the statistics' shape.
 
     Returns:
       The loss of each row.
@@ -139,7 +143,7 @@ class RowLoss(Loss[P], Generic[P]):
     where: ArrayLike | None = None,
     **values: Any,
   ) -> jax.Array:
-    """The loss of each example, through the prelude."""
+    """Checks and prepares the arguments, and computes the loss."""
     arguments, axis, static = prelude.checked(
       logits,
       labels,
@@ -151,7 +155,7 @@ class RowLoss(Loss[P], Generic[P]):
     return _evaluate(self, axis, static, arguments)
 
 
-# Compiled here, so that a call outside jit is one dispatch; inlined in a trace.
+# Compiled, so that a call outside jit is one dispatch. Inlined inside a trace.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _evaluate(
   loss: RowLoss[Any], axis: int, static: Static, arguments: prelude.Arguments
@@ -195,7 +199,7 @@ def _evaluate(
 def fields_read(
   formula: RowFormula, numbers: tuple[str, ...], static: Static = ()
 ) -> frozenset[str]:
-  """The fields of `RowStats` that a formula depends on."""
+  """Returns the fields of `RowStats` on which a formula depends."""
   row = jax.ShapeDtypeStruct((3,), np.float32)
   number = jax.ShapeDtypeStruct((), np.float32)
   stats = RowStats._make([row] * len(RowStats._fields))
@@ -223,7 +227,7 @@ def fields_read(
 def _signature(
   formula: RowFormula, hyperparameters: Hyperparameters
 ) -> inspect.Signature:
-  """The signature of a loss that is made from a formula alone."""
+  """Returns the signature of a loss that is made from a formula alone."""
   kind = inspect.Parameter
   known = inspect.signature(formula).parameters
   return inspect.Signature(
@@ -270,10 +274,11 @@ def row_loss(
 ) -> RowLoss[Any] | Callable[[RowFormula], RowLoss[Any]]:
   r"""Makes a loss from a formula over the statistics of a row.
 
-  The loss is called as ``loss(logits, labels, *, hyperparameters, axis=-1,
-  where=None)`` and is used exactly as the library's: with class ids and soft
-  labels, masks, hyper-parameters for each example, `fused.linear_loss` and
-  vocabulary-parallel heads. For a formula :math:`f` and a row with class
+  Use it to add a loss that the library does not have. The loss is called as
+  ``loss(logits, labels, *, hyperparameters, axis=-1, where=None)``, like the
+  losses of the library. It takes class ids, soft labels, masks, and
+  hyper-parameters for each example. It works in `fused.linear_loss`, also with
+  the classes sharded over devices. For a formula :math:`f` and a row with class
   :math:`y`,
 
   .. math::
@@ -287,8 +292,8 @@ def row_loss(
   Args:
     formula: A function ``formula(stats, *, hyperparameters)`` that computes the
       loss from `RowStats`, element by element, with jax.numpy operations. Its
-      keyword-only arguments are the hyper-parameters, their defaults those of
-      the loss. Without it, ``row_loss`` returns a decorator.
+      keyword-only arguments are the hyper-parameters of the loss, with the same
+      defaults. Without ``formula``, ``row_loss`` returns a decorator.
     domains: The interval of each hyper-parameter, such as ``{"scale":
       "[0, inf)"}``, or ``bool`` for a static choice and ``int`` for a static
       count of 1 or more. By default every real number is allowed.

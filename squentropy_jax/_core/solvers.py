@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from squentropy_jax._core.varying import vary_like
 
 _T = TypeVar("_T")
-# Limits of Newton's method: its steps, the halvings of a step, and the steps of
-# the conjugate gradients that find its direction.
+# Limits of Newton's method: the number of steps, how often a step is halved,
+# and the number of conjugate-gradient steps for a direction.
 _NEWTON_STEPS = 100
 _HALVINGS = 30
 _CG_STEPS = 200
@@ -24,7 +24,7 @@ def _mean(low: Array, high: Array) -> Array:
 
 
 def geometric_mean(low: Array, high: Array) -> Array:
-  """The geometric mean, without overflow."""
+  """Computes the geometric mean without overflow."""
   return jnp.sqrt(low) * jnp.sqrt(high)
 
 
@@ -73,7 +73,7 @@ def _solve(
 ) -> Array:
   """Solves ``curvature(x) = b`` by conjugate gradients.
 
-  `jax.scipy.sparse.linalg.cg` does not run inside `shard_map`.
+  It replaces `jax.scipy.sparse.linalg.cg`, which fails inside `shard_map`.
   """
 
   def goes_on(state: tuple[Array, ...]) -> Array:
@@ -96,9 +96,9 @@ def _solve(
 def newton(f: Callable[[_T], Array], start: _T) -> _T:
   """Minimises a smooth convex ``f`` by Newton's method, from ``start``.
 
-  It has no learning rate, and applies the Hessian to vectors only. It ends
-  when no step makes progress in floating point, or after 100 steps. The result
-  is finite even if ``f`` has no minimum.
+  The method has no learning rate. It uses products of the Hessian and a vector,
+  and never builds the Hessian. It ends when no step makes progress in floating
+  point, or after 100 steps. The result is finite even if ``f`` has no minimum.
   """
   start_x, unravel = ravel_pytree(start)
   # Otherwise `shard_map` would sum the gradients over the devices.
@@ -114,7 +114,7 @@ def newton(f: Callable[[_T], Array], start: _T) -> _T:
       return jax.jvp(lambda x: value_and_gradient(x)[1], (point.x,), (v,))[1]
 
     size = jnp.linalg.norm(point.gradient)
-    # Loose far from the minimum, tight near it: convergence above linear.
+    # The tolerance decreases with the gradient: convergence is superlinear.
     tolerance = jnp.minimum(0.1, jnp.sqrt(size))
     steps = min(start_x.size, _CG_STEPS)
     return _solve(curvature, -point.gradient, tolerance, steps)
@@ -122,9 +122,9 @@ def newton(f: Callable[[_T], Array], start: _T) -> _T:
   def line_search(point: _Point) -> tuple[_Point, Array]:
     step = direction(point)
     derivative = jnp.vdot(point.gradient, step)
-    # Near the minimum the values are equal up to rounding, so the derivative
-    # along the line decides: a step is not too long while it is negative, or
-    # below half of its first size.
+    # Near the minimum the values are equal up to rounding, so the test uses the
+    # derivative along the line. A step is short enough if that is negative, or
+    # at most half of its initial absolute value.
     limit = point.value + 8 * eps * jnp.abs(point.value)
 
     def too_far(state: tuple[Array, Array, _Point]) -> Array:

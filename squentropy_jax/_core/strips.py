@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class sums of dense logits on a CPU, in strips of classes.
 
-A mask inside a reduction, or a masked copy of the logits, costs a CPU as much
-as all the rest. So the classes are cut into slices of one width, which are
-added entry by entry; a select of the running sum leaves the target out, and
-only the slice that remains is reduced.
+On a CPU, a mask inside a reduction, or a masked copy of the logits, takes as
+much time as the other work together. So the classes are divided into *strips*
+of equal width, which are added entry by entry. Where an entry is the target, a
+select keeps the previous sum. Only the resulting strip is reduced.
 
-The exponentials of ordinary logits need no shift, so there is no pass for the
-maximum. The sum of the exponentials tells whether that was right: if it is out
-of range or NaN in any row, a second branch computes everything again.
+The exponentials of moderate logits need no shift, so the first attempt does not
+compute the maximum. The sum of the exponentials shows whether this was valid.
+If it is out of range or NaN in any row, all sums are computed again with a
+shift.
 """
 
 from collections.abc import Callable
@@ -29,33 +30,35 @@ from squentropy_jax._core.class_sums import (
   shift_of,
 )
 
-# Up to so many classes every class is a strip of its own.
+# Up to this number of classes, each class is a separate strip.
 _FEW = 32
-# Fewer strips are faster, more of them take less memory.
+# The number of strips for fewer and for more than _MANY classes. Fewer strips
+# are faster, more strips take less memory.
 _STRIPS, _STRIPS_OF_MANY, _MANY = 8, 40, 16384
-# The exponentials are multiplied by this power of 2, so that none underflows
-# whose share of the sum is a normal number.
+# The exponentials are multiplied by 2**_POWER. Without it an exponential could
+# underflow although its share of the sum is a normal number.
 _POWER = 32
-# The powers of 2 between which a sum of exponentials needs no shift.
+# A sum of exponentials needs no shift if it is between these powers of 2.
 _LOWEST, _HIGHEST = -32, 64
 
 
 def exp_times_power(z: jax.Array) -> jax.Array:
-  """``exp(z) * 2**_POWER`` to 1 ulp; NaN at ``-inf`` and at NaN.
+  """Computes ``exp(z) * 2**_POWER`` to 1 ulp; NaN at ``-inf`` and at NaN.
 
-  Far outside the range that `class_sums` accepts it may be any number that is
-  out of range, or NaN, or 0 for a very negative logit. The exponential of XLA
-  is exact at both ends and takes twice the time.
+  Outside the range that `class_sums` accepts, the result may be NaN, any number
+  that is out of range too, or 0 for a very negative logit. The exponential of
+  XLA is correct there, but takes twice the time.
   """
   if z.dtype != jnp.float32:
     return jnp.exp(z) * 2.0**_POWER + 0.0 * z
-  # Adding 1.5 * 2^23 rounds to an integer, which the lowest bits hold.
+  # Adding 1.5 * 2^23 rounds to an integer, which is then in the lowest bits.
   magic = np.float32(1.5 * 2**23)
   shifted = z * np.float32(1 / math.log(2)) + magic
   n = lax.bitcast_convert_type(shifted, jnp.int32) - magic.view(np.int32)
   n = jnp.clip(n, -127 - _POWER, 128 - _POWER)
   multiple = n.astype(jnp.float32)
-  # log 2 in two parts. The first has few bits, so its multiples are exact.
+  # log 2 is the sum of these two constants. The first one has few bits, so its
+  # multiples are exact.
   r = z - multiple * np.float32(0.693359375)
   r = r - multiple * np.float32(-2.12194440e-4)
   # exp(r) = 1 + r + r^2 p(r) for |r| <= log(2) / 2.
@@ -76,9 +79,10 @@ class _Strips:
   """The strips of ``z``, rows ``[P, C]`` or ``[P, C, S]``.
 
   Attributes:
-    width: Classes in a strip.
-    starts: The first class of each. The last strip starts early instead of
-      running over, so its first ``repeated`` classes are in the one before.
+    width: The number of classes in a strip.
+    starts: The first class of each strip. All strips have the same width, so
+      the last one overlaps the one before.
+    repeated: The number of classes in this overlap.
   """
 
   def __init__(self, z: jax.Array, ids: jax.Array) -> None:
@@ -89,22 +93,25 @@ class _Strips:
       self.width, self.starts, self.repeated = 1, list(range(size)), 0
       return
     wanted = -(-size // (_STRIPS if size < _MANY else _STRIPS_OF_MANY))
-    # Whole vectors. An odd number of them, or else all strips of a power of 2
-    # would share a few lines of the cache.
+    # The width is an odd number of vectors of 16 numbers. With a power of 2,
+    # all strips would be mapped to the same few lines of the cache.
     self.width = 16 * (wanted // 32 * 2 + 1)
     last = (size - 1) // self.width
     self.starts = [k * self.width for k in range(last)] + [size - self.width]
     self.repeated = last * self.width - self.starts[-1]
 
   def _strip_of_target(self) -> jax.Array:
-    """The number of the strip where the target stands in it, else -1."""
+    """Returns, for each place in a strip, the strip whose target is there.
+
+    It is -1 where no strip has the target.
+    """
     if self.width == 1:
       return self.ids
     last = len(self.starts) - 1
     strip = jnp.minimum(self.ids // self.width, last)
     first = jnp.where(strip == last, self.starts[-1], strip * self.width)
     shape = (self.z.shape[0], self.width, *self.z.shape[2:])
-    # A compare with an iota is done in 64 bits, so there is only this one.
+    # XLA compares an iota in 64 bits, which is slow, so this is done only once.
     is_place = lax.broadcasted_iota(jnp.int32, shape, 1) == self.ids - first
     return jnp.where(is_place, strip, -1)
 
@@ -115,10 +122,10 @@ class _Strips:
     operation: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add,
     empty: float = 0.0,
   ) -> jax.Array:
-    """Joins the terms of all classes except the target, by rows.
+    """Reduces the terms of all classes except the target, for each row.
 
-    ``term`` takes a slice of the logits, widened, one of each of ``arrays``,
-    and the first class of the slice.
+    ``term(z, *slices, start)`` gets a strip of the widened logits, the same
+    strip of each of ``arrays``, and the first class of the strip.
     """
     total: Any = empty
     target = self._strip_of_target()
@@ -132,7 +139,7 @@ class _Strips:
       if self.repeated and k == len(self.starts) - 1:
         places = lax.broadcasted_iota(jnp.int32, value.shape, 1)
         is_out |= places < self.repeated
-      # A select of the terms instead of the sums is slower.
+      # The select is applied to the sum, because one of the terms is slower.
       joined = value if k == 0 else operation(total, value)
       total = jnp.where(is_out, total, joined)
     if self.width == 1:
@@ -167,24 +174,25 @@ class _Rows:
   ) -> None:
     self.z, self.ids, self.keep = z, ids, keep
     self.reads = reads
-    # Where classes are few, computing them again is faster than storing them.
+    # With few classes, it is faster to compute exponentials again than to store
+    # them.
     self.save = save and z.shape[1] > _FEW
     self.strips = _Strips(z, ids)
     self.names = [name for name in SUMS if name in reads]
     self.relative = bool(reads & RELATIVE)
     target = jnp.take_along_axis(z, ids, axis=1, mode="promise_in_bounds")
     self.target = target.astype(self.strips.dtype)
-    # Of the target's type, so that it varies over the same mesh axes.
+    # Computed from the target, so that it varies over the same mesh axes.
     self.zero = jnp.where(self.target == self.target, 0.0, 0.0).astype(
       self.strips.dtype
     )
 
   def every(self, condition: jax.Array) -> jax.Array:
-    """Whether a condition holds in all kept rows."""
+    """Returns whether a condition holds in all kept rows."""
     return jnp.all(condition if self.keep is None else condition | ~self.keep)
 
   def masked(self, exps: jax.Array) -> jax.Array:
-    """0 at targets and in dropped rows."""
+    """Sets the exponentials of targets and of dropped rows to 0."""
     is_out = lax.broadcasted_iota(jnp.int32, self.z.shape, 1) == self.ids
     if self.keep is not None:
       is_out |= ~self.keep
@@ -196,7 +204,7 @@ class _Rows:
     )
 
   def first(self, largest: jax.Array) -> jax.Array:
-    """The first other class whose logit is the largest."""
+    """Returns the first other class whose logit is the largest."""
     size = self.z.shape[1]
 
     def class_at(z: jax.Array, start: int) -> jax.Array:
@@ -208,10 +216,10 @@ class _Rows:
   def ordinary(
     self, exps: jax.Array | None = None, total: jax.Array | None = None
   ) -> Any:
-    """The sums of finite logits whose exponentials need no shift.
+    """Computes the sums of finite logits whose exponentials need no shift.
 
-    ``exps`` are the exponentials times ``2**_POWER`` if they are saved,
-    ``total`` is the sum of the exponentials.
+    ``exps`` are the exponentials times ``2**_POWER``, or None if they are not
+    saved. ``total`` is the sum of the exponentials.
     """
     sums = no_classes(self.target, self.zero)._replace(
       num_others=self.zero + (self.z.shape[1] - 1)
@@ -221,7 +229,7 @@ class _Rows:
       sums = sums._replace(max=self.largest())
     if total is not None:
       if "max" not in self.reads:
-        # Any shift near it will do.
+        # Any shift close to the maximum is good enough.
         sums = sums._replace(max=jnp.log(total))
       scale = jnp.exp(-sums.max) * 2.0**-_POWER
 
@@ -245,7 +253,10 @@ class _Rows:
     return sums, exps, scale
 
   def careful(self, exps: jax.Array | None = None) -> Any:
-    """The sums of any logits; ``exps`` as for `ordinary`, of any values."""
+    """Computes the sums of any logits, with a shift.
+
+    ``exps`` are those of `ordinary`, but their values are not used.
+    """
     shift = self.zero
 
     def others(term: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -283,13 +294,14 @@ class _Rows:
       exps = None
       if self.save:
         exps = self.masked(exp_times_power(self.z.astype(self.strips.dtype)))
-        # Else the exponentials are computed for each use.
+        # Without the barrier, XLA computes the exponentials again for each use.
         exps = lax.optimization_barrier(exps)
         total = _sum_all(exps)
       else:
         total = self.strips.join(lambda z, _: exp_times_power(z))
-      # XLA repeats a chain of additions for each use of its result, but not a
-      # division. The ids are never negative, which XLA does not know.
+      # XLA computes a chain of additions again for each use of its result, but
+      # not a division. The ids are never negative, but XLA does not know this,
+      # so it cannot simplify the division.
       power = jnp.where(self.ids < 0, 1.0, 2.0**_POWER)
       total = total / power.astype(self.strips.dtype)
       in_range = (total >= 2.0**_LOWEST) & (total <= 2.0**_HIGHEST)
@@ -297,12 +309,12 @@ class _Rows:
       out = self.ordinary(exps, total)
     elif self.names:
       out = self.ordinary()
-      # An infinite or NaN logit is in every sum.
+      # An infinite or NaN logit makes every sum infinite or NaN.
       field = getattr(out[0], self.names[-1])
       is_ordinary = self.every(jnp.isfinite(field))
     else:
       return self.careful()
-    # A loop of one round at most: unlike a branch it works in place.
+    # The loop runs at most once. XLA can run it in place, unlike a `lax.cond`.
     return lax.while_loop(
       lambda carry: ~carry[0],
       lambda carry: (jnp.ones_like(carry[0]), self.careful(carry[1][1])),
@@ -319,15 +331,16 @@ def class_sums(
   reads: frozenset[str],
   save: bool,
 ) -> tuple[ClassSums, tuple[Any, Any, Any]]:
-  """The class sums, and if ``save`` what the derivative needs.
+  """Computes the class sums, and the arrays that the derivative needs.
 
-  That is `dense_sums.Saved`. Rows outside ``keep`` give any sums, and 0 for
-  their exponentials.
+  These arrays are the fields of `dense_sums.Saved`. They are only meaningful
+  with ``save``. The sums of rows outside ``keep`` are arbitrary, and their
+  exponentials are 0.
   """
   batch = ids.shape
   before, after = math.prod(batch[:axis]), math.prod(batch[axis:])
   row = (before, 1) if after == 1 else (before, 1, after)
-  # A reshape that moves nothing, for loops as long as they can be.
+  # This reshape moves no data, and makes the inner loops as long as possible.
   rows = _Rows(
     logits.reshape(before, logits.shape[axis], *row[2:]),
     ids.reshape(row),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mesh axes that an array varies over inside a ``jax.shard_map``.
+"""The mesh axes that an array varies over inside a ``jax.shard_map``.
 
-A loop inside ``shard_map`` keeps the types of its carry, so the carry must
-vary over every axis that its updates vary over.
+The carry of a loop inside ``shard_map`` may not change its type. So its initial
+value must vary over every axis that its updates vary over.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from jax import lax
 
 
 def axes_of(*trees: Any) -> frozenset[str]:
-  """The enclosing ``shard_map``'s axes that any of the arrays varies over."""
+  """Returns the ``shard_map`` axes that any of the arrays varies over."""
   types = [jax.typeof(x) for x in jax.tree.leaves(trees)]
   return frozenset().union(*(t.manual_axis_type.varying for t in types))
 

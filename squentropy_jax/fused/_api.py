@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public heads: losses of ``features @ kernel`` without the logits."""
+"""The public heads: losses of ``features @ kernel``, computed in tiles."""
 
 from collections.abc import Callable
 
@@ -32,10 +32,10 @@ def linear_row_stats(
 ) -> RowStats:
   r"""Computes the row statistics of a linear head without its logits.
 
-  Use it to write a loss by hand, or to read accuracy and the log-normalizer
-  from the pass that computes the loss. With logits :math:`z = h W + b` of a row
-  of features :math:`h`, the statistics are the target's logit :math:`z_y` and,
-  over the other classes,
+  Use it to compute a loss in your own code, or to get the accuracy and the
+  log-normalizer from the same pass as the loss. Let :math:`z = h W + b` be the
+  logits of a row of features :math:`h`. The statistics are the logit
+  :math:`z_y` of the labelled class and, over the other classes,
 
   .. math::
     \log \sum_{k \ne y} e^{z_k}, \quad \sum_{k \ne y} z_k, \quad
@@ -132,17 +132,17 @@ def linear_loss(
   .. math::
     \ell_n = L(h_n W + b, y_n)
 
-  Use it where the logits of all rows do not fit into memory and the loss of
-  each example is needed; for a sum or a mean `linear_loss_sum` is faster.
+  Use it if the logits of all rows do not fit into memory and the loss of each
+  example is needed. For a sum or a mean, `linear_loss_sum` is faster.
   :math:`L` is a row loss, such as ``losses.squentropy``. The logits are
-  computed in tiles of some rows by some classes, and computed again for the
-  gradient. So the memory grows with the tile, not with the number of rows times
-  the number of classes.
+  computed in tiles, each for a block of rows and a block of classes. They are
+  computed again for the gradient. The memory depends on the size of a tile, not
+  on the number of rows times the number of classes.
 
   Args:
-    loss: A row loss, of this library or made with
-      :func:`squentropy_jax.row_loss`. Its hyper-parameters come by
-      ``functools.partial``: each is a scalar or an array of the batch shape
+    loss: A row loss of this library, or one made with
+      :func:`squentropy_jax.row_loss`. Bind its hyper-parameters with
+      ``functools.partial``. Each is a scalar or an array of the batch shape
       ``[...]``, and may be traced and differentiated.
     features: Rows of features, shape ``[..., d]``, any floating dtype.
     kernel: Shape ``[d, V]``, or ``[V, d]`` with ``class_axis=0``, such as an
@@ -155,32 +155,33 @@ def linear_loss(
       out of every sum and of the class count.
     class_axis: The class axis of ``kernel``.
     where: Which rows to keep, booleans of shape ``[...]``. The other rows have
-      loss and gradient 0, whatever their features, labels and hyper-parameters
-      hold.
-    soft_cap: Logits become ``soft_cap * tanh(logits / soft_cap)``. A static
-      number.
+      loss and gradient 0, even if their features, labels or hyper-parameters
+      are NaN or out of range.
+    soft_cap: A static number. The logits become
+      ``soft_cap * tanh(logits / soft_cap)``.
     mesh: The mesh over which rows and classes are sharded. The function makes a
-      ``jax.shard_map`` on it. Inside a ``jax.shard_map`` of your own leave it
-      out and name the axes.
+      ``jax.shard_map`` on it. Inside your own ``jax.shard_map``, omit ``mesh``
+      and name the axes.
     batch_axis: The mesh axis, or axes, of the first axis of ``features``.
     vocab_axis: The mesh axis, or axes, of the class axis of ``kernel``.
-    mode: ``None`` chooses by what is differentiated. ``"forward"`` raises if
-      the result is differentiated. ``"frozen_kernel"`` treats kernel and bias
-      as constants and computes the features' gradient in one pass.
-      ``"recompute"`` computes the logits again for the gradient.
-    memory_budget: Bytes of temporary memory on each device. The tiles shrink
-      until they fit, down to a smallest tile. The default is one and a half
-      times the size of the two gradients in float32, and at least 16 MiB.
-    label_smoothing: Share of the target that is distributed over all possible
-      classes. It is exact, for losses that declare ``uniform``:
-      ``cross_entropy``, ``squentropy`` and ``rescaled_square``.
+    mode: ``None`` chooses from what is differentiated. ``"forward"`` raises a
+      ValueError if the result is differentiated. ``"frozen_kernel"`` treats
+      kernel and bias as constants and computes the features' gradient in one
+      pass. ``"recompute"`` computes the logits again for the gradient.
+    memory_budget: A limit for the temporary memory on each device, in bytes.
+      The size of the tiles is reduced until they fit, down to a smallest tile.
+      The default is 1.5 times the size of the gradients of features and kernel
+      in float32, and at least 16 MiB.
+    label_smoothing: Share of the target distribution that is spread over all
+      possible classes. The result is exact. The loss must declare ``uniform``,
+      as ``cross_entropy``, ``squentropy`` and ``rescaled_square`` do.
 
   Returns:
     The loss of each row, shape ``[...]``, float32 or wider.
 
   Raises:
-    TypeError: If ``loss`` is not a row loss or does not have such a
-      hyper-parameter, or if an argument has the wrong dtype.
+    TypeError: If ``loss`` is not a row loss, if it does not have one of the
+      bound hyper-parameters, or if an argument has the wrong dtype.
     ValueError: If an argument has the wrong shape or value, or if a concrete
       class id is out of range (a traced one gives NaN).
 
@@ -240,13 +241,14 @@ def linear_loss_sum(
   .. math::
     \Bigl( \sum_n w_n L(h_n W + b, y_n), \; \sum_n w_n \Bigr)
 
-  Use it to train on a sum or a mean, which is the quotient of the two numbers.
-  If batches are accumulated or rows are padded, add up both numbers and divide
-  at the end: a mean of means is not the mean.
+  Use it to train on a sum or a mean. The mean is the first result divided by
+  the second. If you accumulate batches or use several devices, add up each of
+  the two results and divide once at the end. The mean of batch means is not the
+  mean over all rows.
 
-  Only the sum is differentiated, so its gradient can be computed in the forward
-  pass, while the logits of a block of rows are kept. This takes three matrix
-  products instead of the four of `linear_loss`.
+  Because only the sum is differentiated, its gradient can be computed in the
+  forward pass, while the logits of a block of rows are in memory. This takes
+  three matrix products instead of the four of `linear_loss`.
 
   Args:
     loss: See `linear_loss`.
@@ -260,12 +262,13 @@ def linear_loss_sum(
     class_axis: The class axis of ``kernel``.
     where: Which rows to keep, booleans of shape ``[...]``.
     soft_cap: See `linear_loss`.
-    mesh: See `linear_loss`. With it the sums are over all rows. Inside a
-      ``jax.shard_map`` of your own they are over the rows of the device.
+    mesh: See `linear_loss`. With a mesh, the sums are over all rows. Inside
+      your own ``jax.shard_map``, they are over the rows of the device.
     batch_axis: See `linear_loss`.
     vocab_axis: See `linear_loss`.
     mode: See `linear_loss`. In addition, ``"grad_in_forward"`` computes the
-      gradient in the forward pass; ``None`` does so if the budget allows it.
+      gradient in the forward pass. ``None`` chooses this mode if the memory
+      budget allows it.
     memory_budget: See `linear_loss`.
     label_smoothing: See `linear_loss`.
 
@@ -274,8 +277,8 @@ def linear_loss_sum(
     or wider.
 
   Raises:
-    TypeError: If ``loss`` is not a row loss or does not have such a
-      hyper-parameter, or if an argument has the wrong dtype.
+    TypeError: If ``loss`` is not a row loss, if it does not have one of the
+      bound hyper-parameters, or if an argument has the wrong dtype.
     ValueError: If an argument has the wrong shape or value, or if a concrete
       class id is out of range (a traced one gives NaN).
 

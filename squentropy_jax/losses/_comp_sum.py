@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comp-sum losses: functions of the probability of the labelled class.
 
-One parameter leads from the sum-exponential loss over cross-entropy to the
-mean absolute error.
+They form a family with one parameter. It contains the sum-exponential loss,
+cross-entropy and the mean absolute error.
 """
 
 import jax
@@ -36,11 +36,11 @@ def cross_entropy(
 ) -> jax.Array:
   r"""Computes the softmax cross-entropy of each example.
 
-  Use when nothing speaks against it: it is the default loss, and the softmax
-  at its optimum is the distribution of the labels.
+  Use when there is no reason for another loss. At its optimum the softmax is
+  the distribution of the labels.
 
-  Avoid when many labels are incorrect, because an example that contradicts the
-  model keeps a gradient of size 1.
+  Avoid when many labels are incorrect: the gradient of an example whose label
+  contradicts the model does not vanish.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
@@ -48,10 +48,10 @@ def cross_entropy(
     \ell(z, y) = -\log \frac{\exp z_y}{\sum_j \exp z_j}
                = \log \Bigl(1 + \sum_{j \ne y} \exp (z_j - z_y)\Bigr) .
 
-  The second form is computed. It is accurate for confident examples, in value
-  and gradient, where the difference of a log-sum-exp and a logit rounds to 0.
-  Soft labels give the expected loss, the cross-entropy with the target
-  distribution.
+  The implementation uses the second form. Its value and gradient are accurate
+  for confident examples, where the difference of a log-sum-exp and a logit
+  rounds to 0. Soft labels give the expected loss, which is the cross-entropy
+  with the target distribution.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -99,21 +99,22 @@ def comp_sum(
 ) -> jax.Array:
   r"""Computes a loss of the comp-sum family for each example.
 
-  Use when fast training (``tau`` of 1) is to be traded for robustness against
-  incorrect labels (``tau`` towards 2) with one hyper-parameter.
+  Use when one hyper-parameter should balance fast training (``tau`` of 1) and
+  robustness against incorrect labels (``tau`` close to 2).
 
   Avoid when ``tau`` would be below 1 and the data has outliers: the loss grows
-  like a power of :math:`1 / p_y` and overflows where that power does.
+  like a power of :math:`1 / p_y`, and overflows if that power does.
 
-  With :math:`u = \sum_{k \ne y} e^{z_k - z_y} = 1 / p_y - 1` the odds against
-  the class :math:`y` of probability :math:`p_y` under the softmax,
+  Let :math:`p_y` be the softmax probability of the class :math:`y`, and
+  :math:`u = \sum_{k \ne y} e^{z_k - z_y} = 1 / p_y - 1` the odds against it.
+  Then
 
   .. math::
     \ell_\tau(z, y) = \frac{(1 + u)^{1 - \tau} - 1}{1 - \tau},
     \qquad \ell_1(z, y) = \log (1 + u) .
 
   A ``tau`` of 0 is the sum-exponential loss, 1 is cross-entropy and 2 is the
-  mean absolute error. Between 1 and 2 it is the generalised cross-entropy of
+  mean absolute error. Between 1 and 2 it is the generalised cross-entropy with
   :math:`q = \tau - 1`. The derivative in :math:`z_y` is
   :math:`-p_y^{\tau - 1} (1 - p_y)`, so that a larger ``tau`` reduces the
   influence of labels that contradict the model. For ``tau`` of 1 or less the
@@ -168,8 +169,8 @@ def generalized_cross_entropy(
 ) -> jax.Array:
   r"""Computes the generalised cross-entropy of each example.
 
-  Use when labels have symmetric noise: every class is confused with every
-  other one equally often.
+  Use when labels have symmetric noise, which means that every class is confused
+  with every other one equally often.
 
   Avoid when labels are clean, where cross-entropy trains faster, or when
   probabilities are needed: the softmax at the optimum is more confident than
@@ -181,11 +182,11 @@ def generalized_cross_entropy(
   .. math::
     \ell(z, y) = \frac{1 - p_y^q}{q} .
 
-  It is cross-entropy in the limit of ``q`` 0 and the mean absolute error at 1.
-  The gradient of an example is that of cross-entropy times :math:`p_y^q`, so
+  As ``q`` goes to 0, the loss becomes cross-entropy. At 1 it is the mean
+  absolute error. Its gradient is that of cross-entropy times :math:`p_y^q`, so
   that an example whose label contradicts the model has less weight. The loss
-  is at most :math:`1 / q`. At the optimum :math:`p_k \propto \pi_k^{1/(1-q)}`
-  for class probabilities :math:`\pi`. Soft labels give the expected loss.
+  is at most :math:`1 / q`. For class probabilities :math:`\pi`, the optimum is
+  :math:`p_k \propto \pi_k^{1/(1-q)}`. Soft labels give the expected loss.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -235,8 +236,8 @@ def mean_absolute_error(
 ) -> jax.Array:
   r"""Computes the mean absolute error of each example.
 
-  Use when labels have uniform noise, together with another loss, or to compare
-  with the robust end of the family.
+  Use when labels have uniform noise, in a sum with another loss. It is also the
+  most robust member of the family, for comparison.
 
   Avoid when a model with many classes is trained from scratch: the gradient
   vanishes where the model is confident in an incorrect class.
@@ -248,11 +249,12 @@ def mean_absolute_error(
     \ell(z, y) = 1 - p_y
                = \tfrac{1}{2} \sum_k \bigl| p_k - [k = y] \bigr| .
 
-  This is half of the :math:`\ell_1` distance that is often printed under this
-  name. The losses of all possible labels add up to :math:`C - 1` for any
-  logits, which makes the loss robust to uniform label noise. Soft labels give
-  the expected loss :math:`1 - \sum_k t_k p_k` for a target distribution
-  :math:`t`, which is not a distance to it.
+  This is half of the :math:`\ell_1` distance that some papers call the mean
+  absolute error. The losses of all possible labels add up to :math:`C - 1` for
+  any logits, which makes the loss robust to uniform label noise. For a target
+  distribution :math:`t`, soft labels give the expected loss
+  :math:`1 - \sum_k t_k p_k`, which is not a distance between :math:`p` and
+  :math:`t`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -285,14 +287,17 @@ def mean_absolute_error(
 
 
 def _lowest(dtype: np.dtype) -> float:
-  """Replaces ``-inf``: its square overflows, but twice its value does not."""
+  """Returns a finite replacement for ``-inf``.
+
+  Its square overflows, and twice its value does not.
+  """
   return float(jnp.finfo(dtype).min) / 8.0
 
 
 def _margin_shift(
   change: jax.Array, target: Target, weight: jax.Array
 ) -> jax.Array:
-  """The weighted norm of the change of the margins, from that of the logits."""
+  """Computes the weighted norm of the change of the margins."""
   possible, z = possible_logits(change)
   count = possible.sum(-1, keepdims=True, dtype=jnp.int32)
   count = jnp.maximum(count, 1).astype(z.dtype)
@@ -306,8 +311,8 @@ def _margin_shift(
     centred = z
     of_target = stats.target
     of_target = jnp.where(of_target > lowest, of_target / unit, lowest)
-    # The squares below sum to that of the margins for a mean of 0. A second
-    # subtraction removes the rounding error of a large mean.
+    # If the changes have a mean of 0, sum_sq below is the squared norm. The
+    # second subtraction removes the rounding error of a large mean.
     for _ in range(2):
       mean = jnp.where(possible, centred, zero).sum(-1, keepdims=True) / count
       centred, of_target = centred - mean, of_target - mean
@@ -337,7 +342,7 @@ def _smooth_adversarial_comp_sum(
     scaled,
     lambda stats: elementwise.expm1_over(softplus(stats.log_odds), 1.0 - tau),
   )
-  # A class that the attack makes impossible is infinitely far, not removed.
+  # A class that only the attack makes impossible changes by an infinite amount.
   possible, clean = possible_logits(z)
   attacked = jnp.where(possible, adversarial, jnp.zeros_like(z))
   change = jnp.maximum(attacked - clean, _lowest(z.dtype))
@@ -358,15 +363,17 @@ def smooth_adversarial_comp_sum(
 ) -> jax.Array:
   r"""Computes the smooth adversarial comp-sum loss of each example.
 
-  Use when a model is trained against adversarial perturbations: search for the
-  perturbation that makes this loss largest, and pass the logits at it.
+  Use when a model is trained against adversarial perturbations. Search for the
+  perturbation of the input that maximises this loss, and pass the logits of the
+  perturbed input.
 
-  Avoid when no robustness is needed: the loss costs a second pass of the
-  network and the search.
+  Avoid when no robustness against perturbations is needed: the loss needs that
+  search and a second pass of the network.
 
-  With :math:`D_k = z_y - z_k` the margins at an example, :math:`D_k'` those at
-  the perturbed one, both vectors over the incorrect classes, and
-  :math:`\Phi_\tau` the function of :func:`squentropy_jax.losses.comp_sum`,
+  The margins of an example are :math:`D_k = z_y - z_k`, and those of the
+  perturbed example are :math:`D_k'`. Both are vectors over the incorrect
+  classes. With :math:`\Phi_\tau(u)` the loss of
+  :func:`squentropy_jax.losses.comp_sum`,
 
   .. math::
     \ell(z, z', y) = \Phi_\tau \Bigl(\sum_{k \ne y} e^{-D_k / \text{rho}} \Bigr)

@@ -2,8 +2,9 @@
 """Label-distributionally-robust losses: a worst case over incorrect classes.
 
 A Kullback-Leibler penalty keeps the worst case close to the uniform
-distribution. Its weight, the temperature, runs from a hinge loss to a linear
-loss, and cross-entropy lies between them.
+distribution. The weight of the penalty is the temperature. A low temperature
+gives a hinge loss, a temperature of 1 cross-entropy, and a high one a linear
+loss.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ _FAR = 1e9
 def _ldr_kl(
   stats: RowStats, *, temperature: jax.Array, margin: jax.Array
 ) -> jax.Array:
-  # The statistics are those of the logits over the temperature.
+  # The statistics are those of the logits divided by the temperature.
   soft_max = softplus(stats.log_odds + margin / temperature)
   # The transform sets a target that overflows to the least finite number.
   overflow = stats.target <= float(jnp.finfo(soft_max.dtype).min)
@@ -53,12 +54,13 @@ def ldr_kl(
 ) -> jax.Array:
   r"""Computes the LDR-KL loss: the worst-case margin with a penalty.
 
-  Use when cross-entropy (temperature 1) should get a margin, or a loss is
-  needed that is sharper (a lower temperature) or more robust to wrong labels (a
-  higher one). The paper tunes the temperature among 0.1, 1 and 10.
+  Use when cross-entropy (temperature 1) should get a margin. A lower
+  temperature makes the loss closer to a hinge loss, and a higher one makes it
+  more robust to wrong labels. The paper tunes the temperature among 0.1, 1 and
+  10.
 
-  Avoid when the temperature is high and nothing bounds the logits: the loss is
-  then hardly bounded below. The authors' code normalises the logits first.
+  Avoid when the temperature is high and the logits are not bounded: the loss
+  then has no useful lower bound. The authors' code normalises the logits first.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
   and with :math:`\delta_k = z_k - z_y + \text{margin} \, [k \ne y]`,
@@ -79,9 +81,10 @@ def ldr_kl(
   temperature. With a margin these probabilities are over-confident. Masked
   classes do not count in :math:`C`.
 
-  The dense loss subtracts the largest logit first. Its error is some ulp of the
-  loss and of :math:`\text{temperature} \log C`. A fused head does not subtract
-  it, and its error is some ulp of :math:`\max_k |z_k|`.
+  The dense loss subtracts the largest logit first. Its error is a few ulp of
+  the loss and of :math:`\text{temperature} \log C`. A fused head does not
+  subtract the largest logit, and its error is a few ulp of
+  :math:`\max_k |z_k|`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -128,7 +131,7 @@ def ldr_kl(
 
 
 def _over(x: jax.Array, temperature: jax.Array) -> jax.Array:
-  """``x / temperature``, at least -1e18, so that its square is finite."""
+  """Divides by the temperature and clips at -1e18, where squares are finite."""
   far = x < -HUGE * temperature
   near = jnp.where(far, jnp.zeros_like(x), x) / temperature
   return jnp.where(far, -HUGE, near)
@@ -137,10 +140,11 @@ def _over(x: jax.Array, temperature: jax.Array) -> jax.Array:
 def _worst_case(
   z: jax.Array, others: jax.Array, margin: jax.Array
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-  """The worst-case distribution at a temperature: divergence and variance.
+  """Returns a function that computes the divergence and the variance.
 
-  The divergence is that from the uniform distribution, less the logarithm of
-  the class count; the variance is that of the logits over the temperature.
+  Both are those of the worst-case distribution at a temperature. The divergence
+  is that from the uniform distribution, minus the logarithm of the number of
+  classes. The variance is that of the logits divided by the temperature.
   """
   possible, finite = possible_logits(z)
   zero = jnp.zeros_like(z)
@@ -173,7 +177,7 @@ def _adaptive_temperature(
   base_temperature, alpha = per_row(base_temperature), per_row(alpha)
   log_classes = jnp.log(stats.num_classes)
   alone = log_classes == 0
-  # Over alpha log(C) / base_temperature, the weight of the penalty.
+  # The inverse of the weight of the penalty, alpha log(C) / base_temperature.
   nat = base_temperature / (alpha * jnp.where(alone, 1.0, log_classes))
 
   def step(
@@ -191,7 +195,7 @@ def _adaptive_temperature(
   fixed = lax.stop_gradient((z, nat, base_temperature, margin))
   start = jnp.zeros_like(stats.num_classes) + fixed[2]
   found = lax.fori_loop(0, num_iters, lambda _, t: step(t, *fixed)[0], start)
-  # One Newton step, which also has the derivatives of the fixed point.
+  # The Newton step also gives the derivatives of the fixed point.
   moved, contraction = step(found, z, nat, base_temperature, margin)
   rate = jnp.maximum(1.0 - lax.stop_gradient(contraction), 1e-3)
   return found + (moved - found) / rate
@@ -266,8 +270,8 @@ def _aldr_kl_at(
   exps = jnp.where(others, exps, jnp.zeros_like(z))
   log_sum = jnp.log(jnp.where(alone, 1.0, exps.sum(-1)))
   gap = top + margin - stats.target
-  # There the loss is the limit for a target of -inf. The general form would
-  # subtract large numbers in its derivative in the temperature.
+  # For a far target the loss is the limit for a target of -inf. The derivative
+  # of the general form in the temperature would subtract large numbers.
   far = ~alone & (gap > _FAR * temperature)
   log_odds = _over(jnp.where(far, jnp.zeros_like(gap), gap), temperature)
   log_odds = jnp.where(alone, -jnp.inf, log_odds + log_sum)
@@ -317,9 +321,9 @@ def aldr_kl(
   Use when the amount of label noise differs between examples, so that one
   temperature does not fit all of them.
 
-  Avoid when classes are very many, because the loss costs about thirty passes
-  over each row, and with soft labels as many for each class. Avoid an ``alpha``
-  below 1.5, where the solution need not be unique.
+  Avoid when there are very many classes: the loss takes about thirty passes
+  over each row. With soft labels it takes as many passes for each class. Avoid
+  an ``alpha`` below 1.5, because the solution need not be unique.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
   and with :math:`\delta_k = z_k - z_y + \text{margin} \, [k \ne y]`,
@@ -333,23 +337,24 @@ def aldr_kl(
   where :math:`q` is a distribution over the classes and :math:`u` the uniform
   one. Soft labels give the expected loss. The temperature :math:`\lambda` is
   the fixed point that :func:`squentropy_jax.margins.aldr_kl_temperature`
-  returns: low for an example with one dominant class, and close to
-  ``base_temperature`` for an ambiguous one. Each call computes it to
-  convergence. The authors' code stores a temperature for each training example
-  and moves it by one step at each visit. As ``alpha`` goes to infinity, the
-  loss becomes :func:`squentropy_jax.losses.ldr_kl`. ``aldr_kl.log_probs``
-  returns the log-softmax of the logits divided by the temperature without a
+  returns. It is low for an example with one dominant class, and close to
+  ``base_temperature`` for an ambiguous example. Each call computes the
+  temperature to convergence. The authors' code stores a temperature for each
+  training example, and updates it by one step whenever the example is used. As
+  ``alpha`` goes to infinity, the loss becomes
+  :func:`squentropy_jax.losses.ldr_kl`. ``aldr_kl.log_probs`` returns the
+  log-softmax of the logits divided by the temperature that they have without a
   margin. Masked classes do not count in :math:`C`.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
     labels: Class ids, integers of shape ``[...]``, or target distributions,
       floats of shape ``[..., num_classes]``.
-    base_temperature: Temperature of an example without any preference,
+    base_temperature: Temperature of an example whose logits are all equal,
       positive: a scalar or one value for each example, shape ``[...]``.
     alpha: Weight of the penalty on the temperature, in units of
       :math:`\log(C) / \text{base\_temperature}`, above 1: a scalar or one value
-      for each example, shape ``[...]``. From 1.5 on, the default number of
+      for each example, shape ``[...]``. For 1.5 or more, the default number of
       steps is enough.
     margin: The lead that the labelled class should have, 0 or more: a scalar
       or one value for each example, shape ``[...]``.

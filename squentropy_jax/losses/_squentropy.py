@@ -15,12 +15,12 @@ from squentropy_jax._core.rows import row_loss
 
 
 def _mean_square(stats: RowStats) -> jax.Array:
-  # A single possible class has no incorrect ones: 0 / 1, not 0 / 0.
+  # Without an incorrect class the mean is 0, not 0 / 0.
   return stats.rest_sq / jnp.maximum(stats.num_classes - 1.0, 1.0)
 
 
 def _uniform(stats: RowStats, *, scale: jax.Array) -> jax.Array:
-  # Each class is incorrect for all others, so its square counts C - 1 times.
+  # The square of a class is in the mean for each of the C - 1 other labels.
   square = stats.rest_sq + jnp.square(stats.target)
   square *= jnp.minimum(stats.num_classes - 1.0, 1.0) / stats.num_classes
   return uniform_cross_entropy(stats) + elementwise.weighted(scale, square)
@@ -48,8 +48,8 @@ def squentropy(
   ``docs/replication/README.md`` compares both on 47 data sets.
 
   Avoid when the training is short, or when probabilities are needed without
-  recalibration. If only accuracy counts,
-  :func:`squentropy_jax.losses.rescaled_square` was the better one in that
+  recalibration. If only accuracy counts, try
+  :func:`squentropy_jax.losses.rescaled_square`, which was more accurate in that
   study.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
@@ -60,9 +60,10 @@ def squentropy(
 
   Soft labels give the expected loss. For a ``scale`` above 0 the loss is
   strictly convex in the logits. At its optimum the most probable class has the
-  largest logit, but the softmax is less confident than the class
-  probabilities. If a logit of an incorrect class is beyond 1e19, its square
-  overflows float32: the loss is then ``inf`` and its gradient stays finite.
+  largest logit, but the softmax is less confident than the true class
+  probabilities. If the absolute value of an incorrect class's logit is above
+  1e19, its square overflows float32. The loss is then ``inf``, and its gradient
+  is still finite.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -107,10 +108,10 @@ def squentropy_with_integer_labels(
 
   Use when a training step calls
   ``optax.softmax_cross_entropy_with_integer_labels``: this function is a
-  drop-in replacement with the same positions of the arguments.
+  drop-in replacement, with the same arguments in the same order.
 
   Avoid when labels are target distributions or the square term needs another
-  factor: :func:`squentropy_jax.squentropy` takes both.
+  factor. For these cases use :func:`squentropy_jax.squentropy`.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
