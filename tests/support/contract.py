@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the contract tests of all losses share.
+
+Compiling is most of the time. So a case compiles its value, its gradient and
+its gradient under a mask once each, for all tests; what else is checked goes
+operation by operation, whose kernels all cases share.
+"""
+
+import functools
+
+from cases import CLASS_CASES
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from squentropy_jax.losses import _catalogue
+
+EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
+ROW = pytest.mark.parametrize(
+  "case", [c for c in CLASS_CASES if hasattr(c.loss, "row")], ids=repr
+)
+PREDICTS = pytest.mark.parametrize(
+  "case", [c for c in CLASS_CASES if c.predicts], ids=repr
+)
+PROPER = {entry.name: entry.proper for entry in _catalogue.CATALOGUE}
+SOFT = pytest.mark.parametrize(
+  "case", [c for c in CLASS_CASES if c.soft_is_expected], ids=repr
+)
+F32 = np.float32
+RNG = np.random.default_rng(20230207)
+
+# Six rows and five classes: small, ragged, and larger than any corner of them.
+LOGITS = RNG.normal(size=(6, 5)).astype(F32) * 2
+LABELS = np.array([0, 4, 2, 3, 1, 2], np.int32)
+
+
+# Programs this small take longer to optimise than to run.
+jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+@functools.cache
+def compiled(loss):
+  """One jitted loss per case, shared by the tests."""
+  return jit(loss, static_argnames="axis")
+
+
+@functools.cache
+def gradient(loss):
+  def total(logits, labels, **hyperparameters):
+    return loss(logits, labels, **hyperparameters).sum()
+
+  return jit(jax.grad(total))
+
+
+def value_and_gradients(loss, logits, labels, where=None):
+  """Losses and their gradients in the logits and, if soft, in the labels."""
+
+  def of(logits, labels):
+    return loss(logits, labels, where=where)
+
+  if jnp.issubdtype(labels.dtype, jnp.integer):
+    value, pull = jax.vjp(lambda logits: of(logits, labels), logits)
+  else:
+    value, pull = jax.vjp(of, logits, labels)
+  return value, *pull(jnp.ones_like(value))
+
+
+def by_operation(function):
+  """The same function, nothing of it compiled."""
+
+  def run(*args, **kwargs):
+    with jax.disable_jit():
+      return jax.tree.map(np.asarray, function(*args, **kwargs))
+
+  return run
+
+
+def both(loss):
+  """`value_and_grads` of one loss, operation by operation."""
+  return by_operation(functools.partial(value_and_gradients, loss))
+
+
+def reference(case, logits, labels, **hyperparameters):
+  """The reference over a batch, classes of logit ``-inf`` taken away."""
+  values = []
+  for row, label in zip(np.float64(logits), labels, strict=True):
+    possible = row > -np.inf
+    values.append(
+      case.reference(
+        row[possible], int(possible[:label].sum()), **hyperparameters
+      )
+    )
+  return np.array(values)
+
+
+def reference_gradient(case, logits, labels, **hyperparameters):
+  """Central differences of the reference; 0 at impossible classes."""
+  step, grad = 1e-5, np.zeros(logits.shape)
+  for k in range(logits.shape[-1]):
+    if (logits[:, k] == -np.inf).all():
+      continue
+    up, down = np.float64(logits), np.float64(logits)
+    up[:, k] += step
+    down[:, k] -= step
+    grad[:, k] = (
+      reference(case, up, labels, **hyperparameters)
+      - reference(case, down, labels, **hyperparameters)
+    ) / (2 * step)
+  return grad
+
+
+def gradients_close(actual, expected):
+  np.testing.assert_allclose(
+    actual, expected, rtol=1e-5, atol=4e-6 * np.abs(expected).max()
+  )
+
+
+def size_of(case, logits, labels, **hyperparameters):
+  """What rounding errors are relative to: the loss itself, or its terms."""
+  sized = case if case.size is None else case._replace(reference=case.size)
+  return np.abs(reference(sized, logits, labels, **hyperparameters))
+
+
+def close(actual, expected, ulps=64, size=None):
+  """Equal up to rounding errors of the largest term."""
+  size = np.abs(expected) if size is None else size
+  tolerance = ulps * np.finfo(F32).eps * np.maximum(size, 1e-30)
+  np.testing.assert_array_less(
+    np.abs(np.float64(actual) - expected), tolerance + 1e-37
+  )
+
+
+def soft_labels():
+  p = RNG.random((6, 5)).astype(F32)
+  return p / p.sum(-1, keepdims=True)
+
+
+def predicted(case, logits):
+  """The probabilities that a model trained with the loss predicts."""
+  loss = getattr(case.loss, "func", case.loss)
+  keywords = getattr(case.loss, "keywords", {})
+  log_probs = loss.log_probs(F32(logits), **keywords)
+  return np.exp(np.float64(log_probs))
