@@ -11,8 +11,8 @@ from support import source
 # Every module that is not named here belongs to the layer before the last.
 LAYERS = (
   ("_core",),
-  # Small public modules that losses are made with.
-  ("confusion", "reweighting"),
+  # Small public modules that import `_core` only.
+  ("confusion", "regression", "reweighting", "rows"),
   ("losses", "retrieval", "calibration"),
   (),
   ("nn",),
