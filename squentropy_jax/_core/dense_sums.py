@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 
 from squentropy_jax._core import checks, strips
 from squentropy_jax._core.class_sums import (
@@ -34,13 +33,10 @@ class Saved(NamedTuple):
     exps: ``exp(z - shift) / scale`` in the shape of the logits, 0 for a class
       that is left out. None if no sum is relative to the shift.
     scale: A constant of the batch shape.
-    max_id: The first class with the largest other logit, if a loss reads the
-      maximum. Otherwise None.
   """
 
   exps: jax.Array | None
   scale: jax.Array | None
-  max_id: jax.Array | None
 
 
 Sums = tuple[ClassSums, Saved | None]
@@ -87,15 +83,12 @@ def _masked(
   )
   if not save:
     return sums, None
-  max_id = None
-  if "max" in reads:
-    max_id = jnp.argmax(below, axis=axis).astype(jnp.int32)
   if not reads & RELATIVE:
-    return sums, Saved(None, None, max_id)
+    return sums, Saved(None, None)
   # Without the barrier, XLA reuses the exponentials of the sums for the
   # derivative, and therefore keeps a copy as large as the logits.
   exps = exps_from(lax.optimization_barrier(shift))
-  return sums, Saved(exps, jnp.ones_like(largest), max_id)
+  return sums, Saved(exps, jnp.ones_like(largest))
 
 
 @functools.cache
@@ -140,6 +133,8 @@ def _evaluate(
     sums, saved = lax.platform_dependent(
       logits, ids, keep, cpu=in_strips, default=masked
     )
+  # No integers: inside a shard_map a rule cannot give their tangents.
+  sums = sums._replace(max_id=None)  # type: ignore[arg-type]
   if keep is None:
     return sums, saved
   sums = jax.tree.map(lambda x: jnp.where(keep, x, jnp.ones_like(x)), sums)
@@ -175,10 +170,6 @@ def _sums_and_saved(
   return sums, saved
 
 
-def _no_tangent(array: jax.Array | None) -> Any:
-  return None if array is None else np.zeros(array.shape, jax.dtypes.float0)
-
-
 def _with_tangents(
   axis: int, reads: Reads, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[tuple[ClassSums, Saved], tuple[ClassSums, Saved]]:
@@ -195,7 +186,7 @@ def _with_tangents(
   zero = jnp.zeros_like(dz)
   dother = jnp.where(left_out, zero, dz)
   other = jnp.where(left_out, zero, z)
-  exps, dsaved = other, Saved(None, None, _no_tangent(saved.max_id))
+  exps, dsaved = other, Saved(None, None)
   if saved.exps is not None and saved.scale is not None:
     exps = saved.exps
     dsaved = dsaved._replace(
@@ -204,7 +195,6 @@ def _with_tangents(
     exps *= jnp.expand_dims(saved.scale, axis)
   tangent = jax.tree.map(jnp.zeros_like, sums)._replace(
     target=jnp.where(is_target, dz, zero).sum(axis),
-    max_id=_no_tangent(sums.max_id),
     **{
       # The factor comes last, or its product with a huge logit would overflow.
       name: rule.factor * (rule.derivative(other, exps) * dother).sum(axis)
@@ -212,8 +202,10 @@ def _with_tangents(
       if name in reads
     },
   )
-  if saved.max_id is not None:
-    is_max = class_id == jnp.expand_dims(saved.max_id, axis)
+  if "max" in reads:
+    below = jnp.where(left_out, -jnp.inf, z)
+    first = jnp.argmax(below, axis=axis).astype(class_id.dtype)
+    is_max = class_id == jnp.expand_dims(first, axis)
     tangent = tangent._replace(max=jnp.where(is_max, dother, zero).sum(axis))
   return (sums, saved), (tangent, dsaved)
 
@@ -254,4 +246,5 @@ def class_sums(
   Returns:
     The class sums.
   """
-  return _sums(logits, ids, keep, axis, reads)
+  sums = _sums(logits, ids, keep, axis, reads)
+  return sums._replace(max_id=no_classes(sums.target, sums.target).max_id)

@@ -289,7 +289,8 @@ def _evaluate(
   constants: tuple[jax.Array, ...],
 ) -> jax.Array:
   ready = prelude.prepare(arguments, axis, loss.hyperparameters)
-  invalid = ready.invalid | jnp.any(ready.logits == jnp.inf, axis=-1)
+  # Neither +inf nor NaN has a softmax.
+  invalid = ready.invalid | jnp.any(~(ready.logits < jnp.inf), axis=-1)
   # The factor is applied to logits and loss, so that all gradients are NaN too.
   factor = prelude.nan_factor(invalid, ready.logits.dtype)
   impossible = ready.logits == -jnp.inf

@@ -203,16 +203,6 @@ class _Rows:
       lambda z, _: z, operation=jnp.maximum, empty=-jnp.inf
     )
 
-  def first(self, largest: jax.Array) -> jax.Array:
-    """Returns the first other class whose logit is the largest."""
-    size = self.z.shape[1]
-
-    def class_at(z: jax.Array, start: int) -> jax.Array:
-      ids = lax.broadcasted_iota(jnp.int32, z.shape, 1) + start
-      return jnp.where(z == largest, ids, size)
-
-    return self.strips.join(class_at, operation=jnp.minimum, empty=size)
-
   def ordinary(
     self, exps: jax.Array | None = None, total: jax.Array | None = None
   ) -> Any:
@@ -267,11 +257,11 @@ class _Rows:
 
       return term_or_zero
 
+    # Even if no formula reads the maximum: +inf makes the row NaN.
     sums = no_classes(self.target, self.zero)._replace(
-      num_others=self.strips.join(others(jnp.ones_like))
+      num_others=self.strips.join(others(jnp.ones_like)), max=self.largest()
     )
-    if self.relative or "max" in self.reads:
-      sums = sums._replace(max=self.largest())
+    if self.relative:
       shift = shift_of(sums.max)
     for name in self.names:
       rule = SUMS[name]
@@ -330,7 +320,7 @@ def class_sums(
   axis: int,
   reads: frozenset[str],
   save: bool,
-) -> tuple[ClassSums, tuple[Any, Any, Any]]:
+) -> tuple[ClassSums, tuple[Any, Any]]:
   """Computes the class sums, and the arrays that the derivative needs.
 
   These arrays are the fields of `dense_sums.Saved`. They are only meaningful
@@ -353,10 +343,7 @@ def class_sums(
     z = rows.z.astype(sums.max.dtype)
     exps = rows.masked(jnp.exp(z - shift_of(sums.max)))
     scale = jnp.ones_like(sums.max)
-  max_id = None
-  if save and "max" in reads:
-    max_id = rows.first(sums.max).reshape(batch)
   sums = jax.tree.map(lambda field: field.reshape(batch), sums)
   if exps is None:
-    return sums, (None, None, max_id)
-  return sums, (exps.reshape(logits.shape), scale.reshape(batch), max_id)
+    return sums, (None, None)
+  return sums, (exps.reshape(logits.shape), scale.reshape(batch))
