@@ -18,13 +18,13 @@ from support.contract import (
   PROPER,
   RNG,
   both,
-  by_operation,
   close,
   compiled,
   gradient,
   gradients_close,
   jit,
   predicted,
+  quickly_compiled,
   reference,
   reference_gradient,
   size_of,
@@ -40,7 +40,7 @@ def test_value(case, scale):
   logits = LOGITS * F32(scale)
   for run, hyper in (
     (compiled, {}),
-    (by_operation, case.hyperparameters),
+    (quickly_compiled, case.hyperparameters),
   ):
     actual = run(case.loss)(logits, LABELS, **hyper)
     expected = reference(case, logits, LABELS, **hyper)
@@ -56,7 +56,7 @@ def test_gradient_is_the_gradient_of_the_reference(case):
     reference_gradient(case, LOGITS, LABELS),
   )
   gradients_close(
-    by_operation(gradient(case.loss))(LOGITS, LABELS, **hyper),
+    gradient(case.loss)(LOGITS, LABELS, **hyper),
     reference_gradient(case, LOGITS, LABELS, **hyper),
   )
 
@@ -122,13 +122,13 @@ def test_a_hyperparameter_may_have_a_value_for_each_example(case):
       continue
     # Inside a trace too, where the mask and the values are constants.
     jax.eval_shape(lambda labels=labels: total(batch, labels))
-    of_all = by_operation(jax.grad(total, has_aux=True))
+    of_all = quickly_compiled(jax.grad(total, has_aux=True))
     gradient_of, losses = of_all(batch, labels)
     assert losses[3] == 0
     for name in hyper:
       assert gradient_of[name][3] == 0
     for i in np.flatnonzero(keep)[:2]:
-      one, expected = by_operation(
+      one, expected = quickly_compiled(
         jax.value_and_grad(
           lambda h, z=LOGITS[i], y=labels[i]: case.loss(z, y, **h)
         )
@@ -210,7 +210,7 @@ def test_same_with_and_without_jit_on_host_and_device(case):
 
 @EVERY
 def test_batch_shapes_and_vmap(case):
-  @by_operation
+  @quickly_compiled
   def every(logits, labels):
     return {
       "deep": case.loss(logits.reshape(1, 2, 3, 5), labels.reshape(1, 2, 3)),
@@ -221,7 +221,7 @@ def test_batch_shapes_and_vmap(case):
     }
 
   actual = every(LOGITS, LABELS)
-  expected = by_operation(case.loss)(LOGITS, LABELS)
+  expected = quickly_compiled(case.loss)(LOGITS, LABELS)
   chex.assert_shape(actual["deep"], (1, 2, 3))
   chex.assert_shape(actual["one"], ())
   chex.assert_shape(actual["none"], (0,))
@@ -263,7 +263,7 @@ def test_narrow_logits_are_widened_first(case):
 
 @EVERY
 def test_label_dtypes(case):
-  run = by_operation(case.loss)
+  run = quickly_compiled(case.loss)
   expected = run(LOGITS, LABELS)
   for dtype in ("int8", "uint8", "int16", "uint32"):
     np.testing.assert_array_equal(
@@ -299,7 +299,7 @@ def test_axis_is_the_class_axis(case):
     moved = None if where is None else jnp.moveaxis(where, -1, axis)
     return case.loss(z, labels, axis=axis, where=moved)
 
-  @by_operation
+  @quickly_compiled
   def every(logits, where):
     return [
       (along(logits, None, axis), along(logits, where, axis))

@@ -17,12 +17,12 @@ from support.contract import (
   ROW,
   SOFT,
   both,
-  by_operation,
   close,
   compiled,
   gradient,
   gradients_close,
   jit,
+  quickly_compiled,
   reference,
   size_of,
   soft_labels,
@@ -108,7 +108,7 @@ def test_dropped_examples_with_soft_labels(case):
 def test_second_derivatives(case):
   step = F32(1e-2)
 
-  @by_operation
+  @quickly_compiled
   def every(row, label):
     def grad(logits):
       return jax.grad(case.loss)(logits, label)
@@ -128,10 +128,13 @@ def test_second_derivatives(case):
 @EVERY
 def test_forward_mode_agrees_with_reverse_mode(case):
   tangent = RNG.normal(size=LOGITS.shape).astype(F32)
-  value, along = by_operation(
+  value, along = quickly_compiled(
     lambda z, dz: jax.jvp(lambda z: case.loss(z, LABELS), (z,), (dz,))
   )(LOGITS, tangent)
-  np.testing.assert_array_equal(value, by_operation(case.loss)(LOGITS, LABELS))
+  # Two programs may round the last bit differently.
+  np.testing.assert_array_max_ulp(
+    value, quickly_compiled(case.loss)(LOGITS, LABELS), 2
+  )
   grad = gradient(case.loss)(LOGITS, LABELS)
   np.testing.assert_allclose(
     along, (grad * tangent).sum(-1), rtol=1e-4, atol=1e-5
