@@ -199,8 +199,7 @@ def test_the_form_of_accelerators(num_classes):
     sums, saved = run(logits, labels, None)
     if name != "huge":
       check_sums(sums, logits, labels, ALL)
-    _, (exps, scale, max_id) = ours(logits, labels, None)
-    np.testing.assert_array_equal(saved.max_id, max_id)
+    _, (exps, scale) = ours(logits, labels, None)
     np.testing.assert_allclose(
       saved.exps * saved.scale[:, None],
       exps * scale[:, None],

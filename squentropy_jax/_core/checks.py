@@ -292,3 +292,17 @@ def check_key(key: Any) -> None:
     raise TypeError(
       f"key must be one random key such as jax.random.key(0), got {key!r}."
     )
+
+
+def advice_for_shapes(scores: tuple[int, ...], labels: tuple[int, ...]) -> str:
+  """Returns advice for scores and labels of different shapes."""
+  if scores == (*labels, 1):
+    return "Pass logits[..., 0]."
+  if labels == (*scores, 1):
+    return "Pass labels[..., 0]."
+  if scores[:-1] == labels:
+    return (
+      "For class ids and one logit per class, use a loss such as "
+      "losses.cross_entropy."
+    )
+  return "Pass labels reshaped to it; nothing is broadcast."

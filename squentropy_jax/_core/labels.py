@@ -384,7 +384,7 @@ def checked_entries(
     raise ValueError(
       f"labels must have the logits' shape {scores.shape}, got {shape}. A "
       "binary loss takes one score for each label. "
-      + _advice_for_shapes(scores.shape, shape)
+      + checks.advice_for_shapes(scores.shape, shape)
     )
   if where is not None:
     where = as_where(where, shape, shape)
@@ -399,20 +399,6 @@ def checked_entries(
   (scores,), where = checked_arrays({"logits": scores}, where)
   targets = jnp.asarray(checks.shard_alike("labels", targets, scores))
   return scores, _prepare_targets(targets, scores, where), where
-
-
-def _advice_for_shapes(scores: tuple[int, ...], labels: tuple[int, ...]) -> str:
-  """Returns advice for scores and labels of different shapes."""
-  if scores == (*labels, 1):
-    return "Pass logits[..., 0]."
-  if labels == (*scores, 1):
-    return "Pass labels[..., 0]."
-  if scores[:-1] == labels:
-    return (
-      "For class ids and one logit per class, use a loss such as "
-      "losses.cross_entropy."
-    )
-  return "Pass labels reshaped to it; nothing is broadcast."
 
 
 @functools.partial(jax.jit, inline=True)
