@@ -96,7 +96,7 @@ def test_narrow_logits_are_widened_first(case, dtype):
 
 @EVERY
 def test_dropped_entries_have_no_effect(case):
-  keep = RNG.random(LOGITS.shape) < 0.6
+  keep = np.random.default_rng(20190706).random(LOGITS.shape) < 0.6
   logits = np.where(keep, LOGITS, F32(np.nan))
   labels = np.where(keep, IDS, -100)
   for loss in (case.loss, compiled(case.loss)):
@@ -117,7 +117,7 @@ def test_dropped_entries_have_no_effect(case):
 
 @SOFT_LABELS
 def test_kept_entries_are_as_without_the_others(case):
-  keep = RNG.random(LOGITS.shape) < 0.6
+  keep = np.random.default_rng(20190706).random(LOGITS.shape) < 0.6
   logits = np.where(keep, LOGITS, F32(np.nan))
   actual = np.asarray(compiled(case.loss)(logits, SOFT, where=keep))
   expected = compiled(case.loss)(LOGITS[keep], SOFT[keep])

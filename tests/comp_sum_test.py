@@ -113,7 +113,9 @@ def test_losses_of_confident_examples_are_accurate():
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.7, 2.0])
 def test_the_adversarial_loss_bounds_the_ramp_losses(tau):
-  z, moved = (RNG.normal(size=(2, 4000, 4)) * 3).astype(F32)
+  z, moved = (np.random.default_rng(10).normal(size=(2, 4000, 4)) * 3).astype(
+    F32
+  )
   for rho in (0.2, 1.0, 4.0):
     margins = (moved[:, :1] - moved[:, 1:]) / rho
     ramps = np.log1p(np.clip(1 - margins, 0, 1).sum(-1))

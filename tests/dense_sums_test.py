@@ -15,7 +15,6 @@ from squentropy_jax import losses, squentropy
 from squentropy_jax._core import class_sums as record
 from squentropy_jax._core import dense_sums, strips
 
-RNG = np.random.default_rng(7)
 ALL = frozenset({*record.SUMS, "max"})
 READS = {"all": ALL, "no max": ALL - {"max"}, "no exp": ALL - record.RELATIVE}
 # One and two classes, strips of one class and of more, whole vectors and one
@@ -32,8 +31,13 @@ WEIGHTS = {
 
 
 def batch(num_classes, rows=4, scale=1.0):
-  logits = RNG.normal(size=(rows, num_classes)).astype(np.float32) * scale
-  labels = RNG.integers(0, num_classes, rows).astype(np.int32)
+  logits = (
+    np.random.default_rng(7).normal(size=(rows, num_classes)).astype(np.float32)
+    * scale
+  )
+  labels = (
+    np.random.default_rng(7).integers(0, num_classes, rows).astype(np.int32)
+  )
   labels[0], labels[-1] = 0, num_classes - 1
   return logits, labels
 
@@ -232,10 +236,14 @@ def test_the_exponential():
   ids=str,
 )
 def test_any_axis(shape, axis):
-  logits = jnp.asarray(RNG.normal(size=shape).astype(np.float32))
+  logits = jnp.asarray(
+    np.random.default_rng(7).normal(size=shape).astype(np.float32)
+  )
   size = shape[axis]
   labels = jnp.asarray(
-    RNG.integers(0, size, shape[:axis] + shape[axis + 1 :]).astype(np.int32)
+    np.random.default_rng(7)
+    .integers(0, size, shape[:axis] + shape[axis + 1 :])
+    .astype(np.int32)
   )
   for z in (logits, logits.at[0, 0].set(-jnp.inf), logits + 100):
     rows = jnp.moveaxis(z, axis, -1).reshape(-1, size)
@@ -341,7 +349,9 @@ def test_every_order_and_mode(num_classes):
       + jnp.square(rest).sum(-1)
     ).sum()
 
-  direction = jnp.asarray(RNG.normal(size=z.shape).astype(np.float32))
+  direction = jnp.asarray(
+    np.random.default_rng(7).normal(size=z.shape).astype(np.float32)
+  )
 
   def third(f):
     def second(x):

@@ -150,7 +150,7 @@ def test_extreme_and_impossible_logits():
 
 def test_masks_and_axis():
   keep = np.array([True, False, True, True])
-  mask = RNG.random((4, 5)) < 0.7
+  mask = np.random.default_rng(5).random((4, 5)) < 0.7
   mask[:, 0] = True
   mask[1] = False
   student = np.where(mask, LOGITS, np.float32(np.nan))

@@ -59,7 +59,7 @@ def test_class_ids():
     close(call(LOGITS, LABELS, margin=0.3), expected(margin=0.3))
   close(hinge(LOGITS.T, LABELS, axis=0), expected())
   gradient = jax.grad(lambda z: hinge(z, LABELS).sum())(LOGITS)
-  step = 1e-3 * RNG.normal(size=LOGITS.shape)
+  step = 1e-3 * np.random.default_rng(21).normal(size=LOGITS.shape)
   change = expected(LOGITS + step).sum() - expected(LOGITS - step).sum()
   np.testing.assert_allclose((gradient * step).sum(), change / 2, rtol=1e-3)
 
@@ -310,7 +310,9 @@ def test_names_that_every_loss_has_are_reserved(name):
 
 
 def test_an_optax_step_learns():
-  features = jnp.asarray(RNG.normal(size=(64, 8)), jnp.float32)
+  features = jnp.asarray(
+    np.random.default_rng(21).normal(size=(64, 8)), jnp.float32
+  )
   labels = jnp.argmax(features[:, :3], axis=-1)
   optimizer = optax.sgd(0.1)
   kernel = jnp.zeros((8, 3))

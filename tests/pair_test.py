@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 EVERY = pytest.mark.parametrize("case", PAIR_CASES, ids=repr)
-RNG = np.random.default_rng(7)
 
 
 def scores(case):
   shape = (2, 6, case.num_scores)
-  return RNG.normal(size=shape).astype(np.float32) * 2
+  return np.random.default_rng(7).normal(size=shape).astype(np.float32) * 2
 
 
 @functools.cache

@@ -178,7 +178,8 @@ def bi_tempered_logistic(
   logits: np.ndarray, label: int, t1: float = 0.8, t2: float = 1.2
 ) -> float:
   p = [mpmath.mpf(x) for x in tempered_softmax(logits, t2)]
-  p[label] = 1 - mpmath.fsum(p[:label] + p[label + 1 :])
+  top = int(np.argmax(logits))
+  p[top] = 1 - mpmath.fsum(p[:top] + p[top + 1 :])
   power, t1 = 2 - mpmath.mpf(t1), mpmath.mpf(t1)
   log = (p[label] ** (1 - t1) - 1) / (1 - t1)
   return float(-log - (1 - mpmath.fsum(x**power for x in p)) / power)
