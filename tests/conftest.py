@@ -46,6 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     "markers", "x64: runs only with JAX_ENABLE_X64=1, in a process of its own"
   )
   config.addinivalue_line(
+    "markers", "xdist_group: tests of one group run in one process of xdist"
+  )
+  config.addinivalue_line(
     "markers", "full: a full cross of settings, run by `make test-full` only"
   )
 
@@ -61,6 +64,10 @@ def pytest_collection_modifyitems(
     has = {mark.name for mark in item.iter_markers()}
     of_leg = ("x64" in has) == x64 and (full or "full" not in has)
     (chosen if of_leg else others).append(item)
+    # Tests of one loss, and those of one file, share what they compile.
+    case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+    group = getattr(case, "name", None) or item.path.stem
+    item.add_marker(pytest.mark.xdist_group(group))
   items[:] = chosen
   if others:
     config.hook.pytest_deselected(items=others)
