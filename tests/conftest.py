@@ -5,10 +5,14 @@ As a program it runs pytest on the files it is given: the main of every Bazel
 test target.
 """
 
+import gc
 import os
 import sys
 
 import pytest
+
+# Traces make many small objects that live long: collecting them takes time.
+gc.set_threshold(100_000, 20, 100)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
