@@ -57,6 +57,16 @@ def pytest_configure(config: pytest.Config) -> None:
   )
 
 
+def _group(item: pytest.Item) -> str:
+  """The tests that share what they compile, or the study that they read."""
+  callspec = getattr(item, "callspec", None)
+  name = getattr(callspec and callspec.params.get("case"), "name", None)
+  if name is not None:
+    return name
+  stem = item.path.stem
+  return "study" if stem.startswith("study") else stem
+
+
 def pytest_collection_modifyitems(
   config: pytest.Config, items: list[pytest.Item]
 ) -> None:
@@ -68,10 +78,7 @@ def pytest_collection_modifyitems(
     has = {mark.name for mark in item.iter_markers()}
     of_leg = ("x64" in has) == x64 and (full or "full" not in has)
     (chosen if of_leg else others).append(item)
-    # Tests of one loss, and those of one file, share what they compile.
-    case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-    group = getattr(case, "name", None) or item.path.stem
-    item.add_marker(pytest.mark.xdist_group(group))
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
   items[:] = chosen
   if others:
     config.hook.pytest_deselected(items=others)
