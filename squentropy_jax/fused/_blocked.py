@@ -120,7 +120,7 @@ def blocked_loss_sum(
     ...   metrics={"accuracy": squentropy_jax.rows.correct},
     ... )
     >>> print(f"{sums.loss / sums.weight:.4f}")
-    0.8820
+    0.9253
     >>> print(f"{sums.metrics['accuracy'] / sums.weight:.4f}")
     0.6667
 
@@ -152,7 +152,7 @@ def blocked_loss_sum(
   params = jax.tree.map(checks.as_jax, params)
   is_known, kept = _arguments.known_rows(masks, batch, (features, params))
 
-  axes = varying.axes_of(features, *jax.tree.leaves((given, masks)))
+  axes = varying.axes_of(features, *jax.tree.leaves((given, masks, values)))
   # Of the shape and type of a block. Its values are not read.
   example = jnp.zeros((size, *features.shape[len(batch) :]), features.dtype)
   head, closure, out = _arguments.converted(

@@ -197,6 +197,8 @@ def sums_over_blocks(
   def sums(
     some: Leaves, each: Leaves, filler: jax.Array, is_used: jax.Array | None
   ) -> Sums:
+    some = varying.vary(some, axes)
+
     def step(carry: Sums, each: Leaves) -> tuple[Sums, None]:
       found = sums_of(some.floats, each.floats, some, each, filler)
       return added(carry, found), None
