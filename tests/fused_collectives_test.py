@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import heads
 from support.sharded import (
-  AXES,
+  SPECS,
   IN_SPECS,
   MODES,
   head,
@@ -69,7 +69,7 @@ def sent(summed, mode, shape, classes, wanted):
     jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, spec))
     for s, d, spec in zip(shapes, dtypes, specs, strict=True)
   ]
-  run = functools.partial(head, summed=summed, mode=mode, mesh=mesh, **AXES)
+  run = functools.partial(head, summed=summed, mode=mode, mesh=mesh, **SPECS)
   if wanted:
     run = jax.value_and_grad(run, wanted)
   return collectives(heads.jit(run).lower(*arguments).compile().as_text())

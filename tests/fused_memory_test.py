@@ -36,8 +36,7 @@ def temporary(loss, mode, shape, budget=None, *, targets=None, class_axis=1):
 
   def head(features, kernel, labels):
     settings = {
-      "mode": mode,
-      "memory_budget": budget,
+      "plan": fused.Plan(mode, budget),
       "class_axis": class_axis,
     }
     if mode == "grad_in_forward":
@@ -117,7 +116,7 @@ def test_budget_gives_smaller_tiles_down_to_a_smallest():
   for mode in _plan.MODES:
     found = []
     for exponent in range(20, 34):
-      blocks = _plan.blocks_at_least(mode, size, 2**exponent)
+      blocks = _plan.blocks_for(mode, size, 2**exponent)
       needed = _plan.temporary_bytes(mode, size, blocks)
       assert needed <= 2**exponent or tuple(blocks) == (128, 128)
       found.append(1 / blocks.rows + 1 / blocks.classes)

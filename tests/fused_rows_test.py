@@ -79,7 +79,7 @@ def test_invalid_id_of_a_pair_is_nan_where_it_cannot_be_read(invalid):
   def traced(h, ids, probabilities):
     def head(h, mode):
       loss, _ = fused.linear_loss_sum(
-        losses.squentropy, h, KERNEL, (ids, probabilities), mode=mode
+        losses.squentropy, h, KERNEL, (ids, probabilities), plan=fused.Plan(mode)
       )
       return loss
 
@@ -107,7 +107,7 @@ def test_sparse_targets_are_expected_losses():
       w,
       (ids, probabilities),
       weights=COTANGENT,
-      mode=mode,
+      plan=fused.Plan(mode),
     )[0]
 
   one, other = (
@@ -169,7 +169,7 @@ def test_label_smoothing_is_a_mixture_with_all_possible_classes(name):
 def test_no_row_and_no_kept_row(mode):
   def head(h, w, labels, where):
     return fused.linear_loss_sum(
-      losses.squentropy, h, w, labels, where=where, mode=mode
+      losses.squentropy, h, w, labels, where=where, plan=fused.Plan(mode)
     )
 
   run = heads.jit(jax.value_and_grad(head, (0, 1), has_aux=True))
@@ -248,7 +248,9 @@ def test_row_stats_and_their_gradients():
   def both(h, w):
     def of(mode):
       stats, pull = jax.vjp(
-        lambda *a: fused.linear_row_stats(*a, LABELS, bias=bias, mode=mode),
+        lambda *a: fused.linear_row_stats(
+          *a, LABELS, bias=bias, plan=fused.Plan(mode)
+        ),
         h,
         w,
       )
@@ -306,7 +308,7 @@ def test_mode_is_chosen_by_what_is_differentiated(caplog):
 
   def tight(h, w, labels):
     return fused.linear_loss_sum(
-      losses.squentropy, h, w, labels, memory_budget=1
+      losses.squentropy, h, w, labels, plan=fused.Plan(None, 1)
     )[0]
 
   for loss in (losses.squentropy, losses.cross_entropy):
@@ -340,7 +342,8 @@ def test_log_says_which_mode_and_how_much_memory(caplog):
 def test_forward_mode_refuses_a_gradient():
   def head(h):
     loss = losses.squentropy
-    return fused.linear_loss(loss, h, KERNEL, LABELS, mode="forward").sum()
+    plan = fused.Plan("forward")
+    return fused.linear_loss(loss, h, KERNEL, LABELS, plan=plan).sum()
 
   head(FEATURES)
   with pytest.raises(ValueError, match="mode='forward' computes no gradient"):

@@ -4,15 +4,15 @@
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax.fused import _arguments, _compiled
+from squentropy_jax.fused import _arguments, _rules
+from squentropy_jax.fused._plan import Plan
 
 Labels = (
   jax.typing.ArrayLike | tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
 )
-Axes = str | tuple[str, ...] | None
 
 
 def linear_row_stats(
@@ -24,11 +24,13 @@ def linear_row_stats(
   class_axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
   soft_cap: float | None = None,
-  mesh: Mesh | None = None,
-  batch_axis: Axes = None,
-  vocab_axis: Axes = None,
-  mode: str | None = None,
-  memory_budget: int | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
+  features_spec: PartitionSpec | None = None,
+  kernel_spec: PartitionSpec | None = None,
+  gather: str = "auto",
+  compute_dtype: jax.typing.DTypeLike | None = None,
+  reduce_dtype: jax.typing.DTypeLike | None = None,
+  plan: Plan | None = None,
 ) -> RowStats:
   r"""Computes the row statistics of a linear head without its logits.
 
@@ -88,25 +90,27 @@ def linear_row_stats(
     where=where,
     soft_cap=soft_cap,
     mesh=mesh,
-    batch_axis=batch_axis,
-    vocab_axis=vocab_axis,
-    mode=mode,
-    memory_budget=memory_budget,
+    features_spec=features_spec,
+    kernel_spec=kernel_spec,
+    gather=gather,
+    compute_dtype=compute_dtype,
+    reduce_dtype=reduce_dtype,
+    plan=plan,
   )
   if isinstance(arguments.labels, tuple):
     raise TypeError(
       "labels must be class ids for linear_row_stats, one per row, got a pair. "
       "Pass the pair to linear_loss."
     )
-  _refuse_grad_in_forward(mode)
-  return _compiled.stats(call, arguments)
+  _refuse_grad_in_forward(call)
+  return _rules.stats(call, arguments)
 
 
-def _refuse_grad_in_forward(mode: str | None) -> None:
-  if mode == "grad_in_forward":
+def _refuse_grad_in_forward(call: _arguments.Call) -> None:
+  if call.plan.mode == "grad_in_forward":
     raise ValueError(
-      "mode='grad_in_forward' needs one number to differentiate, got a result "
-      "for each row. Use fused.linear_loss_sum, or mode='recompute'."
+      "mode 'grad_in_forward' of plan needs one number to differentiate, got a "
+      "result for each row. Use fused.linear_loss_sum, or mode 'recompute'."
     )
 
 
@@ -120,11 +124,13 @@ def linear_loss(
   class_axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
   soft_cap: float | None = None,
-  mesh: Mesh | None = None,
-  batch_axis: Axes = None,
-  vocab_axis: Axes = None,
-  mode: str | None = None,
-  memory_budget: int | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
+  features_spec: PartitionSpec | None = None,
+  kernel_spec: PartitionSpec | None = None,
+  gather: str = "auto",
+  compute_dtype: jax.typing.DTypeLike | None = None,
+  reduce_dtype: jax.typing.DTypeLike | None = None,
+  plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
 ) -> jax.Array:
   r"""Computes the loss of each example of a linear head without its logits.
@@ -208,14 +214,18 @@ def linear_loss(
     where=where,
     soft_cap=soft_cap,
     mesh=mesh,
-    batch_axis=batch_axis,
-    vocab_axis=vocab_axis,
-    mode=mode,
-    memory_budget=memory_budget,
+    features_spec=features_spec,
+    kernel_spec=kernel_spec,
+    gather=gather,
+    compute_dtype=compute_dtype,
+    reduce_dtype=reduce_dtype,
+    plan=plan,
   )
-  _refuse_grad_in_forward(mode)
-  chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
-  return _compiled.losses(call, *chosen)
+  _refuse_grad_in_forward(call)
+  chosen = _arguments.with_loss(
+    loss, label_smoothing, call, arguments, keep
+  )
+  return _rules.losses(call, *chosen)
 
 
 def linear_loss_sum(
@@ -229,11 +239,13 @@ def linear_loss_sum(
   class_axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
   soft_cap: float | None = None,
-  mesh: Mesh | None = None,
-  batch_axis: Axes = None,
-  vocab_axis: Axes = None,
-  mode: str | None = None,
-  memory_budget: int | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
+  features_spec: PartitionSpec | None = None,
+  kernel_spec: PartitionSpec | None = None,
+  gather: str = "auto",
+  compute_dtype: jax.typing.DTypeLike | None = None,
+  reduce_dtype: jax.typing.DTypeLike | None = None,
+  plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes the weighted sum of a linear head's losses, without its logits.
@@ -305,10 +317,14 @@ def linear_loss_sum(
     weights=weights,
     soft_cap=soft_cap,
     mesh=mesh,
-    batch_axis=batch_axis,
-    vocab_axis=vocab_axis,
-    mode=mode,
-    memory_budget=memory_budget,
+    features_spec=features_spec,
+    kernel_spec=kernel_spec,
+    gather=gather,
+    compute_dtype=compute_dtype,
+    reduce_dtype=reduce_dtype,
+    plan=plan,
   )
-  chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
-  return _compiled.loss_sum(call, *chosen)
+  chosen = _arguments.with_loss(
+    loss, label_smoothing, call, arguments, keep
+  )
+  return _rules.loss_sum(call, *chosen)

@@ -99,14 +99,13 @@ def program(setting: Setting) -> Callable[..., Any]:
   settings: dict[str, Any] = {
     "class_axis": setting.class_axis,
     "soft_cap": setting.soft_cap,
-    "mode": setting.mode,
-    "memory_budget": 1,
+    "plan": fused.Plan(setting.mode, 1),
   }
   if setting.sharded:
     settings |= {
       "mesh": mesh(),
-      "batch_axis": "data",
-      "vocab_axis": "vocab",
+      "features_spec": jax.P("data"),
+      "kernel_spec": jax.P(None, "vocab"),
     }
   loss = functools.partial(getattr(losses, setting.loss), **HYPER[setting.loss])
 
