@@ -318,24 +318,22 @@ def _arrays(
     features = jnp.where(column, features, jnp.zeros_like(features))
   if call.plan.mode == "frozen_kernel":
     kernel, bias = jax.lax.stop_gradient((kernel, bias))
-  spans = (layout.kernel_width, layout.classes)
-  for dim, axes in zip((1 - axis, axis), spans, strict=True):
-    missing = -kernel.shape[dim] % layout.shards(axes)
-    if not missing:
-      continue
-    widths = [(0, 0), (0, 0)]
-    widths[dim] = (0, missing)
-    if dim == axis:
-      # Not every narrow type has an infinity.
-      wide = call.head.sum_dtype
-      if bias is None:
-        bias = jnp.zeros(kernel.shape[axis], wide)
-      bias = jnp.pad(bias.astype(wide), (0, missing), constant_values=-jnp.inf)
-    kernel = jnp.pad(kernel, widths)
-  missing = kernel.shape[1 - axis] - features.shape[-1]
-  if layout.mesh is not None and missing:
-    widths = [(0, 0)] * (features.ndim - 1) + [(0, missing)]
-    features = jnp.pad(features, widths)
+  # What the devices do not divide is padded.
+  classes = -kernel.shape[axis] % layout.shards(layout.classes)
+  sharded = (layout.width, layout.kernel_width)
+  width = -features.shape[-1] % math.lcm(*map(layout.shards, sharded))
+  if width:
+    batch = [(0, 0)] * (features.ndim - 1)
+    features = jnp.pad(features, [*batch, (0, width)])
+  if classes:
+    # Not every narrow type has an infinity.
+    wide = call.head.sum_dtype
+    if bias is None:
+      bias = jnp.zeros(kernel.shape[axis], wide)
+    bias = jnp.pad(bias.astype(wide), (0, classes), constant_values=-jnp.inf)
+  if classes or width:
+    widths = [(0, width), (0, classes)]
+    kernel = jnp.pad(kernel, widths if axis else widths[::-1])
   arrays = Arrays(features, kernel, bias, factor)
   by_name = layout.by_name(axis)
   return Arrays._make(
