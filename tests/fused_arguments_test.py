@@ -215,9 +215,7 @@ def test_invalid_ids_of_unused_entries_are_no_error():
 @pytest.mark.parametrize("name", ["linear_loss", "linear_row_stats"])
 def test_only_sums_have_their_gradient_in_the_forward_pass(name):
   with pytest.raises(ValueError, match=r"Use fused\.linear_loss_sum"):
-    HEADS[name](
-      FEATURES, KERNEL, LABELS, plan=fused.Plan("grad_in_forward")
-    )
+    HEADS[name](FEATURES, KERNEL, LABELS, plan=fused.Plan("grad_in_forward"))
 
 
 def test_weights_that_do_not_fit():

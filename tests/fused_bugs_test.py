@@ -23,7 +23,9 @@ def truth(name="squentropy", **arguments):
 @pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
 def test_cotangent_scales_both_gradients(mode):
   def head(h, w, factor):
-    total, _ = fused.linear_loss_sum(losses.squentropy, h, w, LABELS, plan=fused.Plan(mode))
+    total, _ = fused.linear_loss_sum(
+      losses.squentropy, h, w, LABELS, plan=fused.Plan(mode)
+    )
     return factor * total
 
   grad = heads.jit(jax.grad(head, (0, 1)))
@@ -129,9 +131,7 @@ def test_backward_products_have_narrow_operands():
 
     def head(h, w, mode=mode):
       loss = losses.cross_entropy
-      return fused.linear_loss_sum(
-        loss, h, w, LABELS, plan=fused.Plan(mode)
-      )[0]
+      return fused.linear_loss_sum(loss, h, w, LABELS, plan=fused.Plan(mode))[0]
 
     wanted = 0 if mode == "frozen_kernel" else (0, 1)
     found = list(dots(jax.make_jaxpr(jax.grad(head, wanted))(h, w).jaxpr))

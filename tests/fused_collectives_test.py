@@ -13,9 +13,9 @@ from support import heads
 from support.layouts import LAYOUTS
 from support.programs import collectives, dtypes_sent, products
 from support.sharded import (
-  SPECS,
   IN_SPECS,
   MODES,
+  SPECS,
   head,
   mesh_of,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear heads in every layout of rows, width and classes over eight devices."""
+"""Linear heads in every layout of rows, width and classes on a mesh."""
 
 import functools
 
@@ -125,9 +125,7 @@ def test_layout_inside_a_shard_map_of_the_user(name, gather, mode):
     factor = jax.lax.axis_index(case.row_axes).astype(total.dtype)
     return jax.lax.psum((1 + factor) * total, case.row_axes)
 
-  mapped = jax.shard_map(
-    local, mesh=case.mesh(), in_specs=specs, out_specs=P()
-  )
+  mapped = jax.shard_map(local, mesh=case.mesh(), in_specs=specs, out_specs=P())
   run = heads.jit(jax.value_and_grad(mapped, (0, 1)))
   found = run(FEATURES, KERNEL, LABELS, WEIGHTS)
   # The device of each row, and with it the factor.

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from support import heads
 from support.sharded import (
-  SPECS,
   FEATURES,
   IN_SPECS,
   MODES,
   ROWS,
+  SPECS,
   WEIGHTS,
   WIDTH,
   assert_right,

@@ -79,7 +79,11 @@ def test_invalid_id_of_a_pair_is_nan_where_it_cannot_be_read(invalid):
   def traced(h, ids, probabilities):
     def head(h, mode):
       loss, _ = fused.linear_loss_sum(
-        losses.squentropy, h, KERNEL, (ids, probabilities), plan=fused.Plan(mode)
+        losses.squentropy,
+        h,
+        KERNEL,
+        (ids, probabilities),
+        plan=fused.Plan(mode),
       )
       return loss
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from support import heads
 from support.sharded import (
-  SPECS,
   FEATURES,
   IN_SPECS,
   MODES,
   ROWS,
+  SPECS,
   WEIGHTS,
   assert_right,
   head,
@@ -178,5 +178,7 @@ def test_shard_map_that_cannot_be_seen_into_is_refused():
   with pytest.raises(ValueError, match="Leave check_vma on"):
     mapped(in_specs=IN_SPECS, check_vma=False)
   replicated_kernel = (IN_SPECS[0], P(), *IN_SPECS[2:])
-  with pytest.raises(ValueError, match="must be split over the axes of kernel_spec"):
+  with pytest.raises(
+    ValueError, match="must be split over the axes of kernel_spec"
+  ):
     mapped(in_specs=replicated_kernel)

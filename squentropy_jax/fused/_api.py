@@ -54,11 +54,13 @@ def linear_row_stats(
       gradients of the other rows are 0.
     soft_cap: See `linear_loss`.
     mesh: See `linear_loss`.
-    batch_axis: See `linear_loss`.
-    vocab_axis: See `linear_loss`.
-    mode: ``None``, ``"forward"``, ``"frozen_kernel"`` or ``"recompute"``, see
-      `linear_loss`.
-    memory_budget: See `linear_loss`.
+    features_spec: See `linear_loss`.
+    kernel_spec: See `linear_loss`.
+    gather: See `linear_loss`.
+    compute_dtype: See `linear_loss`.
+    reduce_dtype: See `linear_loss`.
+    plan: See :class:`fused.Plan`. The mode ``"grad_in_forward"`` needs
+      `linear_loss_sum`.
 
   Returns:
     Statistics of shape ``[...]``, float32 or wider.
@@ -165,19 +167,25 @@ def linear_loss(
       are NaN or out of range.
     soft_cap: A static number. The logits become
       ``soft_cap * tanh(logits / soft_cap)``.
-    mesh: The mesh over which rows and classes are sharded. The function makes a
-      ``jax.shard_map`` on it. Inside your own ``jax.shard_map``, omit ``mesh``
-      and name the axes.
-    batch_axis: The mesh axis, or axes, of the first axis of ``features``.
-    vocab_axis: The mesh axis, or axes, of the class axis of ``kernel``.
-    mode: ``None`` chooses from what is differentiated. ``"forward"`` raises a
-      ValueError if the result is differentiated. ``"frozen_kernel"`` treats
-      kernel and bias as constants and computes the features' gradient in one
-      pass. ``"recompute"`` computes the logits again for the gradient.
-    memory_budget: A limit for the temporary memory on each device, in bytes.
-      The size of the tiles is reduced until they fit, down to a smallest tile.
-      The default is 1.5 times the size of the gradients of features and kernel
-      in float32, and at least 16 MiB.
+    mesh: The mesh over which the arrays are sharded. The function makes a
+      ``jax.shard_map`` on it. By default it is the mesh of ``jax.set_mesh``.
+      Inside your own ``jax.shard_map``, omit it.
+    features_spec: The mesh axes of each axis of ``features``. Labels,
+      ``where``, weights and the result are sharded as the rows are. Required on
+      ``Auto`` axes. ``Explicit`` axes are read from the type of the array.
+      Inside your own ``jax.shard_map``, name its manual axes.
+    kernel_spec: The mesh axes of each axis of ``kernel``. The bias is sharded
+      as the classes are. Otherwise as ``features_spec``.
+    gather: What is gathered where one mesh axis shards rows and classes both:
+      ``"rows"`` or ``"kernel"``. ``"auto"`` chooses the smaller one. A kernel
+      whose width is sharded is gathered once in each pass, with ``"tile"`` in
+      tiles.
+    compute_dtype: The dtype of features and kernel in the matrix products, and
+      in which they are gathered. By default the wider one of their dtypes.
+      Gradients have the dtypes of their arrays.
+    reduce_dtype: The dtype in which gradients of several devices are added, by
+      default float32 or wider.
+    plan: The mode and the memory budget, see :class:`fused.Plan`.
     label_smoothing: Share of the target distribution that is spread over all
       possible classes. The result is exact. The loss must declare ``uniform``,
       as ``cross_entropy``, ``squentropy`` and ``rescaled_square`` do.
@@ -222,9 +230,7 @@ def linear_loss(
     plan=plan,
   )
   _refuse_grad_in_forward(call)
-  chosen = _arguments.with_loss(
-    loss, label_smoothing, call, arguments, keep
-  )
+  chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
   return _rules.losses(call, *chosen)
 
 
@@ -276,12 +282,13 @@ def linear_loss_sum(
     soft_cap: See `linear_loss`.
     mesh: See `linear_loss`. With a mesh, the sums are over all rows. Inside
       your own ``jax.shard_map``, they are over the rows of the device.
-    batch_axis: See `linear_loss`.
-    vocab_axis: See `linear_loss`.
-    mode: See `linear_loss`. In addition, ``"grad_in_forward"`` computes the
-      gradient in the forward pass. ``None`` chooses this mode if the memory
-      budget allows it.
-    memory_budget: See `linear_loss`.
+    features_spec: See `linear_loss`.
+    kernel_spec: See `linear_loss`.
+    gather: See `linear_loss`.
+    compute_dtype: See `linear_loss`.
+    reduce_dtype: See `linear_loss`.
+    plan: See :class:`fused.Plan`. By default the gradient is computed in the
+      forward pass if the memory budget allows it.
     label_smoothing: See `linear_loss`.
 
   Returns:
@@ -324,7 +331,5 @@ def linear_loss_sum(
     reduce_dtype=reduce_dtype,
     plan=plan,
   )
-  chosen = _arguments.with_loss(
-    loss, label_smoothing, call, arguments, keep
-  )
+  chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
   return _rules.loss_sum(call, *chosen)

@@ -189,8 +189,12 @@ def checked(
     raise ValueError(
       f"features of shape {features.shape} need {width} in axis {1 - axis} of "
       f"kernel, got {kernel.shape}. For a kernel [V, d] pass class_axis=0."
-      + (" Inside jax.shard_map, name the axes of the width in features_spec "
-         "and kernel_spec." if varying.axes_of(features, kernel) else "")
+      + (
+        " Inside jax.shard_map, name the axes of the width in features_spec "
+        "and kernel_spec."
+        if varying.axes_of(features, kernel)
+        else ""
+      )
     )
   checks.check_num_classes(num_classes, "kernel")
   if bias is not None:
@@ -272,11 +276,13 @@ def _dtype(name: str, dtype: Any) -> np.dtype | None:
   except TypeError:
     found = None
   if (
-    found is None or not jnp.issubdtype(found, jnp.floating) or found.itemsize < 2
+    found is None
+    or not jnp.issubdtype(found, jnp.floating)
+    or found.itemsize < 2
   ):
     raise TypeError(
-      f"{name} must be a floating dtype of 16 bits or more, got {dtype!r}. Pass "
-      "jnp.bfloat16 or jnp.float32."
+      f"{name} must be a floating dtype of 16 bits or more, got {dtype!r}. "
+      "Pass jnp.bfloat16 or jnp.float32."
     )
   return found
 
@@ -349,16 +355,18 @@ def prepared(
   layout, batch = call.layout, arguments.features.shape[:-1]
   where = arguments.where
   if where is None and any(
-    n % layout.shards(axes) for n, axes in zip(batch, layout.rows)
+    n % layout.shards(axes) for n, axes in zip(batch, layout.rows, strict=False)
   ):
     where = jnp.ones(batch, bool)
-  of_rows = arguments._replace(where=where, kernel=None, bias=None)
-  of_rows = jax.tree.map(
+  divides = arguments.features.shape[-1] % layout.shards(layout.width) == 0
+  width = layout.width if layout.width and divides else None
+  of_rows = (arguments.labels, where, arguments.weights, arguments.numbers)
+  labels, where, weights, numbers = jax.tree.map(
     lambda x: layout.padded_rows(x) if x.ndim else x, of_rows
   )
-  arguments = of_rows._replace(kernel=arguments.kernel, bias=arguments.bias)
-  keep, numbers = arguments.where, arguments.numbers
-  weights = arguments.weights
+  features = layout.padded_rows(arguments.features, width)
+  arguments = arguments._replace(features=features)
+  keep = where
   if weights is not None:
     used = weights != 0
     keep = used if keep is None else keep & used
@@ -371,23 +379,21 @@ def prepared(
         values=known.placeholders(numbers.values, keep)
       )
     reads, factor = loss.reads(numbers), loss.factor(numbers)
-  batch = arguments.features.shape[:-1]
+  batch = features.shape[:-1]
   if factor is not None:
     # Varied before it is repeated: its gradient is summed, then sent.
-    factor = varying.vary_like(factor, arguments.features)
+    factor = varying.vary_like(factor, features)
     factor = layout.broadcast(factor, batch)
   arrays = _arrays(call, arguments, keep, factor)
-  classes = arrays.kernel.shape[call.head.class_axis]
+  classes = arguments.kernel.shape[call.head.class_axis]
   if layout.mesh is None and layout.classes:
     classes *= jax.lax.axis_size(layout.classes)
-  elif layout.mesh is not None:
-    classes = arguments.kernel.shape[call.head.class_axis]
-  if isinstance(arguments.labels, tuple):
-    ids, probabilities = arguments.labels
+  if isinstance(labels, tuple):
+    ids, probabilities = labels
     probabilities = probabilities.astype(call.head.sum_dtype)
     targets = _targets.sparse_targets(ids, probabilities, classes, keep)
   else:
-    targets = _targets.hard_targets(arguments.labels, classes, keep)
+    targets = _targets.hard_targets(labels, classes, keep)
   if weights is None:
     weights = layout.place(jnp.ones(batch), layout.row_spec)
   weights = weights.astype(call.head.sum_dtype)

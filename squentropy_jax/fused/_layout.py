@@ -94,8 +94,8 @@ def _visible_mesh(
   found = mesh if mesh is not None else around if around is not None else typed
   if found is not None and len(set(found.axis_types)) > 1:
     raise ValueError(
-      f"mesh must have axes of one type, Auto or Explicit, got {found}. Make it "
-      "with jax.make_mesh(..., axis_types=...)."
+      f"mesh must have axes of one type, Auto or Explicit, got {found}. Make "
+      "it with jax.make_mesh(..., axis_types=...)."
     )
   return found
 
@@ -104,7 +104,7 @@ def _concrete_sharding(array: Any) -> Any:
   """The sharding over a mesh of an array that is no tracer, or None."""
   if isinstance(array, jax.core.Tracer):
     return None
-  sharding = getattr(array, "sharding", None)
+  sharding: Any = getattr(array, "sharding", None)
   named = isinstance(sharding, jax.sharding.NamedSharding)
   return sharding if named and not sharding.is_fully_replicated else None
 
@@ -160,9 +160,7 @@ def _both(
   )
 
 
-def _gathered(
-  gather: str, layout: Layout, rows: int, classes: int
-) -> Layout:
+def _gathered(gather: str, layout: Layout, rows: int, classes: int) -> Layout:
   """The layout with what is gathered over axes of rows and classes both."""
   shared = layout.shared
   # Only blocks of the last axes are neighbours, and ids count from the first.
@@ -170,8 +168,8 @@ def _gathered(
   if gather == "kernel" and not last:
     raise ValueError(
       f"gather='kernel' needs {shared}, which shard rows and classes both, as "
-      f"the last axes of the classes, got {layout.classes}. Reorder kernel_spec, "
-      "or pass gather='rows'."
+      f"the last axes of the classes, got {layout.classes}. Reorder "
+      "kernel_spec, or pass gather='rows'."
     )
   if gather == "auto":
     gather = "kernel" if last and rows >= classes else "rows"
@@ -223,7 +221,9 @@ def resolved(
   )
   classes, kernel_width = of_kernel[class_axis], of_kernel[1 - class_axis]
   named = {a for axes in rows for a in axes} | set(classes)
-  extra = tuple(dict.fromkeys(a for a in (*width, *kernel_width) if a not in named))
+  extra = tuple(
+    dict.fromkeys(a for a in (*width, *kernel_width) if a not in named)
+  )
   if extra:
     if not batch:
       raise ValueError(
@@ -273,8 +273,8 @@ def _inside(
     if checks.explicit_sharding(array) is not None:
       raise ValueError(
         f"{name} is sharded over explicit axes inside a jax.shard_map, "
-        f"{jax.typeof(array)}, and each device would gather it. Make these axes "
-        "manual too, or call the function outside the shard_map."
+        f"{jax.typeof(array)}, and each device would gather it. Make these "
+        "axes manual too, or call the function outside the shard_map."
       )
   *rows, width = _entries(
     "features_spec",
@@ -316,10 +316,10 @@ def _check_pair_inside(layout: Layout, features: Any, kernel: Any) -> None:
   forgotten = varying.axes_of(kernel) - named - of_features
   if forgotten:
     raise ValueError(
-      f"kernel_spec must name {sorted(forgotten)} too: inside jax.shard_map the "
-      "kernel is split over these axes and the features are not, so that each "
-      "device would take its own classes for all classes. Name the axes in "
-      "kernel_spec, such as jax.P(None, 'vocab')."
+      f"kernel_spec must name {sorted(forgotten)} too: inside jax.shard_map "
+      "the kernel is split over these axes and the features are not, so that "
+      "each device would take its own classes for all classes. Pass "
+      "kernel_spec=jax.P(None, 'vocab') for an axis 'vocab' of the classes."
     )
   extra = (of_features & set(layout.classes)) - {*rows, *layout.width}
   if extra:
@@ -336,7 +336,7 @@ def _check_pair_inside(layout: Layout, features: Any, kernel: Any) -> None:
     alone = [a for a in axes if a not in others]
     if alone:
       raise ValueError(
-        f"{name} shards the width over {alone}, which must stand in {other} too "
-        "inside jax.shard_map: the devices would do the same work twice. Call "
-        "the function outside the shard_map to have it resharded."
+        f"{name} shards the width over {alone}, which must stand in {other} "
+        "too inside jax.shard_map: the devices would do the same work twice. "
+        "Call the function outside the shard_map to have it resharded."
       )

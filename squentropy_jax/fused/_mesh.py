@@ -23,7 +23,7 @@ from jax.sharding import (
 )
 import numpy as np
 
-from squentropy_jax._core import checks, varying
+from squentropy_jax._core import varying
 from squentropy_jax._core.class_sums import ClassSums, no_classes, rescaled
 from squentropy_jax.fused._tiles import Arrays, Gradient, Head, RowSums
 
@@ -135,16 +135,23 @@ class Layout(NamedTuple):
     sharding = self._sharding(self.row_spec, len(batch))
     return lax.broadcast(number, batch, out_sharding=sharding)
 
-  def padded_rows(self, array: Any) -> Any:
-    """The array with rows of 0 added until the devices divide them."""
-    rows = [-n % self.shards(a) for n, a in zip(array.shape, self.rows)]
+  def padded_rows(self, array: Any, *more: Axes | None) -> Any:
+    """The array with rows of 0 added until the devices divide them.
+
+    ``more`` are the mesh axes of its axes after those of the rows.
+    """
+    rows = [
+      -n % self.shards(a) for n, a in zip(array.shape, self.rows, strict=False)
+    ]
     if any(rows):
       # An axis that is padded cannot be sharded yet.
-      spec = (None if n else a for n, a in zip(rows, self.row_spec))
-      array = self.place(array, PartitionSpec(*spec))
+      spec = (
+        None if n else a for n, a in zip(rows, self.row_spec, strict=False)
+      )
+      array = self.place(array, PartitionSpec(*spec, *more))
       widths = [(0, n) for n in rows] + [(0, 0)] * (array.ndim - len(rows))
       array = jnp.pad(array, widths)
-    return self.place(array, self.row_spec)
+    return self.place(array, PartitionSpec(*self.row_spec, *more))
 
   def result_rows(self, array: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     """The inverse of `padded_rows`, sharded as results are."""

@@ -202,9 +202,7 @@ class Forward(NamedTuple):
   by_features: dict[str, jax.Array]
 
 
-def _forward(
-  call: Call, mode: str, arrays: Arrays, ids: jax.Array
-) -> Forward:
+def _forward(call: Call, mode: str, arrays: Arrays, ids: jax.Array) -> Forward:
   """The forward pass of a mode."""
   head, layout = call.head, call.layout
   blocks = _blocks(call, mode, arrays, mode != "forward")
@@ -567,9 +565,7 @@ def loss_sum(
     numbers = jax.tree.map(
       lambda x: call.layout.broadcast(x, weights.shape), rows.numbers
     )
-    total = _total(
-      call, loss, ready.arrays, rows._replace(numbers=numbers)
-    )
+    total = _total(call, loss, ready.arrays, rows._replace(numbers=numbers))
   else:
     total = jnp.sum(_row_losses(loss, ready) * weights)
   return total, weights.sum()

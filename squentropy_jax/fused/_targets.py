@@ -36,9 +36,7 @@ class Targets(NamedTuple):
   invalid: jax.Array
 
 
-def _checked_pair(
-  labels: Any, batch: tuple[int, ...]
-) -> tuple[Any, Any]:
+def _checked_pair(labels: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
   """Checks a pair of class ids and probabilities of shape ``[*batch, K]``."""
   if len(labels) != 2:
     raise TypeError(
@@ -96,9 +94,7 @@ def _checked_ids(labels: Any, batch: tuple[int, ...]) -> Any:
   return prelude.widen_ids(labels)
 
 
-def check_range(
-  labels: Any, num_classes: int, keep: np.ndarray | None
-) -> None:
+def check_range(labels: Any, num_classes: int, keep: np.ndarray | None) -> None:
   if not isinstance(labels, tuple):
     prelude.check_label_range(labels, num_classes, keep)
     return

@@ -26,7 +26,9 @@ class Case(NamedTuple):
   def row_axes(self) -> tuple[str, ...]:
     """The mesh axes that shard the rows."""
     entries = [e for e in self.row_spec if e is not None]
-    return tuple(a for e in entries for a in ((e,) if isinstance(e, str) else e))
+    return tuple(
+      a for e in entries for a in ((e,) if isinstance(e, str) else e)
+    )
 
   @property
   def specs(self) -> dict[str, P]:
@@ -50,13 +52,9 @@ def _mesh(
 
 THREE = ((2, 2, 2), ("data", "fsdp", "vocab"))
 LAYOUTS = {
-  "rows": Case(
-    (8, 1), ("data", "vocab"), P(None, "data"), P(None, "vocab")
-  ),
+  "rows": Case((8, 1), ("data", "vocab"), P(None, "data"), P(None, "vocab")),
   "classes": Case((1, 8), ("data", "vocab"), P("data"), P(None, "vocab")),
-  "rows, classes": Case(
-    (2, 4), ("data", "vocab"), P("data"), P(None, "vocab")
-  ),
+  "rows, classes": Case((2, 4), ("data", "vocab"), P("data"), P(None, "vocab")),
   "batch, sequence, classes": Case(
     (2, 2, 2),
     ("data", "context", "vocab"),
