@@ -19,6 +19,8 @@ _ROWS = tuple(p for p in _POWERS if p <= 4096)
 # With fewer rows at a time, to compute the logits again costs less.
 _LEAST_ROWS = 128
 _LEAST_BUDGET = 16 * 2**20
+# Smaller tiles take longer.
+_FAST = (512, 1024)
 
 
 class Plan(NamedTuple):
@@ -37,8 +39,10 @@ class Plan(NamedTuple):
       the logits again for the gradient, with four products.
     memory_budget: A limit for the temporary memory on each device, in bytes.
       The size of the tiles is reduced until they fit, down to a smallest tile.
-      The default is 1.5 times the size of the gradients of features and kernel
-      in float32, and at least 16 MiB.
+      If what does not depend on their size leaves little of the budget, a tile
+      of 512 rows and 1024 classes is used anyway, unless the tile alone needs
+      more than the budget. The default is 1.5 times the size of the gradients
+      of features and kernel in float32, and at least 16 MiB.
 
   Examples:
     >>> fused.Plan("recompute", memory_budget=2**26)
@@ -100,24 +104,37 @@ class Size(NamedTuple):
     return max(_LEAST_BUDGET, 6 * self.width * (self.rows + self.classes))
 
 
+def fixed_bytes(mode: str, size: Size, rows: int) -> int:
+  """The part of `temporary_bytes` that does not depend on the classes."""
+  n, v, d, operand, wide, gathered = size
+  narrow = operand < wide
+  fixed = gathered * d * operand
+  if mode == "frozen_kernel":
+    # A sum of products for each of two fields.
+    return fixed + 2 * n * d * wide
+  if mode in ("grad_in_forward", "recompute") and narrow:
+    fixed += n * d * wide
+  if mode == "grad_in_forward":
+    apart = v * d * wide if narrow and rows < n else 0
+    fixed += rows * v * wide + rows * d * wide + apart
+  return fixed
+
+
 def temporary_bytes(mode: str, size: Size, blocks: Blocks) -> int:
   """What a mode needs in addition to its arguments and results, at least."""
   rows, classes = blocks
-  n, v, d, operand, wide, gathered = size
-  narrow = operand if operand < wide else 0
+  _, _, d, operand, wide, _ = size
   tile = rows * classes * wide
-  part = (rows + classes) * d * operand + rows * classes * narrow
-  part += gathered * d * operand
+  part = (rows + classes) * d * operand
+  part += rows * classes * (operand if operand < wide else 0)
+  part += fixed_bytes(mode, size, rows)
   if mode == "forward":
     return 2 * tile + part
   if mode == "frozen_kernel":
-    # A sum of products for each of two fields, and a tile for one of them.
-    return 3 * tile + part + 2 * n * d * wide
-  gradient = (rows + classes) * d * wide + (n * d * wide if narrow else 0)
-  if mode == "recompute":
-    return 2 * tile + part + gradient
-  apart = v * d * wide if narrow and rows < n else 0
-  return rows * v * wide + tile + part + gradient + rows * d * wide + apart
+    # A tile for the derivative of a sum.
+    return 3 * tile + part
+  gradient = (rows + classes) * d * wide
+  return (2 if mode == "recompute" else 1) * tile + part + gradient
 
 
 def _balanced(total: int, most: int) -> int:
@@ -146,11 +163,20 @@ def blocks_within(
 def blocks_for(
   mode: str, size: Size, budget: int | None, whole_rows: bool = False
 ) -> Blocks:
-  """`blocks_within`, or the smallest there are."""
+  """`blocks_within`, or for a small budget the least that is fast."""
   smallest = Blocks(
     size.rows if whole_rows else _balanced(size.rows, _ROWS[0]),
     min(_POWERS[0], size.classes),
   )
+  budget = size.budget() if budget is None else budget
+  # What no tile makes smaller is no reason for tiles that take longer.
+  rows, classes = _FAST
+  if whole_rows or mode == "grad_in_forward":
+    rows = smallest.rows
+  fast = Blocks(min(rows, size.rows), min(classes, size.classes))
+  fixed = fixed_bytes(mode, size, smallest.rows)
+  tile = temporary_bytes(mode, size, fast) - fixed
+  budget = max(budget, fixed + min(budget, tile))
   return blocks_within(mode, size, budget, whole_rows) or smallest
 
 
