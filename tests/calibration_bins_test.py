@@ -3,6 +3,8 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -91,3 +93,79 @@ def test_a_label_out_of_range_raises_or_gives_nan_under_jit():
 def test_logits_instead_of_probabilities_give_nan():
   stats = calibration.bin_stats(jnp.array([[3.0, -1.0]]), jnp.array([0]))
   assert np.isnan(calibration.expected_calibration_error(stats))
+
+
+# Statistics from confidences.
+
+
+def _assert_equal(found, want):
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_confidences_give_the_bits_of_probabilities(dtype):
+  p, y = _data(240)
+  p[0], p[1] = np.eye(5)[y[0]], 0.2  # A confidence of 1, and a tie.
+  p = np.asarray(p).astype(dtype)
+  confidence, hit = p.max(-1), p.argmax(-1) == y
+  where = np.arange(240) % 3 > 0
+  from_confidence = calibration.bin_stats_from_confidence
+  for keep in (None, where):
+    want = calibration.bin_stats(p, y, where=keep)
+    _assert_equal(from_confidence(confidence, hit, where=keep), want)
+  # Of any batch shape, with garbage in dropped examples, under jit.
+  confidence = np.where(where, confidence, np.array(np.nan, dtype))
+  arrays = (x.reshape(4, 60) for x in (confidence, hit, where))
+  compiled = jax.jit(lambda c, h, w: from_confidence(c, h, where=w))
+  _assert_equal(compiled(*arrays), want)
+
+
+def test_confidences_that_are_none_are_counted_as_invalid():
+  confidence = np.float32(
+    [np.nan, np.inf, -0.1, 1.5, 1 + 2**-22, -(2.0**-22), 0.5]
+  )
+  stats = calibration.bin_stats_from_confidence(
+    confidence, np.ones(7, bool), num_bins=2
+  )
+  assert int(stats.invalid) == 4
+  # Within rounding errors, a number counts as the end of the interval.
+  assert stats.counts.tolist() == [1, 2]
+  assert np.isnan(calibration.expected_calibration_error(stats))
+  stats = calibration.bin_stats_from_confidence(np.float32(0.5), np.True_)
+  assert int(stats.counts.sum()) == 1
+
+
+def test_confidences_on_devices():
+  p, y = _data(64)
+  confidence, hit = p.max(-1), p.argmax(-1) == y
+  want = calibration.bin_stats(p, y)
+  from_confidence = calibration.bin_stats_from_confidence
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    sharded = jax.device_put((confidence, hit), P("data"))
+    _assert_equal(from_confidence(*sharded), want)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  spec = P("data")
+
+  def total(confidence, hit):
+    return jax.lax.psum(from_confidence(confidence, hit), "data")
+
+  total = jax.shard_map(total, mesh=mesh, in_specs=(spec, spec), out_specs=P())
+  found = jax.jit(total)(confidence, hit)
+  _assert_equal(calibration.merge(found, found), calibration.merge(want, want))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "keywords", "error", "message"),
+  [
+    (([1, 0], [True, True]), {}, TypeError, "confidence must be floating"),
+    (([0.5], [1]), {}, TypeError, "correct must be boolean.*predictions =="),
+    (([0.5], [True, False]), {}, ValueError, r"shape \(1,\) of confidence"),
+    (([0.5], [True]), {"where": [1]}, TypeError, "where must be boolean"),
+    (([0.5], [True]), {"where": True}, ValueError, "where must have the batch"),
+    (([0.5], [True]), {"num_bins": 0}, ValueError, "num_bins must be at least"),
+  ],
+)
+def test_confidences_that_do_not_fit(arguments, keywords, error, message):
+  with pytest.raises(error, match=message):
+    calibration.bin_stats_from_confidence(*arguments, **keywords)

@@ -10,6 +10,7 @@ from support.calibration_functions import NAMES, arguments, function
 # These count or loop: they have no gradient in the scores.
 NO_GRADIENT = {
   "bin_stats",
+  "bin_stats_from_confidence",
   "brier_decomposition",
   "classwise_calibration_error",
   "fit_beta_calibration",
@@ -36,7 +37,8 @@ def _with_garbage(name):
   scores, labels, where = arguments(name)
   labels[~where] = -100
   if scores.dtype != bool:
-    scores[~where] = np.float32([[np.nan], [np.inf], [-3e38]])
+    garbage = np.float32([np.nan, np.inf, -3e38])
+    scores[~where] = garbage.reshape(3, *(1,) * (scores.ndim - 1))
   return scores, labels, where
 
 

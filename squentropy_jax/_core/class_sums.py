@@ -114,11 +114,10 @@ class RowStats(NamedTuple):
   @property
   def log_z(self) -> jax.Array:
     r""":math:`\log \sum_k e^{z_k}`, over all possible classes."""
-    impossible = self.target == -jnp.inf
-    zero = jnp.zeros_like(self.target)
-    finite = jnp.where(impossible, zero, self.target)
-    odds = jnp.where(impossible, zero, self.log_odds)
-    return jnp.where(impossible, self.rest_lse, finite + softplus(odds))
+    # From the larger of both parts: a sum of -40 and 41.4 would cancel.
+    below = self.log_odds > 0
+    first = jnp.where(below, self.rest_lse, self.target)
+    return first + softplus(jnp.where(below, -self.log_odds, self.log_odds))
 
 
 # The sums from which a field of `RowStats` is computed. Other fields need none.

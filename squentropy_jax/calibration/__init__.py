@@ -33,6 +33,9 @@ from squentropy_jax.calibration._metrics_bin_stats import (
   bin_stats as bin_stats,
 )
 from squentropy_jax.calibration._metrics_bin_stats import (
+  bin_stats_from_confidence as bin_stats_from_confidence,
+)
+from squentropy_jax.calibration._metrics_bin_stats import (
   merge as merge,
 )
 from squentropy_jax.calibration._metrics_binned_errors import (

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums over bins of confidence, which add exactly over batches and devices."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 from jax import Array
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _digit_sums
 from squentropy_jax.calibration._equal_width_bins import bin_of
-from squentropy_jax.calibration._row_functions import top_label
+from squentropy_jax.calibration._row_functions import (
+  TopLabel,
+  top_label,
+  top_label_of_confidence,
+)
 from squentropy_jax.calibration._scored_rows import (
   ScoredRows,
   check_int,
   compiled_on_rows,
+  read_confidence,
   read_examples,
+  without_explicit_axes,
 )
 
 
@@ -81,9 +89,8 @@ def _bin_means(stats: BinStats) -> tuple[Array, Array]:
   return nan_if_invalid(stats, accuracy), nan_if_invalid(stats, confidence)
 
 
-@compiled_on_rows("num_bins")
-def _bin_stats(rows: ScoredRows, *, num_bins: int) -> BinStats:
-  top = top_label(rows)
+def _add_up(top: TopLabel, num_bins: int) -> BinStats:
+  """The statistics of rows whose predicted class is known."""
   # Rows of bin `num_bins` are ignored.
   bins = jnp.where(top.use, bin_of(top.confidence, num_bins), num_bins)
   flags = jnp.stack([top.use, top.hit], axis=-1).astype(jnp.int32)
@@ -94,6 +101,27 @@ def _bin_stats(rows: ScoredRows, *, num_bins: int) -> BinStats:
     hits=flags[1],
     confidence_digits=_digit_sums.sum_digits(digits, bins, num_bins),
     invalid=jnp.sum(top.invalid, dtype=jnp.int32),
+  )
+
+
+@compiled_on_rows("num_bins")
+def _bin_stats(rows: ScoredRows, *, num_bins: int) -> BinStats:
+  return _add_up(top_label(rows), num_bins)
+
+
+@functools.partial(jax.jit, static_argnames="num_bins")
+def _from_confidence(
+  confidence: Array, correct: Array, where: Array | None, *, num_bins: int
+) -> BinStats:
+  def of_examples(
+    confidence: Array, correct: Array, where: Array | None
+  ) -> BinStats:
+    keep = None if where is None else where.ravel()
+    top = top_label_of_confidence(confidence.ravel(), correct.ravel(), keep)
+    return _add_up(top, num_bins)
+
+  return without_explicit_axes(
+    of_examples, confidence, PartitionSpec(), confidence, correct, where
   )
 
 
@@ -147,6 +175,59 @@ def bin_stats(
   check_int("num_bins", num_bins, 1)
   examples = read_examples("probabilities", probabilities, labels, where)
   return _bin_stats(examples, num_bins=num_bins)
+
+
+def bin_stats_from_confidence(
+  confidence: ArrayLike,
+  correct: ArrayLike,
+  *,
+  num_bins: int = 15,
+  where: ArrayLike | None = None,
+) -> BinStats:
+  r"""Computes the statistics of :func:`bin_stats` from confidences.
+
+  Use it where the probabilities of all classes do not fit into memory, or if
+  only the confidence was stored. From the same confidences, the result has the
+  same bits as that of :func:`bin_stats`.
+
+  .. math::
+
+    B_b = \{i : b/m \le c_i < (b+1)/m\}
+
+  where :math:`m` is ``num_bins``. The last bin includes 1. Edges are float32
+  numbers, or float64 for float64 confidences; narrower types are converted
+  first.
+
+  Args:
+    confidence: The probability of the predicted class, shape ``[...]``.
+    correct: Whether the predicted class is the label, booleans of shape
+      ``[...]``.
+    num_bins: Number of bins, a Python int.
+    where: Which examples to include, booleans of shape ``[...]``. Dropped
+      examples may hold anything, NaN included.
+
+  Returns:
+    The statistics, a :class:`BinStats`. An example whose confidence is NaN or
+    outside [0, 1] is counted in ``invalid``.
+
+  Raises:
+    TypeError: If an argument has a wrong type.
+    ValueError: If a shape does not match.
+
+  Examples:
+    >>> stats = calibration.bin_stats_from_confidence(
+    ...   jnp.array([0.9, 0.8, 0.6]), jnp.array([True, True, False]), num_bins=2
+    ... )
+    >>> stats.counts.tolist(), stats.hits.tolist()
+    ([0, 3], [0, 2])
+
+  References:
+    Naeini et al., `Obtaining Well Calibrated Probabilities Using Bayesian
+    Binning <https://doi.org/10.1609/aaai.v29i1.9602>`_, 2015.
+  """
+  check_int("num_bins", num_bins, 1)
+  arrays = read_confidence(confidence, correct, where)
+  return _from_confidence(*arrays, num_bins=num_bins)
 
 
 def merge(a: BinStats, b: BinStats) -> BinStats:

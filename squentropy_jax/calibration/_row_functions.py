@@ -91,13 +91,18 @@ def rank_of_label(scores: Array, labels: Array) -> Array:
   return jnp.sum(before, axis=-1, dtype=jnp.int32)
 
 
+def _slack(scores: Array) -> float:
+  """By how much rounding may carry a probability out of [0, 1]: a few ulp."""
+  return 4 * float(jnp.finfo(scores.dtype).eps)
+
+
 def are_probabilities(scores: Array) -> Array:
   """Which rows ``[...]`` of ``[..., C]`` lie in [0, 1] and sum to 1.
 
   Rows with NaN and rows of logits do not. The limits allow for rounding to the
   type of ``scores``: a few ulp for each number, and 0.01 more for the sum.
   """
-  slack = 4 * float(jnp.finfo(scores.dtype).eps)
+  slack = _slack(scores)
   low = widen(jnp.min(scores, axis=-1))
   high = widen(jnp.max(scores, axis=-1))
   sum_ = jnp.sum(widen(scores), axis=-1)
@@ -117,10 +122,28 @@ def top_label(rows: ScoredRows) -> TopLabel:
     return confidence, prediction == labels, are_probabilities(scores)
 
   confidence, hit, valid = map_rows(of_block, rows)
-  valid &= ~rows.label_invalid
-  use = rows.keep & valid
+  return _valid_top_label(
+    confidence, hit, rows.keep, valid & ~rows.label_invalid
+  )
+
+
+def top_label_of_confidence(
+  confidence: Array, hit: Array, where: Array | None
+) -> TopLabel:
+  """The top label of each row ``[n]``, from its confidence."""
+  keep = jnp.ones(hit.shape, bool) if where is None else where
+  confidence = jnp.where(keep, confidence, jnp.zeros_like(confidence))
+  slack, wide = _slack(confidence), widen(confidence)
+  valid = (wide >= -slack) & (wide <= 1 + slack)
+  return _valid_top_label(confidence, hit, keep, valid)
+
+
+def _valid_top_label(
+  confidence: Array, hit: Array, keep: Array, valid: Array
+) -> TopLabel:
+  use = keep & valid
   confidence = jnp.where(use, jnp.clip(widen(confidence), 0, 1), 0)
-  return TopLabel(confidence, hit & use, use, rows.keep & ~valid)
+  return TopLabel(confidence, hit & use, use, keep & ~valid)
 
 
 def mean_over_rows(

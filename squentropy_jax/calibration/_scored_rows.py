@@ -111,6 +111,28 @@ def read_examples(
   return ScoredExamples(scores, jnp.asarray(values), mask)
 
 
+def read_confidence(
+  confidence: ArrayLike, correct: ArrayLike, where: ArrayLike | None
+) -> tuple[Array, Array, Array | None]:
+  """Checks types and shapes of confidences and of what is correct."""
+  # Dropped rows may hold NaN, and a conversion computes nothing.
+  with jax.debug_nans(False):
+    scores = checks.as_floats(confidence, "confidence")
+  hits = jnp.asarray(checks.as_array(correct, "correct"))
+  if hits.dtype != jnp.bool_:
+    raise TypeError(
+      f"correct must be boolean, got dtype {hits.dtype}. Pass predictions == "
+      "labels."
+    )
+  if hits.shape != scores.shape:
+    raise ValueError(
+      f"correct must have the shape {scores.shape} of confidence, got "
+      f"{hits.shape}."
+    )
+  mask = None if where is None else as_mask(where, scores.shape)
+  return scores, hits, mask
+
+
 def _flatten(examples: ScoredExamples) -> ScoredRows:
   num_classes = examples.scores.shape[-1]
   n = math.prod(examples.labels.shape)

@@ -4,4 +4,6 @@
 from squentropy_jax.fused._api import linear_loss as linear_loss
 from squentropy_jax.fused._api import linear_loss_sum as linear_loss_sum
 from squentropy_jax.fused._api import linear_row_stats as linear_row_stats
+from squentropy_jax.fused._blocked import LossSum as LossSum
+from squentropy_jax.fused._blocked import blocked_loss_sum as blocked_loss_sum
 from squentropy_jax.fused._plan import Plan as Plan

@@ -31,7 +31,10 @@ def function(name):
 
 
 def arguments(name):
-  """Scores ``[12, C]``, labels and ``where``, of which a fourth is False."""
+  """Scores ``[12, C]``, labels and ``where``, of which a fourth is False.
+
+  A function of confidences gets them and hits, both ``[12]``.
+  """
   rng = np.random.default_rng(6)
   scores = rng.normal(size=(12, 2 if "beta" in name else 4)) * 2
   labels = rng.integers(0, scores.shape[-1], 12)
@@ -41,4 +44,6 @@ def arguments(name):
     scores = np.array(jax.nn.softmax(scores))
   if kind == "sets":
     scores = scores > 0.2
+  if kind == "confidence":
+    scores, labels = scores.max(-1), labels == scores.argmax(-1)
   return scores, labels, np.arange(12) % 4 > 0

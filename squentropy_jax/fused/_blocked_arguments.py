@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of `blocked_loss_sum`, checked."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import numpy as np
+
+from squentropy_jax._core import checks, varying
+from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.rows import RowLoss, row_loss
+from squentropy_jax.fused._blocked_sums import Rows
+
+
+def checked_labels(labels: Any) -> tuple[Any, tuple[int, ...]]:
+  """The labels and the batch shape, which they define."""
+  if isinstance(labels, tuple):
+    if len(labels) != 2:
+      raise TypeError(
+        "labels as a tuple must be a pair (ids, probabilities), got "
+        f"{len(labels)} elements."
+      )
+    ids = checks.as_array(labels[0], "the ids of labels")
+    probabilities = checks.as_array(labels[1], "the probabilities of labels")
+    if not (
+      jnp.issubdtype(ids.dtype, jnp.integer)
+      and jnp.issubdtype(probabilities.dtype, jnp.floating)
+    ):
+      raise TypeError(
+        "labels as a tuple must be a pair (ids, probabilities), integers and "
+        f"floats, got {ids.dtype} and {probabilities.dtype}."
+      )
+    if ids.shape != probabilities.shape or not ids.ndim or not ids.shape[-1]:
+      raise ValueError(
+        "the ids and probabilities of labels must both have the shape (..., "
+        f"K), K targets for each row, got {ids.shape} and "
+        f"{probabilities.shape}."
+      )
+    return (prelude.widen_ids(ids), probabilities), ids.shape[:-1]
+  array = checks.as_array(labels, "labels")
+  if jnp.issubdtype(array.dtype, jnp.integer):
+    return prelude.widen_ids(array), array.shape
+  if jnp.issubdtype(array.dtype, jnp.floating) and array.ndim:
+    return array, array.shape[:-1]
+  raise TypeError(
+    "labels must be class ids, integers of shape [...], or target "
+    "distributions, floats of shape [..., V] or a pair (ids, probabilities), "
+    f"got {array.dtype} of shape {array.shape}."
+  )
+
+
+def _of_rows(name: str, values: Any, batch: tuple[int, ...]) -> Any:
+  # NumPy arrays stay so: inside jit those of JAX are traced.
+  array = checks.as_array(values, name)
+  if array.shape != batch:
+    raise ValueError(
+      f"{name} must have the batch shape {batch} of labels, one for each row, "
+      f"got {array.shape}. Nothing is broadcast."
+    )
+  return array
+
+
+def where(where: Any, batch: tuple[int, ...]) -> Any:
+  array = _of_rows("where", where, batch)
+  if array.dtype != jnp.bool_:
+    raise TypeError(
+      f"where must be boolean, got dtype {array.dtype}. Pass where != 0, or "
+      "pass weights= for a weight of each row."
+    )
+  return array
+
+
+def weights(weights: Any, batch: tuple[int, ...]) -> Any:
+  array = _of_rows("weights", weights, batch)
+  if array.dtype == jnp.bool_:
+    raise TypeError(
+      "weights must be real numbers, got booleans. Pass them as where=."
+    )
+  checks.check_real("weights", array)
+  return array
+
+
+def _as_metric(name: str, formula: Any) -> RowLoss[Any]:
+  """A row loss of the formula, whose values are real numbers."""
+  if not callable(formula):
+    raise TypeError(
+      f"metrics[{name!r}] must be a row formula such as rows.correct, got "
+      f"{formula!r}."
+    )
+
+  def values(stats: RowStats) -> jax.Array:
+    found = formula(stats)
+    if getattr(found, "shape", None) != stats.target.shape:
+      raise TypeError(
+        f"metrics[{name!r}] must return one number for each row. Of "
+        f"statistics of shape {stats.target.shape} it returns {found}."
+      )
+    return found.astype(stats.target.dtype)
+
+  return row_loss(values)
+
+
+def as_metrics(metrics: Any) -> dict[str, RowLoss[Any]]:
+  if not isinstance(metrics, Mapping):
+    raise TypeError(
+      "metrics must be a dict of row formulas such as {'accuracy': "
+      f"rows.correct}}, got {metrics!r}."
+    )
+  return {name: _as_metric(name, f) for name, f in metrics.items()}
+
+
+class ConvertedHead(NamedTuple):
+  """A head as a function of all arrays that may be differentiated.
+
+  Attributes:
+    jaxpr: The program of the head.
+    consts: Its constants. None stands for a traced one, passed as ``closure``.
+  """
+
+  jaxpr: core.Jaxpr
+  consts: list[Any]
+
+  def logits(
+    self, params: Any, block: jax.Array, closure: list[jax.Array]
+  ) -> jax.Array:
+    """The logits ``[rows, V]`` of a block."""
+    traced = iter(closure)
+    consts = [next(traced) if c is None else c for c in self.consts]
+    run = core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, consts))
+    return run(*jax.tree.leaves((params, block)))[0]
+
+
+def converted(
+  head_fn: Any, params: Any, block: jax.Array
+) -> tuple[ConvertedHead, list[jax.Array], jax.ShapeDtypeStruct]:
+  """The head, the traced arrays that it closes over, and what it returns."""
+  if not callable(head_fn):
+    raise TypeError(
+      "head_fn must be a function head_fn(params, block) that returns logits, "
+      f"got {head_fn!r}."
+    )
+  # A function of its own: JAX keeps what it traced for each function.
+  jaxpr, out = jax.make_jaxpr(
+    lambda params, block: head_fn(params, block), return_shape=True
+  )(params, block)
+  rows = block.shape[0]
+  if not hasattr(out, "dtype") or not jnp.issubdtype(out.dtype, jnp.floating):
+    raise TypeError(
+      "head_fn must return one array of floating-point logits, got "
+      f"{jax.tree.map(lambda x: x.dtype, out)}."
+    )
+  if out.ndim != 2 or out.shape[0] != rows:
+    raise ValueError(
+      f"head_fn must return logits of shape ({rows}, V) for a block of shape "
+      f"{block.shape}, got {out.shape}."
+    )
+  checks.check_num_classes(out.shape[1], "the logits of head_fn")
+  traced = [isinstance(c, jax.core.Tracer) for c in jaxpr.consts]
+  pairs = list(zip(jaxpr.consts, traced, strict=True))
+  head = ConvertedHead(jaxpr.jaxpr, [None if t else c for c, t in pairs])
+  return head, [c for c, t in pairs if t], out
+
+
+def check_axes(
+  axes: frozenset[str], params: Any, closure: list[jax.Array]
+) -> None:
+  """Raises if the head has different parameters for the same rows."""
+  more = sorted(varying.axes_of(params, closure) - axes)
+  if more:
+    raise ValueError(
+      f"params must not vary over the mesh axes {more}, over which features "
+      "and labels do not vary, because head_fn must return the logits of all "
+      "classes. Gather params, or use fused.linear_loss_sum."
+    )
+
+
+def known_rows(
+  masks: tuple[Any, Any], batch: tuple[int, ...], used_with: Any
+) -> tuple[bool, np.ndarray | None]:
+  """Whether labels may be read, and the rows that are known to be kept.
+
+  The rows are None for all, and none where nothing is known.
+  """
+  present = [x for x in masks if x is not None]
+  used = tuple(jax.tree.leaves(used_with))
+  if not checks.is_concrete(*present, used_with=used):
+    return False, np.zeros(batch, bool)
+  keep = None
+  for mask in present:
+    used_rows = np.asarray(mask) != 0
+    keep = used_rows if keep is None else keep & used_rows
+  return True, keep
+
+
+def fitting_labels(
+  labels: Any,
+  batch: tuple[int, ...],
+  num_classes: int,
+  *,
+  is_known: bool,
+  kept: np.ndarray | None,
+) -> Any:
+  """Checks labels for so many classes, and converts them to JAX arrays."""
+  ids, used = labels, kept
+  if isinstance(labels, tuple):
+    ids, probabilities = labels
+  if not jnp.issubdtype(ids.dtype, jnp.integer):
+    if ids.shape != (*batch, num_classes):
+      raise ValueError(
+        "labels as target distributions must have the shape "
+        f"{(*batch, num_classes)}, one probability for each class of the "
+        f"logits, got {ids.shape}."
+      )
+    return checks.as_jax(ids)
+  if is_known and checks.is_concrete(*jax.tree.leaves(labels)):
+    if isinstance(labels, tuple):
+      used = np.asarray(probabilities) != 0
+      used = used if kept is None else used & kept[..., None]
+    prelude.check_label_range(ids, num_classes, used)
+  ids = checks.as_jax(prelude.narrow_labels(ids, num_classes))
+  if isinstance(labels, tuple):
+    return ids, checks.as_jax(probabilities)
+  return ids
+
+
+def padded(rows: Rows, missing: int) -> Rows:
+  """The rows, and ``missing`` more that are dropped."""
+  if not missing:
+    return rows
+  if rows.keep is None:
+    n = rows.features.shape[0]
+    rows = rows._replace(keep=jnp.ones(n, bool))
+  return jax.tree.map(
+    lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), rows
+  )

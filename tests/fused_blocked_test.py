@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over blocks of rows against the dense losses of all logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+from support.heads import jit
+
+from squentropy_jax import fused, losses, rows
+
+N, D, V = 7, 4, 6
+_RNG = np.random.default_rng(3)
+
+
+def _floats(*shape):
+  return _RNG.normal(size=shape).astype(np.float32)
+
+
+FEATURES, LABELS = _floats(N, D), np.arange(N, dtype=np.int32) % V
+PARAMS = {
+  "kernel": _floats(D, V),
+  "scale": 1 + np.abs(_floats(1, D)),
+  "step": np.int32(3),  # A leaf without a derivative.
+}
+WEIGHTS = np.linspace(-1, 2, N, dtype=np.float32)
+KEEP = np.arange(N) % 4 != 2
+
+
+def head(params, block):
+  """A norm before the head, which has no derivative at zeros."""
+  norm = jnp.sqrt(jnp.square(block).sum(-1, keepdims=True))
+  return (block / norm * params["scale"]) @ params["kernel"]
+
+
+def _dense_logits():
+  norm = np.sqrt(np.square(FEATURES).sum(-1, keepdims=True))
+  return (FEATURES / norm * PARAMS["scale"]) @ PARAMS["kernel"]
+
+
+def blocked(loss, params, features, labels, **keywords):
+  keywords = {"block_rows": 3} | keywords
+  return fused.blocked_loss_sum(
+    loss, head, params, features, labels, **keywords
+  )
+
+
+def gradients(f, *arguments):
+  """The value, and the gradients of all arguments; of integers float0."""
+  value, vjp = jax.vjp(f, *arguments)
+  return value, vjp(jnp.ones_like(value))
+
+
+def assert_close(found, want, rtol=2e-6):
+  for one, other in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+    assert one.dtype == other.dtype
+    if one.dtype != jax.dtypes.float0:
+      size = np.abs(other).max(initial=1e-3)
+      np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * size)
+
+
+@jit
+def _compare(params, features, weights, temperature):
+  """Sum and gradients in blocks of 3 and of the dense loss."""
+  labels = LABELS.reshape(1, N)
+
+  def in_blocks(params, features, weights, temperature):
+    loss = functools.partial(losses.ldr_kl, temperature=temperature)
+    found = blocked(
+      loss, params, features, labels, weights=weights, where=KEEP[None]
+    )
+    # The sums are scaled by a cotangent other than 1.
+    return 0.5 * found.loss
+
+  def dense(params, features, weights, temperature):
+    features = jnp.where(KEEP[None, :, None], features, FEATURES[None])
+    each = losses.ldr_kl(
+      head(params, features[0]),
+      LABELS,
+      temperature=temperature[0] if temperature.ndim else temperature,
+      where=KEEP,
+    )
+    return 0.5 * (each * jnp.where(KEEP, weights[0], 0.0)).sum()
+
+  arguments = params, features, weights, temperature
+  return [gradients(f, *arguments) for f in (in_blocks, dense)]
+
+
+@pytest.mark.parametrize("of_rows", [False, True])
+def test_value_and_gradients_equal_those_of_the_dense_loss(of_rows):
+  temperature = np.float32(1.5)
+  if of_rows:
+    temperature = np.where(KEEP, np.linspace(0.5, 2, N), np.nan)[None]
+    temperature = temperature.astype(np.float32)
+  features = np.where(KEEP[:, None], FEATURES, np.nan)[None]
+  found, want = _compare(PARAMS, features, WEIGHTS[None], temperature)
+  assert_close(found, want)
+  by_features, by_weights = found[1][1:3]
+  for gradient in (by_features, by_weights):
+    np.testing.assert_array_equal(gradient[0, ~KEEP], 0)
+
+
+def test_no_kept_row():
+  def total(params, features):
+    nowhere = np.zeros(N, bool)
+    found = blocked(
+      losses.squentropy,
+      params,
+      features,
+      LABELS,
+      where=nowhere,
+      metrics={"z": rows.z_loss},
+    )
+    return found.loss + found.weight + found.metrics["z"]
+
+  found = jit(functools.partial(gradients, total))(PARAMS, FEATURES * np.nan)
+  for x in jax.tree.leaves(found):
+    assert x.dtype == jax.dtypes.float0 or not np.any(x)
+  # No row at all.
+  none = functools.partial(
+    gradients, lambda p, f: blocked(losses.squentropy, p, f, LABELS[:0]).loss
+  )
+  value, (_, by_features) = jit(none)(PARAMS, FEATURES[:0])
+  assert value == 0
+  assert by_features.shape == (0, D)
+
+
+def test_target_distributions_and_pairs():
+  ids = np.stack([LABELS, (LABELS + 2) % V, np.full(N, -7)], -1)
+  p = np.float32([[0.75, 0.25, 0.0]] * N)
+  whole = np.zeros((N, V), np.float32)
+  np.put_along_axis(whole, ids[:, :2], p[:, :2], -1)
+
+  @jit
+  def compare(params, p, whole):
+    def of_pairs(params, p):
+      return blocked(losses.squentropy, params, FEATURES, (ids, p)).loss
+
+    def of_distributions(params, whole):
+      return blocked(losses.squentropy, params, FEATURES, whole).loss
+
+    def dense(params, whole):
+      return losses.squentropy(head(params, FEATURES), whole).sum()
+
+    return (
+      gradients(of_pairs, params, p),
+      gradients(of_distributions, params, whole),
+      gradients(dense, params, whole),
+    )
+
+  of_pairs, in_blocks, dense = compare(PARAMS, p, whole)
+  assert_close(in_blocks, dense)
+  assert_close((of_pairs[0], of_pairs[1][0]), (dense[0], dense[1][0]))
+  # An entry of probability 0 is ignored.
+  want = np.take_along_axis(np.asarray(dense[1][1]), ids[:, :2], -1)
+  assert_close(of_pairs[1][1], np.pad(want, [(0, 0), (0, 1)]))
+
+
+def test_metrics_are_weighted_sums_without_gradient():
+  metrics = {
+    "accuracy": rows.correct,
+    "z": rows.z_loss,
+    "scaled": lambda stats: 2 * stats.log_z,
+  }
+
+  def found(params):
+    return blocked(
+      losses.squentropy,
+      params,
+      FEATURES,
+      LABELS,
+      weights=WEIGHTS,
+      where=KEEP,
+      metrics=metrics,
+    )
+
+  @jit
+  def sums_and_gradient(params):
+    by_metric = jax.grad(lambda p: found(p).metrics["z"], allow_int=True)
+    return found(params), by_metric(params)["kernel"]
+
+  sums, gradient = sums_and_gradient(PARAMS)
+  assert not gradient.any()
+  z = _dense_logits()
+  log_z = np.log(np.exp(z).sum(-1))
+  weights = np.where(KEEP, WEIGHTS, 0)
+  assert sums._fields == ("loss", "weight", "metrics")
+  np.testing.assert_allclose(sums.weight, weights.sum(), rtol=1e-6)
+  want = {
+    "accuracy": weights @ (z.argmax(-1) == LABELS),
+    "z": weights @ log_z**2,
+    "scaled": weights @ (2 * log_z),
+  }
+  for name, value in sums.metrics.items():
+    np.testing.assert_allclose(value, want[name], rtol=1e-5, err_msg=name)
+
+
+def test_metrics_see_the_logits_that_the_loss_divides():
+  loss = functools.partial(losses.ldr_kl, temperature=2.0)
+  found = blocked(loss, PARAMS, FEATURES, LABELS, metrics={"log_z": rows.log_z})
+  z = _dense_logits() / 2
+  want = np.log(np.exp(z).sum(-1)).sum()
+  np.testing.assert_allclose(found.metrics["log_z"], want, rtol=1e-5)
+  without = jax.eval_shape(lambda: blocked(loss, PARAMS, FEATURES, LABELS))
+  assert without.metrics == {}
+
+
+def test_head_may_close_over_traced_arrays():
+  """Of floats the gradient is right, of integers there is none."""
+  kernel = PARAMS["kernel"]
+
+  def total(kernel, order, features):
+    def closed(scale, block):
+      return (block * scale) @ kernel[order]
+
+    return fused.blocked_loss_sum(
+      losses.squentropy, closed, jnp.float32(2), features, LABELS, block_rows=3
+    ).loss
+
+  def dense(kernel, order, features):
+    return losses.squentropy(features * 2.0 @ kernel[order], LABELS).sum()
+
+  order = np.arange(D)[::-1].copy()
+
+  @jit
+  def every(*arguments):
+    # The inner jit ends before the rule of the derivative runs.
+    each = (dense, total, jax.jit(total))
+    return [jax.value_and_grad(f)(*arguments) for f in each]
+
+  want, *found = every(kernel, order, FEATURES)
+  for one in found:
+    assert_close(one, want)
+
+
+def test_features_of_any_shape_and_kind():
+  tokens = _RNG.integers(0, 5, (2, 3, 4))
+  labels = _RNG.integers(0, V, (2, 3))
+  table = _floats(5, V)
+
+  def bag(table, block):
+    assert block.shape == (4, 4)
+    return table[block].sum(1)
+
+  def total(table, tokens):
+    return fused.blocked_loss_sum(
+      losses.squentropy, bag, table, tokens, labels, block_rows=4
+    ).loss
+
+  def dense(table, tokens):
+    return losses.squentropy(table[tokens].sum(2), labels).sum()
+
+  found, want = jit(
+    lambda *arguments: [gradients(f, *arguments) for f in (total, dense)]
+  )(table, tokens)
+  assert_close(found, want)
+
+
+def test_gradients_of_narrow_parameters_are_added_in_float32():
+  # 1 + 2^-8 rounds to 1 in bfloat16: a narrow sum would stall at 256.
+  n = 512
+  params = jnp.zeros((1, 2), jnp.bfloat16)
+  features = jnp.ones((n, 1), jnp.bfloat16)
+  labels = np.zeros(n, np.int32)
+  gradient, by_features = jit(
+    jax.grad(
+      lambda p, f: (
+        fused.blocked_loss_sum(
+          losses.cross_entropy, _matmul, p, f, labels, block_rows=1
+        ).loss
+      ),
+      (0, 1),
+    )
+  )(params, features)
+  assert gradient.dtype == by_features.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(gradient.astype(np.float32), [[-n / 2, n / 2]])
+
+
+# Programs.
+
+
+def _matmul(params, block):
+  return block @ params
+
+
+def _sum(kernel, features, labels, block_rows):
+  return fused.blocked_loss_sum(
+    losses.cross_entropy,
+    _matmul,
+    kernel,
+    features,
+    labels,
+    block_rows=block_rows,
+  ).loss
+
+
+@functools.cache
+def _compiled(argnums):
+  arrays = (
+    jax.ShapeDtypeStruct((64, 1024), np.float32),
+    jax.ShapeDtypeStruct((2000, 64), np.float32),
+    jax.ShapeDtypeStruct((2000,), np.int32),
+  )
+  f = functools.partial(_sum, block_rows=128)
+  f = f if argnums is None else jax.value_and_grad(f, argnums)
+  return jax.jit(f).lower(*arrays).compile()
+
+
+@pytest.mark.parametrize(
+  ("argnums", "products"), [(None, 1), (1, 2), ((0, 1), 3)]
+)
+def test_matrix_products(argnums, products):
+  text = _compiled(argnums).as_text()
+  assert text.count(" dot(") + text.count("custom-call(") == products, text
+
+
+@pytest.mark.parametrize("argnums", [None, (0, 1)])
+def test_logits_of_all_rows_are_never_in_memory(argnums):
+  used = _compiled(argnums).memory_analysis().temp_size_in_bytes
+  logits, block = 4 * 2000 * 1024, 4 * 128 * 1024
+  inputs_and_gradients = 4 * 2 * (2048 * 64 + 64 * 1024)
+  assert used <= inputs_and_gradients + 4 * block < logits
+
+
+def test_rows_sharded_in_shard_map():
+  mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+  labels, features = LABELS[:6], FEATURES[:6]
+  arrays = {k: v for k, v in PARAMS.items() if k != "step"}
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(P(), P("data"), P("data")),
+    out_specs=(P(), (P(), P("data"))),
+  )
+  def sharded(params, features, labels):
+    def total(params, features):
+      found = blocked(
+        losses.squentropy,
+        params,
+        features,
+        labels,
+        block_rows=2,
+        metrics={"z": rows.z_loss},
+      )
+      found = jax.lax.psum(found, "data")
+      return found.loss / found.weight
+
+    gradient = jax.grad(total, (0, 1))(params, features)
+    return total(params, features), gradient
+
+  def dense(params, features):
+    return losses.squentropy(head(params, features), labels).mean()
+
+  want = jit(jax.value_and_grad(dense, (0, 1)))(arrays, features)
+  assert_close(jit(sharded)(arrays, features, labels), want)
+
+
+def test_kernel_with_some_classes_is_refused_in_shard_map():
+  mesh = jax.make_mesh((2,), ("vocab",), axis_types=(AxisType.Auto,))
+
+  @functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=P(None, "vocab"), out_specs=P("vocab")
+  )
+  def sharded(kernel):
+    return _sum(kernel, FEATURES, LABELS, 4)[None]
+
+  with pytest.raises(ValueError, match=r"params must not vary .*\['vocab'\]"):
+    jax.eval_shape(sharded, PARAMS["kernel"])
+
+
+def test_no_nan_and_no_leak_with_a_dropped_row():
+  dirty = jnp.where(KEEP[:, None], FEATURES, jnp.nan)
+  labels = np.where(KEEP, LABELS, -100)
+  weights = jnp.where(KEEP, WEIGHTS, jnp.inf)
+
+  def total(params):
+    return blocked(
+      losses.squentropy,
+      params,
+      dirty,
+      labels,
+      weights=weights,
+      where=KEEP,
+      metrics={"z": rows.z_loss},
+    ).loss
+
+  gradient = jax.grad(total, allow_int=True)
+  with jax.debug_nans(True):
+    found = jit(gradient)(PARAMS)
+  assert np.isfinite(found["kernel"]).all()
+  with jax.checking_leaks():
+    jax.eval_shape(gradient, PARAMS)
+
+
+def test_an_invalid_label_raises_or_is_nan():
+  labels = np.where(np.arange(N) == 5, V, LABELS)
+  with pytest.raises(ValueError, match=rf"labels\[5\] = {V} .* \[0, {V}\)"):
+    blocked(losses.squentropy, PARAMS, FEATURES, labels)
+
+  @jit
+  def traced(labels, features):
+    return gradients(
+      lambda f: blocked(losses.squentropy, PARAMS, f, labels).loss, features
+    )
+
+  pair = np.stack([LABELS, labels], -1), np.full((N, 2), 0.5, np.float32)
+  for y in (labels, pair):
+    value, (by_features,) = traced(y, FEATURES)
+    assert np.isnan(value)
+    np.testing.assert_array_equal(
+      np.isnan(by_features).all(-1), np.arange(N) == 5
+    )
+
+
+@pytest.mark.x64
+def test_float64_stays_and_products_with_the_hessian():
+  def total(kernel, features):
+    return _sum(kernel, features, LABELS, 3)
+
+  def dense(kernel, features):
+    return losses.cross_entropy(features @ kernel, LABELS).sum()
+
+  at = np.float64(PARAMS["kernel"]), np.float64(FEATURES)
+  towards = tuple(np.cos(np.arange(x.size)).reshape(x.shape) for x in at)
+  found, want = (
+    jax.jvp(jax.grad(f, (0, 1)), at, towards) for f in (total, dense)
+  )
+  assert_close(found, want, 1e-12)
+
+
+@pytest.mark.parametrize(
+  ("changes", "error", "message"),
+  [
+    ({"block_rows": 0}, ValueError, r"block_rows must be in \[1, inf\), got 0"),
+    ({"block_rows": 2.0}, TypeError, "block_rows must be one int"),
+    (
+      {"loss": losses.dice},
+      TypeError,
+      "loss must be a row loss",
+    ),
+    (
+      {"loss": functools.partial(losses.squentropy, gamma=1.0)},
+      TypeError,
+      "has no hyper-parameter gamma",
+    ),
+    ({"head_fn": None}, TypeError, "head_fn must be a function"),
+    (
+      {"head_fn": lambda p, x: x[None]},
+      ValueError,
+      r"head_fn must return logits of shape \(3, V\) .*got \(1, 3, 4\)",
+    ),
+    (
+      {"head_fn": lambda p, x: x[:1]},
+      ValueError,
+      r"head_fn must return logits of shape \(3, V\)",
+    ),
+    (
+      {"head_fn": lambda p, x: (x, x)},
+      TypeError,
+      "head_fn must return one array",
+    ),
+    (
+      {"head_fn": lambda p, x: jnp.argmax(x, -1)},
+      TypeError,
+      "floating-point logits, got int32",
+    ),
+    ({"where": np.ones(N, np.float32)}, TypeError, "pass weights="),
+    ({"where": np.ones(4, bool)}, ValueError, r"where .*batch shape \(7,\)"),
+    ({"weights": KEEP}, TypeError, "Pass them as where="),
+    ({"weights": np.ones((N, 1))}, ValueError, "weights must have the batch"),
+    (
+      {"labels": LABELS[:3]},
+      ValueError,
+      r"first axes of features .*\(3,\) of labels, got \(7, 4\)",
+    ),
+    (
+      {"labels": np.ones((N, V + 1), np.float32)},
+      ValueError,
+      r"labels as target distributions must have the shape \(7, 6\)",
+    ),
+    ({"labels": KEEP}, TypeError, "labels must be class ids"),
+    ({"labels": (LABELS,)}, TypeError, "pair .ids, probabilities.*1 elements"),
+    ({"labels": (LABELS, LABELS)}, TypeError, "integers and floats"),
+    (
+      {"labels": (LABELS, WEIGHTS[:3])},
+      ValueError,
+      r"must both have the shape \(..., K\)",
+    ),
+    ({"metrics": [rows.z_loss]}, TypeError, "metrics must be a dict"),
+    ({"metrics": {"z": "z_loss"}}, TypeError, r"metrics\['z'\] must be a row"),
+    (
+      {"metrics": {"z": lambda stats: stats.log_z.sum()}},
+      TypeError,
+      r"metrics\['z'\] must return one number for each row",
+    ),
+  ],
+)
+def test_arguments_that_do_not_fit(changes, error, message):
+  arguments = {
+    "loss": losses.squentropy,
+    "head_fn": _matmul,
+    "params": PARAMS["kernel"],
+    "features": FEATURES,
+    "labels": LABELS,
+    "block_rows": 3,
+  }
+  with pytest.raises(error, match=message):
+    jax.eval_shape(lambda: fused.blocked_loss_sum(**(arguments | changes)).loss)
