@@ -94,11 +94,11 @@ demo: $(VENV)/.study
 
 # jax has one float width per process, so the float64 tests run separately.
 test: $(VENV)/.test
-	JAX_ENABLE_X64=0 $(PY) -m pytest -n 2
-	JAX_ENABLE_X64=1 $(PY) -m pytest -n 2
+	JAX_ENABLE_X64=0 $(PY) -m pytest -n 2 --dist loadgroup
+	JAX_ENABLE_X64=1 $(PY) -m pytest -n 2 --dist loadgroup
 
 test-full: $(VENV)/.test
-	$(PY) -m pytest -n 2 -m full
+	$(PY) -m pytest -n 2 --dist loadgroup -m full
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check
@@ -132,8 +132,8 @@ test-newest:
 	$(call environment,$(NEWEST))
 	$(call install,$(NEWEST)) --upgrade \
 	  --editable '.[study,tables,replication,test]'
-	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2
-	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2
+	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
+	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
 
 compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
   --generate-hashes --no-header --no-annotate --no-emit-index-url \

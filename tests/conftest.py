@@ -5,10 +5,14 @@ As a program it runs pytest on the files it is given: the main of every Bazel
 test target.
 """
 
+import gc
 import os
 import sys
 
 import pytest
+
+# Traces make many small objects that live long: collecting them takes time.
+gc.set_threshold(100_000, 20, 100)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -46,8 +50,21 @@ def pytest_configure(config: pytest.Config) -> None:
     "markers", "x64: runs only with JAX_ENABLE_X64=1, in a process of its own"
   )
   config.addinivalue_line(
+    "markers", "xdist_group: tests of one group run in one process of xdist"
+  )
+  config.addinivalue_line(
     "markers", "full: a full cross of settings, run by `make test-full` only"
   )
+
+
+def _group(item: pytest.Item) -> str:
+  """The tests that share what they compile, or the study that they read."""
+  callspec = getattr(item, "callspec", None)
+  name = getattr(callspec and callspec.params.get("case"), "name", None)
+  if name is not None:
+    return name
+  stem = item.path.stem
+  return "study" if stem.startswith("study") else stem
 
 
 def pytest_collection_modifyitems(
@@ -61,6 +78,7 @@ def pytest_collection_modifyitems(
     has = {mark.name for mark in item.iter_markers()}
     of_leg = ("x64" in has) == x64 and (full or "full" not in has)
     (chosen if of_leg else others).append(item)
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
   items[:] = chosen
   if others:
     config.hook.pytest_deselected(items=others)

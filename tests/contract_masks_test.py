@@ -12,16 +12,13 @@ from support.contract import (
   F32,
   LABELS,
   LOGITS,
-  both,
   close,
   compiled,
-  gradient,
+  evaluate,
   gradients_close,
-  jit,
   reference,
   reference_gradient,
   size_of,
-  value_and_gradients,
 )
 
 # Masks and impossible classes.
@@ -33,20 +30,19 @@ def test_dropped_examples_leave_no_trace(case):
   logits, labels = LOGITS.copy(), LABELS.copy()
   logits[1], logits[3], logits[4] = np.nan, np.inf, -np.inf
   labels[1], labels[3] = -100, 99
-  expected = np.asarray(compiled(case.loss)(LOGITS, LABELS))[keep]
-  one_program = jit(functools.partial(value_and_gradients, case.loss))
-  jitted, grad = (np.asarray(x) for x in one_program(logits, labels, keep))
-  for actual in (np.asarray(case.loss(logits, labels, where=keep)), jitted):
-    np.testing.assert_array_max_ulp(actual[keep], expected, 2)
+  expected = evaluate(case, LOGITS, LABELS)
+  jitted = evaluate(case, logits, labels, keep)
+  for actual in (
+    np.asarray(case.loss(logits, labels, where=keep)),
+    jitted.loss,
+  ):
+    np.testing.assert_array_max_ulp(actual[keep], expected.loss[keep], 2)
     np.testing.assert_array_equal(actual[~keep], 0)
-  np.testing.assert_array_equal(grad[~keep], 0)
+  np.testing.assert_array_equal(jitted.by_logit[~keep], 0)
   np.testing.assert_allclose(
-    grad[keep],
-    np.asarray(gradient(case.loss)(LOGITS, LABELS))[keep],
-    rtol=1e-6,
-    atol=1e-7,
+    jitted.by_logit[keep], expected.by_logit[keep], rtol=1e-6, atol=1e-7
   )
-  for array in one_program(logits, labels, np.zeros(6, bool)):
+  for array in evaluate(case, logits, labels, np.zeros(6, bool))[:2]:
     np.testing.assert_array_equal(array, 0)
 
 
@@ -57,30 +53,32 @@ def test_masked_and_impossible_classes_are_removed(case):
   mask = np.broadcast_to(kept, LOGITS.shape)
   garbage = np.where(kept, LOGITS, F32(np.nan))
   impossible = np.where(kept, LOGITS, F32(-np.inf))
-  expected = reference(case, impossible, labels)
-  grads = reference_gradient(case, impossible, labels)
+  hyper = case.hyperparameters
+  expected = reference(case, impossible, labels, **hyper)
+  grads = reference_gradient(case, impossible, labels, **hyper)
+  size = size_of(case, impossible, labels, **hyper)
   for logits, where in ((garbage, mask), (impossible, None), (LOGITS, mask)):
-    loss, grad = both(case.loss)(logits, labels, where)
-    close(loss, expected, ulps=128, size=size_of(case, impossible, labels))
-    np.testing.assert_array_equal(grad[:, ~kept], 0)
-    gradients_close(grad, grads)
+    result = evaluate(case, logits, labels, where, **hyper)
+    close(result.loss, expected, ulps=128, size=size)
+    np.testing.assert_array_equal(result.by_logit[:, ~kept], 0)
+    gradients_close(result.by_logit, grads)
 
 
 @EVERY
 def test_a_row_without_classes_is_dropped_by_a_mask_and_nan_without(case):
   mask = np.ones(LOGITS.shape, bool)
   mask[1] = False
-  logits = np.where(mask, LOGITS, np.nan)
+  logits = np.where(mask, LOGITS, F32(np.nan))
   labels = LABELS.copy()
   labels[1] = -100
   loss = np.asarray(case.loss(logits, labels, where=mask))
   assert loss[1] == 0
   assert np.isfinite(loss).all()
-  _, grad = both(case.loss)(logits, labels, mask)
+  grad = evaluate(case, logits, labels, mask, **case.hyperparameters).by_logit
   np.testing.assert_array_equal(grad[1], 0)
   assert np.isfinite(grad).all()
   empty = np.where(mask, LOGITS, F32(-np.inf))
-  loss = np.asarray(compiled(case.loss)(empty, LABELS))
+  loss = evaluate(case, empty, LABELS).loss
   np.testing.assert_array_equal(np.isnan(loss), ~mask[:, 0])
 
 
@@ -88,19 +86,19 @@ def test_a_row_without_classes_is_dropped_by_a_mask_and_nan_without(case):
 def test_a_masked_target_is_nan(case):
   mask = np.ones(LOGITS.shape, bool)
   mask[2, LABELS[2]] = False
-  loss, _ = both(case.loss)(LOGITS, LABELS, mask)
+  loss = evaluate(case, LOGITS, LABELS, mask, **case.hyperparameters).loss
   np.testing.assert_array_equal(np.isnan(loss), np.arange(6) == 2)
 
 
 @EVERY
 def test_corner_rows(case):
-  one, grad = both(case.loss)(F32([[0.5]]), np.array([0]))
-  close(one[0], case.single_class, size=1.0)
-  assert np.isfinite(grad).all()
+  one = evaluate(case, F32([[0.5]]), np.array([0]))
+  close(one.loss[0], case.single_class, size=1.0)
+  assert np.isfinite(one.by_logit).all()
   logits, labels = LOGITS.copy(), LABELS.copy()
   logits[0], labels[0] = [-np.inf, 0.5, -np.inf, -np.inf, -np.inf], 1
   logits[1], labels[1] = [*OTHERS, -np.inf, -np.inf], 3
-  loss, grad = both(case.loss)(logits, labels)
+  loss, grad, *_ = evaluate(case, logits, labels)
   close(loss[0], case.single_class, size=1.0)
   np.testing.assert_allclose(loss[1], case.impossible_target, rtol=1e-6)
   # Only that of a square is infinite, and only in the target itself.
@@ -113,18 +111,20 @@ def test_positive_infinity_and_nan_are_nan(case):
   for bad in (np.inf, np.nan):
     logits = LOGITS.copy()
     logits[0, 0] = logits[1, 0] = logits[2, 1] = logits[2, 2] = bad
-    loss = np.asarray(compiled(case.loss)(logits, LABELS))
-    np.testing.assert_array_equal(np.isnan(loss), np.arange(6) < 3)
+    for loss in (
+      compiled(case.loss)(logits, LABELS),
+      evaluate(case, logits, LABELS).loss,
+    ):
+      np.testing.assert_array_equal(np.isnan(loss), np.arange(6) < 3)
 
 
 @EVERY
 def test_bad_labels_set_to_nan_their_row_alone(case):
-  labels = np.array([0, 5, -1, -100, 1, 2**31 - 1])
+  labels = np.array([0, 5, -1, -100, 1, 2**31 - 1], np.int32)
   bad = np.array([False, True, True, True, False, True])
-  np.testing.assert_array_equal(
-    np.isnan(compiled(case.loss)(LOGITS, labels)), bad
-  )
-  grad = np.asarray(gradient(case.loss)(LOGITS, labels))
+  loss, grad, *_ = evaluate(case, LOGITS, labels)
+  for found in (loss, compiled(case.loss)(LOGITS, labels)):
+    np.testing.assert_array_equal(np.isnan(found), bad)
   np.testing.assert_array_equal(np.isnan(grad).all(-1), bad)
   np.testing.assert_array_equal(np.isnan(grad).any(-1), bad)
 

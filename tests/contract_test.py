@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every loss: values, hyper-parameters, probabilities, shapes and dtypes."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,12 +14,11 @@ from support.contract import (
   LOGITS,
   PREDICTS,
   PROPER,
-  both,
   close,
   compiled,
-  gradient,
+  each_scaled,
+  evaluate,
   gradients_close,
-  jit,
   predicted,
   quickly_compiled,
   reference,
@@ -37,27 +34,39 @@ from support.contract import (
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
 def test_value(case, scale):
   logits = LOGITS * F32(scale)
-  for run, hyper in (
-    (compiled, {}),
-    (quickly_compiled, case.hyperparameters),
-  ):
-    actual = run(case.loss)(logits, LABELS, **hyper)
-    expected = reference(case, logits, LABELS, **hyper)
+  for hyper in ({}, case.hyperparameters):
     size = size_of(case, logits, LABELS, **hyper)
-    close(actual, expected, ulps=128, size=size)
+    close(
+      evaluate(case, logits, LABELS, **hyper).loss,
+      reference(case, logits, LABELS, **hyper),
+      ulps=128,
+      size=size,
+    )
+  close(
+    compiled(case.loss)(logits, LABELS),
+    reference(case, logits, LABELS),
+    ulps=128,
+    size=size_of(case, logits, LABELS),
+  )
 
 
 @EVERY
 def test_gradient_is_the_gradient_of_the_reference(case):
-  hyper = case.hyperparameters
-  gradients_close(
-    gradient(case.loss)(LOGITS, LABELS),
-    reference_gradient(case, LOGITS, LABELS),
+  for hyper in ({}, case.hyperparameters):
+    gradients_close(
+      evaluate(case, LOGITS, LABELS, **hyper).by_logit,
+      reference_gradient(case, LOGITS, LABELS, **hyper),
+    )
+
+
+def by_number(case, logits, labels, hyper, name):
+  """Central differences of the reference in one hyper-parameter."""
+  step = 1e-6 * hyper[name]
+  up, down = (
+    reference(case, logits, labels, **hyper | {name: hyper[name] + change})
+    for change in (step, -step)
   )
-  gradients_close(
-    gradient(case.loss)(LOGITS, LABELS, **hyper),
-    reference_gradient(case, LOGITS, LABELS, **hyper),
-  )
+  return (up - down) / (2 * step)
 
 
 @EVERY
@@ -66,18 +75,13 @@ def test_hyperparameters_may_be_traced_and_differentiated(case):
   # One class of three rows is masked; an infinity times 0 is NaN.
   mask = np.arange(5) != (LABELS[:, None] + 1) % 5
   mask[::2] = True
-  actual = jit(
-    jax.grad(lambda h: case.loss(LOGITS, LABELS, where=mask, **h).sum())
-  )(hyper)
+  actual = evaluate(case, LOGITS, LABELS, mask, **hyper).by_number
   possible = np.where(mask, LOGITS, -np.inf)
-  for name, value in hyper.items():
-    step = 1e-6 * value
-    up, down = (
-      reference(case, possible, LABELS, **hyper | {name: value + change}).sum()
-      for change in (step, -step)
-    )
+  for name in hyper:
     np.testing.assert_allclose(
-      actual[name], (up - down) / (2 * step), rtol=1e-4
+      actual[name],
+      by_number(case, possible, LABELS, hyper, name).sum(),
+      rtol=1e-4,
     )
 
 
@@ -99,53 +103,48 @@ def test_a_hyperparameter_outside_its_domain_raises(case):
 
 @EVERY
 def test_a_hyperparameter_may_have_a_value_for_each_example(case):
-  hyper = case.hyperparameters
-  if not hyper:
+  if not case.hyperparameters:
     assert getattr(case.loss, "hyperparameters", ({},))[0].keys() <= {"squared"}
     return
   keep = np.arange(6) != 3
-  each = [
-    {name: F32(value * (1 + 0.05 * i)) for name, value in hyper.items()}
-    for i in range(6)
-  ]
-  batch = {n: np.stack([row[n] for row in each]) for n in hyper}
-  for values in batch.values():
-    values[3] = np.nan  # Of a dropped example, so it is never read.
+  batch = each_scaled(case)
+  values = {name: np.where(keep, x, F32(np.nan)) for name, x in batch.items()}
 
-  def total(values, labels):
-    loss = case.loss(LOGITS, labels, where=keep, **values)
-    return loss.sum(), loss
+  def expected(function, i, k):
+    hyper = {name: float(x[i]) for name, x in batch.items()}
+    return function(case, LOGITS[i : i + 1], [k], hyper)[0]
 
+  functions = {
+    name: lambda *args, name=name: by_number(*args, name) for name in batch
+  }
+  functions["loss"] = lambda case, z, y, hyper: reference(case, z, y, **hyper)
   for labels in (LABELS, soft_labels()):
     if labels.ndim == 2 and not case.soft_is_expected:
       continue
     # Inside a trace too, where the mask and the values are constants.
-    jax.eval_shape(lambda labels=labels: total(batch, labels))
-    of_all = quickly_compiled(jax.grad(total, has_aux=True))
-    gradient_of, losses = of_all(batch, labels)
-    assert losses[3] == 0
-    for name in hyper:
-      assert gradient_of[name][3] == 0
-    for i in np.flatnonzero(keep)[:2]:
-      one, expected = quickly_compiled(
-        jax.value_and_grad(
-          lambda h, z=LOGITS[i], y=labels[i]: case.loss(z, y, **h)
+    jax.eval_shape(
+      lambda labels=labels: case.loss(LOGITS, labels, where=keep, **values)
+    )
+    result = evaluate(case, LOGITS, labels, keep, **values)
+    for name, function in functions.items():
+      found = result.loss if name == "loss" else result.by_number[name]
+      assert found[3] == 0
+      for i in np.flatnonzero(keep):
+        one = (
+          expected(function, i, labels[i])
+          if labels.ndim == 1
+          else sum(labels[i, k] * expected(function, i, k) for k in range(5))
         )
-      )(each[i])
-      np.testing.assert_allclose(losses[i], one, rtol=1e-5, atol=1e-6)
-      for name, value in expected.items():
-        np.testing.assert_allclose(
-          gradient_of[name][i], value, rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(found[i], one, rtol=2e-4, atol=1e-5)
 
 
 @EVERY
 def test_order_of_classes_does_not_matter(case):
   order = np.array([3, 0, 4, 1, 2])
-  actual = compiled(case.loss)(LOGITS[:, order], np.argsort(order)[LABELS])
-  np.testing.assert_allclose(
-    actual, compiled(case.loss)(LOGITS, LABELS), rtol=1e-5
-  )
+  actual = evaluate(case, LOGITS[:, order], np.argsort(order)[LABELS])
+  expected = evaluate(case, LOGITS, LABELS)
+  np.testing.assert_allclose(actual.loss, expected.loss, rtol=1e-5)
+  gradients_close(actual.by_logit, expected.by_logit[:, order])
 
 
 @EVERY
@@ -155,8 +154,7 @@ def test_extreme_logits_keep_a_finite_gradient(case, fill):
   spread = np.where(np.eye(6, 5) > 0, F32(fill), -ties)
   for logits in (ties, spread):
     labels = np.array([0, 1, 2, 0, 0, 3], np.int32)
-    chex.assert_tree_all_finite(compiled(case.loss)(logits, labels))
-    chex.assert_tree_all_finite(gradient(case.loss)(logits, labels))
+    chex.assert_tree_all_finite(evaluate(case, logits, labels)[:2])
 
 
 # Predicted probabilities.
@@ -209,66 +207,48 @@ def test_same_with_and_without_jit_on_host_and_device(case):
 
 
 @EVERY
-def test_batch_shapes_and_vmap(case):
+def test_batch_shapes_label_dtypes_and_vmap(case):
   @quickly_compiled
   def every(logits, labels):
-    return {
+    flat = {
+      "uint8": case.loss(logits, labels.astype(jnp.uint8)),
       "deep": case.loss(logits.reshape(1, 2, 3, 5), labels.reshape(1, 2, 3)),
-      "one": case.loss(logits[0], labels[0]),
-      "none": case.loss(logits[:0], labels[:0]),
-      "mapped": jax.vmap(case.loss)(logits, labels),
-      "gradients": jax.vmap(jax.grad(case.loss))(logits, labels),
     }
+    mapped = jax.vmap(jax.value_and_grad(case.loss))(logits, labels)
+    return flat, case.loss(logits[0], labels[0]), mapped
 
-  actual = every(LOGITS, LABELS)
-  expected = quickly_compiled(case.loss)(LOGITS, LABELS)
-  chex.assert_shape(actual["deep"], (1, 2, 3))
-  chex.assert_shape(actual["one"], ())
-  chex.assert_shape(actual["none"], (0,))
+  flat, one, (mapped, gradients) = every(LOGITS, LABELS)
+  chex.assert_shape(flat["deep"], (1, 2, 3))
+  chex.assert_shape(one, ())
+  none = jax.eval_shape(case.loss, LOGITS[:0], LABELS[:0])
+  chex.assert_shape(none, (0,))
+  expected = evaluate(case, LOGITS, LABELS)
   # Kernels of other shapes may round their last digit otherwise.
   size = size_of(case, LOGITS, LABELS)
-  for values in (actual["deep"].ravel(), actual["mapped"]):
-    close(values, expected, ulps=8, size=size)
-  close(actual["one"], expected[0], ulps=8, size=size[0])
-  np.testing.assert_allclose(
-    actual["gradients"],
-    gradient(case.loss)(LOGITS, LABELS),
-    rtol=1e-5,
-    atol=1e-6,
-  )
+  for values in (*flat.values(), mapped):
+    close(values.ravel(), expected.loss, ulps=8, size=size)
+  close(one, expected.loss[0], ulps=8, size=size[0])
+  np.testing.assert_allclose(gradients, expected.by_logit, rtol=1e-5, atol=1e-6)
 
 
 @EVERY
 def test_narrow_logits_are_widened_first(case):
-  def every(z):
-    def total(z):
-      loss = case.loss(z, LABELS)
-      return loss.sum(), loss
-
-    with jax.disable_jit():
-      return jax.grad(total, has_aux=True)(z)
-
-  for dtype in ("float16", "bfloat16", "float8_e4m3fn"):
-    narrow = jnp.asarray(LOGITS).astype(dtype)
-    grad, loss = every(narrow)
-    chex.assert_type(loss, jnp.float32)
-    chex.assert_type(grad, narrow.dtype)
-    wide_gradient, wide_loss = every(narrow.astype(jnp.float32))
-    np.testing.assert_array_equal(loss, wide_loss)
-    np.testing.assert_array_equal(
-      grad.astype(jnp.float32),
-      wide_gradient.astype(narrow.dtype).astype(jnp.float32),
+  narrow = LOGITS.astype(jnp.bfloat16)
+  actual = evaluate(case, narrow, LABELS)
+  expected = evaluate(case, narrow.astype(F32), LABELS)
+  np.testing.assert_array_equal(actual.loss, expected.loss)
+  np.testing.assert_array_equal(
+    actual.by_logit.astype(F32),
+    expected.by_logit.astype(narrow.dtype).astype(F32),
+  )
+  for dtype in (jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn):
+    loss, pull = jax.eval_shape(
+      lambda z: jax.vjp(lambda z: case.loss(z, LABELS), z),
+      jax.ShapeDtypeStruct(LOGITS.shape, dtype),
     )
-
-
-@EVERY
-def test_label_dtypes(case):
-  run = quickly_compiled(case.loss)
-  expected = run(LOGITS, LABELS)
-  for dtype in ("int8", "uint8", "int16", "uint32"):
-    np.testing.assert_array_equal(
-      run(LOGITS, jnp.asarray(LABELS).astype(dtype)), expected
-    )
+    chex.assert_type(loss, F32)
+    (by_logit,) = jax.eval_shape(pull, loss)
+    chex.assert_type(by_logit, dtype)
 
 
 @EVERY
@@ -289,39 +269,33 @@ def test_lists_scalars_and_views(case):
 
 @EVERY
 def test_axis_is_the_class_axis(case):
-  labels = LABELS.reshape(2, 3)
-  masks = np.random.default_rng(3).random((2, 3, 5)) < 0.8
-  np.put_along_axis(masks, labels[..., None], True, -1)
+  hyper = dict(case.hyperparameters)
+  masks = np.random.default_rng(3).random((6, 5)) < 0.8
+  np.put_along_axis(masks, LABELS[:, None], True, -1)
   assert not masks.all()
 
-  def along(logits, where, axis):
-    z = jnp.moveaxis(logits.reshape(2, 3, 5), -1, axis)
-    moved = None if where is None else jnp.moveaxis(where, -1, axis)
-    return case.loss(z, labels, axis=axis, where=moved)
+  def along(axis, logits, where=None, **hyper):
+    moved = [
+      None if x is None else jnp.moveaxis(x.reshape(2, 3, 5), -1, axis)
+      for x in (logits, where)
+    ]
+    labels = LABELS.reshape(2, 3)
+    return case.loss(moved[0], labels, axis=axis, where=moved[1], **hyper)
 
   @quickly_compiled
   def every(logits, where):
-    return [
-      (along(logits, None, axis), along(logits, where, axis))
-      for axis in (0, 1, 2)
-    ]
+    masked = [along(axis, logits, where, **hyper) for axis in (-3, 1)]
+    return masked, along(1, logits)
 
-  flat = masks.reshape(6, 5)
-  expected = (
-    np.asarray(compiled(case.loss)(LOGITS, LABELS)),
-    both(case.loss)(LOGITS, LABELS, flat)[0],
+  masked, plain = every(LOGITS, masks)
+  close(
+    plain.ravel(),
+    evaluate(case, LOGITS, LABELS).loss,
+    ulps=4,
+    size=size_of(case, LOGITS, LABELS),
   )
-  sizes = (
-    size_of(case, LOGITS, LABELS),
-    size_of(case, np.where(flat, LOGITS, -np.inf), LABELS),
-  )
-  for actual in every(LOGITS, masks):
-    for ours, theirs, size in zip(actual, expected, sizes, strict=True):
-      close(np.ravel(ours), theirs, ulps=4, size=size)
-  for axis in (0, 1, 2):
-    # The same program, so it need not be compiled.
-    first, second = (
-      jax.make_jaxpr(functools.partial(along, axis=a))(LOGITS, masks)
-      for a in (axis, axis - 3)
-    )
-    assert str(first) == str(second)
+  expected = evaluate(case, LOGITS, LABELS, masks, **hyper).loss
+  possible = np.where(masks, LOGITS, -np.inf)
+  for losses in masked:
+    size = size_of(case, possible, LABELS, **hyper)
+    close(losses.ravel(), expected, ulps=4, size=size)

@@ -15,10 +15,10 @@ from support.contract import (
   LOGITS,
   ROW,
   SOFT,
-  both,
   close,
   compiled,
-  gradient,
+  each_scaled,
+  evaluate,
   gradients_close,
   jit,
   quickly_compiled,
@@ -34,13 +34,10 @@ from squentropy_jax import RowStats
 
 @SOFT
 def test_one_hot_equals_hard(case):
-  one_hot = np.eye(5, dtype=F32)[LABELS]
-  loss, grad, _ = both(case.loss)(LOGITS, one_hot)
-  size = size_of(case, LOGITS, LABELS)
-  close(loss, compiled(case.loss)(LOGITS, LABELS), ulps=128, size=size)
-  np.testing.assert_allclose(
-    grad, gradient(case.loss)(LOGITS, LABELS), rtol=1e-4, atol=1e-6
-  )
+  soft = evaluate(case, LOGITS, np.eye(5, dtype=F32)[LABELS])
+  hard = evaluate(case, LOGITS, LABELS)
+  close(soft.loss, hard.loss, ulps=128, size=size_of(case, LOGITS, LABELS))
+  np.testing.assert_allclose(soft.by_logit, hard.by_logit, rtol=1e-4, atol=1e-6)
 
 
 @SOFT
@@ -51,14 +48,15 @@ def test_soft_labels_are_expected_hard_labels(case, scale):
     np.stack([f(case, logits, [k] * 6) for k in range(5)], axis=-1)
     for f in (reference, size_of)
   )
-  loss, grad, by_label = both(case.loss)(logits, p)
+  loss, grad, by_label, _ = evaluate(case, logits, p)
   close(loss, (p * each).sum(-1), ulps=128, size=(p * sizes).sum(-1))
   if not hasattr(case.loss, "row"):
     # What is the same for every class is no gradient within the simplex.
     by_label = by_label + (each[:, :1] - by_label[:, :1])
   close(by_label, each, ulps=128, size=sizes + sizes[:, :1])
   grads = sum(
-    p[:, k, None] * gradient(case.loss)(logits, np.full(6, k)) for k in range(5)
+    p[:, k, None] * evaluate(case, logits, np.full(6, k, np.int32)).by_logit
+    for k in range(5)
   )
   gradients_close(grad, grads)
 
@@ -77,27 +75,29 @@ def test_soft_labels_on_impossible_and_masked_classes(case):
     for f in (reference, size_of)
   )
   for z, where in ((logits, None), (LOGITS, mask)):
-    loss, grad, _ = both(case.loss)(z, p, where)
-    close(loss, expected, ulps=128, size=size)
-    np.testing.assert_array_equal(grad[:, 1], 0)
-    assert np.isfinite(grad).all()
+    result = evaluate(case, z, p, where)
+    close(result.loss, expected, ulps=128, size=size)
+    np.testing.assert_array_equal(result.by_logit[:, 1], 0)
+    assert np.isfinite(result.by_logit).all()
   p[2, 1] = 0.1
-  loss, _, _ = both(case.loss)(LOGITS, p, mask)
+  loss = evaluate(case, LOGITS, p, mask).loss
   np.testing.assert_array_equal(np.isnan(loss), np.arange(6) == 2)
-  limit, _, _ = both(case.loss)(logits, p)
+  limit = evaluate(case, logits, p).loss
   assert np.isfinite(limit[2]) == np.isfinite(case.impossible_target)
 
 
 @SOFT
 def test_dropped_examples_with_soft_labels(case):
-  p, logits = soft_labels(), LOGITS.copy()
-  logits[1], p[1] = np.nan, np.nan
+  p, logits, hyper = soft_labels(), LOGITS.copy(), each_scaled(case)
   keep = np.arange(6) != 1
-  loss, grad, _ = both(case.loss)(logits, p, keep)
+  for array in (p, logits, *hyper.values()):
+    array[1] = np.nan
+  loss, *gradients = evaluate(case, logits, p, keep, **hyper)
   assert loss[1] == 0
   assert np.isfinite(loss).all()
-  np.testing.assert_array_equal(grad[1], 0)
-  assert np.isfinite(grad).all()
+  for grad in jax.tree.leaves(gradients):
+    np.testing.assert_array_equal(grad[1], 0)
+    assert np.isfinite(grad).all()
 
 
 # Transformations.
@@ -105,20 +105,22 @@ def test_dropped_examples_with_soft_labels(case):
 
 @EVERY
 def test_second_derivatives(case):
-  step = F32(1e-2)
-
   @quickly_compiled
   def every(row, label):
-    def grad(logits):
-      return jax.grad(case.loss)(logits, label)
+    grad = functools.partial(jax.grad(case.loss), labels=label)
+    return jax.jacfwd(grad)(row), jax.jacrev(grad)(row)
 
-    nudges = step * jnp.eye(5)
-    moved = jnp.concatenate([row[None] + nudges, row[None] - nudges])
-    up, down = jnp.split(jax.vmap(grad)(moved), 2)
-    forward, backward = jax.jacfwd(grad)(row), jax.jacrev(grad)(row)
-    return forward, backward, (up - down) / (2 * step)
-
-  forward, backward, centred = every(LOGITS[0], LABELS[0])
+  row, label = LOGITS[0], LABELS[0]
+  forward, backward = every(row, label)
+  step = F32(1e-2)
+  up, down = (
+    # One row more, as in the other calls, which share its program.
+    evaluate(
+      case, row + sign * step * np.eye(6, 5, dtype=F32), np.full(6, label)
+    )
+    for sign in (1, -1)
+  )
+  centred = (up.by_logit - down.by_logit)[:5] / (2 * step)
   np.testing.assert_allclose(forward, backward, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(forward, forward.T, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(forward, centred, rtol=2e-2, atol=2e-3)
@@ -133,10 +135,8 @@ def test_forward_mode_agrees_with_reverse_mode(case):
     lambda z, dz: jax.jvp(lambda z: case.loss(z, LABELS), (z,), (dz,))
   )(LOGITS, tangent)
   # Two programs may round the last bit differently.
-  np.testing.assert_array_max_ulp(
-    value, quickly_compiled(case.loss)(LOGITS, LABELS), 2
-  )
-  grad = gradient(case.loss)(LOGITS, LABELS)
+  loss, grad, *_ = evaluate(case, LOGITS, LABELS)
+  np.testing.assert_array_max_ulp(value, loss, 2)
   np.testing.assert_allclose(
     along, (grad * tangent).sum(-1), rtol=1e-4, atol=1e-5
   )
@@ -156,7 +156,7 @@ def test_scan_donation_and_traces(case):
 
   logits = LOGITS
   for _ in range(3):
-    logits = logits - np.asarray(gradient(case.loss)(logits, LABELS))
+    logits = logits - evaluate(case, logits, LABELS).by_logit
   for _ in range(2):
     np.testing.assert_allclose(
       three_steps(jnp.array(LOGITS)), logits, rtol=1e-5, atol=1e-6
@@ -165,10 +165,9 @@ def test_scan_donation_and_traces(case):
 
 @EVERY
 def test_same_executable_same_bits(case):
-  first = np.asarray(compiled(case.loss)(LOGITS, LABELS))
+  first = evaluate(case, LOGITS, LABELS)
   for _ in range(5):
-    again = np.asarray(compiled(case.loss)(LOGITS, LABELS))
-    np.testing.assert_array_equal(first, again)
+    chex.assert_trees_all_equal(evaluate(case, LOGITS, LABELS), first)
 
 
 # In float64, in a process of its own; see also x64_test.

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class sums of dense logits: values, derivatives, meshes, memory."""
+"""Class sums of dense logits: values, derivatives, memory."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jax.test_util import check_grads
 import numpy as np
 import pytest
+from support.contract import jit
 
-from squentropy_jax import losses, squentropy
+from squentropy_jax import squentropy
 from squentropy_jax._core import class_sums as record
 from squentropy_jax._core import dense_sums, strips
 
@@ -19,7 +17,7 @@ ALL = frozenset({*record.SUMS, "max"})
 READS = {"all": ALL, "no max": ALL - {"max"}, "no exp": ALL - record.RELATIVE}
 # One and two classes, strips of one class and of more, whole vectors and one
 # class more, a prime number, strips that repeat classes.
-SIZES = [1, 2, 10, 21, 31, 32, 33, 100, 1000, 1009, 5000]
+SIZES = [1, 2, 10, 32, 33, 100, 1009, 5000]
 WEIGHTS = {
   "target": 0.7,
   "max": 0.3,
@@ -30,14 +28,10 @@ WEIGHTS = {
 }
 
 
-def batch(num_classes, rows=4, scale=1.0):
-  logits = (
-    np.random.default_rng(7).normal(size=(rows, num_classes)).astype(np.float32)
-    * scale
-  )
-  labels = (
-    np.random.default_rng(7).integers(0, num_classes, rows).astype(np.int32)
-  )
+def batch(num_classes, rows=4):
+  rng = np.random.default_rng(7)
+  logits = rng.normal(size=(rows, num_classes)).astype(np.float32)
+  labels = rng.integers(0, num_classes, rows).astype(np.int32)
   labels[0], labels[-1] = 0, num_classes - 1
   return logits, labels
 
@@ -73,10 +67,11 @@ def others_of(row, label):
   return ids, np.float64(row[ids])
 
 
-def weighted(reads, axis=1, keep=None):
+@functools.cache
+def weighted(reads, axis=1, jit=jit):
   """Class sums, and the gradient of a weighted sum of them, as one program."""
 
-  def total(z, y):
+  def total(z, y, keep=None):
     sums = dense_sums.class_sums(z, y, axis=axis, keep=keep, reads=reads)
     terms = [
       w * getattr(sums, name)
@@ -85,12 +80,13 @@ def weighted(reads, axis=1, keep=None):
     ]
     return sum(t.sum() for t in terms), sums
 
-  return jax.jit(jax.grad(total, has_aux=True))
+  return jit(jax.grad(total, has_aux=True))
 
 
-def plain(reads, axis=1, keep=None):
+@functools.cache
+def plain(reads):
   return jax.jit(
-    lambda z, y: dense_sums.class_sums(z, y, axis=axis, keep=keep, reads=reads)
+    lambda z, y: dense_sums.class_sums(z, y, axis=1, keep=None, reads=reads)
   )
 
 
@@ -167,7 +163,8 @@ def check_gradient(gradient, sums, logits, labels, reads):
 )
 def test_sums_and_gradient(reads, num_classes):
   fields = READS[reads]
-  value, gradient = plain(fields), weighted(fields)
+  # Accuracy is that of programs compiled as users compile them.
+  value, gradient = plain(fields), weighted(fields, jit=jax.jit)
   for name, logits, labels in patterns(num_classes):
     if name == "huge" and "sum_z_exp" in fields:
       continue  # The product of two huge logits is infinite.
@@ -180,7 +177,8 @@ def test_sums_and_gradient(reads, num_classes):
 @pytest.mark.x64
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_float64(num_classes):
-  value, gradient = plain(READS["no max"]), weighted(READS["no max"])
+  value = plain(READS["no max"])
+  gradient = weighted(READS["no max"], jit=jax.jit)
   for name, logits, labels in patterns(num_classes):
     if name == "huge":
       continue
@@ -193,12 +191,8 @@ def test_float64(num_classes):
 
 @pytest.mark.parametrize("num_classes", [10, 1009])
 def test_the_form_of_accelerators(num_classes):
-  run = jax.jit(
-    functools.partial(dense_sums._masked, axis=1, reads=ALL, save=True)
-  )
-  ours = jax.jit(
-    functools.partial(strips.class_sums, axis=1, reads=ALL, save=True)
-  )
+  run = jit(functools.partial(dense_sums._masked, axis=1, reads=ALL, save=True))
+  ours = jit(functools.partial(strips.class_sums, axis=1, reads=ALL, save=True))
   for name, logits, labels in patterns(num_classes):
     sums, saved = run(logits, labels, None)
     if name != "huge":
@@ -236,15 +230,10 @@ def test_the_exponential():
   ids=str,
 )
 def test_any_axis(shape, axis):
-  logits = jnp.asarray(
-    np.random.default_rng(7).normal(size=shape).astype(np.float32)
-  )
-  size = shape[axis]
-  labels = jnp.asarray(
-    np.random.default_rng(7)
-    .integers(0, size, shape[:axis] + shape[axis + 1 :])
-    .astype(np.int32)
-  )
+  size, rng = shape[axis], np.random.default_rng(7)
+  logits = jnp.asarray(rng.normal(size=shape).astype(np.float32))
+  labels = rng.integers(0, size, shape[:axis] + shape[axis + 1 :])
+  labels = labels.astype(np.int32)
   for z in (logits, logits.at[0, 0].set(-jnp.inf), logits + 100):
     rows = jnp.moveaxis(z, axis, -1).reshape(-1, size)
     found, sums = weighted(ALL, axis)(z, labels)
@@ -258,7 +247,7 @@ def test_any_axis(shape, axis):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_narrow_logits_are_widened(num_classes, dtype):
-  run = weighted(ALL)
+  run = weighted(ALL, jit=jax.jit)
   for name, logits, labels in patterns(num_classes):
     if name == "huge":
       continue
@@ -279,13 +268,14 @@ def test_narrow_logits_are_widened(num_classes, dtype):
 def test_dropped_rows_are_not_seen(reads, num_classes):
   logits, labels = batch(num_classes)
   keep = np.arange(4) != 2
-  run = weighted(READS[reads], keep=jnp.asarray(keep))
-  clean_found, clean = run(logits, labels)
+  keep = jnp.asarray(keep)
+  run = weighted(READS[reads])
+  clean_found, clean = run(logits, labels, keep)
   for value in (np.nan, np.inf, -np.inf, 3e38):
     dirty = logits.copy()
     dirty[2] = value
     with jax.debug_nans(True), jax.checking_leaks():
-      found, sums = run(dirty, labels)
+      found, sums = run(dirty, labels, keep)
     for a, b in zip(sums, clean, strict=True):
       np.testing.assert_array_equal(a, b)
       assert np.isfinite(a[2])
@@ -322,8 +312,7 @@ def test_every_order_and_mode(num_classes):
   logits[1, 2 if labels[1] != 2 else 3] = -np.inf
   possible = jnp.asarray(logits > -np.inf)
 
-  def total(z):
-    # An infinity has no difference quotient.
+  def ours(z):
     z = jnp.where(possible, z, -jnp.inf)
     sums = dense_sums.class_sums(
       z, labels, axis=1, keep=None, reads=READS["no max"]
@@ -333,9 +322,6 @@ def test_every_order_and_mode(num_classes):
     lse = shift + jnp.log(sums.sum_exp)
     mean = sums.sum_z_exp / sums.sum_exp
     return (jnp.tanh(lse) * mean + sums.sum * sums.target + sums.sum_sq).sum()
-
-  z = jnp.where(possible, logits, 0.0)
-  check_grads(jax.jit(total), (z,), order=2, atol=3e-2, rtol=3e-2, eps=1e-2)
 
   def simple(z):
     ids = jnp.arange(num_classes)[None] == labels[:, None]
@@ -349,17 +335,35 @@ def test_every_order_and_mode(num_classes):
       + jnp.square(rest).sum(-1)
     ).sum()
 
-  direction = jnp.asarray(
-    np.random.default_rng(7).normal(size=z.shape).astype(np.float32)
-  )
+  z = jnp.where(possible, logits, 0.0)
+  rng = np.random.default_rng(8)
+  v = jnp.asarray(rng.normal(size=z.shape).astype(np.float32))
 
-  def third(f):
-    def second(x):
-      return jnp.vdot(jax.jvp(jax.grad(f), (x,), (direction,))[1], x)
+  @functools.partial(jit, static_argnums=0)
+  def derivatives(f, z):
+    def along(f):
+      return lambda z: jax.jvp(f, (z,), (v,))[1]
 
-    return jax.jit(jax.grad(second))(z)
+    def dotted(f):
+      return lambda z: jnp.vdot(f(z), v)
 
-  np.testing.assert_allclose(third(total), third(simple), rtol=1e-4, atol=1e-4)
+    gradient = jax.grad(f)
+    return {
+      "value": f(z),
+      "reverse": gradient(z),
+      "forward": along(f)(z),
+      "forward over forward": along(along(f))(z),
+      "forward over reverse": along(gradient)(z),
+      "reverse over forward": jax.grad(along(f))(z),
+      "reverse over reverse": jax.grad(dotted(gradient))(z),
+      "third": jax.grad(dotted(along(gradient)))(z),
+    }
+
+  expected = derivatives(simple, z)
+  for name, found in derivatives(ours, z).items():
+    np.testing.assert_allclose(
+      found, expected[name], rtol=1e-4, atol=1e-4, err_msg=name
+    )
 
 
 @pytest.mark.parametrize("num_classes", [10, 40])
@@ -374,7 +378,7 @@ def test_vmap_equals_one_batch(num_classes):
 
   def gradient(axis):
     grad = jax.grad(total, has_aux=True)
-    return jax.jit(grad if axis is None else jax.vmap(grad, in_axes=axis))
+    return jit(grad if axis is None else jax.vmap(grad, in_axes=axis))
 
   found, sums = gradient(None)(logits, labels, keep)
   v_found, v_sums = gradient(0)(logits, labels, keep)
@@ -389,126 +393,6 @@ def test_vmap_equals_one_batch(num_classes):
   np.testing.assert_allclose(found, want, rtol=1e-6)
   text = gradient(0).lower(logits, labels, keep).as_text()
   assert "while" in text
-
-
-# On meshes. The class axis of explicitly sharded logits keeps its shards.
-
-MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
-
-
-@functools.cache
-def sharded_batch():
-  logits, labels = map(jnp.asarray, batch(1024, rows=8))
-  return logits.at[1, 3:9].set(-jnp.inf), labels.at[1].set(2)
-
-
-def mesh_of(shape, axis_type):
-  return jax.make_mesh(MESHES[shape], ("data", "model"), (axis_type,) * 2)
-
-
-@pytest.mark.parametrize("loss", [squentropy, losses.cross_entropy])
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("shape", MESHES)
-def test_sharded_equals_dense(shape, axis_type, loss):
-  logits, labels = sharded_batch()
-  run = jax.jit(jax.value_and_grad(lambda z, y: loss(z, y).sum()))
-  value, gradient = run(logits, labels)
-  mesh = mesh_of(shape, axis_type)
-  with jax.set_mesh(mesh):
-    z = jax.device_put(logits, NamedSharding(mesh, P("data", "model")))
-    y = jax.device_put(labels, NamedSharding(mesh, P("data")))
-    sharded_value, sharded_gradient = run(z, y)
-    np.testing.assert_array_max_ulp(
-      np.asarray(value), np.asarray(sharded_value), 4
-    )
-    np.testing.assert_allclose(
-      gradient, sharded_gradient, rtol=1e-6, atol=1e-6 * np.abs(gradient).max()
-    )
-    if axis_type is AxisType.Explicit:
-      assert sharded_gradient.sharding.spec == P("data", "model")
-      text = run.lower(z, y).compile().as_text()
-      assert "all-gather" not in text
-
-
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_sharded_soft_labels_and_masks(axis_type):
-  logits, labels = sharded_batch()
-  soft = jax.nn.one_hot(labels, 1024) * 0.75
-  soft = soft.at[:, 0].add(0.25)
-  keep = jnp.arange(8) != 3
-
-  def total(z, p, w):
-    return squentropy(z, p, where=w).sum()
-
-  run = jax.jit(jax.value_and_grad(total))
-  value, gradient = run(logits, soft, keep)
-  mesh = mesh_of("2x4", axis_type)
-  with jax.set_mesh(mesh):
-    both = NamedSharding(mesh, P("data", "model"))
-    sharded_value, sharded_gradient = run(
-      jax.device_put(logits, both),
-      jax.device_put(soft, both),
-      jax.device_put(keep, NamedSharding(mesh, P("data"))),
-    )
-  np.testing.assert_allclose(value, sharded_value, rtol=1e-6)
-  np.testing.assert_allclose(
-    gradient, sharded_gradient, rtol=1e-5, atol=1e-6 * np.abs(gradient).max()
-  )
-
-
-@pytest.mark.parametrize("spec", [P("data", None), P(None, "model")], ids=str)
-def test_one_axis_sharded_explicitly(spec):
-  logits, labels = sharded_batch()
-  run = jax.jit(jax.value_and_grad(lambda z, y: squentropy(z, y).sum()))
-  value, gradient = run(logits, labels)
-  mesh = mesh_of("2x4", AxisType.Explicit)
-  with jax.set_mesh(mesh):
-    z = jax.device_put(logits, NamedSharding(mesh, spec))
-    y = jax.device_put(labels, NamedSharding(mesh, P(spec[0])))
-    sharded_value, sharded_gradient = run(z, y)
-  np.testing.assert_allclose(value, sharded_value, rtol=1e-6)
-  np.testing.assert_allclose(gradient, sharded_gradient, rtol=1e-5, atol=1e-8)
-
-
-def test_unsharded_labels_are_cut_up_and_otherwise_sharded_ones_refused():
-  logits, labels = sharded_batch()
-  keep = np.arange(8) != 3
-  want = squentropy(logits, labels, where=keep)
-  mesh = mesh_of("2x4", AxisType.Explicit)
-  with jax.set_mesh(mesh):
-    z = jax.device_put(logits, NamedSharding(mesh, P("data", "model")))
-    for where in (keep, keep[:, None] & np.ones(logits.shape, bool)):
-      loss = squentropy(z, np.asarray(labels), where=where)
-      assert loss.sharding.spec == P("data")
-      np.testing.assert_allclose(loss, want, rtol=1e-6)
-    y = jax.device_put(labels, NamedSharding(mesh, P("model")))
-    with pytest.raises(ValueError, match="labels must be sharded as"):
-      squentropy(z, y)
-    binary = losses.dice(z, np.ones(logits.shape, np.int32), axis=None)
-    dense = losses.dice(logits, np.ones(logits.shape, np.int32), axis=None)
-    np.testing.assert_allclose(binary, dense, rtol=1e-6)
-
-
-def test_inside_a_shard_map_of_the_user():
-  logits, labels = sharded_batch()
-  mesh = mesh_of("8x1", AxisType.Auto)
-
-  @functools.partial(
-    jax.shard_map,
-    mesh=mesh,
-    in_specs=(P("data"), P("data")),
-    out_specs=P("data"),
-  )
-  def per_shard(z, y):
-    return squentropy(z, y)
-
-  run = jax.jit(jax.value_and_grad(lambda z: per_shard(z, labels).sum()))
-  value, gradient = run(logits)
-  dense, dense_gradient = jax.jit(
-    jax.value_and_grad(lambda z: squentropy(z, labels).sum())
-  )(logits)
-  np.testing.assert_allclose(value, dense, rtol=1e-6)
-  np.testing.assert_allclose(gradient, dense_gradient, rtol=1e-5, atol=1e-8)
 
 
 # Memory, of the compiled program.
@@ -526,6 +410,6 @@ def test_value_and_gradient_take_little_memory(shape):
     return squentropy(z, y, where=w).mean()
 
   run = jax.jit(jax.value_and_grad(mean))
-  for where in (None, keep):
+  for where in (None, keep) if shape[1] == 50257 else (keep,):
     analysis = run.lower(logits, labels, where).compile().memory_analysis()
     assert analysis.temp_size_in_bytes <= 0.08 * 4 * shape[0] * shape[1]

@@ -7,9 +7,9 @@ These run only with JAX_ENABLE_X64=1, in a process of their own.
 from cases import CLASS_CASES
 import jax
 import jax.numpy as jnp
-from jax.test_util import check_grads
 import numpy as np
 import pytest
+from support.contract import compiled, jit
 
 pytestmark = pytest.mark.x64
 EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
@@ -31,7 +31,7 @@ def test_value_is_accurate_in_float64(case):
       case.reference(row, label, **hyper)
       for row, label in zip(LOGITS, LABELS, strict=True)
     ]
-    actual = jax.jit(case.loss)(LOGITS, LABELS, **hyper)
+    actual = compiled(case.loss)(LOGITS, LABELS, **hyper)
     assert actual.dtype == np.float64
     # Sums of five terms and an exponential of a difference of at most 20,
     # rounded on both sides.
@@ -40,19 +40,49 @@ def test_value_is_accurate_in_float64(case):
     )
 
 
+def check_derivatives(total, *arrays):
+  """Reverse mode of both orders equals central differences of one order less.
+
+  Along random directions, and in one program.
+  """
+  rng = np.random.default_rng(7)
+  u, v = ([rng.normal(size=x.shape) for x in arrays] for _ in range(2))
+  inputs = tuple(range(len(arrays)))
+
+  def along(gradients, directions):
+    return sum(map(jnp.vdot, gradients, directions))
+
+  @jit
+  def every(*arrays):
+    def first(*arrays):
+      return along(jax.grad(total, inputs)(*arrays), v)
+
+    slope, gradients = jax.value_and_grad(first, inputs)(*arrays)
+    return total(*arrays), slope, along(gradients, u)
+
+  def difference(k, directions):
+    step = 1e-5
+    up, down = (
+      every(
+        *(x + sign * step * d for x, d in zip(arrays, directions, strict=True))
+      )[k]
+      for sign in (1, -1)
+    )
+    return (up - down) / (2 * step)
+
+  _, slope, curvature = every(*arrays)
+  np.testing.assert_allclose(slope, difference(0, v), rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(curvature, difference(1, u), rtol=1e-6, atol=1e-6)
+
+
 @EVERY
 def test_derivatives_of_first_and_second_order(case):
-  def hard(z):
-    return case.loss(z, LABELS, **case.hyperparameters)
+  # In reverse; contract_transformations_test compares forward mode with it.
+  def total(z, labels):
+    return case.loss(z, labels, **case.hyperparameters).sum()
 
-  def soft(z, p):
-    return case.loss(z, p, **case.hyperparameters)
-
-  # Operation by operation, whose kernels all cases share.
-  with jax.disable_jit():
-    # In reverse; contract_test compares forward mode with it.
-    check_grads(hard, (LOGITS,), order=2, modes=["rev"])
-    check_grads(soft, (LOGITS[:3], SOFT[:3]), order=2, modes=["rev"])
+  check_derivatives(lambda z: total(z, LABELS), LOGITS)
+  check_derivatives(total, LOGITS[:3], SOFT[:3])
 
 
 @pytest.mark.parametrize(
@@ -86,5 +116,5 @@ def test_labels_out_of_range_of_int64(case, label):
   labels[3] = label
   with pytest.raises(ValueError, match=r"labels\[3\]"):
     case.loss(LOGITS, labels)
-  losses = jax.jit(case.loss)(LOGITS, labels)
+  losses = compiled(case.loss)(LOGITS, labels)
   np.testing.assert_array_equal(np.isnan(losses), np.arange(6) == 3)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the contract tests of all losses share.
 
-Compiling is most of the time. A case compiles its value and its gradient once,
-for all tests. What else is checked is one program for each test, compiled
-without optimisations.
+Compiling is most of the time. `evaluate` compiles a case about eight times, for
+all tests together. What else is checked is one program for each test. All are
+compiled without optimisations.
 """
 
 import functools
+from typing import NamedTuple
 
 from cases import CLASS_CASES
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,10 +28,9 @@ SOFT = pytest.mark.parametrize(
   "case", [c for c in CLASS_CASES if c.soft_is_expected], ids=repr
 )
 F32 = np.float32
-RNG = np.random.default_rng(20230207)
 
 # Six rows and five classes: small, ragged, and larger than any corner of them.
-LOGITS = RNG.normal(size=(6, 5)).astype(F32) * 2
+LOGITS = np.random.default_rng(20230207).normal(size=(6, 5)).astype(F32) * 2
 LABELS = np.array([0, 4, 2, 3, 1, 2], np.int32)
 
 
@@ -47,25 +46,58 @@ def compiled(loss):
   return jit(loss, static_argnames="axis")
 
 
+class Result(NamedTuple):
+  """A loss of each example, and the gradients of their sum.
+
+  Attributes:
+    loss: Of each example.
+    by_logit: Of the logits' shape.
+    by_label: Of the labels' shape if they are soft, else None.
+    by_number: By hyper-parameter, each of its own shape.
+  """
+
+  loss: np.ndarray
+  by_logit: np.ndarray
+  by_label: np.ndarray | None
+  by_number: dict[str, np.ndarray]
+
+
 @functools.cache
-def gradient(loss):
-  def total(logits, labels, **hyperparameters):
-    return loss(logits, labels, **hyperparameters).sum()
+def _evaluated(loss):
+  def total(arrays, fixed):
+    hyperparameters, arrays = arrays["hyperparameters"], {**arrays, **fixed}
+    each = loss(
+      arrays["logits"],
+      arrays["labels"],
+      where=arrays["where"],
+      **hyperparameters,
+    )
+    return each.sum(), each
 
-  return jit(jax.grad(total))
+  return jit(jax.grad(total, has_aux=True))
 
 
-def value_and_gradients(loss, logits, labels, where=None):
-  """Losses and their gradients in the logits and, if soft, in the labels."""
+def evaluate(case, logits, labels, where=None, **hyperparameters):
+  """The `Result` of a case.
 
-  def of(logits, labels):
-    return loss(logits, labels, where=where)
-
-  if jnp.issubdtype(labels.dtype, jnp.integer):
-    value, pull = jax.vjp(lambda logits: of(logits, labels), logits)
-  else:
-    value, pull = jax.vjp(of, logits, labels)
-  return value, *pull(jnp.ones_like(value))
+  It is one program for all calls in which the kind of the labels, of the mask
+  and of the hyper-parameters, and the shapes are the same. A test that can use
+  a program that another test compiles takes no time.
+  """
+  labels = np.asarray(labels)
+  arrays = {"logits": logits, "hyperparameters": hyperparameters}
+  fixed = {"where": where}
+  is_hard = np.issubdtype(labels.dtype, np.integer)
+  (fixed if is_hard else arrays)["labels"] = labels
+  gradients, loss = jax.tree.map(
+    np.asarray, _evaluated(case.loss)(arrays, fixed)
+  )
+  return Result(
+    loss,
+    gradients["logits"],
+    gradients.get("labels"),
+    gradients["hyperparameters"],
+  )
 
 
 def quickly_compiled(function):
@@ -77,11 +109,6 @@ def quickly_compiled(function):
     return jax.tree.map(np.asarray, compiled_once(*args, **kwargs))
 
   return run
-
-
-def both(loss):
-  """`value_and_grads` of one loss, operation by operation."""
-  return quickly_compiled(functools.partial(value_and_gradients, loss))
 
 
 def reference(case, logits, labels, **hyperparameters):
@@ -137,6 +164,12 @@ def close(actual, expected, ulps=64, size=None):
 def soft_labels():
   p = np.random.default_rng(20230207).random((6, 5)).astype(F32)
   return p / p.sum(-1, keepdims=True)
+
+
+def each_scaled(case):
+  """Hyper-parameters ``[6]``, a little larger from example to example."""
+  steps = 1 + 0.05 * np.arange(6)
+  return {n: F32(value * steps) for n, value in case.hyperparameters.items()}
 
 
 def predicted(case, logits):
