@@ -129,6 +129,15 @@ def narrow_labels(labels: Any, num_classes: int) -> Any:
   return np.where(good, narrow, np.int32(-1))
 
 
+def read_ids(
+  ids: Any, num_classes: int, keep: Any = None, *, readable: bool = True
+) -> Any:
+  """Checks the range of kept ids if they can be read; see `narrow_labels`."""
+  if readable and checks.is_concrete(ids):
+    check_label_range(ids, num_classes, keep)
+  return narrow_labels(ids, num_classes)
+
+
 class Arguments(NamedTuple):
   """The checked arrays of a call, in the shapes and dtypes of the user.
 
@@ -187,9 +196,7 @@ def checked(
     where = checks.shard_alike("where", jnp.asarray(where), array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      if readable and checks.is_concrete(targets):
-        check_label_range(targets, full[axis], rows)
-      targets = narrow_labels(targets, full[axis])
+      targets = read_ids(targets, full[axis], rows, readable=readable)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))
