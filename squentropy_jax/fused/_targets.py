@@ -239,6 +239,22 @@ class Numbers(NamedTuple):
   smoothing: jax.Array | None
 
 
+class WeightedRows(NamedTuple):
+  """What a sum of losses knows of its rows ``[...]``, all of that shape."""
+
+  targets: Targets
+  weights: jax.Array
+  numbers: Numbers
+
+
+class RowGradients(NamedTuple):
+  """The gradients of the sum by what its rows have."""
+
+  weights: jax.Array
+  probabilities: jax.Array | None
+  numbers: Numbers
+
+
 class HeadLoss(NamedTuple):
   """What is static about the loss of a head.
 
