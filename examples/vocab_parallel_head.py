@@ -34,7 +34,7 @@ def loss_of(params, tokens):
   features = jax.lax.with_sharding_constraint(
     features, NamedSharding(mesh, P("data"))
   )
-  total, count = fused.linear_loss_sum(
+  sums = fused.linear_loss_sum(
     losses.squentropy,
     features,
     params["kernel"],
@@ -43,7 +43,7 @@ def loss_of(params, tokens):
     features_spec=P("data"),
     kernel_spec=P(None, "vocab"),
   )
-  return total / count
+  return sums.loss / sums.weight
 
 
 def accuracy_of(params, tokens):

@@ -208,7 +208,7 @@ def test_invalid_ids_of_unused_entries_are_no_error():
     one, HEADS["linear_loss"](FEATURES, KERNEL, LABELS)
   )
   for drop in ({"where": LABELS != 1}, {"weights": 1.0 * (LABELS != 1)}):
-    _, count = HEADS["linear_loss_sum"](FEATURES, KERNEL, labels, **drop)
+    _, count, _ = HEADS["linear_loss_sum"](FEATURES, KERNEL, labels, **drop)
     assert count == 5.0
 
 

@@ -23,7 +23,7 @@ def truth(name="squentropy", **arguments):
 @pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
 def test_cotangent_scales_both_gradients(mode):
   def head(h, w, factor):
-    total, _ = fused.linear_loss_sum(
+    total, *_ = fused.linear_loss_sum(
       losses.squentropy, h, w, LABELS, plan=fused.Plan(mode)
     )
     return factor * total
@@ -144,7 +144,7 @@ def test_mean_of_narrow_inputs_is_as_accurate_as_float32():
   w = jnp.bfloat16(rng.normal(size=(64, 1000)) / 8)
   labels = rng.integers(0, 1000, 256)
   exact = heads.truth("squentropy", h, w, labels).loss.mean()
-  total, count = fused.linear_loss_sum(losses.squentropy, h, w, labels)
+  total, count, _ = fused.linear_loss_sum(losses.squentropy, h, w, labels)
   assert total.dtype == count.dtype == jnp.float32
   np.testing.assert_allclose(total / count, exact, rtol=1e-6)
 
@@ -159,7 +159,7 @@ def test_dropped_rows_give_exactly_nothing():
   weights[1] = np.inf
 
   def head(h, w, weights, mode):
-    return fused.linear_loss_sum(
+    total, count, _ = fused.linear_loss_sum(
       losses.squentropy,
       h,
       w,
@@ -168,6 +168,7 @@ def test_dropped_rows_give_exactly_nothing():
       weights=weights,
       plan=fused.Plan(mode),
     )
+    return total, count
 
   kept = where & (weights != 0)
   exact = heads.gradients(truth(), FEATURES, KERNEL, kept.astype(float))
@@ -252,7 +253,7 @@ def test_kernel_of_eight_bits_is_kept_in_full_precision():
   kernel = jnp.asarray(KERNEL, jnp.float8_e4m3fn)
 
   def mean(w, mode):
-    total, count = fused.linear_loss_sum(
+    total, count, _ = fused.linear_loss_sum(
       losses.squentropy, features, w, labels, plan=fused.Plan(mode)
     )
     return total / count

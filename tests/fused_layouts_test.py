@@ -112,7 +112,7 @@ def test_layout_inside_a_shard_map_of_the_user(name, gather, mode):
   specs = (case.features_spec, case.kernel_spec, *(case.row_spec,) * 2)
 
   def local(features, kernel, labels, weights):
-    total, _ = fused.linear_loss_sum(
+    total, *_ = fused.linear_loss_sum(
       losses.squentropy,
       features,
       kernel,

@@ -327,7 +327,7 @@ def test_numbers_in_a_shard_map_of_the_user():
   numbers = np.float32(TEMPERATURE), np.float32(0.7)
 
   def local(h, w, labels, weights, temperature, margin):
-    total, _ = fused.linear_loss_sum(
+    total, *_ = fused.linear_loss_sum(
       functools.partial(losses.ldr_kl, temperature=temperature, margin=margin),
       h,
       w,

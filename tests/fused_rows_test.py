@@ -78,7 +78,7 @@ def test_invalid_id_of_a_pair_is_nan_where_it_cannot_be_read(invalid):
   @heads.jit
   def traced(h, ids, probabilities):
     def head(h, mode):
-      loss, _ = fused.linear_loss_sum(
+      loss, *_ = fused.linear_loss_sum(
         losses.squentropy,
         h,
         KERNEL,
@@ -172,9 +172,10 @@ def test_label_smoothing_is_a_mixture_with_all_possible_classes(name):
 )
 def test_no_row_and_no_kept_row(mode):
   def head(h, w, labels, where):
-    return fused.linear_loss_sum(
+    total, count, _ = fused.linear_loss_sum(
       losses.squentropy, h, w, labels, where=where, plan=fused.Plan(mode)
     )
+    return total, count
 
   run = heads.jit(jax.value_and_grad(head, (0, 1), has_aux=True))
   empty = FEATURES[:0], KERNEL, LABELS[:0], None
@@ -356,13 +357,14 @@ def test_forward_mode_refuses_a_gradient():
 
 def test_sums_of_micro_batches_add_up():
   def head(w, rows):
-    return fused.linear_loss_sum(
+    total, count, _ = fused.linear_loss_sum(
       losses.squentropy,
       FEATURES[rows],
       w,
       LABELS[rows],
       weights=np.abs(COTANGENT)[rows],
     )
+    return total, count
 
   @heads.jit
   def every(w):

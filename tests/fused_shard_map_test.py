@@ -74,7 +74,7 @@ def test_shard_map_of_the_user_with_what_is_the_same_everywhere(shape):
 
   def local(features, kernel, labels, weights, scale, **more):
     settings = SPECS if shape[1] > 1 else {"features_spec": P("data")}
-    total, _ = fused.linear_loss_sum(
+    total, *_ = fused.linear_loss_sum(
       functools.partial(losses.squentropy, scale=scale),
       features,
       kernel,
@@ -146,13 +146,13 @@ def test_sum_is_local_inside_a_shard_map_and_global_around_one():
       ),
     )
 
-  total, count = jax.shard_map(
+  total, count, _ = jax.shard_map(
     local, mesh=mesh, in_specs=P("data"), out_specs=P("data")
   )(FEATURES, labels)
   np.testing.assert_array_equal(count, np.full(8, 2.0))
   exact = heads.truth("squentropy", FEATURES, kernel, labels)
   np.testing.assert_allclose(total, exact.loss.reshape(8, 2).sum(-1), rtol=1e-5)
-  total, count = fused.linear_loss_sum(
+  total, count, _ = fused.linear_loss_sum(
     losses.squentropy,
     FEATURES,
     kernel,

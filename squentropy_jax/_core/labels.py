@@ -98,35 +98,47 @@ def as_where(
 
 
 def _refuse_first(
-  values: np.ndarray, bad: np.ndarray, keep: Any, interval: str, advice: str
+  values: np.ndarray,
+  bad: np.ndarray,
+  keep: Any,
+  interval: str,
+  advice: str,
+  name: str = "labels",
 ) -> None:
   if keep is not None:
     bad = bad & np.asarray(keep)
   if bad.any():
     row = tuple(int(i) for i in np.argwhere(bad)[0])
-    place = f"labels[{', '.join(map(str, row))}]" if row else "labels"
+    place = f"{name}[{', '.join(map(str, row))}]" if row else name
     raise ValueError(f"{place} = {values[row]} is outside {interval}. {advice}")
 
 
-def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
+def check_label_range(
+  labels: Any, num_classes: int, keep: Any = None, name: str = "labels"
+) -> None:
   """Raises for the first kept label outside ``[0, num_classes)``."""
   values = np.asarray(labels)
   bad = (values < 0) | (values > num_classes - 1)
   advice = "Drop padded examples with where=."
   if num_classes == 1:
     advice += f" {_STACK}"
-  _refuse_first(values, bad, keep, f"[0, {num_classes})", advice)
+  _refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
 
 
 def read_ids(
-  ids: Any, num_classes: int, keep: Any = None, *, readable: bool = True
+  ids: Any,
+  num_classes: int,
+  keep: Any = None,
+  *,
+  readable: bool = True,
+  name: str = "labels",
 ) -> Any:
   """Checks the range of kept ids if their values can be read.
 
   Converts NumPy ids to int32, invalid ones to -1; not those of JAX.
   """
   if readable and checks.is_concrete(ids):
-    check_label_range(ids, num_classes, keep)
+    check_label_range(ids, num_classes, keep, name)
   if isinstance(ids, jax.Array):
     return ids
   # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.

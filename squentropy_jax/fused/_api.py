@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public heads: losses of ``features @ kernel``, computed in tiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 
 import jax
@@ -9,10 +9,17 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax.fused import _arguments, _plan, _rules, _targets
+from squentropy_jax.fused import _arguments, _plan, _row_values, _rules
 from squentropy_jax.fused._arguments import Call, HeadArguments, Ready
+from squentropy_jax.fused._metrics import LossSum
 from squentropy_jax.fused._plan import Plan
-from squentropy_jax.fused._targets import HeadLoss, WeightedRows
+from squentropy_jax.fused._row_values import (
+  HeadLoss,
+  Statistics,
+  Totals,
+  WeightedRows,
+)
+from squentropy_jax.fused._targets import asked_for
 from squentropy_jax.fused._tiles import Arrays
 
 Labels = (
@@ -104,21 +111,9 @@ def linear_row_stats(
     reduce_dtype=reduce_dtype,
     plan=plan,
   )
-  if isinstance(arguments.labels, tuple):
-    raise TypeError(
-      "labels must be class ids for linear_row_stats, one per row, got a pair. "
-      "Pass the pair to linear_loss."
-    )
-  _refuse_grad_in_forward(call)
+  _arguments.refuse_pair("linear_row_stats", arguments.labels)
+  _plan.refuse_grad_in_forward(call.plan)
   return _stats(call, arguments)
-
-
-def _refuse_grad_in_forward(call: Call) -> None:
-  if call.plan.mode == "grad_in_forward":
-    raise ValueError(
-      "mode 'grad_in_forward' of plan needs one number to differentiate, got a "
-      "result for each row. Use fused.linear_loss_sum, or mode 'recompute'."
-    )
 
 
 def linear_loss(
@@ -234,7 +229,7 @@ def linear_loss(
     reduce_dtype=reduce_dtype,
     plan=plan,
   )
-  _refuse_grad_in_forward(call)
+  _plan.refuse_grad_in_forward(call.plan)
   chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
   return _losses(call, *chosen)
 
@@ -258,20 +253,23 @@ def linear_loss_sum(
   reduce_dtype: jax.typing.DTypeLike | None = None,
   plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
-) -> tuple[jax.Array, jax.Array]:
+  metrics: Mapping[str, Callable[[RowStats], jax.Array]] | None = None,
+) -> LossSum:
   r"""Computes the weighted sum of a linear head's losses, without its logits.
 
   .. math::
-    \Bigl( \sum_n w_n L(h_n W + b, y_n), \; \sum_n w_n \Bigr)
+    \sum_n w_n L(h_n W + b, y_n), \quad \sum_n w_n, \quad
+    \sum_n w_n M(h_n W + b, y_n)
 
-  Use it to train on a sum or a mean. The mean is the first result divided by
-  the second. If you accumulate batches or use several devices, add up each of
-  the two results and divide once at the end. The mean of batch means is not the
-  mean over all rows.
+  Use it to train on a sum or a mean. The mean is ``loss / weight`` of
+  the result. If you accumulate batches or use several devices, add up the
+  results and divide once at the end. The mean of batch means is not the mean
+  over all rows.
 
   Because only the sum is differentiated, its gradient can be computed in the
   forward pass, while the logits of a block of rows are in memory. This takes
-  three matrix products instead of the four of `linear_loss`.
+  three matrix products instead of the four of `linear_loss`. Metrics
+  :math:`M`, such as the accuracy or a z-loss, come from the same pass.
 
   Args:
     loss: See `linear_loss`.
@@ -295,10 +293,16 @@ def linear_loss_sum(
     plan: See :class:`fused.Plan`. By default the gradient is computed in the
       forward pass if the memory budget allows it.
     label_smoothing: See `linear_loss`.
+    metrics: Row formulas by name, such as ``{"accuracy": rows.correct}``.
+      Booleans count as 0 and 1. If the loss divides the logits by a
+      hyper-parameter, the formulas get the statistics of the divided logits.
+      For a target distribution, each metric is the expected value over its
+      classes. Label smoothing does not change them.
 
   Returns:
-    The sum of the weighted losses and the sum of the weights, scalars, float32
-    or wider.
+    The sum of the weighted losses, the sum of the weights, and the weighted
+    sums of the metrics, which have no gradient. They are scalars, float32 or
+    wider, with the names ``loss``, ``weight`` and ``metrics``.
 
   Raises:
     TypeError: If ``loss`` is not a row loss, if it does not have one of the
@@ -309,11 +313,17 @@ def linear_loss_sum(
   Examples:
     >>> features = jnp.array([[1.0, 0.0], [0.5, 2.0]])
     >>> kernel = jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.5]])
-    >>> total, count = fused.linear_loss_sum(
-    ...   losses.squentropy, features, kernel, jnp.array([0, 2])
+    >>> sums = fused.linear_loss_sum(
+    ...   losses.squentropy,
+    ...   features,
+    ...   kernel,
+    ...   jnp.array([0, 2]),
+    ...   metrics={"accuracy": squentropy_jax.rows.correct},
     ... )
-    >>> print(f"{total / count:.4f}")
+    >>> print(f"{sums.loss / sums.weight:.4f}")
     2.4508
+    >>> print(f"{sums.metrics['accuracy'] / sums.weight:.4f}")
+    0.5000
 
   References:
     Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
@@ -336,7 +346,9 @@ def linear_loss_sum(
     reduce_dtype=reduce_dtype,
     plan=plan,
   )
-  chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
+  chosen = _arguments.with_loss(
+    loss, label_smoothing, call, arguments, keep, metrics
+  )
   return _loss_sum(call, *chosen)
 
 
@@ -347,31 +359,28 @@ def linear_loss_sum(
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _stats(call: Call, arguments: HeadArguments) -> RowStats:
   """`linear_row_stats` on checked arguments."""
-  ready = _arguments.prepared(call, None, arguments)
+  ready = _arguments.prepared(call, Statistics(), arguments)
   targets = ready.targets
   sums, count = _rules.sums(ready.call, ready.arrays, targets.ids)
-  used = targets.ids >= 0
   batch = arguments.features.shape[:-1]
   return RowStats(
     *(
-      call.layout.result_rows(
-        jnp.where(used, field, jnp.zeros_like(field))[..., 0], batch
-      )
-      for field in _targets.row_stats(sums, count, targets)
+      call.layout.result_rows(asked_for(targets, field), batch)
+      for field in _row_values.row_stats(sums, count, targets)
     )
   )
 
 
-def _row_losses(loss: HeadLoss, ready: Ready) -> jax.Array:
+def _row_values_of(loss: HeadLoss, ready: Ready) -> Totals:
   targets = ready.targets
   sums, count = _rules.sums(ready.call, ready.arrays, targets.ids)
-  return _targets.row_losses(loss, ready.numbers, sums, count, targets)
+  return _row_values.row_values(loss, ready.numbers, sums, count, targets)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _losses(call: Call, loss: HeadLoss, arguments: HeadArguments) -> jax.Array:
   """`linear_loss` on checked arguments."""
-  each = _row_losses(loss, _arguments.prepared(call, loss, arguments))
+  each, _ = _row_values_of(loss, _arguments.prepared(call, loss, arguments))
   return call.layout.result_rows(each, arguments.features.shape[:-1])
 
 
@@ -387,7 +396,7 @@ def _grad_in_forward_fits(call: Call, arrays: Arrays) -> bool:
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _loss_sum(
   call: Call, loss: HeadLoss, arguments: HeadArguments
-) -> tuple[jax.Array, jax.Array]:
+) -> LossSum:
   """`linear_loss_sum` on checked arguments."""
   ready = _arguments.prepared(call, loss, arguments)
   call, weights = ready.call, ready.weights
@@ -401,9 +410,10 @@ def _loss_sum(
     numbers = jax.tree.map(
       lambda x: call.layout.broadcast(x, weights.shape), rows.numbers
     )
-    total = _rules.total(
+    total, metrics = _rules.total(
       call, loss, ready.arrays, rows._replace(numbers=numbers)
     )
   else:
-    total = jnp.sum(_row_losses(loss, ready) * weights)
-  return total, weights.sum()
+    each = _row_values_of(loss, ready)
+    total, metrics = _row_values.weighted_sums(*each, weights)
+  return LossSum(total, weights.sum(), jax.lax.stop_gradient(metrics))

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax._core import checks, varying
-from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax.fused import _layout, _plan, _targets, _tiles
+from squentropy_jax.fused import _layout, _plan, _row_values, _targets, _tiles
 from squentropy_jax.fused._mesh import Layout
+from squentropy_jax.fused._metrics import as_metrics
 from squentropy_jax.fused._plan import Plan
-from squentropy_jax.fused._targets import HeadLoss, Numbers, Targets
+from squentropy_jax.fused._row_values import HeadLoss, Numbers, Statistics
+from squentropy_jax.fused._targets import Targets
 from squentropy_jax.fused._tiles import Arrays, Head
 
 
@@ -150,9 +151,11 @@ def checked(
   compute_dtype: Any,
   reduce_dtype: Any,
   plan: Any,
+  queries: bool = False,
 ) -> tuple[Call, HeadArguments, np.ndarray | None]:
   """The static and the traced arguments, and which rows are known to count.
 
+  With ``queries`` the labels are the argument ``ids`` of `linear_log_probs`.
   Raises an error that names the argument that does not fit.
   """
   plan = _plan.checked_plan(plan)
@@ -204,7 +207,10 @@ def checked(
         f"bias must have the shape ({num_classes},), one per class of kernel "
         f"{kernel.shape}, got {bias.shape}."
       )
-  labels = _targets.checked_labels(labels, batch)
+  check_labels = _targets.checked_labels
+  if queries:
+    check_labels = _targets.checked_queries
+  labels = check_labels(labels, batch)
   arguments = HeadArguments(
     features,
     kernel,
@@ -214,7 +220,8 @@ def checked(
     None if weights is None else _weights(weights, batch, num_classes),
   )
   readable, keep = known_rows(arguments, layout)
-  labels = _targets.read(labels, total, keep, readable)
+  name = "ids" if queries else "labels"
+  labels = _targets.read(labels, total, keep, readable, name)
   operand = _dtype("compute_dtype", compute_dtype)
   if operand is None:
     operand = _tiles.operand_dtype(features, kernel)
@@ -252,18 +259,48 @@ def with_loss(
   call: Call,
   arguments: HeadArguments,
   keep: np.ndarray | None,
+  metrics: Any = None,
 ) -> tuple[HeadLoss, HeadArguments]:
   """The loss, and the arguments with its numbers in the dtype of sums."""
-  row_loss, values = _targets.resolved(loss)
+  row_loss, values = _row_values.resolved(loss)
   known = row_loss.hyperparameters
   dtype = call.head.sum_dtype
   numbers, static = known.split(values)
   batch = arguments.features.shape[:-1]
   arrays = known.as_arrays(numbers, dtype, batch, keep)
-  smoothing = _targets.as_smoothing(label_smoothing, row_loss, dtype)
-  return HeadLoss(row_loss, static), arguments._replace(
-    numbers=Numbers(arrays, smoothing)
+  smoothing = _row_values.as_smoothing(label_smoothing, row_loss, dtype)
+  chosen = HeadLoss(row_loss, static, as_metrics(metrics))
+  return chosen, arguments._replace(numbers=Numbers(arrays, smoothing))
+
+
+def with_temperature(
+  temperature: Any,
+  call: Call,
+  arguments: HeadArguments,
+  keep: np.ndarray | None,
+) -> HeadArguments:
+  """The arguments with the temperature as a number, unless it is 1."""
+  if (
+    np.ndim(temperature) == 0
+    and checks.is_concrete(temperature)
+    and np.all(temperature == 1)
+  ):
+    return arguments
+  arrays = _row_values.Statistics().hyperparameters.as_arrays(
+    {"temperature": temperature},
+    call.head.sum_dtype,
+    arguments.features.shape[:-1],
+    keep,
   )
+  return arguments._replace(numbers=Numbers(arrays, None))
+
+
+def refuse_pair(head: str, labels: Any) -> None:
+  if isinstance(labels, tuple):
+    raise TypeError(
+      f"labels must be class ids for {head}, one per row, got a pair. Pass the "
+      "pair to linear_loss."
+    )
 
 
 def _dtype(name: str, dtype: Any) -> np.dtype | None:
@@ -348,7 +385,7 @@ def _arrays(
 
 
 def prepared(
-  call: Call, loss: HeadLoss | None, arguments: HeadArguments
+  call: Call, loss: HeadLoss | Statistics, arguments: HeadArguments
 ) -> Ready:
   """What the rules of differentiation take: the traced part."""
   layout, batch = call.layout, arguments.features.shape[:-1]
@@ -369,15 +406,10 @@ def prepared(
   if weights is not None:
     used = weights != 0
     keep = used if keep is None else keep & used
-  factor = None
-  reads = _targets.sums_read(frozenset(RowStats._fields))
-  if loss is not None:
-    if keep is not None:
-      known = loss.loss.hyperparameters
-      numbers = numbers._replace(
-        values=known.placeholders(numbers.values, keep)
-      )
-    reads, factor = loss.reads(numbers), loss.factor(numbers)
+  if keep is not None:
+    numbers = loss.placeholders(numbers, keep)
+  differentiated, factor = loss.reads(numbers), loss.factor(numbers)
+  reads = differentiated | loss.constant_reads()
   batch = features.shape[:-1]
   if factor is not None:
     # Varied before it is repeated: its gradient is summed, then sent.
@@ -388,15 +420,14 @@ def prepared(
   if layout.mesh is None and layout.classes:
     classes *= jax.lax.axis_size(layout.classes)
   if isinstance(labels, tuple):
-    ids, probabilities = labels
-    probabilities = probabilities.astype(call.head.sum_dtype)
-    targets = _targets.sparse_targets(ids, probabilities, classes, keep)
-  else:
-    targets = _targets.hard_targets(labels, classes, keep)
+    labels = labels[0], labels[1].astype(call.head.sum_dtype)
+  targets = _targets.targets_of(labels, len(batch), classes, keep)
   if weights is None:
     weights = layout.place(jnp.ones(batch), layout.row_spec)
   weights = weights.astype(call.head.sum_dtype)
   if keep is not None:
     weights = jnp.where(keep, weights, jnp.zeros_like(weights))
-  head = call.head._replace(reads=reads, scaled=factor is not None)
+  head = call.head._replace(
+    reads=reads, constant=reads - differentiated, scaled=factor is not None
+  )
   return Ready(call._replace(head=head), arrays, targets, weights, numbers)

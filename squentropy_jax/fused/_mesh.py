@@ -362,7 +362,7 @@ def add_up(
   largest, max_id, columns = here.max, here.max_id, []
   if head.has_max:
     largest = lax.pmax(lax.stop_gradient(here.max), axis)
-  if "max" in head.reads:
+  if head.has_max_id:
     never = jnp.iinfo(jnp.int32).max
     is_largest = here.max == largest
     max_id = lax.pmin(jnp.where(is_largest, here.max_id, never), axis)
@@ -378,15 +378,15 @@ def add_up(
   every = [here.target, *(x[:, None] for x in columns)]
   total = lax.psum(jnp.concatenate(every, axis=1), axis)
   found = iter(total[:, targets + i] for i in range(len(columns)))
-  if "max" in head.reads:
+  if head.has_max_id:
     largest = next(found)
 
   def added() -> ClassSums:
-    # What the loss does not read is the same on every device.
+    # What is not read is the same on every device.
     none = varying.vary_like(no_classes(total[:, :targets], total[:, 0]), total)
     if head.has_max:
       none = none._replace(max=largest)
-    if "max" in head.reads:
+    if head.has_max_id:
       none = none._replace(max_id=max_id)
     return none._replace(**{name: next(found) for name in head.sums})
 

@@ -79,6 +79,14 @@ def checked_plan(plan: Any) -> Plan:
   return plan._replace(memory_budget=budget)
 
 
+def refuse_grad_in_forward(plan: Plan) -> None:
+  if plan.mode == "grad_in_forward":
+    raise ValueError(
+      "mode 'grad_in_forward' of plan needs one number to differentiate, got a "
+      "result for each row. Use fused.linear_loss_sum, or mode 'recompute'."
+    )
+
+
 class Blocks(NamedTuple):
   """How many rows and how many classes a tile has."""
 

@@ -22,17 +22,18 @@ from squentropy_jax._core.class_sums import (
   shift_of,
   shrink_factor,
 )
-from squentropy_jax.fused import _mesh, _plan, _targets, _tiles, _xla
+from squentropy_jax.fused import _mesh, _plan, _row_values, _tiles, _xla
 from squentropy_jax.fused._arguments import Call
 from squentropy_jax.fused._mesh import Layout
 from squentropy_jax.fused._plan import Blocks
-from squentropy_jax.fused._targets import (
+from squentropy_jax.fused._row_values import (
   HeadLoss,
   Numbers,
   RowGradients,
-  Targets,
+  Totals,
   WeightedRows,
 )
+from squentropy_jax.fused._targets import Targets
 from squentropy_jax.fused._tiles import Arrays, Cotangents, Gradient, RowSums
 
 # Another back end has a record of passes of its own, and a memory model.
@@ -81,8 +82,7 @@ def _gradient_specs(call: Call, wanted: frozenset[str]) -> dict[str, Any]:
 
 def _differentiable(call: Call) -> tuple[str, ...]:
   """The fields of `ClassSums` through which a loss is differentiated."""
-  head = call.head
-  return ("target", *(("max",) if "max" in head.reads else ()), *head.sums)
+  return ("target", *call.head.differentiable)
 
 
 def _wanted(arrays: Arrays, symbolic: bool) -> frozenset[str]:
@@ -263,7 +263,8 @@ def _mode(call: Call, wanted: frozenset[str]) -> str:
   if call.plan.mode is not None:
     return call.plan.mode
   # With a third product to sum up, to compute the logits again is as good.
-  one_pass = wanted <= {"features", "factor"} and len(call.head.sums) <= 2
+  num_sums = len({*call.head.differentiable} - {"max"})
+  one_pass = wanted <= {"features", "factor"} and num_sums <= 2
   one_pass = one_pass and not call.head.tile_axes
   return "frozen_kernel" if one_pass else "recompute"
 
@@ -324,14 +325,14 @@ def _total_and_gradient(
   wanted: frozenset[str],
   arrays: Arrays,
   rows: WeightedRows,
-) -> tuple[jax.Array, Gradient, RowGradients]:
-  """The sum of the losses, over all devices of a mesh, and its gradients."""
+) -> tuple[Totals, Gradient, RowGradients]:
+  """The sums over the rows of all devices of a mesh, and their gradients."""
   head, layout = call.head, call.layout
   blocks = _blocks(call, "grad_in_forward", arrays)
 
   def on_device(
     arrays: Arrays, rows: WeightedRows
-  ) -> tuple[jax.Array, Gradient, RowGradients]:
+  ) -> tuple[Totals, Gradient, RowGradients]:
     ids = rows.targets.ids
     some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
     count = _mesh.count_possible(layout, head, some)
@@ -348,16 +349,17 @@ def _total_and_gradient(
 
       def losses_of(
         fields: Cotangents, probabilities: jax.Array | None, numbers: Numbers
-      ) -> jax.Array:
+      ) -> tuple[jax.Array, dict[str, jax.Array]]:
         targets = rows.targets._replace(probabilities=probabilities)
         found = sums._replace(**fields)
-        return _targets.row_losses(loss, numbers, found, count, targets)
+        return _row_values.row_values(loss, numbers, found, count, targets)
 
-      losses, vjp = jax.vjp(
+      losses, vjp, metrics = jax.vjp(
         losses_of,
         {name: getattr(sums, name) for name in _differentiable(call)},
         rows.targets.probabilities,
         rows.numbers,
+        has_aux=True,
       )
       cotangents, by_probability, by_numbers = vjp(rows.weights)
       by_factor = {}
@@ -365,7 +367,7 @@ def _total_and_gradient(
         by_factor["factor"] = _tiles.factor_gradient(factor, every, cotangents)
       by_rows = RowGradients(losses, by_probability, by_numbers)
       sums = sums._replace(max_id=sums.max_id - first)
-      return sums, cotangents, (by_factor, by_rows)
+      return sums, cotangents, (by_factor, by_rows, metrics)
 
     gradient, ys = _passes.gradient_in_forward(
       head,
@@ -377,9 +379,9 @@ def _total_and_gradient(
       wanted - {"factor"},
       _mesh.kernel_dtype(layout, head, some),
     )
-    by_factor, by_rows = _mesh.shaped(ys, batch)
-    by_rows = _mesh.own_rows(layout, by_rows)
-    total = jnp.sum(by_rows.weights * rows.weights)
+    by_factor, by_rows, metrics = _mesh.shaped(ys, batch)
+    by_rows, metrics = _mesh.own_rows(layout, (by_rows, metrics))
+    total = _row_values.weighted_sums(by_rows.weights, metrics, rows.weights)
     gradient |= by_factor
     if "features" in gradient:
       gradient |= _mesh.shaped({"features": gradient["features"]}, batch)
@@ -398,16 +400,20 @@ def _total_and_gradient(
 
 
 @_both
-def total(symbolic: bool) -> Callable[..., jax.Array]:
-  """The weighted sum of the losses of rows, over all devices of a mesh."""
+def total(symbolic: bool) -> Callable[..., Totals]:
+  """The weighted sums of the losses and the metrics of rows.
+
+  With a mesh they are over the rows of all devices. Only the sum of the losses
+  has a gradient.
+  """
 
   @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
   def total_of(call, loss, arrays, rows):
     out = _forward(call, "forward", arrays, rows.targets.ids)
-    losses = _targets.row_losses(
+    found = _row_values.row_values(
       loss, rows.numbers, out.sums.classes, out.num_classes, rows.targets
     )
-    return jnp.sum(losses * rows.weights)
+    return _row_values.weighted_sums(*found, rows.weights)
 
   def forward(call, loss, arrays, rows):
     wanted = _wanted(arrays, symbolic)
@@ -420,18 +426,18 @@ def total(symbolic: bool) -> Callable[..., jax.Array]:
     gradient = _filled(gradient, Arrays._fields)
     return total, (gradient, by_rows, notes, arrays)
 
-  def backward(call, loss, residuals, cotangent):
+  def backward(call, loss, residuals, cotangents):
     gradient, by_rows, notes, arrays = residuals
     gradient = {name: gradient[name] for name in _noted(notes)}
     # A number of Python has no dtype.
-    cotangent = jnp.asarray(cotangent, by_rows.weights.dtype)
+    cotangent = jnp.asarray(cotangents[0], by_rows.weights.dtype)
     gradient, by_rows = jax.tree.map(
       lambda x: x.astype(cotangent.dtype) * cotangent, (gradient, by_rows)
     )
     if call.layout.mesh is None:
       gradient = _mesh.reduced(call.layout, call.head, gradient, arrays)
     gradient = _like(call, gradient, arrays)
-    targets = Targets._make((None, by_rows.probabilities, None))
+    targets = Targets(None, by_rows.probabilities, None)
     of_rows = WeightedRows(targets, by_rows.weights, by_rows.numbers)
     return _as_cotangent(gradient), of_rows
 

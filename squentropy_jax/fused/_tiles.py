@@ -28,7 +28,8 @@ class Head(NamedTuple):
     class_axis: The class axis of the kernel, 0 or 1.
     soft_cap: Logits become ``soft_cap * tanh(logits / soft_cap)``, if not None.
     operand_dtype: That of features and kernel in the matrix products.
-    reads: The fields of `ClassSums` that the loss reads.
+    reads: The fields of `ClassSums` that are computed.
+    constant: Those of ``reads`` that are not differentiated.
     scaled: Whether the loss multiplies the logits of each row by a factor.
     tile_axes: Mesh axes over which each tile of the kernel is gathered.
     reduce_dtype: The dtype in which devices add up gradients, or None for that
@@ -39,6 +40,7 @@ class Head(NamedTuple):
   soft_cap: float | None
   operand_dtype: np.dtype
   reads: frozenset[str] = frozenset()
+  constant: frozenset[str] = frozenset()
   scaled: bool = False
   tile_axes: tuple[str, ...] = ()
   reduce_dtype: np.dtype | None = None
@@ -50,8 +52,14 @@ class Head(NamedTuple):
 
   @property
   def sums(self) -> tuple[str, ...]:
-    """The names in `SUMS` that the loss reads."""
+    """The names in `SUMS` that are computed."""
     return tuple(name for name in SUMS if name in self.reads)
+
+  @property
+  def differentiable(self) -> tuple[str, ...]:
+    """The fields of `ClassSums` that are differentiated, without the target."""
+    names = (*(("max",) if "max" in self.reads else ()), *self.sums)
+    return tuple(name for name in names if name not in self.constant)
 
   @property
   def has_exps(self) -> bool:
@@ -62,6 +70,13 @@ class Head(NamedTuple):
   def has_max(self) -> bool:
     """Whether the largest logit is computed."""
     return self.has_exps or "max" in self.reads
+
+  @property
+  def has_max_id(self) -> bool:
+    """Whether it is computed which class has the largest logit."""
+    # Without a sum, NaN would be lost in the maximum over devices.
+    constant = "max" in self.constant and bool(self.sums)
+    return "max" in self.reads and not constant
 
 
 class Arrays(NamedTuple):
@@ -275,7 +290,7 @@ def add_tile(
     found = found._replace(max=jnp.maximum(sums.max, z.max(-1)))
   if head.has_exps:
     exps = jnp.exp(z - shift_of(found.max)[:, None])
-  if "max" in head.reads:
+  if head.has_max_id:
     max_id = start + jnp.argmax(z, axis=-1).astype(jnp.int32)
     found = found._replace(max_id=max_id)
   clean = finite(z)

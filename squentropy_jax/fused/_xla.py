@@ -326,6 +326,7 @@ def frozen_sums(
   """
   dtype, operand = head.sum_dtype, head.operand_dtype
   operand = dtype if operand == jnp.float16 else operand
+  names = [name for name in head.differentiable if name in SUMS]
 
   def each(by_features, before, after, tile):
     factor = _tiles.as_column(tile.arrays.factor)
@@ -346,7 +347,7 @@ def frozen_sums(
     zero = jnp.zeros(rows.features.shape, dtype)
     some = with_rows(arrays, rows)
     return None, sums_of_rows(
-      head, blocks.classes, some, rows.ids, each, dict.fromkeys(head.sums, zero)
+      head, blocks.classes, some, rows.ids, each, dict.fromkeys(names, zero)
     )[:2]
 
   rows = Rows(arrays.features, arrays.factor, ids)

@@ -113,7 +113,7 @@ def program(setting: Setting) -> Callable[..., Any]:
     arrays = arrays | {"labels": labels, "where": where}
     if setting.mode == "grad_in_forward":
       weights = cotangent / 3.0
-      total, _ = fused.linear_loss_sum(
+      total, *_ = fused.linear_loss_sum(
         loss, **arrays, weights=weights, **settings
       )
       # The cotangent of the sum is not 1.
