@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from squentropy_jax._core.class_sums import RowStats
@@ -394,9 +393,7 @@ def _grad_in_forward_fits(call: Call, arrays: Arrays) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _loss_sum(
-  call: Call, loss: HeadLoss, arguments: HeadArguments
-) -> LossSum:
+def _loss_sum(call: Call, loss: HeadLoss, arguments: HeadArguments) -> LossSum:
   """`linear_loss_sum` on checked arguments."""
   ready = _arguments.prepared(call, loss, arguments)
   call, weights = ready.call, ready.weights

@@ -207,10 +207,10 @@ def checked(
         f"bias must have the shape ({num_classes},), one per class of kernel "
         f"{kernel.shape}, got {bias.shape}."
       )
-  check_labels = _targets.checked_labels
   if queries:
-    check_labels = _targets.checked_queries
-  labels = check_labels(labels, batch)
+    labels = _targets.checked_queries(labels, batch)
+  else:
+    labels = _targets.checked_labels(labels, batch)
   arguments = HeadArguments(
     features,
     kernel,

@@ -136,7 +136,7 @@ def blocked_loss_sum(
     None if where is None else _arguments.where(where, batch),
     None if weights is None else _arguments.weights(weights, batch),
   )
-  formulas = {m.name: row_loss(m) for m in as_metrics(metrics)}
+  formulas = {m.name: row_loss(m.values) for m in as_metrics(metrics)}
   params = jax.tree.map(checks.as_jax, params)
   is_known, kept = _arguments.known_rows(masks, batch, (features, params))
 

@@ -35,7 +35,7 @@ class Metric(NamedTuple):
   name: str
   formula: Callable[[RowStats], jax.Array]
 
-  def __call__(self, stats: RowStats) -> jax.Array:
+  def values(self, stats: RowStats) -> jax.Array:
     """The value of each row; a boolean counts as 0 or 1."""
     found = self.formula(stats)
     if getattr(found, "shape", None) != stats.target.shape:

@@ -194,7 +194,7 @@ class HeadLoss(NamedTuple):
   def constant_reads(self) -> frozenset[str]:
     """The fields of `ClassSums` that the metrics read."""
     return sums_read(
-      frozenset().union(*(fields_read(m, ()) for m in self.metrics))
+      frozenset().union(*(fields_read(m.values, ()) for m in self.metrics))
     )
 
   def placeholders(self, numbers: Numbers, keep: jax.Array) -> Numbers:
@@ -293,7 +293,7 @@ def row_values(
   p = targets.probabilities
   losses = expected(_of_targets(loss, numbers, stats), p)
   p = jax.lax.stop_gradient(p)
-  return losses, {m.name: expected(m(constant), p) for m in loss.metrics}
+  return losses, {m.name: expected(m.values(constant), p) for m in loss.metrics}
 
 
 def weighted_sums(

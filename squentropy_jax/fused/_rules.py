@@ -82,7 +82,9 @@ def _gradient_specs(call: Call, wanted: frozenset[str]) -> dict[str, Any]:
 
 def _differentiable(call: Call) -> tuple[str, ...]:
   """The fields of `ClassSums` through which a loss is differentiated."""
-  return ("target", *call.head.differentiable)
+  head = call.head
+  largest = ("max",) if "max" in head.reads - head.constant else ()
+  return ("target", *largest, *head.differentiable_sums)
 
 
 def _wanted(arrays: Arrays, symbolic: bool) -> frozenset[str]:
@@ -263,7 +265,7 @@ def _mode(call: Call, wanted: frozenset[str]) -> str:
   if call.plan.mode is not None:
     return call.plan.mode
   # With a third product to sum up, to compute the logits again is as good.
-  num_sums = len({*call.head.differentiable} - {"max"})
+  num_sums = len(call.head.differentiable_sums)
   one_pass = wanted <= {"features", "factor"} and num_sums <= 2
   one_pass = one_pass and not call.head.tile_axes
   return "frozen_kernel" if one_pass else "recompute"
@@ -290,7 +292,8 @@ def sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
       wanted = frozenset({"features"}) | (wanted & {"factor"})
     out = _forward(call, mode, arrays, ids)
     notes = _note(wanted | {mode}, (*Arrays._fields, "frozen_kernel"))
-    saved = out._replace(by_features=_filled(out.by_features, call.head.sums))
+    names = call.head.differentiable_sums
+    saved = out._replace(by_features=_filled(out.by_features, names))
     return (out.sums.classes, out.num_classes), (arrays, ids, saved, notes)
 
   def backward(call, residuals, cotangent):
@@ -437,7 +440,7 @@ def total(symbolic: bool) -> Callable[..., Totals]:
     if call.layout.mesh is None:
       gradient = _mesh.reduced(call.layout, call.head, gradient, arrays)
     gradient = _like(call, gradient, arrays)
-    targets = Targets(None, by_rows.probabilities, None)
+    targets = Targets._make((None, by_rows.probabilities, None, None))
     of_rows = WeightedRows(targets, by_rows.weights, by_rows.numbers)
     return _as_cotangent(gradient), of_rows
 

@@ -143,7 +143,8 @@ def targets_of(
 ) -> Targets:
   """The targets of labels, for a batch of that rank."""
   if isinstance(labels, tuple):
-    return _sparse_targets(*labels, num_classes, keep)
+    ids, probabilities = labels
+    return _sparse_targets(ids, probabilities, num_classes, keep)
   if labels.ndim > rank:
     return _query_targets(labels, num_classes, keep)
   return _hard_targets(labels, num_classes, keep)

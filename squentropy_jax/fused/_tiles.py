@@ -56,10 +56,9 @@ class Head(NamedTuple):
     return tuple(name for name in SUMS if name in self.reads)
 
   @property
-  def differentiable(self) -> tuple[str, ...]:
-    """The fields of `ClassSums` that are differentiated, without the target."""
-    names = (*(("max",) if "max" in self.reads else ()), *self.sums)
-    return tuple(name for name in names if name not in self.constant)
+  def differentiable_sums(self) -> tuple[str, ...]:
+    """The names in `SUMS` that are differentiated."""
+    return tuple(name for name in self.sums if name not in self.constant)
 
   @property
   def has_exps(self) -> bool:

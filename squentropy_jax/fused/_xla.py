@@ -326,7 +326,6 @@ def frozen_sums(
   """
   dtype, operand = head.sum_dtype, head.operand_dtype
   operand = dtype if operand == jnp.float16 else operand
-  names = [name for name in head.differentiable if name in SUMS]
 
   def each(by_features, before, after, tile):
     factor = _tiles.as_column(tile.arrays.factor)
@@ -345,9 +344,10 @@ def frozen_sums(
 
   def step(_, rows):
     zero = jnp.zeros(rows.features.shape, dtype)
+    by_features = dict.fromkeys(head.differentiable_sums, zero)
     some = with_rows(arrays, rows)
     return None, sums_of_rows(
-      head, blocks.classes, some, rows.ids, each, dict.fromkeys(names, zero)
+      head, blocks.classes, some, rows.ids, each, by_features
     )[:2]
 
   rows = Rows(arrays.features, arrays.factor, ids)
