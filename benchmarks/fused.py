@@ -143,9 +143,9 @@ def head(name: str, setting: Setting) -> Callable[..., Any]:
   budget = None if setting.budget is None else setting.budget * 2**20
 
   def mean(h: Any, w: Any, _: Any, labels: Any, g: Any) -> jax.Array:
-    settings: dict[str, Any] = {"mode": setting.mode, "memory_budget": budget}
+    settings = {"plan": fused.Plan(setting.mode, budget)}
     if setting.mode == "grad_in_forward":
-      total, count = fused.linear_loss_sum(loss, h, w, labels, **settings)
+      total, count, _ = fused.linear_loss_sum(loss, h, w, labels, **settings)
       return total / count
     return fused.linear_loss(loss, h, w, labels, **settings).mean()
 
@@ -229,7 +229,7 @@ def error_of_bfloat16(shape: Shape) -> float:
   """Of the mean squentropy of bfloat16 inputs, against float64 on them."""
   arrays = arrays_of(shape._replace(dtype=jnp.bfloat16))
   h, w, labels = (np.asarray(arrays[i]) for i in (0, 1, 3))
-  total, count = fused.linear_loss_sum(losses.squentropy, h, w, labels)
+  total, count, _ = fused.linear_loss_sum(losses.squentropy, h, w, labels)
   exact, wide = 0.0, w.astype(np.float64)
   for rows in range(0, shape.rows, 64):
     z = h[rows : rows + 64].astype(np.float64) @ wide

@@ -34,16 +34,16 @@ def loss_of(params, tokens):
   features = jax.lax.with_sharding_constraint(
     features, NamedSharding(mesh, P("data"))
   )
-  total, count = fused.linear_loss_sum(
+  sums = fused.linear_loss_sum(
     losses.squentropy,
     features,
     params["kernel"],
     next_token[tokens],
     mesh=mesh,
-    batch_axis="data",
-    vocab_axis="vocab",
+    features_spec=P("data"),
+    kernel_spec=P(None, "vocab"),
   )
-  return total / count
+  return sums.loss / sums.weight
 
 
 def accuracy_of(params, tokens):
@@ -53,7 +53,8 @@ def accuracy_of(params, tokens):
     params["kernel"],
     next_token[tokens],
     mesh=mesh,
-    vocab_axis="vocab",
+    features_spec=P(),
+    kernel_spec=P(None, "vocab"),
   )
   return (stats.target > stats.rest_max).mean()
 

@@ -107,21 +107,55 @@ INVALID = {
     ValueError,
     r"soft_cap must be in \(0, inf\)",
   ),
-  "another mode": ({"mode": "fast"}, ValueError, "mode must be one of"),
-  "budget 0": (
-    {"memory_budget": 0},
+  "where with a class axis of length 1": (
+    {"where": np.ones((ROWS, 1), bool)},
     ValueError,
-    r"memory_budget must be in \[1, inf\)",
+    r"where must have the batch shape \(6,\).*Pass where\[\.\.\., 0\]",
+  ),
+  "where of another batch": (
+    {"where": np.ones(2, bool)},
+    ValueError,
+    r"Pass jnp\.broadcast_to\(where, \(6,\)\)",
+  ),
+  "mode as the plan": (
+    {"plan": "recompute"},
+    TypeError,
+    r"plan must be a fused\.Plan, got 'recompute'",
+  ),
+  "another mode": (
+    {"plan": fused.Plan("fast")},
+    ValueError,
+    "mode of plan must be one of",
+  ),
+  "budget 0": (
+    {"plan": fused.Plan(memory_budget=0)},
+    ValueError,
+    r"memory_budget of plan must be in \[1, inf\)",
   ),
   "budget in words": (
-    {"memory_budget": "1"},
+    {"plan": fused.Plan(memory_budget="1")},
     TypeError,
-    "memory_budget must be one int",
+    "memory_budget of plan must be one int",
   ),
   "mesh in words": (
-    {"mesh": "x", "vocab_axis": "v"},
+    {"mesh": "x"},
     TypeError,
     r"mesh must be a jax\.sharding\.Mesh",
+  ),
+  "integer products": (
+    {"compute_dtype": jnp.int32},
+    TypeError,
+    "compute_dtype must be a floating dtype",
+  ),
+  "sums of eight bits": (
+    {"reduce_dtype": jnp.float8_e4m3fn},
+    TypeError,
+    "reduce_dtype must be a floating dtype of 16 bits or more",
+  ),
+  "dtype in words": (
+    {"compute_dtype": "half a float"},
+    TypeError,
+    "compute_dtype must be a floating dtype",
   ),
   "soft_cap in words": (
     {"soft_cap": "a"},
@@ -174,14 +208,14 @@ def test_invalid_ids_of_unused_entries_are_no_error():
     one, HEADS["linear_loss"](FEATURES, KERNEL, LABELS)
   )
   for drop in ({"where": LABELS != 1}, {"weights": 1.0 * (LABELS != 1)}):
-    _, count = HEADS["linear_loss_sum"](FEATURES, KERNEL, labels, **drop)
+    _, count, _ = HEADS["linear_loss_sum"](FEATURES, KERNEL, labels, **drop)
     assert count == 5.0
 
 
 @pytest.mark.parametrize("name", ["linear_loss", "linear_row_stats"])
 def test_only_sums_have_their_gradient_in_the_forward_pass(name):
   with pytest.raises(ValueError, match=r"Use fused\.linear_loss_sum"):
-    HEADS[name](FEATURES, KERNEL, LABELS, mode="grad_in_forward")
+    HEADS[name](FEATURES, KERNEL, LABELS, plan=fused.Plan("grad_in_forward"))
 
 
 def test_weights_that_do_not_fit():

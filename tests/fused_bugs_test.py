@@ -23,7 +23,9 @@ def truth(name="squentropy", **arguments):
 @pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
 def test_cotangent_scales_both_gradients(mode):
   def head(h, w, factor):
-    total, _ = fused.linear_loss_sum(losses.squentropy, h, w, LABELS, mode=mode)
+    total, *_ = fused.linear_loss_sum(
+      losses.squentropy, h, w, LABELS, plan=fused.Plan(mode)
+    )
     return factor * total
 
   grad = heads.jit(jax.grad(head, (0, 1)))
@@ -36,7 +38,7 @@ def test_cotangent_scales_both_gradients(mode):
 def test_cotangent_may_be_a_number_of_python(mode):
   _, pull = jax.vjp(
     lambda h: fused.linear_loss_sum(
-      losses.squentropy, h, KERNEL, LABELS, mode=mode
+      losses.squentropy, h, KERNEL, LABELS, plan=fused.Plan(mode)
     )[0],
     FEATURES,
   )
@@ -62,7 +64,7 @@ def test_no_column_of_padding_counts(classes):
   exact = heads.truth("squentropy", features, kernel, labels)
   for budget in (None, 1):
     loss = fused.linear_loss(
-      losses.squentropy, features, kernel, labels, memory_budget=budget
+      losses.squentropy, features, kernel, labels, plan=fused.Plan(None, budget)
     )
     heads.assert_close(loss, exact.loss, exact.loss_error)
 
@@ -77,7 +79,7 @@ def test_one_is_taken_off_the_probability_before_it_is_rounded(mode):
   found = heads.jit(
     jax.grad(
       lambda h: fused.linear_loss_sum(
-        losses.cross_entropy, h, kernel, np.array([0]), mode=mode
+        losses.cross_entropy, h, kernel, np.array([0]), plan=fused.Plan(mode)
       )[0]
     )
   )(features)
@@ -129,7 +131,7 @@ def test_backward_products_have_narrow_operands():
 
     def head(h, w, mode=mode):
       loss = losses.cross_entropy
-      return fused.linear_loss_sum(loss, h, w, LABELS, mode=mode)[0]
+      return fused.linear_loss_sum(loss, h, w, LABELS, plan=fused.Plan(mode))[0]
 
     wanted = 0 if mode == "frozen_kernel" else (0, 1)
     found = list(dots(jax.make_jaxpr(jax.grad(head, wanted))(h, w).jaxpr))
@@ -142,7 +144,7 @@ def test_mean_of_narrow_inputs_is_as_accurate_as_float32():
   w = jnp.bfloat16(rng.normal(size=(64, 1000)) / 8)
   labels = rng.integers(0, 1000, 256)
   exact = heads.truth("squentropy", h, w, labels).loss.mean()
-  total, count = fused.linear_loss_sum(losses.squentropy, h, w, labels)
+  total, count, _ = fused.linear_loss_sum(losses.squentropy, h, w, labels)
   assert total.dtype == count.dtype == jnp.float32
   np.testing.assert_allclose(total / count, exact, rtol=1e-6)
 
@@ -157,9 +159,16 @@ def test_dropped_rows_give_exactly_nothing():
   weights[1] = np.inf
 
   def head(h, w, weights, mode):
-    return fused.linear_loss_sum(
-      losses.squentropy, h, w, labels, where=where, weights=weights, mode=mode
+    total, count, _ = fused.linear_loss_sum(
+      losses.squentropy,
+      h,
+      w,
+      labels,
+      where=where,
+      weights=weights,
+      plan=fused.Plan(mode),
     )
+    return total, count
 
   kept = where & (weights != 0)
   exact = heads.gradients(truth(), FEATURES, KERNEL, kept.astype(float))
@@ -192,8 +201,7 @@ def test_many_blocks_of_rows_add_up_in_full_precision(mode):
         features,
         w,
         np.zeros(rows, int),
-        mode=mode,
-        memory_budget=1,
+        plan=fused.Plan(mode, 1),
       )[0]
     )(w)
 
@@ -205,7 +213,7 @@ def test_many_blocks_of_rows_add_up_in_full_precision(mode):
 def test_largest_class_is_the_lowest_of_equal_ones_of_all_tiles():
   def largest(w):
     stats = fused.linear_row_stats(
-      np.ones((2, 1), np.float32), w, np.array([0, 1]), memory_budget=1
+      np.ones((2, 1), np.float32), w, np.array([0, 1]), plan=fused.Plan(None, 1)
     )
     return stats.rest_max.sum()
 
@@ -245,8 +253,8 @@ def test_kernel_of_eight_bits_is_kept_in_full_precision():
   kernel = jnp.asarray(KERNEL, jnp.float8_e4m3fn)
 
   def mean(w, mode):
-    total, count = fused.linear_loss_sum(
-      losses.squentropy, features, w, labels, mode=mode
+    total, count, _ = fused.linear_loss_sum(
+      losses.squentropy, features, w, labels, plan=fused.Plan(mode)
     )
     return total / count
 
@@ -277,7 +285,7 @@ def assert_as_dense(
 
   def head(h, mode):
     return fused.linear_loss_sum(
-      loss, h, kernel, LABELS, bias=bias, mode=mode, memory_budget=1
+      loss, h, kernel, LABELS, bias=bias, plan=fused.Plan(mode, 1)
     )[0]
 
   @heads.jit

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.heads import COTANGENT, FEATURES, KERNEL, LABELS, ROWS
-from support.sharded import AXES, mesh_of
+from support.sharded import SPECS, mesh_of
 
 from squentropy_jax import fused, losses
 from squentropy_jax.fused import _arguments
@@ -31,7 +31,13 @@ def total(mode, labels, features, kernel):
     each = fused.linear_loss(LOSS, features, kernel, labels, where=KEEP)
     return COTANGENT @ each
   return fused.linear_loss_sum(
-    LOSS, features, kernel, labels, where=KEEP, weights=INFINITE, mode=mode
+    LOSS,
+    features,
+    kernel,
+    labels,
+    where=KEEP,
+    weights=INFINITE,
+    plan=fused.Plan(mode),
   )[0]
 
 
@@ -123,7 +129,7 @@ def test_labels_that_are_not_read_give_nan():
   head = functools.partial(
     fused.linear_loss, losses.squentropy, FEATURES, KERNEL, labels
   )
-  mesh = {"mesh": mesh_of((2, 4)), **AXES}
+  mesh = {"mesh": mesh_of((2, 4)), **SPECS}
   with pytest.raises(ValueError, match=r"labels\[1\] = -1 is outside"):
     head(**mesh)
   spans = unittest.mock.PropertyMock(return_value=True)

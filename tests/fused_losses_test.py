@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import heads
 from support.heads import CLASSES, COTANGENT, FEATURES, KERNEL, LABELS, ROWS
-from support.sharded import AXES, mesh_of
+from support.sharded import SPECS, mesh_of
 
 import squentropy_jax
 from squentropy_jax import fused, losses, rows
@@ -59,7 +59,7 @@ def test_every_row_loss(case):
   features = np.float64(FEATURES) * 1.1
   numbers, static = numbers_of(case.loss, case.hyperparameters)
   labels = np.where(KEEP, LABELS, -100)
-  masked = {"where": KEEP, "memory_budget": 1}
+  masked = {"where": KEEP}
 
   def dense(features, kernel, numbers):
     loss = case.loss(features @ kernel, LABELS, **numbers, **static)
@@ -71,7 +71,12 @@ def test_every_row_loss(case):
 
   def recompute(features, kernel, numbers):
     loss = fused.linear_loss(
-      bound(numbers), with_garbage(features), kernel, labels, **masked
+      bound(numbers),
+      with_garbage(features),
+      kernel,
+      labels,
+      plan=fused.Plan(None, 1),
+      **masked,
     )
     return (loss * WEIGHTS).sum()
 
@@ -82,10 +87,10 @@ def test_every_row_loss(case):
       kernel,
       labels,
       weights=WEIGHTS,
-      mode="grad_in_forward",
+      plan=fused.Plan("grad_in_forward", 1),
       mesh=mesh_of((2, 4)),
       **masked,
-      **AXES,
+      **SPECS,
     )[0]
 
   @heads.jit
@@ -155,12 +160,11 @@ def test_loss_of_a_user_dense_fused_and_sharded():
       kernel,
       LABELS,
       weights=WEIGHTS,
-      mode=mode,
-      memory_budget=1,
+      plan=fused.Plan(mode, 1),
       **settings,
     )[0]
 
-  on_mesh = {"mesh": mesh_of((2, 4)), **AXES}
+  on_mesh = {"mesh": mesh_of((2, 4)), **SPECS}
   programs = {
     "plain": total(lambda h, w, **n: written_out(h @ w, LABELS, **n)),
     "dense": total(lambda h, w, **n: USER_LOSS(h @ w, LABELS, **n)),
@@ -210,8 +214,7 @@ def test_numbers_of_each_example_with_sparse_targets():
       w,
       (ids, probabilities),
       weights=WEIGHTS,
-      mode=mode,
-      memory_budget=1,
+      plan=fused.Plan(mode, 1),
     )[0]
 
   @heads.jit
@@ -243,7 +246,7 @@ def test_temperature_goes_after_the_cap_and_before_the_mask():
       bias=bias,
       soft_cap=3.0,
       weights=WEIGHTS,
-      mode=mode,
+      plan=fused.Plan(mode),
     )[0]
 
   modes = ("recompute", "grad_in_forward", "frozen_kernel")
@@ -324,13 +327,13 @@ def test_numbers_in_a_shard_map_of_the_user():
   numbers = np.float32(TEMPERATURE), np.float32(0.7)
 
   def local(h, w, labels, weights, temperature, margin):
-    total, _ = fused.linear_loss_sum(
+    total, *_ = fused.linear_loss_sum(
       functools.partial(losses.ldr_kl, temperature=temperature, margin=margin),
       h,
       w,
       labels,
       weights=weights,
-      **AXES,
+      **SPECS,
     )
     return jax.lax.psum(total, "data")
 
@@ -372,9 +375,9 @@ def test_numbers_on_a_mesh_of_explicit_axes():
       LABELS,
       weights=COTANGENT,
       where=KEEP,
-      mode=mode,
+      plan=fused.Plan(mode),
       mesh=mesh,
-      **AXES,
+      **SPECS,
     )[0]
 
   def dense(features, kernel, temperature, margin):

@@ -36,8 +36,7 @@ def temporary(loss, mode, shape, budget=None, *, targets=None, class_axis=1):
 
   def head(features, kernel, labels):
     settings = {
-      "mode": mode,
-      "memory_budget": budget,
+      "plan": fused.Plan(mode, budget),
       "class_axis": class_axis,
     }
     if mode == "grad_in_forward":
@@ -116,11 +115,27 @@ def test_budget_gives_smaller_tiles_down_to_a_smallest():
   size = _plan.Size(rows=4096, classes=2**17, width=1024, operand=4, sum=4)
   for mode in _plan.MODES:
     found = []
-    for exponent in range(20, 34):
-      blocks = _plan.blocks_at_least(mode, size, 2**exponent)
+    fixed = _plan.fixed_bytes(mode, size, 128)
+    for exponent in range(16, 34):
+      blocks = _plan.blocks_for(mode, size, 2**exponent)
       needed = _plan.temporary_bytes(mode, size, blocks)
-      assert needed <= 2**exponent or tuple(blocks) == (128, 128)
+      # At most twice the budget, and not more than a tile above it.
+      assert needed <= max(
+        2**exponent, fixed + min(2**exponent, 2**25)
+      ) or tuple(blocks) == (128, 128)
       found.append(1 / blocks.rows + 1 / blocks.classes)
     assert found == sorted(found, reverse=True)
     assert found[0] == 2 / 128
     assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("mode", _plan.MODES)
+@pytest.mark.parametrize("operand", [2, 4])
+def test_budget_below_the_fixed_parts_gives_no_smaller_tiles(mode, operand):
+  """Fault 10: below 1.5 GiB the tiles here were of 128 by 128."""
+  size = _plan.Size(32768, 32768, 4096, operand, 4)
+  for exponent in range(27, 33):
+    blocks = _plan.blocks_for(mode, size, 2**exponent)
+    # All logits of the rows are kept: fewer rows take less memory.
+    assert blocks.rows >= (128 if mode == "grad_in_forward" else 512)
+    assert blocks.classes >= 512

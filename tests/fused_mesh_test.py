@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from support import heads
 from support.sharded import (
-  AXES,
   FEATURES,
   IN_SPECS,
   MODES,
   ROWS,
+  SPECS,
   WEIGHTS,
   WIDTH,
   assert_right,
@@ -44,7 +44,7 @@ def test_mesh(shape, classes):
         summed=w,
         mode=mode,
         mesh=mesh,
-        **AXES,
+        **SPECS,
       )
       for mode, w in MODES
     ]
@@ -69,7 +69,7 @@ def test_mesh_of_explicit_axes_takes_what_is_not_sharded_yet():
     def run(labels, settings):
       return jax.value_and_grad(
         lambda *a: fused.linear_loss_sum(
-          losses.squentropy, *a, labels, mesh=mesh, **AXES, **settings
+          losses.squentropy, *a, labels, mesh=mesh, **SPECS, **settings
         )[0],
         (0, 1),
       )(features, kernel)
@@ -106,7 +106,7 @@ def test_mesh_of_explicit_axes_takes_a_kernel_that_is_the_same_everywhere():
         summed=w,
         mode=mode,
         mesh=mesh,
-        **AXES,
+        **SPECS,
       )
       for mode, w in MODES[:3]
     ]
@@ -133,7 +133,7 @@ def test_narrow_bias_of_classes_that_do_not_divide():
 
   @heads.jit
   def every(bias):
-    on_a_mesh = functools.partial(run, mesh=mesh_of((1, 8)), vocab_axis="vocab")
+    on_a_mesh = functools.partial(run, mesh=mesh_of((1, 8)), **SPECS)
     return jax.value_and_grad(on_a_mesh)(bias)
 
   total, gradient = every(bias)
@@ -144,13 +144,17 @@ def test_narrow_bias_of_classes_that_do_not_divide():
   heads.assert_close(gradient, *expected)
 
 
-@pytest.mark.parametrize("axis", AXES)
-def test_mesh_with_one_axis_named(axis):
+@pytest.mark.parametrize("name", SPECS)
+def test_mesh_with_one_axis_named(name):
   """The other axis of the mesh holds copies, which must not count twice."""
   kernel, labels = problem(64)
   for mode, summed in (("recompute", False), ("grad_in_forward", True)):
     run = functools.partial(
-      head, summed=summed, mode=mode, mesh=mesh_of((2, 4)), **{axis: AXES[axis]}
+      head,
+      summed=summed,
+      mode=mode,
+      mesh=mesh_of((2, 4)),
+      **dict.fromkeys(SPECS, P()) | {name: SPECS[name]},
     )
     found = heads.jit(jax.value_and_grad(run, (0, 1)))(
       FEATURES, kernel, labels, WEIGHTS
@@ -173,8 +177,8 @@ def test_axis_of_several_mesh_axes_and_leading_dimensions():
       summed=True,
       mode=None,
       mesh=mesh,
-      batch_axis=("replica", "data"),
-      vocab_axis="vocab",
+      features_spec=P(("replica", "data")),
+      kernel_spec=P(None, "vocab"),
     )
 
   found = heads.jit(jax.value_and_grad(run, (0, 1)))(FEATURES, kernel)
@@ -192,7 +196,7 @@ def test_smoothing_counts_the_classes_of_all_devices():
         )[0]
       )
     )(kernel)
-    for mesh in ({}, {"mesh": mesh_of((2, 4)), **AXES})
+    for mesh in ({}, {"mesh": mesh_of((2, 4)), **SPECS})
   )
   np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
   np.testing.assert_allclose(one[1], other[1], rtol=1e-4, atol=1e-5)
@@ -208,7 +212,7 @@ def test_stats_take_the_lowest_of_equal_classes_of_all_devices():
       kernel,
       labels,
       mesh=mesh_of((1, 8)),
-      vocab_axis="vocab",
+      **SPECS,
     )
     return stats.rest_max.sum()
 
@@ -221,35 +225,131 @@ def test_stats_take_the_lowest_of_equal_classes_of_all_devices():
 # Errors.
 
 
-def test_layout_that_does_not_fit_names_its_argument():
-  kernel, labels = problem(64)
-  mesh = mesh_of((2, 4))
-
-  def call(features=FEATURES, labels=labels, **settings):
-    return fused.linear_loss(
-      losses.squentropy, features, kernel, labels, **settings
-    )
-
-  with pytest.raises(ValueError, match="must name axes of it, which are"):
-    call(mesh=mesh)
-  with pytest.raises(ValueError, match="must name axes of it, which are"):
-    call(mesh=mesh, batch_axis="model")
-  with pytest.raises(ValueError, match="must be different axes"):
-    call(mesh=mesh, batch_axis="data", vocab_axis="data")
-  with pytest.raises(TypeError, match="must be the name of a mesh axis"):
-    call(mesh=mesh, batch_axis=(0,))
-  with pytest.raises(ValueError, match="Pass the mesh with mesh="):
-    call(vocab_axis="vocab")
-  with pytest.raises(ValueError, match=r"the 2 devices of batch_axis"):
-    call(FEATURES[:3], labels[:3], mesh=mesh, batch_axis="data")
-  with pytest.raises(ValueError, match=r"the 2 devices of batch_axis"):
-    call(FEATURES[0], labels[0], mesh=mesh, batch_axis="data")
+def call(features=FEATURES, labels=None, kernel=None, **settings):
+  own_kernel, own_labels = problem(64)
+  return fused.linear_loss(
+    losses.squentropy,
+    features,
+    own_kernel if kernel is None else kernel,
+    own_labels if labels is None else labels,
+    **settings,
+  )
 
 
-def test_sharded_kernel_without_a_mesh_is_refused():
-  kernel, labels = problem(64)
+NOT_A_LAYOUT = {
+  "no specs on Auto axes": (
+    {},
+    ValueError,
+    "features_spec and kernel_spec must be passed on a mesh of Auto axes",
+  ),
+  "one spec on Auto axes": (
+    {"features_spec": P("data")},
+    ValueError,
+    "features_spec and kernel_spec must be passed on a mesh of Auto axes",
+  ),
+  "a name": (
+    SPECS | {"kernel_spec": "vocab"},
+    TypeError,
+    "kernel_spec must be a jax.sharding.PartitionSpec",
+  ),
+  "too many entries": (
+    SPECS | {"features_spec": P("data", None, None)},
+    ValueError,
+    r"features_spec .* has 3 entries for an array of shape \(16, 7\)",
+  ),
+  "a typing error": (
+    SPECS | {"kernel_spec": P(None, "vocabs")},
+    ValueError,
+    "names 'vocabs', which is no axis of the mesh.*Did you mean 'vocab'",
+  ),
+  "an axis twice": (
+    SPECS | {"kernel_spec": P("vocab", "vocab")},
+    ValueError,
+    "kernel_spec .* names a mesh axis twice",
+  ),
+  "unconstrained": (
+    SPECS | {"kernel_spec": P(None, P.UNCONSTRAINED)},
+    ValueError,
+    "Replace UNCONSTRAINED by None",
+  ),
+  "unknown gather": (
+    SPECS | {"gather": "all"},
+    ValueError,
+    "gather must be one of",
+  ),
+  "tile in one pass": (
+    SPECS | {"gather": "tile", "plan": fused.Plan("frozen_kernel")},
+    ValueError,
+    "gather='tile' needs mode 'recompute'",
+  ),
+  "not the last axis of the classes": (
+    {
+      "features_spec": P("data"),
+      "kernel_spec": P(None, ("data", "vocab")),
+      "gather": "kernel",
+    },
+    ValueError,
+    "gather='kernel' needs .*as the last axes of the classes",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_A_LAYOUT)
+def test_layout_that_does_not_fit_names_its_argument(case):
+  settings, error, message = NOT_A_LAYOUT[case]
+  with pytest.raises(error, match=message):
+    call(mesh=mesh_of((2, 4)), **settings)
+
+
+def test_specs_need_a_mesh():
+  with pytest.raises(ValueError, match="need a mesh, and there is none"):
+    call(**SPECS)
+
+
+def test_mesh_that_is_set_needs_specs():
+  """Fault 8: without them each device gathered the kernel."""
+  with jax.set_mesh(mesh_of((2, 4))):
+    with pytest.raises(ValueError, match="features_spec and kernel_spec must"):
+      call()
+    with pytest.raises(ValueError, match="features_spec and kernel_spec must"):
+      jax.jit(call)(FEATURES)
+    np.testing.assert_allclose(call(**SPECS), call(**SPECS))
+  with jax.set_mesh(mesh_of((1, 1))):
+    call()
+
+
+def test_another_mesh_than_that_of_the_arrays_is_refused():
+  kernel, _ = problem(64)
+  mesh, other = mesh_of((2, 4)), mesh_of((4, 2))
+  sharded = jax.device_put(kernel, NamedSharding(mesh, P(None, "vocab")))
+  with pytest.raises(ValueError, match="kernel is sharded over a mesh of"):
+    call(kernel=sharded, mesh=other, **SPECS)
+  with (
+    jax.set_mesh(mesh),
+    pytest.raises(ValueError, match=r"mesh must be the mesh of jax\.set_mesh"),
+  ):
+    call(mesh=other, **SPECS)
+
+
+def test_mesh_of_two_kinds_of_axes_is_refused():
+  mixed = jax.make_mesh(
+    (2, 4), ("data", "vocab"), axis_types=(AxisType.Auto, AxisType.Explicit)
+  )
+  with pytest.raises(ValueError, match="mesh must have axes of one type"):
+    call(mesh=mixed, **SPECS)
+
+
+def test_spec_that_contradicts_a_type_names_both():
+  """Fault 5: the type was ignored once a mesh was passed."""
+  kernel, _ = problem(64)
   mesh = mesh_of((2, 4), AxisType.Explicit)
-  with jax.set_mesh(mesh):
-    sharded = jax.device_put(kernel, NamedSharding(mesh, P(None, "vocab")))
-    with pytest.raises(ValueError, match=r"kernel is sharded.*Pass mesh="):
-      fused.linear_loss(losses.squentropy, FEATURES, sharded, labels)
+  sharded = jax.device_put(kernel, NamedSharding(mesh, P(None, "vocab")))
+  for spec in (P(), P(None, "data"), P("vocab", None)):
+    with pytest.raises(
+      ValueError, match=r"kernel_spec .*contradicts the type of kernel, float32"
+    ):
+      call(kernel=sharded, kernel_spec=spec)
+  np.testing.assert_allclose(call(kernel=sharded), call(), rtol=1e-5)
+  spec = P(None, "vocab")
+  same = call(kernel=sharded, kernel_spec=spec, mesh=mesh)
+  np.testing.assert_allclose(same, call(), rtol=1e-5)

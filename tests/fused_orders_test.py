@@ -30,10 +30,10 @@ def by_stats(h, w):
 
 HEADS = {
   "linear_loss": each(),
-  "linear_loss, recompute": each(mode="recompute"),
-  "linear_loss, frozen_kernel": each(mode="frozen_kernel"),
+  "linear_loss, recompute": each(plan=fused.Plan("recompute")),
+  "linear_loss, frozen_kernel": each(plan=fused.Plan("frozen_kernel")),
   "linear_loss_sum": total(),
-  "linear_loss_sum, recompute": total(mode="recompute"),
+  "linear_loss_sum, recompute": total(plan=fused.Plan("recompute")),
   "linear_row_stats": by_stats,
 }
 

@@ -78,8 +78,12 @@ def test_invalid_id_of_a_pair_is_nan_where_it_cannot_be_read(invalid):
   @heads.jit
   def traced(h, ids, probabilities):
     def head(h, mode):
-      loss, _ = fused.linear_loss_sum(
-        losses.squentropy, h, KERNEL, (ids, probabilities), mode=mode
+      loss, *_ = fused.linear_loss_sum(
+        losses.squentropy,
+        h,
+        KERNEL,
+        (ids, probabilities),
+        plan=fused.Plan(mode),
       )
       return loss
 
@@ -107,7 +111,7 @@ def test_sparse_targets_are_expected_losses():
       w,
       (ids, probabilities),
       weights=COTANGENT,
-      mode=mode,
+      plan=fused.Plan(mode),
     )[0]
 
   one, other = (
@@ -168,9 +172,10 @@ def test_label_smoothing_is_a_mixture_with_all_possible_classes(name):
 )
 def test_no_row_and_no_kept_row(mode):
   def head(h, w, labels, where):
-    return fused.linear_loss_sum(
-      losses.squentropy, h, w, labels, where=where, mode=mode
+    total, count, _ = fused.linear_loss_sum(
+      losses.squentropy, h, w, labels, where=where, plan=fused.Plan(mode)
     )
+    return total, count
 
   run = heads.jit(jax.value_and_grad(head, (0, 1), has_aux=True))
   empty = FEATURES[:0], KERNEL, LABELS[:0], None
@@ -248,7 +253,9 @@ def test_row_stats_and_their_gradients():
   def both(h, w):
     def of(mode):
       stats, pull = jax.vjp(
-        lambda *a: fused.linear_row_stats(*a, LABELS, bias=bias, mode=mode),
+        lambda *a: fused.linear_row_stats(
+          *a, LABELS, bias=bias, plan=fused.Plan(mode)
+        ),
         h,
         w,
       )
@@ -306,7 +313,7 @@ def test_mode_is_chosen_by_what_is_differentiated(caplog):
 
   def tight(h, w, labels):
     return fused.linear_loss_sum(
-      losses.squentropy, h, w, labels, memory_budget=1
+      losses.squentropy, h, w, labels, plan=fused.Plan(None, 1)
     )[0]
 
   for loss in (losses.squentropy, losses.cross_entropy):
@@ -340,7 +347,8 @@ def test_log_says_which_mode_and_how_much_memory(caplog):
 def test_forward_mode_refuses_a_gradient():
   def head(h):
     loss = losses.squentropy
-    return fused.linear_loss(loss, h, KERNEL, LABELS, mode="forward").sum()
+    plan = fused.Plan("forward")
+    return fused.linear_loss(loss, h, KERNEL, LABELS, plan=plan).sum()
 
   head(FEATURES)
   with pytest.raises(ValueError, match="mode='forward' computes no gradient"):
@@ -349,13 +357,14 @@ def test_forward_mode_refuses_a_gradient():
 
 def test_sums_of_micro_batches_add_up():
   def head(w, rows):
-    return fused.linear_loss_sum(
+    total, count, _ = fused.linear_loss_sum(
       losses.squentropy,
       FEATURES[rows],
       w,
       LABELS[rows],
       weights=np.abs(COTANGENT)[rows],
     )
+    return total, count
 
   @heads.jit
   def every(w):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from support import heads
 from support.sharded import (
-  AXES,
   FEATURES,
   IN_SPECS,
   MODES,
   ROWS,
+  SPECS,
   WEIGHTS,
   assert_right,
   head,
@@ -34,7 +34,7 @@ def test_shard_map_of_the_user(kind):
 
   def run(mode, summed, arguments):
     def local(*arguments):
-      total = head(*arguments, summed=summed, mode=mode, **AXES)
+      total = head(*arguments, summed=summed, mode=mode, **SPECS)
       return jax.lax.psum(total, "data")
 
     def inside(features, kernel, *rest):
@@ -73,8 +73,8 @@ def test_shard_map_of_the_user_with_what_is_the_same_everywhere(shape):
   where = np.arange(here) % 3 != 0
 
   def local(features, kernel, labels, weights, scale, **more):
-    settings = AXES if shape[1] > 1 else {}
-    total, _ = fused.linear_loss_sum(
+    settings = SPECS if shape[1] > 1 else {"features_spec": P("data")}
+    total, *_ = fused.linear_loss_sum(
       functools.partial(losses.squentropy, scale=scale),
       features,
       kernel,
@@ -142,23 +142,24 @@ def test_sum_is_local_inside_a_shard_map_and_global_around_one():
     return jax.tree.map(
       lambda x: x[None],
       fused.linear_loss_sum(
-        losses.squentropy, features, kernel, labels, batch_axis="data"
+        losses.squentropy, features, kernel, labels, features_spec=P("data")
       ),
     )
 
-  total, count = jax.shard_map(
+  total, count, _ = jax.shard_map(
     local, mesh=mesh, in_specs=P("data"), out_specs=P("data")
   )(FEATURES, labels)
   np.testing.assert_array_equal(count, np.full(8, 2.0))
   exact = heads.truth("squentropy", FEATURES, kernel, labels)
   np.testing.assert_allclose(total, exact.loss.reshape(8, 2).sum(-1), rtol=1e-5)
-  total, count = fused.linear_loss_sum(
+  total, count, _ = fused.linear_loss_sum(
     losses.squentropy,
     FEATURES,
     kernel,
     labels,
     mesh=mesh,
-    batch_axis="data",
+    features_spec=P("data"),
+    kernel_spec=P(),
   )
   assert count == 16.0
   np.testing.assert_allclose(total, exact.loss.sum(), rtol=1e-5)
@@ -167,7 +168,7 @@ def test_sum_is_local_inside_a_shard_map_and_global_around_one():
 def test_shard_map_that_cannot_be_seen_into_is_refused():
   kernel, labels = problem(64)
   mesh = mesh_of((2, 4))
-  run = functools.partial(head, summed=True, mode=None, **AXES)
+  run = functools.partial(head, summed=True, mode=None, **SPECS)
 
   def mapped(**settings):
     jax.shard_map(run, mesh=mesh, out_specs=P(), **settings)(
@@ -177,5 +178,7 @@ def test_shard_map_that_cannot_be_seen_into_is_refused():
   with pytest.raises(ValueError, match="Leave check_vma on"):
     mapped(in_specs=IN_SPECS, check_vma=False)
   replicated_kernel = (IN_SPECS[0], P(), *IN_SPECS[2:])
-  with pytest.raises(ValueError, match="must be split over vocab_axis"):
+  with pytest.raises(
+    ValueError, match="must be split over the axes of kernel_spec"
+  ):
     mapped(in_specs=replicated_kernel)

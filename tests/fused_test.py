@@ -15,7 +15,7 @@ from support.heads import COTANGENT, FEATURES, KERNEL, LABELS
 
 from squentropy_jax import fused, losses
 from squentropy_jax.fused import _plan
-from squentropy_jax.fused._blocks import Blocks
+from squentropy_jax.fused._plan import Blocks
 
 
 @pytest.mark.parametrize("setting", fused_settings.covering(24), ids=str)
@@ -52,7 +52,7 @@ def test_products_with_the_hessian(mode):
 
   def head(h, w):
     return fused.linear_loss_sum(
-      losses.squentropy, h, w, LABELS, weights=WEIGHTS, mode=mode
+      losses.squentropy, h, w, LABELS, weights=WEIGHTS, plan=fused.Plan(mode)
     )[0]
 
   at = np.float64(FEATURES), np.float64(KERNEL)
@@ -101,9 +101,8 @@ def test_any_shape_in_any_tiles(name, dtype, data):
       w,
       labels,
       weights=weights,
-      mode=mode,
       # A key of the caches of jit, which do not see the tile.
-      memory_budget=100 * tile.rows + tile.classes,
+      plan=fused.Plan(mode, 100 * tile.rows + tile.classes),
     )[0]
 
   @heads.jit
@@ -113,10 +112,10 @@ def test_any_shape_in_any_tiles(name, dtype, data):
       for mode in ("recompute", "grad_in_forward")
     } | {"frozen_kernel": jax.value_and_grad(head)(h, w, "frozen_kernel")}
 
-  def smaller(mode, size, budget):
+  def smaller(mode, size, budget, whole_rows=False):
     return Blocks(*map(min, tile, (size.rows, size.classes)))
 
-  with unittest.mock.patch.object(_plan, "blocks_at_least", smaller):
+  with unittest.mock.patch.object(_plan, "blocks_for", smaller):
     found = every(h, w)
   for mode, (total, gradients) in found.items():
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)

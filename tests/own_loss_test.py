@@ -395,7 +395,13 @@ def test_sharded_over_classes():
   @jax.jit
   def of_head(features, kernel):
     return fused.linear_loss(
-      loss, features, kernel, LABELS, mesh=mesh, vocab_axis="classes"
+      loss,
+      features,
+      kernel,
+      LABELS,
+      mesh=mesh,
+      features_spec=jax.P(),
+      kernel_spec=jax.P(None, "classes"),
     )
 
   spec = jax.P(None, "classes")

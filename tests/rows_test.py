@@ -317,7 +317,7 @@ def test_cross_entropy_plus_z_loss_fused():
 
   def head(h, w):
     return fused.linear_loss_sum(
-      _with_z_loss, h, w, labels, where=keep, mode="grad_in_forward"
+      _with_z_loss, h, w, labels, where=keep, plan=fused.Plan("grad_in_forward")
     )[0]
 
   def dense(h, w):

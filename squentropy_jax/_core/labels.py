@@ -37,9 +37,8 @@ def as_labels(
   """Checks that labels are class ids or target distributions.
 
   Class ids have the shape ``batch``, and distributions the shape ``full``.
-  Returns arrays unchanged, and Python scalars and lists as NumPy arrays. They
-  are not converted to JAX yet: that may narrow int64, so the range of ids must
-  be checked first.
+  Returns arrays unchanged, and Python scalars and lists as NumPy arrays. JAX
+  may narrow int64, so the range of ids is checked before they are converted.
   """
   array = checks.as_array(labels, "labels")
   shape, dtype = tuple(np.shape(array)), array.dtype
@@ -99,33 +98,52 @@ def as_where(
 
 
 def _refuse_first(
-  values: np.ndarray, bad: np.ndarray, keep: Any, interval: str, advice: str
+  values: np.ndarray,
+  bad: np.ndarray,
+  keep: Any,
+  interval: str,
+  advice: str,
+  name: str = "labels",
 ) -> None:
   if keep is not None:
     bad = bad & np.asarray(keep)
   if bad.any():
     row = tuple(int(i) for i in np.argwhere(bad)[0])
-    place = f"labels[{', '.join(map(str, row))}]" if row else "labels"
+    place = f"{name}[{', '.join(map(str, row))}]" if row else name
     raise ValueError(f"{place} = {values[row]} is outside {interval}. {advice}")
 
 
-def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
+def check_label_range(
+  labels: Any, num_classes: int, keep: Any = None, name: str = "labels"
+) -> None:
   """Raises for the first kept label outside ``[0, num_classes)``."""
   values = np.asarray(labels)
   bad = (values < 0) | (values > num_classes - 1)
   advice = "Drop padded examples with where=."
   if num_classes == 1:
     advice += f" {_STACK}"
-  _refuse_first(values, bad, keep, f"[0, {num_classes})", advice)
+  _refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
 
 
-def narrow_labels(labels: Any, num_classes: int) -> Any:
-  """Converts NumPy ids to int32, invalid ones to -1; not those of JAX."""
-  if isinstance(labels, jax.Array):
-    return labels
+def read_ids(
+  ids: Any,
+  num_classes: int,
+  keep: Any = None,
+  *,
+  readable: bool = True,
+  name: str = "labels",
+) -> Any:
+  """Checks the range of kept ids if their values can be read.
+
+  Converts NumPy ids to int32, invalid ones to -1; not those of JAX.
+  """
+  if readable and checks.is_concrete(ids):
+    check_label_range(ids, num_classes, keep, name)
+  if isinstance(ids, jax.Array):
+    return ids
   # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.
-  good = (labels >= 0) & (labels <= num_classes - 1)
-  narrow = np.where(good, labels, np.zeros_like(labels)).astype(np.int32)
+  good = (ids >= 0) & (ids <= num_classes - 1)
+  narrow = np.where(good, ids, np.zeros_like(ids)).astype(np.int32)
   return np.where(good, narrow, np.int32(-1))
 
 
@@ -174,8 +192,7 @@ def checked(
   )
   targets = None if labels is None else as_labels(labels, batch, full)
   readable = checks.is_concrete(used_with=(array, *others))
-  # The rows whose values are checked: all, the kept ones, or none if it is
-  # not known which are kept.
+  # Rows whose values are checked: all, the kept ones, or none if unknown.
   rows = None if readable else np.zeros(batch, bool)
   if where is not None:
     where = as_where(where, batch, full)
@@ -187,9 +204,7 @@ def checked(
     where = checks.shard_alike("where", jnp.asarray(where), array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      if readable and checks.is_concrete(targets):
-        check_label_range(targets, full[axis], rows)
-      targets = narrow_labels(targets, full[axis])
+      targets = read_ids(targets, full[axis], rows, readable=readable)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))

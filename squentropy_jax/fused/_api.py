@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public heads: losses of ``features @ kernel``, computed in tiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import functools
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax.fused import _arguments, _compiled
+from squentropy_jax.fused import _arguments, _plan, _row_values, _rules
+from squentropy_jax.fused._arguments import Call, HeadArguments, Ready
+from squentropy_jax.fused._metrics import LossSum
+from squentropy_jax.fused._plan import Plan
+from squentropy_jax.fused._row_values import (
+  HeadLoss,
+  Statistics,
+  Totals,
+  WeightedRows,
+)
+from squentropy_jax.fused._targets import asked_for
+from squentropy_jax.fused._tiles import Arrays
 
 Labels = (
   jax.typing.ArrayLike | tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
 )
-Axes = str | tuple[str, ...] | None
 
 
 def linear_row_stats(
@@ -24,11 +35,13 @@ def linear_row_stats(
   class_axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
   soft_cap: float | None = None,
-  mesh: Mesh | None = None,
-  batch_axis: Axes = None,
-  vocab_axis: Axes = None,
-  mode: str | None = None,
-  memory_budget: int | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
+  features_spec: PartitionSpec | None = None,
+  kernel_spec: PartitionSpec | None = None,
+  gather: str = "auto",
+  compute_dtype: jax.typing.DTypeLike | None = None,
+  reduce_dtype: jax.typing.DTypeLike | None = None,
+  plan: Plan | None = None,
 ) -> RowStats:
   r"""Computes the row statistics of a linear head without its logits.
 
@@ -52,11 +65,13 @@ def linear_row_stats(
       gradients of the other rows are 0.
     soft_cap: See `linear_loss`.
     mesh: See `linear_loss`.
-    batch_axis: See `linear_loss`.
-    vocab_axis: See `linear_loss`.
-    mode: ``None``, ``"forward"``, ``"frozen_kernel"`` or ``"recompute"``, see
-      `linear_loss`.
-    memory_budget: See `linear_loss`.
+    features_spec: See `linear_loss`.
+    kernel_spec: See `linear_loss`.
+    gather: See `linear_loss`.
+    compute_dtype: See `linear_loss`.
+    reduce_dtype: See `linear_loss`.
+    plan: See :class:`fused.Plan`. The mode ``"grad_in_forward"`` needs
+      `linear_loss_sum`.
 
   Returns:
     Statistics of shape ``[...]``, float32 or wider.
@@ -88,26 +103,16 @@ def linear_row_stats(
     where=where,
     soft_cap=soft_cap,
     mesh=mesh,
-    batch_axis=batch_axis,
-    vocab_axis=vocab_axis,
-    mode=mode,
-    memory_budget=memory_budget,
+    features_spec=features_spec,
+    kernel_spec=kernel_spec,
+    gather=gather,
+    compute_dtype=compute_dtype,
+    reduce_dtype=reduce_dtype,
+    plan=plan,
   )
-  if isinstance(arguments.labels, tuple):
-    raise TypeError(
-      "labels must be class ids for linear_row_stats, one per row, got a pair. "
-      "Pass the pair to linear_loss."
-    )
-  _refuse_grad_in_forward(mode)
-  return _compiled.stats(call, arguments)
-
-
-def _refuse_grad_in_forward(mode: str | None) -> None:
-  if mode == "grad_in_forward":
-    raise ValueError(
-      "mode='grad_in_forward' needs one number to differentiate, got a result "
-      "for each row. Use fused.linear_loss_sum, or mode='recompute'."
-    )
+  _arguments.refuse_pair("linear_row_stats", arguments.labels)
+  _plan.refuse_grad_in_forward(call.plan)
+  return _stats(call, arguments)
 
 
 def linear_loss(
@@ -120,11 +125,13 @@ def linear_loss(
   class_axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
   soft_cap: float | None = None,
-  mesh: Mesh | None = None,
-  batch_axis: Axes = None,
-  vocab_axis: Axes = None,
-  mode: str | None = None,
-  memory_budget: int | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
+  features_spec: PartitionSpec | None = None,
+  kernel_spec: PartitionSpec | None = None,
+  gather: str = "auto",
+  compute_dtype: jax.typing.DTypeLike | None = None,
+  reduce_dtype: jax.typing.DTypeLike | None = None,
+  plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
 ) -> jax.Array:
   r"""Computes the loss of each example of a linear head without its logits.
@@ -159,19 +166,25 @@ def linear_loss(
       are NaN or out of range.
     soft_cap: A static number. The logits become
       ``soft_cap * tanh(logits / soft_cap)``.
-    mesh: The mesh over which rows and classes are sharded. The function makes a
-      ``jax.shard_map`` on it. Inside your own ``jax.shard_map``, omit ``mesh``
-      and name the axes.
-    batch_axis: The mesh axis, or axes, of the first axis of ``features``.
-    vocab_axis: The mesh axis, or axes, of the class axis of ``kernel``.
-    mode: ``None`` chooses from what is differentiated. ``"forward"`` raises a
-      ValueError if the result is differentiated. ``"frozen_kernel"`` treats
-      kernel and bias as constants and computes the features' gradient in one
-      pass. ``"recompute"`` computes the logits again for the gradient.
-    memory_budget: A limit for the temporary memory on each device, in bytes.
-      The size of the tiles is reduced until they fit, down to a smallest tile.
-      The default is 1.5 times the size of the gradients of features and kernel
-      in float32, and at least 16 MiB.
+    mesh: The mesh over which the arrays are sharded. The function makes a
+      ``jax.shard_map`` on it. By default it is the mesh of ``jax.set_mesh``.
+      Inside your own ``jax.shard_map``, omit it.
+    features_spec: The mesh axes of each axis of ``features``. Labels,
+      ``where``, weights and the result are sharded as the rows are. Required on
+      ``Auto`` axes. ``Explicit`` axes are read from the type of the array.
+      Inside your own ``jax.shard_map``, name its manual axes.
+    kernel_spec: The mesh axes of each axis of ``kernel``. The bias is sharded
+      as the classes are. Otherwise as ``features_spec``.
+    gather: What is gathered where one mesh axis shards rows and classes both:
+      ``"rows"`` or ``"kernel"``. ``"auto"`` chooses the smaller one. A kernel
+      whose width is sharded is gathered once in each pass, with ``"tile"`` in
+      tiles.
+    compute_dtype: The dtype of features and kernel in the matrix products, and
+      in which they are gathered. By default the wider one of their dtypes.
+      Gradients have the dtypes of their arrays.
+    reduce_dtype: The dtype in which gradients of several devices are added, by
+      default float32 or wider.
+    plan: The mode and the memory budget, see :class:`fused.Plan`.
     label_smoothing: Share of the target distribution that is spread over all
       possible classes. The result is exact. The loss must declare ``uniform``,
       as ``cross_entropy``, ``squentropy`` and ``rescaled_square`` do.
@@ -208,14 +221,16 @@ def linear_loss(
     where=where,
     soft_cap=soft_cap,
     mesh=mesh,
-    batch_axis=batch_axis,
-    vocab_axis=vocab_axis,
-    mode=mode,
-    memory_budget=memory_budget,
+    features_spec=features_spec,
+    kernel_spec=kernel_spec,
+    gather=gather,
+    compute_dtype=compute_dtype,
+    reduce_dtype=reduce_dtype,
+    plan=plan,
   )
-  _refuse_grad_in_forward(mode)
-  chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
-  return _compiled.losses(call, *chosen)
+  _plan.refuse_grad_in_forward(call.plan)
+  chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
+  return _losses(call, *chosen)
 
 
 def linear_loss_sum(
@@ -229,26 +244,31 @@ def linear_loss_sum(
   class_axis: int = -1,
   where: jax.typing.ArrayLike | None = None,
   soft_cap: float | None = None,
-  mesh: Mesh | None = None,
-  batch_axis: Axes = None,
-  vocab_axis: Axes = None,
-  mode: str | None = None,
-  memory_budget: int | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
+  features_spec: PartitionSpec | None = None,
+  kernel_spec: PartitionSpec | None = None,
+  gather: str = "auto",
+  compute_dtype: jax.typing.DTypeLike | None = None,
+  reduce_dtype: jax.typing.DTypeLike | None = None,
+  plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
-) -> tuple[jax.Array, jax.Array]:
+  metrics: Mapping[str, Callable[[RowStats], jax.Array]] | None = None,
+) -> LossSum:
   r"""Computes the weighted sum of a linear head's losses, without its logits.
 
   .. math::
-    \Bigl( \sum_n w_n L(h_n W + b, y_n), \; \sum_n w_n \Bigr)
+    \sum_n w_n L(h_n W + b, y_n), \quad \sum_n w_n, \quad
+    \sum_n w_n M(h_n W + b, y_n)
 
-  Use it to train on a sum or a mean. The mean is the first result divided by
-  the second. If you accumulate batches or use several devices, add up each of
-  the two results and divide once at the end. The mean of batch means is not the
-  mean over all rows.
+  Use it to train on a sum or a mean. The mean is ``loss / weight`` of
+  the result. If you accumulate batches or use several devices, add up the
+  results and divide once at the end. The mean of batch means is not the mean
+  over all rows.
 
   Because only the sum is differentiated, its gradient can be computed in the
   forward pass, while the logits of a block of rows are in memory. This takes
-  three matrix products instead of the four of `linear_loss`.
+  three matrix products instead of the four of `linear_loss`. Metrics
+  :math:`M`, such as the accuracy or a z-loss, come from the same pass.
 
   Args:
     loss: See `linear_loss`.
@@ -264,17 +284,24 @@ def linear_loss_sum(
     soft_cap: See `linear_loss`.
     mesh: See `linear_loss`. With a mesh, the sums are over all rows. Inside
       your own ``jax.shard_map``, they are over the rows of the device.
-    batch_axis: See `linear_loss`.
-    vocab_axis: See `linear_loss`.
-    mode: See `linear_loss`. In addition, ``"grad_in_forward"`` computes the
-      gradient in the forward pass. ``None`` chooses this mode if the memory
-      budget allows it.
-    memory_budget: See `linear_loss`.
+    features_spec: See `linear_loss`.
+    kernel_spec: See `linear_loss`.
+    gather: See `linear_loss`.
+    compute_dtype: See `linear_loss`.
+    reduce_dtype: See `linear_loss`.
+    plan: See :class:`fused.Plan`. By default the gradient is computed in the
+      forward pass if the memory budget allows it.
     label_smoothing: See `linear_loss`.
+    metrics: Row formulas by name, such as ``{"accuracy": rows.correct}``.
+      Booleans count as 0 and 1. If the loss divides the logits by a
+      hyper-parameter, the formulas get the statistics of the divided logits.
+      For a target distribution, each metric is the expected value over its
+      classes. Label smoothing does not change them.
 
   Returns:
-    The sum of the weighted losses and the sum of the weights, scalars, float32
-    or wider.
+    The sum of the weighted losses, the sum of the weights, and the weighted
+    sums of the metrics, which have no gradient. They are scalars, float32 or
+    wider, with the names ``loss``, ``weight`` and ``metrics``.
 
   Raises:
     TypeError: If ``loss`` is not a row loss, if it does not have one of the
@@ -285,11 +312,17 @@ def linear_loss_sum(
   Examples:
     >>> features = jnp.array([[1.0, 0.0], [0.5, 2.0]])
     >>> kernel = jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.5]])
-    >>> total, count = fused.linear_loss_sum(
-    ...   losses.squentropy, features, kernel, jnp.array([0, 2])
+    >>> sums = fused.linear_loss_sum(
+    ...   losses.squentropy,
+    ...   features,
+    ...   kernel,
+    ...   jnp.array([0, 2]),
+    ...   metrics={"accuracy": squentropy_jax.rows.correct},
     ... )
-    >>> print(f"{total / count:.4f}")
+    >>> print(f"{sums.loss / sums.weight:.4f}")
     2.4508
+    >>> print(f"{sums.metrics['accuracy'] / sums.weight:.4f}")
+    0.5000
 
   References:
     Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
@@ -305,10 +338,79 @@ def linear_loss_sum(
     weights=weights,
     soft_cap=soft_cap,
     mesh=mesh,
-    batch_axis=batch_axis,
-    vocab_axis=vocab_axis,
-    mode=mode,
-    memory_budget=memory_budget,
+    features_spec=features_spec,
+    kernel_spec=kernel_spec,
+    gather=gather,
+    compute_dtype=compute_dtype,
+    reduce_dtype=reduce_dtype,
+    plan=plan,
   )
-  chosen = _arguments.with_loss(loss, label_smoothing, arguments, keep)
-  return _compiled.loss_sum(call, *chosen)
+  chosen = _arguments.with_loss(
+    loss, label_smoothing, call, arguments, keep, metrics
+  )
+  return _loss_sum(call, *chosen)
+
+
+# The same on checked arguments. Compiled here, so that a call outside jit is
+# one dispatch; inlined in a trace.
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _stats(call: Call, arguments: HeadArguments) -> RowStats:
+  """`linear_row_stats` on checked arguments."""
+  ready = _arguments.prepared(call, Statistics(), arguments)
+  targets = ready.targets
+  sums, count = _rules.sums(ready.call, ready.arrays, targets.ids)
+  batch = arguments.features.shape[:-1]
+  return RowStats(
+    *(
+      call.layout.result_rows(asked_for(targets, field), batch)
+      for field in _row_values.row_stats(sums, count, targets)
+    )
+  )
+
+
+def _row_values_of(loss: HeadLoss, ready: Ready) -> Totals:
+  targets = ready.targets
+  sums, count = _rules.sums(ready.call, ready.arrays, targets.ids)
+  return _row_values.row_values(loss, ready.numbers, sums, count, targets)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _losses(call: Call, loss: HeadLoss, arguments: HeadArguments) -> jax.Array:
+  """`linear_loss` on checked arguments."""
+  each, _ = _row_values_of(loss, _arguments.prepared(call, loss, arguments))
+  return call.layout.result_rows(each, arguments.features.shape[:-1])
+
+
+def _grad_in_forward_fits(call: Call, arrays: Arrays) -> bool:
+  """Whether the gradient of a sum is best formed in the forward pass."""
+  layout = call.layout
+  if call.head.tile_axes or (layout.mesh is None and layout.gathered_rows):
+    return False
+  size = _plan.size_of(call.head, layout, arrays)
+  return _plan.grad_in_forward_fits(size, call.plan.memory_budget)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _loss_sum(call: Call, loss: HeadLoss, arguments: HeadArguments) -> LossSum:
+  """`linear_loss_sum` on checked arguments."""
+  ready = _arguments.prepared(call, loss, arguments)
+  call, weights = ready.call, ready.weights
+  mode = call.plan.mode
+  if mode == "grad_in_forward" or (
+    mode is None and _grad_in_forward_fits(call, ready.arrays)
+  ):
+    rows = WeightedRows(ready.targets, weights, ready.numbers)
+    # Local to a device of a shard_map of the user.
+    rows = _rules.vary_rows(call.layout, ready.arrays, rows)
+    numbers = jax.tree.map(
+      lambda x: call.layout.broadcast(x, weights.shape), rows.numbers
+    )
+    total, metrics = _rules.total(
+      call, loss, ready.arrays, rows._replace(numbers=numbers)
+    )
+  else:
+    each = _row_values_of(loss, ready)
+    total, metrics = _row_values.weighted_sums(*each, weights)
+  return LossSum(total, weights.sum(), jax.lax.stop_gradient(metrics))

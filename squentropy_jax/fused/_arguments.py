@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of the heads, checked."""
+"""The arguments of the heads: `checked`, then `prepared` inside the trace."""
 
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 
-from squentropy_jax._core import checks
-from squentropy_jax._core import labels as prelude
-from squentropy_jax.fused import _loss, _plan
-from squentropy_jax.fused._loss import HeadLoss, Numbers
-from squentropy_jax.fused._mesh import Layout, checked_layout
-from squentropy_jax.fused._rules import Call
+from squentropy_jax._core import checks, varying
+from squentropy_jax.fused import _layout, _plan, _row_values, _targets, _tiles
+from squentropy_jax.fused._mesh import Layout
+from squentropy_jax.fused._metrics import as_metrics
+from squentropy_jax.fused._plan import Plan
+from squentropy_jax.fused._row_values import HeadLoss, Numbers, Statistics
+from squentropy_jax.fused._targets import Targets
 from squentropy_jax.fused._tiles import Arrays, Head
+
+
+class Call(NamedTuple):
+  """What is static about a call.
+
+  Attributes:
+    head: The head and what its loss reads.
+    layout: How it is sharded over devices.
+    plan: The mode asked for, and the memory budget.
+  """
+
+  head: Head
+  layout: Layout
+  plan: Plan = Plan()
 
 
 class HeadArguments(NamedTuple):
@@ -41,79 +55,28 @@ class HeadArguments(NamedTuple):
   numbers: Numbers = Numbers({}, None)
 
 
-def _ids_and_probabilities(
-  labels: Any, batch: tuple[int, ...]
-) -> tuple[Any, Any]:
-  """Checks a pair of class ids and probabilities of shape ``[*batch, K]``."""
-  if len(labels) != 2:
-    raise TypeError(
-      "labels as a tuple must be a pair (ids, probabilities), got "
-      f"{len(labels)} elements."
-    )
-  ids = checks.as_array(labels[0], "the ids of labels")
-  probabilities = checks.as_array(labels[1], "the probabilities of labels")
-  if not jnp.issubdtype(ids.dtype, jnp.integer):
-    raise TypeError(
-      f"the ids of labels must be integers, got {ids.dtype}. Pass labels as "
-      "(ids, probabilities)."
-    )
-  if not jnp.issubdtype(probabilities.dtype, jnp.floating):
-    raise TypeError(
-      "the probabilities of labels must be floating point, got "
-      f"{probabilities.dtype}. Pass labels as (ids, probabilities)."
-    )
-  if (
-    ids.shape != probabilities.shape or ids.shape[:-1] != batch or not ids.ndim
-  ):
-    raise ValueError(
-      "the ids and probabilities of labels must both have the shape "
-      f"(*{batch}, K), K targets for each row, got {ids.shape} and "
-      f"{probabilities.shape}."
-    )
-  if not ids.shape[-1]:
-    raise ValueError(
-      f"labels must hold one class id per row or more, got ids of shape "
-      f"{ids.shape}. Drop rows without a target with where=."
-    )
-  return prelude.widen_ids(ids), probabilities
-
-
-def _class_ids(labels: Any, batch: tuple[int, ...]) -> Any:
-  """Checks class ids of shape ``batch``."""
-  labels = checks.as_array(labels, "labels")
-  if jnp.issubdtype(labels.dtype, jnp.floating):
-    raise TypeError(
-      f"labels must be class ids, integers of shape {batch}, or a pair (ids, "
-      f"probabilities), got {labels.dtype} of shape {labels.shape}. A dense "
-      "target distribution is as large as the logits: pass its classes with "
-      "probability above 0 as such a pair."
-    )
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise TypeError(
-      f"labels must be integers, got dtype {labels.dtype}. Pass "
-      "jnp.asarray(labels, jnp.int32)."
-    )
-  if labels.shape != batch:
-    raise ValueError(
-      f"labels must have the batch shape {batch} of features, one class id for "
-      f"each row, got {labels.shape}."
-    )
-  return prelude.widen_ids(labels)
-
-
-def _of_rows(name: str, values: Any, batch: tuple[int, ...]) -> Any:
+def _of_rows(
+  name: str, values: Any, batch: tuple[int, ...], classes: int
+) -> Any:
   # NumPy arrays stay so: inside jit those of JAX are traced.
   array = checks.as_array(values, name)
-  if array.shape != batch:
+  shape = array.shape
+  if shape != batch:
+    if shape in ((classes,), (*batch, classes)):
+      advice = "Make classes impossible with bias=-inf."
+    elif shape == (*batch, 1):
+      advice = f"Pass {name}[..., 0]."
+    else:
+      advice = f"Pass jnp.broadcast_to({name}, {batch}) or reshape it."
     raise ValueError(
       f"{name} must have the batch shape {batch} of features, one for each "
-      f"row, got {array.shape}. Make classes impossible with bias=-inf."
+      f"row, got {shape}. {advice}"
     )
   return array
 
 
-def _where(where: Any, batch: tuple[int, ...]) -> Any:
-  array = _of_rows("where", where, batch)
+def _where(where: Any, batch: tuple[int, ...], classes: int) -> Any:
+  array = _of_rows("where", where, batch, classes)
   if array.dtype != jnp.bool_:
     raise TypeError(
       f"where must be boolean, got dtype {array.dtype}. Pass where != 0, or "
@@ -122,8 +85,8 @@ def _where(where: Any, batch: tuple[int, ...]) -> Any:
   return array
 
 
-def _weights(weights: Any, batch: tuple[int, ...]) -> Any:
-  array = _of_rows("weights", weights, batch)
+def _weights(weights: Any, batch: tuple[int, ...], classes: int) -> Any:
+  array = _of_rows("weights", weights, batch, classes)
   if array.dtype == jnp.bool_:
     raise TypeError(
       "weights must be real numbers, got booleans. Pass them as where=."
@@ -154,27 +117,6 @@ def known_rows(
   return checks.is_concrete(*jax.tree.leaves(arguments.labels)), keep
 
 
-def _check_range(
-  labels: Any, num_classes: int, keep: np.ndarray | None
-) -> None:
-  if not isinstance(labels, tuple):
-    prelude.check_label_range(labels, num_classes, keep)
-    return
-  ids, probabilities = labels
-  used = np.asarray(probabilities) != 0
-  if keep is not None:
-    used &= keep[..., None]
-  prelude.check_label_range(ids, num_classes, used)
-
-
-def _as_jax(labels: Any, num_classes: int) -> Any:
-  """Labels as JAX arrays, NumPy ids that int32 cannot hold as -1."""
-  if isinstance(labels, tuple):
-    ids = prelude.narrow_labels(labels[0], num_classes)
-    return checks.as_jax(ids), checks.as_jax(labels[1])
-  return checks.as_jax(prelude.narrow_labels(labels, num_classes))
-
-
 def _soft_cap(soft_cap: Any) -> float | None:
   if soft_cap is None:
     return None
@@ -202,16 +144,21 @@ def checked(
   where: jax.typing.ArrayLike | None,
   weights: jax.typing.ArrayLike | None = None,
   soft_cap: float | None,
-  mesh: Mesh | None,
-  batch_axis: Any,
-  vocab_axis: Any,
-  mode: str | None,
-  memory_budget: int | None,
+  mesh: Any,
+  features_spec: Any,
+  kernel_spec: Any,
+  gather: str,
+  compute_dtype: Any,
+  reduce_dtype: Any,
+  plan: Any,
+  queries: bool = False,
 ) -> tuple[Call, HeadArguments, np.ndarray | None]:
   """The static and the traced arguments, and which rows are known to count.
 
+  With ``queries`` the labels are the argument ``ids`` of `linear_log_probs`.
   Raises an error that names the argument that does not fit.
   """
+  plan = _plan.checked_plan(plan)
   features = checks.as_floats(features, "features")
   kernel = checks.as_floats(kernel, "kernel")
   if features.ndim == 0:
@@ -228,13 +175,30 @@ def checked(
       f"class_axis must be 0 or 1, an axis of kernel, got {class_axis!r}."
     )
   axis = class_axis % 2
-  batch, width = features.shape[:-1], features.shape[-1]
-  if kernel.shape[1 - axis] != width:
+  layout = _layout.resolved(
+    mesh, features_spec, kernel_spec, gather, features, kernel, axis
+  )
+  batch, num_classes = features.shape[:-1], kernel.shape[axis]
+  # What is local to a device may be a part.
+  width, of_kernel, total = (
+    n * jax.lax.axis_size(axes) if layout.mesh is None and axes else n
+    for n, axes in (
+      (features.shape[-1], layout.width),
+      (kernel.shape[1 - axis], layout.kernel_width),
+      (num_classes, layout.classes),
+    )
+  )
+  if of_kernel != width:
     raise ValueError(
       f"features of shape {features.shape} need {width} in axis {1 - axis} of "
       f"kernel, got {kernel.shape}. For a kernel [V, d] pass class_axis=0."
+      + (
+        " Inside jax.shard_map, name the axes of the width in features_spec "
+        "and kernel_spec."
+        if varying.axes_of(features, kernel)
+        else ""
+      )
     )
-  num_classes = kernel.shape[axis]
   checks.check_num_classes(num_classes, "kernel")
   if bias is not None:
     bias = checks.as_floats(bias, "bias")
@@ -243,54 +207,227 @@ def checked(
         f"bias must have the shape ({num_classes},), one per class of kernel "
         f"{kernel.shape}, got {bias.shape}."
       )
-  if isinstance(labels, tuple):
-    labels = _ids_and_probabilities(labels, batch)
+  if queries:
+    labels = _targets.checked_queries(labels, batch)
   else:
-    labels = _class_ids(labels, batch)
+    labels = _targets.checked_labels(labels, batch)
   arguments = HeadArguments(
     features,
     kernel,
     bias,
     labels,
-    None if where is None else _where(where, batch),
-    None if weights is None else _weights(weights, batch),
+    None if where is None else _where(where, batch, num_classes),
+    None if weights is None else _weights(weights, batch, num_classes),
   )
-  layout = checked_layout(mesh, batch_axis, vocab_axis, features, kernel)
-  if mesh is None and layout.vocab_axis:
-    num_classes *= jax.lax.axis_size(layout.vocab_axis)
   readable, keep = known_rows(arguments, layout)
-  if readable:
-    _check_range(labels, num_classes, keep)
-  if mode is not None and mode not in _plan.MODES:
+  name = "ids" if queries else "labels"
+  labels = _targets.read(labels, total, keep, readable, name)
+  operand = _dtype("compute_dtype", compute_dtype)
+  if operand is None:
+    operand = _tiles.operand_dtype(features, kernel)
+  head = Head(axis, _soft_cap(soft_cap), operand)
+  head = head._replace(
+    reduce_dtype=_dtype("reduce_dtype", reduce_dtype),
+    tile_axes=layout.kernel_width if gather == "tile" else (),
+  )
+  if gather == "tile" and plan.mode in ("frozen_kernel", "grad_in_forward"):
     raise ValueError(
-      f"mode must be one of {_plan.MODES} or None, got {mode!r}. None chooses "
-      "by what is differentiated."
+      f"gather='tile' needs mode 'recompute', 'forward' or None of plan, got "
+      f"{plan.mode!r}, which gathers the kernel once. Pass gather='kernel'."
     )
-  if memory_budget is not None:
-    memory_budget = checks.as_count("memory_budget", memory_budget)
-  call = Call(Head(axis, _soft_cap(soft_cap)), layout, mode, memory_budget)
+  if (
+    plan.mode == "grad_in_forward"
+    and layout.mesh is None
+    and layout.gathered_rows
+  ):
+    raise ValueError(
+      "gather='rows' inside jax.shard_map needs mode 'recompute' of plan, got "
+      "'grad_in_forward': the sums of several devices may have different "
+      "cotangents. Pass gather='kernel'."
+    )
   arguments = arguments._replace(
-    labels=_as_jax(labels, num_classes),
+    labels=labels,
     where=None if where is None else checks.as_jax(arguments.where),
     weights=None if weights is None else checks.as_jax(arguments.weights),
   )
-  return call, arguments, keep
+  return Call(head, layout, plan), arguments, keep
 
 
 def with_loss(
   loss: Any,
   label_smoothing: Any,
+  call: Call,
   arguments: HeadArguments,
   keep: np.ndarray | None,
+  metrics: Any = None,
 ) -> tuple[HeadLoss, HeadArguments]:
   """The loss, and the arguments with its numbers in the dtype of sums."""
-  row_loss, values = _loss.resolved(loss)
+  row_loss, values = _row_values.resolved(loss)
   known = row_loss.hyperparameters
-  dtype = Arrays(arguments.features, arguments.kernel).sum_dtype
+  dtype = call.head.sum_dtype
   numbers, static = known.split(values)
   batch = arguments.features.shape[:-1]
   arrays = known.as_arrays(numbers, dtype, batch, keep)
-  smoothing = _loss.as_smoothing(label_smoothing, row_loss, dtype)
-  return HeadLoss(row_loss, static), arguments._replace(
-    numbers=Numbers(arrays, smoothing)
+  smoothing = _row_values.as_smoothing(label_smoothing, row_loss, dtype)
+  chosen = HeadLoss(row_loss, static, as_metrics(metrics))
+  return chosen, arguments._replace(numbers=Numbers(arrays, smoothing))
+
+
+def with_temperature(
+  temperature: Any,
+  call: Call,
+  arguments: HeadArguments,
+  keep: np.ndarray | None,
+) -> HeadArguments:
+  """The arguments with the temperature as a number, unless it is 1."""
+  if (
+    np.ndim(temperature) == 0
+    and checks.is_concrete(temperature)
+    and np.all(temperature == 1)
+  ):
+    return arguments
+  arrays = _row_values.Statistics().hyperparameters.as_arrays(
+    {"temperature": temperature},
+    call.head.sum_dtype,
+    arguments.features.shape[:-1],
+    keep,
   )
+  return arguments._replace(numbers=Numbers(arrays, None))
+
+
+def refuse_pair(head: str, labels: Any) -> None:
+  if isinstance(labels, tuple):
+    raise TypeError(
+      f"labels must be class ids for {head}, one per row, got a pair. Pass the "
+      "pair to linear_loss."
+    )
+
+
+def _dtype(name: str, dtype: Any) -> np.dtype | None:
+  """The dtype of a setting, or None."""
+  if dtype is None:
+    return None
+  try:
+    found = jnp.dtype(dtype)
+  except TypeError:
+    found = None
+  if (
+    found is None
+    or not jnp.issubdtype(found, jnp.floating)
+    or found.itemsize < 2
+  ):
+    raise TypeError(
+      f"{name} must be a floating dtype of 16 bits or more, got {dtype!r}. "
+      "Pass jnp.bfloat16 or jnp.float32."
+    )
+  return found
+
+
+class Ready(NamedTuple):
+  """A call whose dropped rows hold placeholders, by `prepared`.
+
+  Attributes:
+    call: What is static, with what the loss reads.
+    arrays: What is differentiated.
+    targets: Of the rows.
+    weights: Of the rows, 0 for dropped ones.
+    numbers: Of the loss.
+  """
+
+  call: Call
+  arrays: Arrays
+  targets: Targets
+  weights: jax.Array
+  numbers: Numbers
+
+
+def _arrays(
+  call: Call,
+  arguments: HeadArguments,
+  keep: jax.Array | None,
+  factor: jax.Array | None,
+) -> Arrays:
+  """The arrays of the head, 0 in dropped rows, classes divisible by devices."""
+  features, kernel, bias = arguments.features, arguments.kernel, arguments.bias
+  axis, layout = call.head.class_axis, call.layout
+  if keep is not None:
+    # Before any product: 0 times NaN is NaN.
+    column = keep[..., None]
+    if layout.width and layout.is_explicit:
+      column = jnp.broadcast_to(
+        column, features.shape, out_sharding=jax.typeof(features).sharding
+      )
+    features = jnp.where(column, features, jnp.zeros_like(features))
+  if call.plan.mode == "frozen_kernel":
+    kernel, bias = jax.lax.stop_gradient((kernel, bias))
+  # What the devices do not divide is padded.
+  classes = -kernel.shape[axis] % layout.shards(layout.classes)
+  sharded = (layout.width, layout.kernel_width)
+  width = -features.shape[-1] % math.lcm(*map(layout.shards, sharded))
+  if width:
+    batch = [(0, 0)] * (features.ndim - 1)
+    features = jnp.pad(features, [*batch, (0, width)])
+  if classes:
+    # Not every narrow type has an infinity.
+    wide = call.head.sum_dtype
+    if bias is None:
+      bias = jnp.zeros(kernel.shape[axis], wide)
+    bias = jnp.pad(bias.astype(wide), (0, classes), constant_values=-jnp.inf)
+  if classes or width:
+    widths = [(0, width), (0, classes)]
+    kernel = jnp.pad(kernel, widths if axis else widths[::-1])
+  arrays = Arrays(features, kernel, bias, factor)
+  by_name = layout.by_name(axis)
+  return Arrays._make(
+    None if x is None else layout.place(x, by_name[name])
+    for name, x in arrays._asdict().items()
+  )
+
+
+def prepared(
+  call: Call, loss: HeadLoss | Statistics, arguments: HeadArguments
+) -> Ready:
+  """What the rules of differentiation take: the traced part."""
+  layout, batch = call.layout, arguments.features.shape[:-1]
+  where = arguments.where
+  if where is None and any(
+    n % layout.shards(axes) for n, axes in zip(batch, layout.rows, strict=False)
+  ):
+    where = jnp.ones(batch, bool)
+  divides = arguments.features.shape[-1] % layout.shards(layout.width) == 0
+  width = layout.width if layout.width and divides else None
+  of_rows = (arguments.labels, where, arguments.weights, arguments.numbers)
+  labels, where, weights, numbers = jax.tree.map(
+    lambda x: layout.padded_rows(x) if x.ndim else x, of_rows
+  )
+  features = layout.padded_rows(arguments.features, width)
+  arguments = arguments._replace(features=features)
+  keep = where
+  if weights is not None:
+    used = weights != 0
+    keep = used if keep is None else keep & used
+  if keep is not None:
+    numbers = loss.placeholders(numbers, keep)
+  differentiated, factor = loss.reads(numbers), loss.factor(numbers)
+  reads = differentiated | loss.constant_reads()
+  batch = features.shape[:-1]
+  if factor is not None:
+    # Varied before it is repeated: its gradient is summed, then sent.
+    factor = varying.vary_like(factor, features)
+    factor = layout.broadcast(factor, batch)
+  arrays = _arrays(call, arguments, keep, factor)
+  classes = arguments.kernel.shape[call.head.class_axis]
+  if layout.mesh is None and layout.classes:
+    classes *= jax.lax.axis_size(layout.classes)
+  if isinstance(labels, tuple):
+    labels = labels[0], labels[1].astype(call.head.sum_dtype)
+  targets = _targets.targets_of(labels, len(batch), classes, keep)
+  if weights is None:
+    weights = layout.place(jnp.ones(batch), layout.row_spec)
+  weights = weights.astype(call.head.sum_dtype)
+  if keep is not None:
+    weights = jnp.where(keep, weights, jnp.zeros_like(weights))
+  head = call.head._replace(
+    reads=reads, constant=reads - differentiated, scaled=factor is not None
+  )
+  return Ready(call._replace(head=head), arrays, targets, weights, numbers)

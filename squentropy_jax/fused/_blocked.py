@@ -3,13 +3,14 @@
 
 from collections.abc import Callable, Mapping
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from squentropy_jax._core import checks, varying
 from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.rows import row_loss
 from squentropy_jax.fused import _blocked_arguments as _arguments
 from squentropy_jax.fused._blocked_sums import (
   Block,
@@ -17,25 +18,12 @@ from squentropy_jax.fused._blocked_sums import (
   Shared,
   sums_over_blocks,
 )
-from squentropy_jax.fused._loss import resolved
+from squentropy_jax.fused._metrics import LossSum, as_metrics
+from squentropy_jax.fused._row_values import resolved
 
 Labels = (
   jax.typing.ArrayLike | tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
 )
-
-
-class LossSum(NamedTuple):
-  """Sums over rows, which add up over batches and devices.
-
-  Attributes:
-    loss: The sum of the weighted losses, a scalar.
-    weight: The sum of the weights, a scalar.
-    metrics: The weighted sums of the metrics, scalars without gradient.
-  """
-
-  loss: jax.Array
-  weight: jax.Array
-  metrics: dict[str, jax.Array]
 
 
 def blocked_loss_sum(
@@ -128,7 +116,7 @@ def blocked_loss_sum(
     Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
     <https://arxiv.org/abs/2410.10989>`_, 2024.
   """
-  row_loss, values = resolved(loss)
+  chosen, values = resolved(loss)
   features = checks.as_jax(checks.as_array(features, "features"))
   given, batch = _arguments.checked_labels(labels)
   if features.shape[: len(batch)] != batch:
@@ -148,7 +136,7 @@ def blocked_loss_sum(
     None if where is None else _arguments.where(where, batch),
     None if weights is None else _arguments.weights(weights, batch),
   )
-  formulas = {} if metrics is None else _arguments.as_metrics(metrics)
+  formulas = {m.name: row_loss(m.values) for m in as_metrics(metrics)}
   params = jax.tree.map(checks.as_jax, params)
   is_known, kept = _arguments.known_rows(masks, batch, (features, params))
 
@@ -164,8 +152,8 @@ def blocked_loss_sum(
     given, batch, num_classes, is_known=is_known, kept=kept
   )
   dtype = checks.compute_dtype(out.dtype)
-  numbers, static = row_loss.hyperparameters.split(values)
-  arrays = row_loss.hyperparameters.as_arrays(numbers, dtype, batch, kept)
+  numbers, static = chosen.hyperparameters.split(values)
+  arrays = chosen.hyperparameters.as_arrays(numbers, dtype, batch, kept)
 
   def flat(x: Any) -> jax.Array:
     x = checks.as_jax(x)
@@ -193,7 +181,7 @@ def blocked_loss_sum(
     params, closure, {name: x for name, x in arrays.items() if not x.ndim}
   )
   total, sums = sums_over_blocks(
-    Block(head.logits, dtype, row_loss, static, formulas),
+    Block(head.logits, dtype, chosen, static, formulas),
     shared,
     _arguments.padded(rows, num_blocks * size - n),
     num_blocks,

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of `blocked_loss_sum`, checked."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +10,7 @@ import numpy as np
 
 from squentropy_jax._core import checks, varying
 from squentropy_jax._core import labels as prelude
-from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax._core.rows import RowLoss, row_loss
+from squentropy_jax.fused import _targets
 from squentropy_jax.fused._blocked_sums import Rows
 
 
@@ -82,35 +80,6 @@ def weights(weights: Any, batch: tuple[int, ...]) -> Any:
     )
   checks.check_real("weights", array)
   return array
-
-
-def _as_metric(name: str, formula: Any) -> RowLoss[Any]:
-  """A row loss of the formula, whose values are real numbers."""
-  if not callable(formula):
-    raise TypeError(
-      f"metrics[{name!r}] must be a row formula such as rows.correct, got "
-      f"{formula!r}."
-    )
-
-  def values(stats: RowStats) -> jax.Array:
-    found = formula(stats)
-    if getattr(found, "shape", None) != stats.target.shape:
-      raise TypeError(
-        f"metrics[{name!r}] must return one number for each row. Of "
-        f"statistics of shape {stats.target.shape} it returns {found}."
-      )
-    return found.astype(stats.target.dtype)
-
-  return row_loss(values)
-
-
-def as_metrics(metrics: Any) -> dict[str, RowLoss[Any]]:
-  if not isinstance(metrics, Mapping):
-    raise TypeError(
-      "metrics must be a dict of row formulas such as {'accuracy': "
-      f"rows.correct}}, got {metrics!r}."
-    )
-  return {name: _as_metric(name, f) for name, f in metrics.items()}
 
 
 class ConvertedHead(NamedTuple):
@@ -205,9 +174,7 @@ def fitting_labels(
   kept: np.ndarray | None,
 ) -> Any:
   """Checks labels for so many classes, and converts them to JAX arrays."""
-  ids, used = labels, kept
-  if isinstance(labels, tuple):
-    ids, probabilities = labels
+  ids = labels[0] if isinstance(labels, tuple) else labels
   if not jnp.issubdtype(ids.dtype, jnp.integer):
     if ids.shape != (*batch, num_classes):
       raise ValueError(
@@ -216,15 +183,8 @@ def fitting_labels(
         f"logits, got {ids.shape}."
       )
     return checks.as_jax(ids)
-  if is_known and checks.is_concrete(*jax.tree.leaves(labels)):
-    if isinstance(labels, tuple):
-      used = np.asarray(probabilities) != 0
-      used = used if kept is None else used & kept[..., None]
-    prelude.check_label_range(ids, num_classes, used)
-  ids = checks.as_jax(prelude.narrow_labels(ids, num_classes))
-  if isinstance(labels, tuple):
-    return ids, checks.as_jax(probabilities)
-  return ids
+  readable = is_known and checks.is_concrete(*jax.tree.leaves(labels))
+  return _targets.read(labels, num_classes, kept, readable)
 
 
 def padded(rows: Rows, missing: int) -> Rows:

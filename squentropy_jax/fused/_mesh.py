@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses between devices that have some of the rows and of the classes.
+"""How the arrays of a head are sharded, and what crosses between devices.
 
-In the forward pass these are the sums of the rows, in the backward pass the
-gradients; never the kernel, the features or the logits.
+The sums of the rows cross in the forward pass, the gradients in the backward
+pass. The features or the kernel are gathered only where their width is sharded,
+or where one mesh axis shards rows and classes both. The logits never cross.
 """
 
 from collections.abc import Callable
@@ -12,59 +13,91 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  reshard,
+)
+import numpy as np
 
-from squentropy_jax._core import checks, varying
+from squentropy_jax._core import varying
 from squentropy_jax._core.class_sums import ClassSums, no_classes, rescaled
-from squentropy_jax.fused._tiles import Arrays, Head, RowSums
+from squentropy_jax.fused._tiles import Arrays, Gradient, Head, RowSums
 
-
-def _padded(spec: PartitionSpec, rank: int) -> PartitionSpec:
-  return PartitionSpec(*spec, *(None,) * (rank - len(spec)))
+Axes = tuple[str, ...]
 
 
 class Layout(NamedTuple):
-  """How rows and classes are sharded.
+  """How a head is sharded, by `_layout.resolved`.
 
   Attributes:
-    mesh: The mesh to make a shard_map on, or None.
-    batch_axis: Mesh axes of the rows.
-    vocab_axis: Mesh axes of the classes.
+    mesh: The mesh to make a shard_map on. None on one device, and inside a
+      shard_map of the user.
+    rows: The mesh axes of each batch dimension.
+    width: Those of the width of the features, all of them axes of classes too.
+    kernel_width: Those of the width of the kernel, all of them of rows too.
+    classes: Those of the classes.
+    gather: What is gathered over the axes of rows and classes both, ``"rows"``
+      or ``"kernel"``.
+    result: How results of the rows are sharded.
   """
 
-  mesh: Mesh | None = None
-  batch_axis: tuple[str, ...] = ()
-  vocab_axis: tuple[str, ...] = ()
+  mesh: Mesh | AbstractMesh | None = None
+  rows: tuple[Axes, ...] = ()
+  width: Axes = ()
+  kernel_width: Axes = ()
+  classes: Axes = ()
+  gather: str = "rows"
+  result: PartitionSpec = PartitionSpec()
 
   @property
-  def everywhere(self) -> PartitionSpec:
-    """What is the same on every device."""
-    return PartitionSpec()
+  def row_axes(self) -> Axes:
+    """The mesh axes of all batch dimensions."""
+    return tuple(name for axes in self.rows for name in axes)
 
   @property
-  def rows(self) -> PartitionSpec:
-    """What has rows in its first axis."""
-    return PartitionSpec(*((self.batch_axis,) if self.batch_axis else ()))
+  def shared(self) -> Axes:
+    """The axes of rows and classes both."""
+    return tuple(name for name in self.classes if name in self.row_axes)
+
+  @property
+  def gathered_rows(self) -> Axes:
+    """The axes over which rows are gathered."""
+    return self.shared if self.gather == "rows" else ()
+
+  @property
+  def class_axes(self) -> Axes:
+    """The axes that shard the classes while a device works."""
+    over = self.shared if self.gather == "kernel" else ()
+    return tuple(name for name in self.classes if name not in over)
+
+  @property
+  def row_spec(self) -> PartitionSpec:
+    """What has rows in its first axes."""
+    return PartitionSpec(*(axes or None for axes in self.rows))
 
   @property
   def parts(self) -> PartitionSpec:
-    """What every device has a part of, ``[1, rows, ...]``, of a sum over it."""
-    return PartitionSpec(self.vocab_axis, self.batch_axis)
+    """What every device has of a sum over classes, ``[1, rows, ...]``."""
+    rows = tuple(a for a in self.row_axes if a not in self.gathered_rows)
+    return PartitionSpec(self.class_axes or None, rows or None)
 
   def by_name(self, class_axis: int) -> dict[str, PartitionSpec]:
     """The arrays of a head, or their gradients."""
-    before = (None,) * class_axis
+    kernel = (self.kernel_width or None, self.classes or None)
     return {
-      "features": self.rows,
-      "kernel": PartitionSpec(*before, self.vocab_axis),
-      "bias": PartitionSpec(self.vocab_axis),
-      "factor": self.rows,
+      "features": PartitionSpec(*self.row_spec, self.width or None),
+      "kernel": PartitionSpec(*(kernel if class_axis else kernel[::-1])),
+      "bias": PartitionSpec(self.classes or None),
+      "factor": self.row_spec,
     }
 
-  def shards(self, axes: tuple[str, ...]) -> int:
-    """The number of devices that these mesh axes shard over."""
-    sizes = [self.mesh.shape[a] for a in axes] if self.mesh is not None else []
-    return math.prod(sizes)
+  def shards(self, axes: Axes) -> int:
+    """The number of devices that these axes shard over; 1 without a mesh."""
+    return shards(self.mesh, axes)
 
   @property
   def is_explicit(self) -> bool:
@@ -75,6 +108,9 @@ class Layout(NamedTuple):
   @property
   def spans_processes(self) -> bool:
     """Whether other processes take part in the computation."""
+    if isinstance(self.mesh, AbstractMesh):
+      # It has no devices to ask; `checks.is_concrete` asks the arrays.
+      return jax.process_count() > 1
     here = jax.process_index()
     devices = () if self.mesh is None else self.mesh.devices.flat
     return any(device.process_index != here for device in devices)
@@ -83,18 +119,44 @@ class Layout(NamedTuple):
     """The array, resharded where the types of arrays name their sharding."""
     if not self.is_explicit:
       return array
+    return reshard(array, self._sharding(spec, array.ndim))
+
+  def _sharding(self, spec: PartitionSpec, rank: int) -> NamedSharding:
     assert self.mesh is not None
-    return reshard(array, NamedSharding(self.mesh, _padded(spec, array.ndim)))
+    full = PartitionSpec(*spec, *(None,) * (rank - len(spec)))
+    return NamedSharding(self.mesh, full)
 
   def broadcast(self, number: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     """One number for every row, from a scalar or from numbers of the rows."""
     if number.ndim:
-      return self.place(number, self.rows)
+      return self.place(number, self.row_spec)
     if not self.is_explicit:
       return jnp.broadcast_to(number, batch)
-    assert self.mesh is not None
-    sharding = NamedSharding(self.mesh, _padded(self.rows, len(batch)))
+    sharding = self._sharding(self.row_spec, len(batch))
     return lax.broadcast(number, batch, out_sharding=sharding)
+
+  def padded_rows(self, array: Any, *more: Axes | None) -> Any:
+    """The array with rows of 0 added until the devices divide them.
+
+    ``more`` are the mesh axes of its axes after those of the rows.
+    """
+    rows = [
+      -n % self.shards(a) for n, a in zip(array.shape, self.rows, strict=False)
+    ]
+    if any(rows):
+      # An axis that is padded cannot be sharded yet.
+      spec = (
+        None if n else a for n, a in zip(rows, self.row_spec, strict=False)
+      )
+      array = self.place(array, PartitionSpec(*spec, *more))
+      widths = [(0, n) for n in rows] + [(0, 0)] * (array.ndim - len(rows))
+      array = jnp.pad(array, widths)
+    return self.place(array, PartitionSpec(*self.row_spec, *more))
+
+  def result_rows(self, array: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+    """The inverse of `padded_rows`, sharded as results are."""
+    array = self.place(array, self.result)
+    return array[tuple(map(slice, batch))] if array.shape != batch else array
 
   def map(
     self, function: Callable[..., Any], in_specs: Any, out_specs: Any
@@ -107,108 +169,200 @@ class Layout(NamedTuple):
     )
 
 
-def _axis_names(name: str, axis: Any) -> tuple[str, ...]:
-  names = () if axis is None else (axis,) if isinstance(axis, str) else axis
-  if not all(isinstance(n, str) for n in names):
-    raise TypeError(
-      f"{name} must be the name of a mesh axis, or a tuple of names, got "
-      f"{axis!r}."
-    )
-  return tuple(names)
+def shards(mesh: Mesh | AbstractMesh | None, axes: Axes) -> int:
+  """The number of devices that mesh axes shard over; 1 without a mesh."""
+  return 1 if mesh is None else math.prod(mesh.shape[a] for a in axes)
 
 
-def checked_layout(
-  mesh: Mesh | None,
-  batch_axis: Any,
-  vocab_axis: Any,
-  features: Any,
-  kernel: Any,
-) -> Layout:
-  """The layout that the arguments name, or an error that says what is wrong."""
-  if not isinstance(mesh, Mesh | None):
-    raise TypeError(
-      f"mesh must be a jax.sharding.Mesh, got {mesh!r}. Make one with "
-      "jax.make_mesh."
-    )
-  layout = Layout(
-    mesh,
-    _axis_names("batch_axis", batch_axis),
-    _axis_names("vocab_axis", vocab_axis),
-  )
-  both = layout.batch_axis + layout.vocab_axis
-  if len(set(both)) < len(both):
-    raise ValueError(
-      f"batch_axis {batch_axis!r} and vocab_axis {vocab_axis!r} must be "
-      "different axes."
-    )
-  if mesh is not None:
-    unknown = [name for name in both if name not in mesh.axis_names]
-    if unknown or not both:
-      raise ValueError(
-        "with a mesh, batch_axis or vocab_axis must name axes of it, which are "
-        f"{mesh.axis_names}, got {batch_axis!r} and {vocab_axis!r}."
-      )
-    shards = layout.shards(layout.batch_axis)
-    if layout.batch_axis and (features.ndim < 2 or features.shape[0] % shards):
-      raise ValueError(
-        f"features must have a first axis of rows that the {shards} devices of "
-        f"batch_axis {batch_axis!r} divide, got {features.shape}. Add rows and "
-        "drop them with where=."
-      )
-    return layout
-  bound = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
-  if not bound >= set(both):
-    raise ValueError(
-      f"batch_axis {batch_axis!r} and vocab_axis {vocab_axis!r} must be axes "
-      f"of a jax.shard_map around the call, which has {sorted(bound)}. Pass "
-      "the mesh with mesh= outside a shard_map."
-    )
-  for name, array in (("features", features), ("kernel", kernel)):
-    if checks.explicit_sharding(array) is not None:
-      raise ValueError(
-        f"{name} is sharded, {jax.typeof(array)}, and each device would gather "
-        "it. Pass mesh=, batch_axis= and vocab_axis=."
-      )
-  vocab = set(layout.vocab_axis)
-  if not vocab <= varying.axes_of(kernel) or vocab & varying.axes_of(features):
-    raise ValueError(
-      f"inside shard_map the kernel must be split over vocab_axis "
-      f"{vocab_axis!r} and the features must not be, got kernel "
-      f"{jax.typeof(kernel)} and features {jax.typeof(features)}. Leave "
-      "check_vma on: without it JAX does not know how arrays are split, and "
-      "gradients are wrong."
-    )
-  return layout
+# On one device. What is local has all rows, the width and the classes that the
+# device works with: `local` gathers them, `reduced` is its inverse for
+# gradients, and `own_rows` for results of rows.
 
 
-def first_class(layout: Layout, head: Head, arrays: Arrays) -> jax.Array | int:
-  """The id of the first class on this device."""
-  if not layout.vocab_axis:
-    return 0
-  here = arrays.kernel.shape[head.class_axis]
-  return lax.axis_index(layout.vocab_axis).astype(jnp.int32) * here
+def _gather(x: jax.Array, axes: Axes, dim: int) -> jax.Array:
+  if not axes:
+    return x
+  x = varying.vary(x, frozenset(axes))
+  return lax.all_gather(x, axes, axis=dim, tiled=True)
+
+
+def _row_gathers(layout: Layout) -> list[tuple[Axes, int]]:
+  over = layout.gathered_rows
+  gathers = [
+    (tuple(a for a in axes if a in over), i)
+    for i, axes in enumerate(layout.rows)
+  ]
+  return [(axes, i) for axes, i in gathers if axes]
+
+
+def gather_rows(layout: Layout, tree: Any) -> Any:
+  """Arrays of rows ``[...]`` with those of the devices that share classes."""
+
+  def one(x: jax.Array) -> jax.Array:
+    for axes, i in _row_gathers(layout):
+      x = _gather(x, axes, i)
+    return x
+
+  return jax.tree.map(one, tree)
+
+
+def own_rows(layout: Layout, tree: Any) -> Any:
+  """The inverse of `gather_rows`."""
+
+  def one(x: jax.Array) -> jax.Array:
+    for axes, i in _row_gathers(layout):
+      size = x.shape[i] // lax.axis_size(axes)
+      start = lax.axis_index(axes) * size
+      x = lax.dynamic_slice_in_dim(x, start, size, i)
+    return x
+
+  return jax.tree.map(one, tree)
+
+
+def _gathers(layout: Layout, head: Head) -> dict[str, list[tuple[Axes, int]]]:
+  """What is gathered of each array: mesh axes, and the axis of the array."""
+  over = tuple(a for a in layout.classes if a not in layout.class_axes)
+  width = tuple(a for a in layout.kernel_width if a not in head.tile_axes)
+  rank = len(layout.rows)
+  return {
+    "features": [*_row_gathers(layout), (layout.width, rank)],
+    "kernel": [(width, 1 - head.class_axis), (over, head.class_axis)],
+    "bias": [(over, 0)],
+    "factor": _row_gathers(layout),
+  }
+
+
+class Local(NamedTuple):
+  """What a device works with.
+
+  Attributes:
+    arrays: The arrays of the head, with rows ``[N]``.
+    ids: The targets ``[N, K]``, counted from the device's first class.
+    first: The id of that class.
+    batch: The shape of its rows.
+  """
+
+  arrays: Arrays
+  ids: jax.Array
+  first: jax.Array | int
+  batch: tuple[int, ...]
+
+
+def local(layout: Layout, head: Head, arrays: Arrays, ids: jax.Array) -> Local:
+  """Gathers what a device needs, features and kernel in the products' dtype."""
+  found = {}
+  for name, gathers in _gathers(layout, head).items():
+    x = getattr(arrays, name)
+    if x is not None and name in ("features", "kernel"):
+      wide = x.dtype.itemsize > head.operand_dtype.itemsize
+      if wide and any(axes for axes, _ in gathers):
+        x = x.astype(head.operand_dtype)
+    for axes, dim in gathers if x is not None else ():
+      x = _gather(x, axes, dim)
+    found[name] = x
+  every = Arrays(**found)
+  batch = every.features.shape[:-1]
+  first: jax.Array | int = 0
+  if layout.class_axes:
+    here = every.kernel.shape[head.class_axis]
+    first = lax.axis_index(layout.class_axes).astype(jnp.int32) * here
+  rows = (every.features, every.factor, gather_rows(layout, ids))
+  features, factor, ids = flat(rows, len(batch))
+  some = every._replace(features=features, factor=factor)
+  return Local(some, ids - first, first, batch)
+
+
+def flat(tree: Any, rank: int) -> Any:
+  """Arrays ``[*batch, ...]`` as ``[N, ...]``, for a batch of that rank."""
+
+  def one(x: jax.Array) -> jax.Array:
+    return x.reshape(math.prod(x.shape[:rank]), *x.shape[rank:])
+
+  return jax.tree.map(one, tree)
+
+
+def shaped(tree: Any, batch: tuple[int, ...]) -> Any:
+  """Arrays ``[N, ...]`` as ``[*batch, ...]``."""
+  return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), tree)
+
+
+def kernel_dtype(layout: Layout, head: Head, some: Arrays) -> np.dtype:
+  """The dtype to collect the gradient of the kernel of `local` arrays in."""
+  # Parts of several devices are added in full precision; and a cotangent that
+  # comes later may scale up what a type of few exponents has lost.
+  several = varying.axes_of(some.features) - {*layout.class_axes}
+  exponents = jnp.finfo(some.kernel.dtype).maxexp
+  if several or exponents < jnp.finfo(jnp.float32).maxexp:
+    return head.sum_dtype
+  return some.kernel.dtype
+
+
+def reduced(
+  layout: Layout,
+  head: Head,
+  gradient: Gradient,
+  arrays: Arrays,
+) -> Gradient:
+  """The gradient of `local` arrays as that of the device's own arrays.
+
+  Under shard_map a cotangent varies over every axis that its parts came from.
+  Where the primal is sharded, each device gets its part of their sum, and where
+  the primal is the same on all devices of an axis, the sum.
+  """
+  gathers = _gathers(layout, head) | {"factor": []}
+  found = {}
+  for name, g in gradient.items():
+    x = getattr(arrays, name)
+    axes = varying.axes_of(x)
+    if head.reduce_dtype is not None and varying.axes_of(g):
+      g = g.astype(head.reduce_dtype)
+    if name == "factor":
+      # Computed from the sums over all classes: no device has only a part.
+      g = own_rows(layout, g)
+    for over, dim in gathers[name]:
+      if over:
+        g = varying.vary(g, frozenset(over))
+        g = lax.psum_scatter(g, over, scatter_dimension=dim, tiled=True)
+    # What was scattered is smaller, so it is added up last.
+    more = tuple(sorted(varying.axes_of(g) - axes))
+    found[name] = varying.vary(lax.psum(g, more) if more else g, axes)
+  return found
+
+
+def cast(layout: Layout, g: jax.Array, dtype: np.dtype) -> jax.Array:
+  """A gradient in the dtype of its primal."""
+  narrow, wide = jnp.finfo(dtype), jnp.finfo(g.dtype)
+  spread = layout.mesh is not None or varying.axes_of(g)
+  if spread and narrow.bits < wide.bits and narrow.nexp == wide.nexp:
+    # Else a TPU takes the cast before the sum over devices.
+    g = lax.reduce_precision(g, narrow.nexp, narrow.nmant)
+  return g.astype(dtype)
 
 
 def count_possible(layout: Layout, head: Head, arrays: Arrays) -> jax.Array:
   """How many classes have no bias of ``-inf``, on all devices."""
-  axis = layout.vocab_axis
+  axes = layout.class_axes
   if arrays.bias is None:
     here = arrays.kernel.shape[head.class_axis]
-    return jnp.asarray(here * lax.axis_size(axis) if axis else here, jnp.int32)
+    return jnp.asarray(here * lax.axis_size(axes) if axes else here, jnp.int32)
   count = jnp.sum(arrays.bias != -jnp.inf, dtype=jnp.int32)
-  return lax.psum(count, axis) if axis else count
+  return lax.psum(count, axes) if axes else count
 
 
-def add_up(layout: Layout, head: Head, sums: RowSums) -> RowSums:
+def add_up(
+  layout: Layout, head: Head, sums: RowSums, first: jax.Array | int
+) -> RowSums:
   """The sums over the classes of all devices, from those of each device."""
-  axis = layout.vocab_axis
+  classes = sums.classes
+  sums = sums._replace(classes=classes._replace(max_id=classes.max_id + first))
+  axis = layout.class_axes
   if not axis:
     return sums
   here = sums.classes
   largest, max_id, columns = here.max, here.max_id, []
   if head.has_max:
     largest = lax.pmax(lax.stop_gradient(here.max), axis)
-  if "max" in head.reads:
+  if head.has_max_id:
     never = jnp.iinfo(jnp.int32).max
     is_largest = here.max == largest
     max_id = lax.pmin(jnp.where(is_largest, here.max_id, never), axis)
@@ -224,31 +378,17 @@ def add_up(layout: Layout, head: Head, sums: RowSums) -> RowSums:
   every = [here.target, *(x[:, None] for x in columns)]
   total = lax.psum(jnp.concatenate(every, axis=1), axis)
   found = iter(total[:, targets + i] for i in range(len(columns)))
-  if "max" in head.reads:
+  if head.has_max_id:
     largest = next(found)
 
   def added() -> ClassSums:
-    # What the loss does not read is the same on every device.
+    # What is not read is the same on every device.
     none = varying.vary_like(no_classes(total[:, :targets], total[:, 0]), total)
     if head.has_max:
       none = none._replace(max=largest)
-    if "max" in head.reads:
+    if head.has_max_id:
       none = none._replace(max_id=max_id)
     return none._replace(**{name: next(found) for name in head.sums})
 
   classes = added()
   return RowSums(classes, None if sums.by_factor is None else added())
-
-
-def summed(gradient: Any, primal: Any) -> Any:
-  """Cotangents that vary over the axes of their primals only.
-
-  Under shard_map a cotangent varies over every axis that its parts came from;
-  where the primal is the same on all devices of an axis, it is their sum.
-  """
-
-  def one(g: jax.Array, x: jax.Array) -> jax.Array:
-    axes = tuple(sorted(varying.axes_of(g) - varying.axes_of(x)))
-    return varying.vary(lax.psum(g, axes) if axes else g, varying.axes_of(x))
-
-  return jax.tree.map(one, gradient, primal)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The class sums of a linear head, with a rule for their cotangents.
+"""What the heads compute, and how it is differentiated.
 
-The rule lies around the shard_map that is made for a mesh, never inside it.
+Both rules lie around the shard_map that is made for a mesh, never inside it:
+`sums` for the class sums of every row, and `total` for a weighted sum of
+losses, with its gradient formed in the forward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
-import logging
-import math
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from squentropy_jax._core import varying
 from squentropy_jax._core.class_sums import (
@@ -22,123 +22,52 @@ from squentropy_jax._core.class_sums import (
   shift_of,
   shrink_factor,
 )
-from squentropy_jax.fused import (
-  _mesh,
-  _one_pass,
-  _plan,
-  _residuals,
-  _tiles,
-  _xla,
-)
-from squentropy_jax.fused._blocks import Blocks
+from squentropy_jax.fused import _mesh, _plan, _row_values, _tiles, _xla
+from squentropy_jax.fused._arguments import Call
 from squentropy_jax.fused._mesh import Layout
-from squentropy_jax.fused._tiles import (
-  Arrays,
-  Cotangents,
-  Gradient,
-  Head,
-  RowSums,
+from squentropy_jax.fused._plan import Blocks
+from squentropy_jax.fused._row_values import (
+  HeadLoss,
+  Numbers,
+  RowGradients,
+  Totals,
+  WeightedRows,
 )
+from squentropy_jax.fused._targets import Targets
+from squentropy_jax.fused._tiles import Arrays, Cotangents, Gradient, RowSums
 
-_logger = logging.getLogger(__name__)
-
-
-class Call(NamedTuple):
-  """What is static about a call.
-
-  Attributes:
-    head: The head and what its loss reads.
-    layout: How it is sharded over devices.
-    mode: The mode asked for, or None.
-    budget: Bytes of temporary memory on each device, or None.
-  """
-
-  head: Head
-  layout: Layout
-  mode: str | None = None
-  budget: int | None = None
+# Another back end has a record of passes of its own, and a memory model.
+_passes = _xla.PASSES
 
 
-def _size(call: Call, arrays: Arrays) -> _plan.Size:
-  """The size of the problem on one device."""
-  layout = call.layout
-  *batch, width = arrays.features.shape
-  return _plan.Size(
-    rows=-(-math.prod(batch) // layout.shards(layout.batch_axis)),
-    classes=-(
-      -_xla.num_classes(call.head, arrays) // layout.shards(layout.vocab_axis)
-    ),
-    width=width,
-    operand=arrays.operand_dtype.itemsize,
-    sum=arrays.sum_dtype.itemsize,
-  )
+# What the two rules share.
 
 
-def grad_in_forward_fits(call: Call, arrays: Arrays) -> bool:
-  """Whether the gradient of a sum is best formed in the forward pass."""
-  return _plan.grad_in_forward_fits(_size(call, arrays), call.budget)
-
-
-def blocks_for(
+def _blocks(
   call: Call, mode: str, arrays: Arrays, differentiated: bool = True
 ) -> Blocks:
-  """The blocks to work in, and a line in the log that says so."""
-  size = _size(call, arrays)
-  blocks = _plan.blocks_at_least(mode, size, call.budget)
-  _logger.debug(
-    "%s: mode %s, %d rows by %d classes in tiles of %d by %d, about %.1f MiB",
-    "with its gradient" if differentiated else "without a gradient",
-    mode,
-    size.rows,
-    size.classes,
-    *blocks,
-    _plan.temporary_bytes(mode, size, blocks) / 2**20,
-  )
+  """The blocks to work in."""
+  budget = call.plan.memory_budget
+  size = _plan.size_of(call.head, call.layout, arrays)
+  # Every block of rows would gather the kernel again.
+  whole = mode in ("forward", "recompute") and bool(call.head.tile_axes)
+  blocks = _plan.blocks_for(mode, size, budget, whole_rows=whole)
+  _plan.log(mode, size, blocks, differentiated)
   return blocks
 
 
-def flat(tree: Any, rank: int) -> Any:
-  """Arrays ``[*batch, ...]`` as ``[N, ...]``, for a batch of that rank."""
-
-  def one(x: jax.Array) -> jax.Array:
-    return x.reshape(math.prod(x.shape[:rank]), *x.shape[rank:])
-
-  return jax.tree.map(one, tree)
-
-
-def shaped(tree: Any, batch: tuple[int, ...]) -> Any:
-  """Arrays ``[N, ...]`` as ``[*batch, ...]``."""
-  return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), tree)
-
-
-def kernel_dtype(arrays: Arrays) -> jnp.dtype:
-  """The dtype to collect the gradient of the kernel in."""
-  # Parts of several devices are added in full precision; and a cotangent that
-  # comes later may scale up what a type of few exponents has lost.
-  several = varying.axes_of(arrays.features) - varying.axes_of(arrays.kernel)
-  exponents = jnp.finfo(arrays.kernel.dtype).maxexp
-  if several or exponents < jnp.finfo(jnp.float32).maxexp:
-    return arrays.sum_dtype
-  return arrays.kernel.dtype
-
-
-def summed(gradient: Gradient, arrays: Arrays) -> Gradient:
-  """The gradient added up over devices where its primals are the same."""
-  return {
-    name: _mesh.summed(g, getattr(arrays, name)) for name, g in gradient.items()
-  }
-
-
-def like(gradient: Gradient, arrays: Arrays) -> Gradient:
+def _like(call: Call, gradient: Gradient, arrays: Arrays) -> Gradient:
   """The gradient in the shapes and dtypes of its primals."""
   primals = {name: getattr(arrays, name) for name in gradient}
   return {
-    name: g.reshape(primals[name].shape).astype(primals[name].dtype)
+    name: _mesh.cast(
+      call.layout, g.reshape(primals[name].shape), primals[name].dtype
+    )
     for name, g in gradient.items()
   }
 
 
-def specs(call: Call, arrays: Arrays) -> Arrays:
+def _specs(call: Call, arrays: Arrays) -> Arrays:
   """How the arrays are sharded."""
   by_name = call.layout.by_name(call.head.class_axis)
   return Arrays._make(
@@ -146,18 +75,71 @@ def specs(call: Call, arrays: Arrays) -> Arrays:
   )
 
 
-def gradient_specs(
-  call: Call, wanted: frozenset[str]
-) -> dict[str, PartitionSpec]:
-  """How the gradients of what is wanted are sharded."""
+def _gradient_specs(call: Call, wanted: frozenset[str]) -> dict[str, Any]:
   by_name = call.layout.by_name(call.head.class_axis)
   return {name: by_name[name] for name in sorted(wanted)}
 
 
-def row_arrays(arrays: Arrays, ids: jax.Array) -> _xla.Rows:
-  """What of a head has rows ``[...]``, with rows ``[N]``."""
-  rows = _xla.Rows(arrays.features, arrays.factor, ids)
-  return flat(rows, arrays.features.ndim - 1)
+def _differentiable(call: Call) -> tuple[str, ...]:
+  """The fields of `ClassSums` through which a loss is differentiated."""
+  head = call.head
+  largest = ("max",) if "max" in head.reads - head.constant else ()
+  return ("target", *largest, *head.differentiable_sums)
+
+
+def _wanted(arrays: Arrays, symbolic: bool) -> frozenset[str]:
+  """The names of what is differentiated, of what may be if it is unknown."""
+  return frozenset(
+    name
+    for name, x in arrays._asdict().items()
+    if x is not None and (not symbolic or x.perturbed)
+  )
+
+
+def _values(tree: Any) -> Any:
+  """The arrays in what ``symbolic_zeros`` gives to a rule."""
+  return jax.tree.map(
+    lambda x: x.value, tree, is_leaf=lambda x: hasattr(x, "perturbed")
+  )
+
+
+# JAX keeps one tree for the residuals of a rule, whatever is differentiated. So
+# the tree is always the same, and what was decided for a call stands in the
+# shapes of arrays without elements.
+
+
+def _note(chosen: frozenset[str], names: Iterable[str]) -> dict[str, Any]:
+  """Which of the names were chosen, as residuals."""
+  return {name: jnp.zeros((int(name in chosen), 0)) for name in names}
+
+
+def _noted(notes: dict[str, jax.Array]) -> frozenset[str]:
+  """The names that `_note` was given."""
+  return frozenset(name for name, x in notes.items() if x.shape[0])
+
+
+def _filled(found: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+  """What was found by name, and an array without elements for the others."""
+  return {name: found.get(name, jnp.zeros((0,))) for name in names}
+
+
+def _as_cotangent(gradient: Gradient) -> Arrays:
+  """The gradient in the structure of its primals, None for no gradient."""
+  return Arrays._make(gradient.get(name) for name in Arrays._fields)
+
+
+def _both(rule: Callable[[bool], Any]) -> Callable[..., Any]:
+  """A rule that asks what is differentiated, where JAX can say so."""
+  rules = {symbolic: rule(symbolic) for symbolic in (False, True)}
+
+  def chosen(*arguments: Any) -> Any:
+    inside = jax.sharding.get_abstract_mesh().manual_axes
+    return rules[not inside](*arguments)
+
+  return chosen
+
+
+# The sums of every row.
 
 
 class Forward(NamedTuple):
@@ -174,55 +156,50 @@ class Forward(NamedTuple):
   by_features: dict[str, jax.Array]
 
 
-def run_forward(
-  call: Call, mode: str, arrays: Arrays, ids: jax.Array
-) -> Forward:
+def _forward(call: Call, mode: str, arrays: Arrays, ids: jax.Array) -> Forward:
   """The forward pass of a mode."""
   head, layout = call.head, call.layout
-  blocks = blocks_for(call, mode, arrays, mode != "forward")
+  blocks = _blocks(call, mode, arrays, mode != "forward")
 
   def on_device(arrays: Arrays, ids: jax.Array) -> Forward:
-    batch = arrays.features.shape[:-1]
-    rows = row_arrays(arrays, ids)
-    some = _xla.with_rows(arrays, rows)
-    first = _mesh.first_class(layout, head, arrays)
+    some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
     by_features: dict[str, jax.Array] = {}
     if mode == "frozen_kernel":
-      here, by_features = _one_pass.frozen_sums(
-        head, blocks, some, rows.ids - first
-      )
+      here, by_features = _passes.frozen_sums(head, blocks, some, ids)
     else:
-      here = _xla.row_sums(head, blocks, some, rows.ids - first)
-    largest = here.classes.max
-    classes = here.classes._replace(max_id=here.classes.max_id + first)
-    sums = _mesh.add_up(layout, head, here._replace(classes=classes))
-    shrink = shrink_factor(largest, shift_of(sums.classes.max))[:, None]
-    for name, x in by_features.items():
-      relative = x * shrink if SUMS[name].relative else x
-      by_features[name] = relative[None]
-    count = _mesh.count_possible(layout, head, arrays)
-    return Forward(shaped(sums, batch), count, by_features)
+      here = _passes.sums(head, blocks, some, ids)
+    sums = _mesh.add_up(layout, head, here, first)
+    shift = shift_of(sums.classes.max)
+    shrink = shrink_factor(here.classes.max, shift)[:, None]
+    by_features = {
+      name: (x * shrink if SUMS[name].relative else x)[None]
+      for name, x in by_features.items()
+    }
+    count = _mesh.count_possible(layout, head, some)
+    sums = _mesh.own_rows(layout, _mesh.shaped(sums, batch))
+    return Forward(sums, count, by_features)
 
+  rows = layout.row_spec
   return layout.map(
     on_device,
-    (specs(call, arrays), layout.rows),
-    Forward._make((layout.rows, layout.everywhere, layout.parts)),
+    (_specs(call, arrays), rows),
+    Forward._make((rows, jax.P(), layout.parts)),
   )(arrays, ids)
 
 
-def _run_backward(
+def _backward(
   call: Call,
   mode: str,
   wanted: frozenset[str],
   arrays: Arrays,
   ids: jax.Array,
-  forward: Forward,
+  saved: Forward,
   cotangents: Cotangents,
 ) -> Gradient:
   """The gradient of what is wanted from the cotangents of the sums."""
   head, layout = call.head, call.layout
-  size = _size(call, arrays)
-  blocks = _plan.blocks_at_least("recompute", size, call.budget)
+  size = _plan.size_of(head, layout, arrays)
+  blocks = _plan.blocks_for("recompute", size, call.plan.memory_budget)
 
   def on_device(
     arrays: Arrays,
@@ -231,52 +208,47 @@ def _run_backward(
     by_features: dict[str, jax.Array],
     cotangents: Cotangents,
   ) -> Gradient:
-    rank = arrays.features.ndim - 1
-    rows = row_arrays(arrays, ids)
-    sums, cotangents = flat((sums, cotangents), rank)
-    some = _xla.with_rows(arrays, rows)
-    first = _mesh.first_class(layout, head, arrays)
+    some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
+    of_rows = _mesh.gather_rows(layout, (sums, cotangents))
+    sums, cotangents = _mesh.flat(of_rows, len(batch))
     classes = sums.classes._replace(max_id=sums.classes.max_id - first)
-    local_ids = rows.ids - first
     gradient: Gradient = {}
     if mode == "frozen_kernel":
       by_features = {name: x[0] for name, x in by_features.items()}
-      gradient["features"] = _one_pass.frozen_gradient(
-        head, some, local_ids, classes, by_features, cotangents
+      gradient["features"] = _passes.frozen_gradient(
+        head, some, ids, classes, by_features, cotangents
       )
     elif wanted != {"factor"}:
-      gradient = _xla.recomputed_gradient(
+      gradient = _passes.recomputed_gradient(
         head,
         blocks,
         some,
-        local_ids,
+        ids,
         classes,
         cotangents,
         wanted - {"factor"},
-        kernel_dtype(some),
+        _mesh.kernel_dtype(layout, head, some),
       )
     if some.factor is not None and "factor" in wanted:
       gradient["factor"] = _tiles.factor_gradient(some.factor, sums, cotangents)
-    return like(summed(gradient, some), arrays)
+    of_rows = {n: gradient[n] for n in gradient if n in ("features", "factor")}
+    gradient |= _mesh.shaped(of_rows, batch)
+    gradient = _mesh.reduced(layout, head, gradient, arrays)
+    return _like(call, gradient, arrays)
 
-  rows = layout.rows
+  rows = layout.row_spec
   return layout.map(
     on_device,
-    (specs(call, arrays), rows, rows, layout.parts, rows),
-    gradient_specs(call, wanted),
-  )(arrays, ids, forward.sums, forward.by_features, cotangents)
-
-
-def differentiable(head: Head) -> tuple[str, ...]:
-  """The fields of `ClassSums` through which a loss is differentiated."""
-  return ("target", *(("max",) if "max" in head.reads else ()), *head.sums)
+    (_specs(call, arrays), rows, rows, layout.parts, rows),
+    _gradient_specs(call, wanted),
+  )(arrays, ids, saved.sums, saved.by_features, cotangents)
 
 
 def _cotangents(
-  head: Head, cotangent: ClassSums, sums: ClassSums
+  call: Call, cotangent: ClassSums, sums: ClassSums
 ) -> Cotangents:
   """The cotangents of the sums that have one."""
-  found = {name: getattr(cotangent, name) for name in differentiable(head)}
+  found = {name: getattr(cotangent, name) for name in _differentiable(call)}
   if isinstance(found["target"], SymbolicZero):
     found["target"] = jnp.zeros_like(sums.target)
   return {n: g for n, g in found.items() if not isinstance(g, SymbolicZero)}
@@ -284,64 +256,193 @@ def _cotangents(
 
 def _mode(call: Call, wanted: frozenset[str]) -> str:
   """The mode for a gradient of what is wanted."""
-  if call.mode == "forward":
+  if call.plan.mode == "forward":
     raise ValueError(
       "mode='forward' computes no gradient, but the result is differentiated. "
-      "Leave mode out, or pass features, kernel and bias through "
+      "Leave mode out of fused.Plan, or pass features, kernel and bias through "
       "jax.lax.stop_gradient."
     )
-  if call.mode is not None:
-    return call.mode
+  if call.plan.mode is not None:
+    return call.plan.mode
   # With a third product to sum up, to compute the logits again is as good.
-  one_pass = wanted <= {"features", "factor"} and len(call.head.sums) <= 2
+  num_sums = len(call.head.differentiable_sums)
+  one_pass = wanted <= {"features", "factor"} and num_sums <= 2
+  one_pass = one_pass and not call.head.tile_axes
   return "frozen_kernel" if one_pass else "recompute"
 
 
-def _rule(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
-  """`linear_sums`, with or without asking what is differentiated."""
+@_both
+def sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
+  """The class sums of the rows ``[...]``, and the count of classes.
+
+  The targets ``ids`` ``[..., K]`` are left out of the sums.
+  """
 
   @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
   def sums_of(call, arrays, ids):
-    out = run_forward(call, "forward", arrays, ids)
+    out = _forward(call, "forward", arrays, ids)
     return out.sums.classes, out.num_classes
 
   def forward(call, arrays, ids):
-    wanted = _residuals.wanted_of(arrays, symbolic)
+    wanted = _wanted(arrays, symbolic)
     if symbolic:
-      arrays, ids = _residuals.values((arrays, ids))
+      arrays, ids = _values((arrays, ids))
     mode = _mode(call, wanted)
     if mode == "frozen_kernel":
       wanted = frozenset({"features"}) | (wanted & {"factor"})
-    out = run_forward(call, mode, arrays, ids)
-    notes = _residuals.note(wanted | {mode}, (*Arrays._fields, "frozen_kernel"))
-    saved = out._replace(
-      by_features=_residuals.filled(out.by_features, call.head.sums)
-    )
+    out = _forward(call, mode, arrays, ids)
+    notes = _note(wanted | {mode}, (*Arrays._fields, "frozen_kernel"))
+    names = call.head.differentiable_sums
+    saved = out._replace(by_features=_filled(out.by_features, names))
     return (out.sums.classes, out.num_classes), (arrays, ids, saved, notes)
 
   def backward(call, residuals, cotangent):
     arrays, ids, saved, notes = residuals
-    chosen = _residuals.noted(notes)
+    chosen = _noted(notes)
     wanted = chosen - {"frozen_kernel"}
     mode = "frozen_kernel" if chosen - wanted else "recompute"
     if mode == "recompute":
       saved = saved._replace(by_features={})
-    cotangents = _cotangents(call.head, cotangent[0], saved.sums.classes)
-    gradient = _run_backward(call, mode, wanted, arrays, ids, saved, cotangents)
-    return _residuals.as_cotangent(gradient), None
+    cotangents = _cotangents(call, cotangent[0], saved.sums.classes)
+    gradient = _backward(call, mode, wanted, arrays, ids, saved, cotangents)
+    return _as_cotangent(gradient), None
 
   sums_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return sums_of
 
 
-_RULES = {symbolic: _rule(symbolic) for symbolic in (False, True)}
+# The sum of the losses, its gradient formed in the forward pass.
 
 
-def linear_sums(
-  call: Call, arrays: Arrays, ids: jax.Array
-) -> tuple[ClassSums, jax.Array]:
-  """The sums of the rows ``[..., d]`` of features, and the count of classes.
+def vary_rows(
+  layout: Layout, arrays: Arrays, rows: WeightedRows
+) -> WeightedRows:
+  """The rows, which vary over the axes of any row, but of no other class."""
+  others = {*layout.classes} - {*layout.shared}
+  return varying.vary(rows, varying.axes_of(arrays, rows) - others)
 
-  ``ids`` ``[..., K]`` are the targets, which are left out of the sums.
+
+def _total_and_gradient(
+  call: Call,
+  loss: HeadLoss,
+  wanted: frozenset[str],
+  arrays: Arrays,
+  rows: WeightedRows,
+) -> tuple[Totals, Gradient, RowGradients]:
+  """The sums over the rows of all devices of a mesh, and their gradients."""
+  head, layout = call.head, call.layout
+  blocks = _blocks(call, "grad_in_forward", arrays)
+
+  def on_device(
+    arrays: Arrays, rows: WeightedRows
+  ) -> tuple[Totals, Gradient, RowGradients]:
+    ids = rows.targets.ids
+    some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
+    count = _mesh.count_possible(layout, head, some)
+    rows = vary_rows(layout, arrays, rows)
+    every_row = _mesh.flat(_mesh.gather_rows(layout, rows), len(batch))
+
+    def finish(
+      here: RowSums, factor: jax.Array | None, rows: WeightedRows
+    ) -> tuple[ClassSums, Cotangents, Any]:
+      every = _mesh.add_up(layout, head, here, first)
+      # Else a cotangent would be summed over the devices of the rows here.
+      every = varying.vary(every, varying.axes_of(rows))
+      sums = every.classes
+
+      def losses_of(
+        fields: Cotangents, probabilities: jax.Array | None, numbers: Numbers
+      ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        targets = rows.targets._replace(probabilities=probabilities)
+        found = sums._replace(**fields)
+        return _row_values.row_values(loss, numbers, found, count, targets)
+
+      losses, vjp, metrics = jax.vjp(
+        losses_of,
+        {name: getattr(sums, name) for name in _differentiable(call)},
+        rows.targets.probabilities,
+        rows.numbers,
+        has_aux=True,
+      )
+      cotangents, by_probability, by_numbers = vjp(rows.weights)
+      by_factor = {}
+      if factor is not None and "factor" in wanted:
+        by_factor["factor"] = _tiles.factor_gradient(factor, every, cotangents)
+      by_rows = RowGradients(losses, by_probability, by_numbers)
+      sums = sums._replace(max_id=sums.max_id - first)
+      return sums, cotangents, (by_factor, by_rows, metrics)
+
+    gradient, ys = _passes.gradient_in_forward(
+      head,
+      blocks,
+      some,
+      ids,
+      every_row,
+      finish,
+      wanted - {"factor"},
+      _mesh.kernel_dtype(layout, head, some),
+    )
+    by_factor, by_rows, metrics = _mesh.shaped(ys, batch)
+    by_rows, metrics = _mesh.own_rows(layout, (by_rows, metrics))
+    total = _row_values.weighted_sums(by_rows.weights, metrics, rows.weights)
+    gradient |= by_factor
+    if "features" in gradient:
+      gradient |= _mesh.shaped({"features": gradient["features"]}, batch)
+    if layout.mesh is not None:
+      # One cotangent for all devices will come, so the parts are added here.
+      gradient = _mesh.reduced(layout, head, gradient, arrays)
+      total = lax.psum(total, layout.row_axes) if layout.row_axes else total
+    return total, gradient, by_rows
+
+  rows_spec = layout.row_spec
+  return layout.map(
+    on_device,
+    (_specs(call, arrays), rows_spec),
+    (jax.P(), _gradient_specs(call, wanted), rows_spec),
+  )(arrays, rows)
+
+
+@_both
+def total(symbolic: bool) -> Callable[..., Totals]:
+  """The weighted sums of the losses and the metrics of rows.
+
+  With a mesh they are over the rows of all devices. Only the sum of the losses
+  has a gradient.
   """
-  return _RULES[_residuals.may_ask()](call, arrays, ids)
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+  def total_of(call, loss, arrays, rows):
+    out = _forward(call, "forward", arrays, rows.targets.ids)
+    found = _row_values.row_values(
+      loss, rows.numbers, out.sums.classes, out.num_classes, rows.targets
+    )
+    return _row_values.weighted_sums(*found, rows.weights)
+
+  def forward(call, loss, arrays, rows):
+    wanted = _wanted(arrays, symbolic)
+    if symbolic:
+      arrays, rows = _values((arrays, rows))
+    total, gradient, by_rows = _total_and_gradient(
+      call, loss, wanted, arrays, rows
+    )
+    notes = _note(wanted, Arrays._fields)
+    gradient = _filled(gradient, Arrays._fields)
+    return total, (gradient, by_rows, notes, arrays)
+
+  def backward(call, loss, residuals, cotangents):
+    gradient, by_rows, notes, arrays = residuals
+    gradient = {name: gradient[name] for name in _noted(notes)}
+    # A number of Python has no dtype.
+    cotangent = jnp.asarray(cotangents[0], by_rows.weights.dtype)
+    gradient, by_rows = jax.tree.map(
+      lambda x: x.astype(cotangent.dtype) * cotangent, (gradient, by_rows)
+    )
+    if call.layout.mesh is None:
+      gradient = _mesh.reduced(call.layout, call.head, gradient, arrays)
+    gradient = _like(call, gradient, arrays)
+    targets = Targets._make((None, by_rows.probabilities, None, None))
+    of_rows = WeightedRows(targets, by_rows.weights, by_rows.numbers)
+    return _as_cotangent(gradient), of_rows
+
+  total_of.defvjp(forward, backward, symbolic_zeros=symbolic)
+  return total_of

@@ -1,32 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The targets of rows, and the statistics of a row for each of its targets."""
+"""The targets of rows, from class ids or from sparse distributions."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from squentropy_jax._core import class_sums
+from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
-from squentropy_jax._core.class_sums import SUMS, ClassSums, RowStats
 
 
 class Targets(NamedTuple):
-  """The targets of the rows ``[...]``, by `hard_targets` or `sparse_targets`.
+  """The targets of the rows ``[...]``, by `targets_of`.
 
   Attributes:
     ids: Class ids ``[..., K]``, different within a row; -1 for an unused one.
     probabilities: Their weights ``[..., K]``, or None for class ids.
     invalid: Which are out of range, ``[..., K]``.
+    places: For each id that was given, where it stands in ``ids``,
+      ``[..., K]``. None if the ids of a row were one, or a distribution.
   """
 
   ids: jax.Array
   probabilities: jax.Array | None
   invalid: jax.Array
+  places: jax.Array | None = None
 
 
-def hard_targets(
+def _checked_pair(labels: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
+  """Checks a pair of class ids and probabilities of shape ``[*batch, K]``."""
+  if len(labels) != 2:
+    raise TypeError(
+      "labels as a tuple must be a pair (ids, probabilities), got "
+      f"{len(labels)} elements."
+    )
+  ids = checks.as_array(labels[0], "the ids of labels")
+  probabilities = checks.as_array(labels[1], "the probabilities of labels")
+  if not jnp.issubdtype(ids.dtype, jnp.integer):
+    raise TypeError(
+      f"the ids of labels must be integers, got {ids.dtype}. Pass labels as "
+      "(ids, probabilities)."
+    )
+  if not jnp.issubdtype(probabilities.dtype, jnp.floating):
+    raise TypeError(
+      "the probabilities of labels must be floating point, got "
+      f"{probabilities.dtype}. Pass labels as (ids, probabilities)."
+    )
+  if (
+    ids.shape != probabilities.shape or ids.shape[:-1] != batch or not ids.ndim
+  ):
+    raise ValueError(
+      "the ids and probabilities of labels must both have the shape "
+      f"(*{batch}, K), K targets for each row, got {ids.shape} and "
+      f"{probabilities.shape}."
+    )
+  if not ids.shape[-1]:
+    raise ValueError(
+      f"labels must hold one class id per row or more, got ids of shape "
+      f"{ids.shape}. Drop rows without a target with where=."
+    )
+  return prelude.widen_ids(ids), probabilities
+
+
+def _checked_ids(labels: Any, batch: tuple[int, ...]) -> Any:
+  """Checks class ids of shape ``batch``."""
+  labels = checks.as_array(labels, "labels")
+  if jnp.issubdtype(labels.dtype, jnp.floating):
+    raise TypeError(
+      f"labels must be class ids, integers of shape {batch}, or a pair (ids, "
+      f"probabilities), got {labels.dtype} of shape {labels.shape}. A dense "
+      "target distribution is as large as the logits: pass its classes with "
+      "probability above 0 as such a pair."
+    )
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise TypeError(
+      f"labels must be integers, got dtype {labels.dtype}. Pass "
+      "jnp.asarray(labels, jnp.int32)."
+    )
+  if labels.shape != batch:
+    raise ValueError(
+      f"labels must have the batch shape {batch} of features, one class id for "
+      f"each row, got {labels.shape}."
+    )
+  return prelude.widen_ids(labels)
+
+
+def read(
+  labels: Any,
+  num_classes: int,
+  keep: np.ndarray | None,
+  readable: bool,
+  name: str = "labels",
+) -> Any:
+  """Labels as JAX arrays, their range checked if they can be read."""
+  if not isinstance(labels, tuple):
+    if keep is not None:
+      keep = keep[(..., *(None,) * (labels.ndim - keep.ndim))]
+    ids = prelude.read_ids(
+      labels, num_classes, keep, readable=readable, name=name
+    )
+    return checks.as_jax(ids)
+  ids, probabilities = labels
+  used = None
+  if readable:
+    used = np.asarray(probabilities) != 0
+    used = used if keep is None else used & keep[..., None]
+  ids = prelude.read_ids(ids, num_classes, used, readable=readable)
+  return checks.as_jax(ids), checks.as_jax(probabilities)
+
+
+def checked_labels(labels: Any, batch: tuple[int, ...]) -> Any:
+  """Class ids ``[...]``, or a pair of ids and probabilities ``[..., K]``."""
+  if isinstance(labels, tuple):
+    return _checked_pair(labels, batch)
+  return _checked_ids(labels, batch)
+
+
+def checked_queries(ids: Any, batch: tuple[int, ...]) -> Any:
+  """Class ids ``[...]`` or ``[..., K]``, each to be asked for."""
+  ids = checks.as_array(ids, "ids")
+  if not jnp.issubdtype(ids.dtype, jnp.integer):
+    raise TypeError(
+      f"ids must be integers, got dtype {ids.dtype}. Pass jnp.asarray(ids, "
+      "jnp.int32)."
+    )
+  if ids.shape[: len(batch)] != batch or ids.ndim > len(batch) + 1:
+    raise ValueError(
+      f"ids must have the batch shape {batch} of features, or the shape "
+      f"(*{batch}, K) for K classes of each row, got {ids.shape}."
+    )
+  if ids.shape[len(batch) :] == (0,):
+    raise ValueError(
+      f"ids must hold one class id per row or more, got shape {ids.shape}."
+    )
+  return prelude.widen_ids(ids)
+
+
+def targets_of(
+  labels: Any, rank: int, num_classes: int, keep: jax.Array | None
+) -> Targets:
+  """The targets of labels, for a batch of that rank."""
+  if isinstance(labels, tuple):
+    ids, probabilities = labels
+    return _sparse_targets(ids, probabilities, num_classes, keep)
+  if labels.ndim > rank:
+    return _query_targets(labels, num_classes, keep)
+  return _hard_targets(labels, num_classes, keep)
+
+
+def _hard_targets(
   labels: jax.Array, num_classes: int, keep: jax.Array | None
 ) -> Targets:
   """Targets for one class id per row."""
@@ -37,7 +161,7 @@ def hard_targets(
   return Targets(ids, None, invalid)
 
 
-def sparse_targets(
+def _sparse_targets(
   ids: jax.Array,
   probabilities: jax.Array,
   num_classes: int,
@@ -50,87 +174,69 @@ def sparse_targets(
     used &= keep[..., None]
   invalid &= used
   probabilities = jnp.where(used, probabilities, jnp.zeros_like(probabilities))
-  # Sorted, equal ids are neighbours, and the first has all their probability.
-  ids = jnp.where(used, ids, -1)
-  order = jnp.argsort(ids, axis=-1)
-  ids, probabilities = (
-    jnp.take_along_axis(x, order, axis=-1) for x in (ids, probabilities)
-  )
-  before = jnp.concatenate([ids[..., :1] - 1, ids[..., :-1]], axis=-1)
-  first = ids != before
-  starts = jax.lax.cummax(
-    jnp.where(
-      first, jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1), 0
-    ),
-    axis=ids.ndim - 1,
-  )
+  ids, order, starts = _merged(jnp.where(used, ids, -1))
 
   @functools.partial(jnp.vectorize, signature="(k),(k)->(k)")
-  def merged(starts: jax.Array, values: jax.Array) -> jax.Array:
+  def added(starts: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.zeros_like(values).at[starts].add(values)
 
+  probabilities = jnp.take_along_axis(probabilities, order, axis=-1)
   return Targets(
-    ids=jnp.where(first, ids, -1),
-    probabilities=merged(starts, probabilities),
+    ids=ids,
+    probabilities=added(starts, probabilities),
     # The row is NaN, also where the id was put together with a valid one.
     invalid=jnp.any(invalid, axis=-1, keepdims=True),
   )
 
 
-def _of_one_class(z: jax.Array, possible: jax.Array) -> ClassSums:
-  """The class sums over one class, of logit ``z`` where it is possible."""
-  zero = jnp.zeros_like(z)
-  clean = jnp.where(possible, z, zero)
-  largest = jnp.where(possible, z, -jnp.inf)
-  exps = jnp.exp(largest - class_sums.shift_of(largest))
-  return class_sums.no_classes(z, z)._replace(
-    max=largest,
-    **{name: rule.term(clean, exps) for name, rule in SUMS.items()},
-  )
+def _merged(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Sorts ids ``[..., K]`` of -1 or more, and puts equal ones together.
 
-
-def _of_others(each: ClassSums) -> ClassSums:
-  """For every target ``[..., K]`` the sums over the others of its row."""
-  axis = each.max.ndim - 1
-  none = class_sums.no_classes(each.target[..., :1], each.max[..., :1])
-
-  def shifted(x: jax.Array, end: jax.Array, reverse: bool) -> jax.Array:
-    parts = [x[..., 1:], end] if reverse else [end, x[..., :-1]]
-    return jnp.concatenate(parts, axis=-1)
-
-  before, after = (
-    jax.lax.associative_scan(
-      class_sums.merge,
-      ClassSums(*(shifted(x, e, r) for x, e in zip(each, none, strict=True))),
-      reverse=r,
-      axis=axis,
-    )
-    for r in (False, True)
-  )
-  return class_sums.merge(before, after)
-
-
-def row_stats(
-  sums: ClassSums, num_classes: jax.Array, targets: Targets
-) -> RowStats:
-  """Statistics ``[..., K]`` of each target; those of unused ones are finite.
-
-  ``num_classes`` counts the possible ones. The other targets of a row are among
-  the other classes of each.
+  Returns the ids, -1 for all but the first of equal ones; the order they were
+  sorted by; and for each sorted one the place of the first that it equals.
   """
-  z = sums.target
-  used = targets.ids >= 0
-  possible = used & (z != -jnp.inf)
-  rest = sums._replace(target=z[..., 0])
-  rest = jax.tree.map(lambda x: x[..., None], rest)
-  if targets.probabilities is not None:
-    rest = class_sums.merge(rest, _of_others(_of_one_class(z, possible)))
-  others = num_classes - possible.astype(jnp.int32)
-  rest = rest._replace(target=z, num_others=others.astype(z.dtype))
-  rest = jax.tree.map(lambda x: jnp.where(used, x, jnp.ones_like(x)), rest)
-  # An infinite logit makes a sum NaN, also where no maximum is computed.
-  undefined = functools.reduce(
-    jnp.logical_or, (jnp.isnan(getattr(sums, name)) for name in SUMS)
+  order = jnp.argsort(ids, axis=-1)
+  ids = jnp.take_along_axis(ids, order, axis=-1)
+  before = jnp.concatenate([ids[..., :1] - 1, ids[..., :-1]], axis=-1)
+  first = ids != before
+  place = jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
+  starts = jnp.where(first, place, jnp.zeros_like(place))
+  starts = jax.lax.cummax(starts, axis=ids.ndim - 1)
+  return jnp.where(first, ids, -1), order, starts
+
+
+def _query_targets(
+  ids: jax.Array, num_classes: int, keep: jax.Array | None
+) -> Targets:
+  """Targets for class ids ``[..., K]`` that may be equal."""
+  ids, invalid = prelude.split_ids(ids, num_classes)
+  if keep is not None:
+    ids = jnp.where(keep[..., None], ids, -1)
+    invalid &= keep[..., None]
+  ids, order, starts = _merged(ids)
+  back = jnp.argsort(order, axis=-1)
+  return Targets(
+    ids=ids,
+    probabilities=None,
+    # The row is NaN, because the sums of a row leave out all its targets.
+    invalid=jnp.any(invalid, axis=-1, keepdims=True),
+    places=jnp.take_along_axis(starts, back, axis=-1),
   )
-  invalid = targets.invalid | (undefined[..., None] & used)
-  return class_sums.set_nan(class_sums.row_stats(rest), invalid)
+
+
+def asked_for(targets: Targets, each: jax.Array) -> jax.Array:
+  """From values ``[..., K]`` of the targets those of the ids as given.
+
+  The values of dropped rows are 0.
+  """
+  if targets.places is None:
+    each = jnp.where(targets.ids >= 0, each, jnp.zeros_like(each))
+    return each[..., 0]
+
+  @functools.partial(jnp.vectorize, signature="(k),(k)->(k)")
+  def taken(values: jax.Array, places: jax.Array) -> jax.Array:
+    return values[places]
+
+  used = jnp.any(targets.ids >= 0, axis=-1, keepdims=True)
+  each = taken(each, targets.places)
+  return jnp.where(used, each, jnp.zeros_like(each))

@@ -2,11 +2,12 @@
 """One tile of logits, some rows by some classes: its sums and its cotangent."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from squentropy_jax._core import checks
 from squentropy_jax._core.class_sums import (
@@ -26,19 +27,38 @@ class Head(NamedTuple):
   Attributes:
     class_axis: The class axis of the kernel, 0 or 1.
     soft_cap: Logits become ``soft_cap * tanh(logits / soft_cap)``, if not None.
-    reads: The fields of `ClassSums` that the loss reads.
+    operand_dtype: That of features and kernel in the matrix products.
+    reads: The fields of `ClassSums` that are computed.
+    constant: Those of ``reads`` that are not differentiated.
     scaled: Whether the loss multiplies the logits of each row by a factor.
+    tile_axes: Mesh axes over which each tile of the kernel is gathered.
+    reduce_dtype: The dtype in which devices add up gradients, or None for that
+      of the sums.
   """
 
   class_axis: int
   soft_cap: float | None
+  operand_dtype: np.dtype
   reads: frozenset[str] = frozenset()
+  constant: frozenset[str] = frozenset()
   scaled: bool = False
+  tile_axes: tuple[str, ...] = ()
+  reduce_dtype: np.dtype | None = None
+
+  @property
+  def sum_dtype(self) -> np.dtype:
+    """The dtype of logits, sums and losses."""
+    return checks.compute_dtype(self.operand_dtype)
 
   @property
   def sums(self) -> tuple[str, ...]:
-    """The names in `SUMS` that the loss reads."""
+    """The names in `SUMS` that are computed."""
     return tuple(name for name in SUMS if name in self.reads)
+
+  @property
+  def differentiable_sums(self) -> tuple[str, ...]:
+    """The names in `SUMS` that are differentiated."""
+    return tuple(name for name in self.sums if name not in self.constant)
 
   @property
   def has_exps(self) -> bool:
@@ -49,6 +69,13 @@ class Head(NamedTuple):
   def has_max(self) -> bool:
     """Whether the largest logit is computed."""
     return self.has_exps or "max" in self.reads
+
+  @property
+  def has_max_id(self) -> bool:
+    """Whether it is computed which class has the largest logit."""
+    # Without a sum, NaN would be lost in the maximum over devices.
+    constant = "max" in self.constant and bool(self.sums)
+    return "max" in self.reads and not constant
 
 
 class Arrays(NamedTuple):
@@ -66,20 +93,15 @@ class Arrays(NamedTuple):
   bias: jax.Array | None = None
   factor: jax.Array | None = None
 
-  @property
-  def operand_dtype(self) -> jnp.dtype:
-    """The dtype that features and kernel have in the matrix products."""
-    # Eight bits are widened: no other type promotes with them.
-    wide = [
-      x.dtype if x.dtype.itemsize > 1 else jnp.dtype(jnp.float32)
-      for x in (self.features, self.kernel)
-    ]
-    return jnp.promote_types(*wide)
 
-  @property
-  def sum_dtype(self) -> jnp.dtype:
-    """The dtype of logits, sums and losses."""
-    return checks.compute_dtype(self.operand_dtype)
+def operand_dtype(features: Any, kernel: Any) -> np.dtype:
+  """The dtype that features and kernel have in the products by default."""
+  # Eight bits are widened: no other type promotes with them.
+  wide = [
+    x.dtype if x.dtype.itemsize > 1 else np.dtype(np.float32)
+    for x in (features, kernel)
+  ]
+  return np.dtype(jnp.promote_types(*wide))
 
 
 # Cotangents of some of the `Arrays`, by name.
@@ -160,13 +182,13 @@ def finite(tile: jax.Array) -> jax.Array:
 
 def logits(head: Head, arrays: Arrays) -> jax.Array:
   """The tile of logits, in the dtype of sums."""
-  dtype = arrays.operand_dtype
+  dtype = head.operand_dtype
   z = product(
     arrays.features.astype(dtype),
     arrays.kernel.astype(dtype),
     1,
     1 - head.class_axis,
-    arrays.sum_dtype,
+    head.sum_dtype,
   )
   if arrays.bias is not None:
     z += arrays.bias.astype(z.dtype)[None]
@@ -240,10 +262,9 @@ class RowSums(NamedTuple):
   by_factor: ClassSums | None
 
 
-def no_row_sums(
-  head: Head, rows: int, targets: int, dtype: jnp.dtype
-) -> RowSums:
+def no_row_sums(head: Head, rows: int, targets: int) -> RowSums:
   """The sums over no class."""
+  dtype = head.sum_dtype
   none = no_classes(jnp.zeros((rows, targets), dtype), jnp.zeros(rows, dtype))
   return RowSums(none, none if head.scaled else None)
 
@@ -268,7 +289,7 @@ def add_tile(
     found = found._replace(max=jnp.maximum(sums.max, z.max(-1)))
   if head.has_exps:
     exps = jnp.exp(z - shift_of(found.max)[:, None])
-  if "max" in head.reads:
+  if head.has_max_id:
     max_id = start + jnp.argmax(z, axis=-1).astype(jnp.int32)
     found = found._replace(max_id=max_id)
   clean = finite(z)

@@ -13,9 +13,14 @@ from jax import lax
 import jax.numpy as jnp
 
 from squentropy_jax._core import varying
-from squentropy_jax._core.class_sums import ClassSums
-from squentropy_jax.fused import _blocks, _tiles
-from squentropy_jax.fused._blocks import Blocks
+from squentropy_jax._core.class_sums import (
+  SUMS,
+  ClassSums,
+  shift_of,
+  shrink_factor,
+)
+from squentropy_jax.fused import _plan, _tiles
+from squentropy_jax.fused._plan import Blocks
 from squentropy_jax.fused._tiles import (
   Arrays,
   Cotangents,
@@ -37,6 +42,13 @@ def classes_of(
   kernel = lax.dynamic_slice_in_dim(
     arrays.kernel, start, width, head.class_axis
   )
+  if head.tile_axes:
+    if kernel.dtype.itemsize > head.operand_dtype.itemsize:
+      kernel = kernel.astype(head.operand_dtype)
+    kernel = varying.vary(kernel, frozenset(head.tile_axes))
+    kernel = lax.all_gather(
+      kernel, head.tile_axes, axis=1 - head.class_axis, tiled=True
+    )
   bias = arrays.bias
   if bias is not None:
     bias = lax.dynamic_slice_in_dim(bias, start, width)
@@ -108,9 +120,9 @@ def sums_of_rows(
     return (after, extra), y
 
   rows, targets = ids.shape
-  sums = _tiles.no_row_sums(head, rows, targets, arrays.sum_dtype)
+  sums = _tiles.no_row_sums(head, rows, targets)
   carry = varying.vary((sums, extra), varying.axes_of(arrays, ids))
-  (sums, extra), ys = _blocks.over_blocks(
+  (sums, extra), ys = _plan.over_blocks(
     step, carry, num_classes(head, arrays), width
   )
   return sums, extra, ys
@@ -126,7 +138,7 @@ def row_sums(
     return None, sums_of_rows(head, blocks.classes, some, rows.ids)[0]
 
   rows = Rows(arrays.features, arrays.factor, ids)
-  return _blocks.over_rows(step, None, rows, blocks.rows)[1]
+  return _plan.over_rows(step, None, rows, blocks.rows)[1]
 
 
 def target_by_products(
@@ -139,6 +151,7 @@ def target_by_products(
 
 
 def zeros_like(
+  head: Head,
   arrays: Arrays,
   wanted: frozenset[str],
   axes: frozenset[str],
@@ -146,7 +159,7 @@ def zeros_like(
 ) -> Gradient:
   """A gradient of 0 of what is wanted, in the dtype of sums by default."""
   zeros = {
-    name: jnp.zeros(getattr(arrays, name).shape, arrays.sum_dtype)
+    name: jnp.zeros(getattr(arrays, name).shape, head.sum_dtype)
     for name in sorted(wanted)
   }
   if "kernel" in wanted and kernel_dtype is not None:
@@ -158,7 +171,7 @@ def add_products(
   head: Head, gradient: Gradient, g: jax.Array, part: Arrays
 ) -> Gradient:
   """The gradient with what a tile's cotangent ``g`` gives to it."""
-  dtype, operand = g.dtype, part.operand_dtype
+  dtype, operand = g.dtype, head.operand_dtype
   # float16 cannot hold the small gradients of a large head; bfloat16 can.
   operand = dtype if operand == jnp.float16 else operand
   narrow = g.astype(operand)
@@ -197,18 +210,18 @@ def recomputed_gradient(
   def over_classes(gradient, start, width, _):
     part = classes_of(head, arrays, start, width)
     of_rows = {n: g for n, g in gradient.items() if n == "features"}
-    of_classes = zeros_like(part, wanted - {"features"}, axes)
+    of_classes = zeros_like(head, part, wanted - {"features"}, axes)
 
     def over_rows(carry, row, height, _):
       of_rows, of_classes = carry
-      rows, some_sums, some_cotangents = _blocks.cut(every_row, row, height)
+      rows, some_sums, some_cotangents = _plan.cut(every_row, row, height)
       some = with_rows(part, rows)
       z = _tiles.logits(head, some)
       g = _tiles.cotangent(
         head, some, z, some_sums, some_cotangents, rows.ids, start
       )
       new = add_products(
-        head, of_classes | _blocks.cut(of_rows, row, height), g, some
+        head, of_classes | _plan.cut(of_rows, row, height), g, some
       )
       of_rows = {
         n: lax.dynamic_update_slice_in_dim(old, new[n], row, 0)
@@ -216,14 +229,191 @@ def recomputed_gradient(
       }
       return (of_rows, {n: new[n] for n in of_classes}), None
 
-    (of_rows, of_classes), _ = _blocks.over_blocks(
+    (of_rows, of_classes), _ = _plan.over_blocks(
       over_rows,
       (of_rows, of_classes),
       arrays.features.shape[0],
       blocks.rows,
     )
+    if head.tile_axes and "kernel" in of_classes:
+      of_classes["kernel"] = lax.psum_scatter(
+        of_classes["kernel"],
+        head.tile_axes,
+        scatter_dimension=1 - head.class_axis,
+        tiled=True,
+      )
     return put_classes(head, gradient | of_rows, of_classes, start), None
 
-  gradient = zeros_like(arrays, wanted, axes, kernel_dtype)
+  gradient = zeros_like(head, arrays, wanted, axes, kernel_dtype)
   total = num_classes(head, arrays)
-  return _blocks.over_blocks(over_classes, gradient, total, blocks.classes)[0]
+  return _plan.over_blocks(over_classes, gradient, total, blocks.classes)[0]
+
+
+def gradient_in_forward(
+  head: Head,
+  blocks: Blocks,
+  arrays: Arrays,
+  ids: jax.Array,
+  rows: Any,
+  finish: Callable[[RowSums, Any, Any], tuple[ClassSums, Cotangents, Any]],
+  wanted: frozenset[str],
+  kernel_dtype: jnp.dtype,
+) -> tuple[Gradient, Any]:
+  """The gradient in one pass, with the logits of a block of rows kept.
+
+  ``sums, cotangents, y = finish(sums, factor, rows)`` gives for a block of
+  ``rows`` the sums over all devices and their cotangents. The ``y`` are put
+  together. Rows are the outer loop.
+  """
+  axes = varying.axes_of(arrays, ids, rows)
+  one_block = arrays.features.shape[0] <= blocks.rows
+  of_rows = wanted & {"features"}
+  total = num_classes(head, arrays)
+
+  def over_a_block(by_classes, block):
+    of_head, some_rows = block
+    some, some_ids = with_rows(arrays, of_head), of_head.ids
+    found, _, tiles = sums_of_rows(
+      head,
+      blocks.classes,
+      some,
+      some_ids,
+      each=lambda extra, before, after, tile: (extra, tile.logits),
+    )
+    sums, cotangents, y = finish(found, some.factor, some_rows)
+    sums, cotangents = varying.vary((sums, cotangents), axes)
+    cotangents = target_by_products(head, some, sums, cotangents)
+
+    def over_classes(carry, start, width, z):
+      part = classes_of(head, some, start, width)
+      g = _tiles.cotangent(head, part, z, sums, cotangents, some_ids, start)
+      by_classes, by_rows = carry
+      # What is written once need not be read.
+      old = zeros_like(head, part, wanted - of_rows, axes)
+      if not one_block:
+        old = cut_classes(head, by_classes, start, width)
+      new = add_products(head, old | by_rows, g, part)
+      by_classes = put_classes(head, by_classes, new, start)
+      return (by_classes, {n: new[n] for n in by_rows}), None
+
+    (by_classes, by_rows), _ = _plan.over_blocks(
+      over_classes,
+      (by_classes, zeros_like(head, some, of_rows, axes)),
+      total,
+      blocks.classes,
+      tiles,
+    )
+    return by_classes, (by_rows, y)
+
+  by_classes = zeros_like(
+    head, arrays, wanted - of_rows, axes, kernel_dtype if one_block else None
+  )
+  of_head = Rows(arrays.features, arrays.factor, ids)
+  by_classes, (by_rows, ys) = _plan.over_rows(
+    over_a_block, by_classes, (of_head, rows), blocks.rows
+  )
+  return by_classes | by_rows, ys
+
+
+def frozen_sums(
+  head: Head, blocks: Blocks, arrays: Arrays, ids: jax.Array
+) -> tuple[RowSums, dict[str, jax.Array]]:
+  """The sums, and their derivatives by the features, ``[N, d]`` each.
+
+  The derivative of each sum is a product with the kernel, which is summed
+  relative to the running largest logit as the sum is. The derivatives by the
+  target and the maximum are rows of the kernel; `frozen_gradient` reads them.
+  """
+  dtype, operand = head.sum_dtype, head.operand_dtype
+  operand = dtype if operand == jnp.float16 else operand
+
+  def each(by_features, before, after, tile):
+    factor = _tiles.as_column(tile.arrays.factor)
+    derivative = _tiles.logit_derivative(head, factor, tile.logits)
+    kernel = tile.arrays.kernel.astype(operand)
+    shrink = shrink_factor(before.max, shift_of(after.max))[:, None]
+    out = {}
+    for name, old in by_features.items():
+      # Without the factor of the sum, which would overflow sooner.
+      g = _tiles.sum_derivative(SUMS[name], tile.logits, tile.exps) * derivative
+      more = _tiles.product(
+        g.astype(operand), kernel, 1, head.class_axis, dtype
+      )
+      out[name] = (old * shrink if SUMS[name].relative else old) + more
+    return out, None
+
+  def step(_, rows):
+    zero = jnp.zeros(rows.features.shape, dtype)
+    by_features = dict.fromkeys(head.differentiable_sums, zero)
+    some = with_rows(arrays, rows)
+    return None, sums_of_rows(
+      head, blocks.classes, some, rows.ids, each, by_features
+    )[:2]
+
+  rows = Rows(arrays.features, arrays.factor, ids)
+  return _plan.over_rows(step, None, rows, blocks.rows)[1]
+
+
+def frozen_gradient(
+  head: Head,
+  arrays: Arrays,
+  ids: jax.Array,
+  sums: ClassSums,
+  by_features: dict[str, jax.Array],
+  cotangents: Cotangents,
+) -> jax.Array:
+  """The gradient of the features from what `frozen_sums` gave."""
+  of_targets = target_by_products(head, arrays, sums, cotangents)["target"]
+  total = num_classes(head, arrays)
+
+  def rows_of_kernel(ids, weights):
+    here = (ids >= 0) & (ids < total)
+    found = jnp.take(
+      arrays.kernel, jnp.where(here, ids, 0), axis=head.class_axis
+    )
+    found = jnp.moveaxis(found, 0, -1) if head.class_axis else found
+    weights = jnp.where(here, weights, jnp.zeros_like(weights))
+    return weights[:, None] * found.astype(weights.dtype)
+
+  def add_target(gradient, k, _width, _x):
+    some, weights = (
+      lax.dynamic_index_in_dim(x, k, 1, keepdims=False)
+      for x in (ids, of_targets)
+    )
+    return gradient + rows_of_kernel(some, weights), None
+
+  # One target of each row after the other: all of them would be K times as
+  # large as the features.
+  gradient = varying.vary(
+    jnp.zeros(arrays.features.shape, of_targets.dtype),
+    varying.axes_of(arrays, ids, cotangents),
+  )
+  gradient, _ = _plan.over_blocks(add_target, gradient, ids.shape[1], 1)
+  for name, derivative in by_features.items():
+    if name in cotangents:
+      by_row = SUMS[name].factor * cotangents[name]
+      gradient += by_row[:, None] * derivative
+  if "max" in cotangents:
+    derivative = _tiles.logit_derivative(head, arrays.factor, sums.max)
+    weights = cotangents["max"] * derivative
+    gradient += rows_of_kernel(sums.max_id, weights)
+  return gradient
+
+
+class Passes(NamedTuple):
+  """The passes of a back end over a head on one device."""
+
+  sums: Callable[..., RowSums]
+  frozen_sums: Callable[..., tuple[RowSums, dict[str, jax.Array]]]
+  frozen_gradient: Callable[..., jax.Array]
+  gradient_in_forward: Callable[..., tuple[Gradient, Any]]
+  recomputed_gradient: Callable[..., Gradient]
+
+
+PASSES = Passes(
+  row_sums,
+  frozen_sums,
+  frozen_gradient,
+  gradient_in_forward,
+  recomputed_gradient,
+)

@@ -99,14 +99,13 @@ def program(setting: Setting) -> Callable[..., Any]:
   settings: dict[str, Any] = {
     "class_axis": setting.class_axis,
     "soft_cap": setting.soft_cap,
-    "mode": setting.mode,
-    "memory_budget": 1,
+    "plan": fused.Plan(setting.mode, 1),
   }
   if setting.sharded:
     settings |= {
       "mesh": mesh(),
-      "batch_axis": "data",
-      "vocab_axis": "vocab",
+      "features_spec": jax.P("data"),
+      "kernel_spec": jax.P(None, "vocab"),
     }
   loss = functools.partial(getattr(losses, setting.loss), **HYPER[setting.loss])
 
@@ -114,7 +113,7 @@ def program(setting: Setting) -> Callable[..., Any]:
     arrays = arrays | {"labels": labels, "where": where}
     if setting.mode == "grad_in_forward":
       weights = cotangent / 3.0
-      total, _ = fused.linear_loss_sum(
+      total, *_ = fused.linear_loss_sum(
         loss, **arrays, weights=weights, **settings
       )
       # The cotangent of the sum is not 1.

@@ -16,7 +16,7 @@ ROWS, WIDTH = 16, 7
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(ROWS, WIDTH)).astype(np.float32)
 WEIGHTS = RNG.uniform(-1, 2, ROWS).astype(np.float32)
-AXES = {"batch_axis": "data", "vocab_axis": "vocab"}
+SPECS = {"features_spec": P("data"), "kernel_spec": P(None, "vocab")}
 IN_SPECS = (P("data"), P(None, "vocab"), P("data"), P("data"))
 # Modes, and whether the loss is summed by `linear_loss_sum`.
 MODES = [
@@ -69,12 +69,12 @@ def head(
   **settings: Any,
 ) -> jax.Array:
   """The weighted sum, by `linear_loss_sum` or by `linear_loss`."""
-  loss = losses.squentropy
+  loss, plan = losses.squentropy, fused.Plan(mode)
   if summed:
     return fused.linear_loss_sum(
-      loss, features, kernel, labels, weights=weights, mode=mode, **settings
+      loss, features, kernel, labels, weights=weights, plan=plan, **settings
     )[0]
   each = fused.linear_loss(
-    loss, features, kernel, labels, mode=mode, **settings
+    loss, features, kernel, labels, plan=plan, **settings
   )
   return (each * weights).sum()
