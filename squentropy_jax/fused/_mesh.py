@@ -25,7 +25,13 @@ import numpy as np
 
 from squentropy_jax._core import varying
 from squentropy_jax._core.class_sums import ClassSums, no_classes, rescaled
-from squentropy_jax.fused._tiles import Arrays, Gradient, Head, RowSums
+from squentropy_jax.fused._tiles import (
+  Arrays,
+  Gradient,
+  Head,
+  RowSums,
+  rounded,
+)
 
 Axes = tuple[str, ...]
 
@@ -291,6 +297,8 @@ def kernel_dtype(layout: Layout, head: Head, some: Arrays) -> np.dtype:
   # Parts of several devices are added in full precision; and a cotangent that
   # comes later may scale up what a type of few exponents has lost.
   several = varying.axes_of(some.features) - {*layout.class_axes}
+  # A tile is added up over all devices before it is collected.
+  several = several and not head.tile_axes
   exponents = jnp.finfo(some.kernel.dtype).maxexp
   if several or exponents < jnp.finfo(jnp.float32).maxexp:
     return head.sum_dtype
@@ -331,11 +339,8 @@ def reduced(
 
 def cast(layout: Layout, g: jax.Array, dtype: np.dtype) -> jax.Array:
   """A gradient in the dtype of its primal."""
-  narrow, wide = jnp.finfo(dtype), jnp.finfo(g.dtype)
-  spread = layout.mesh is not None or varying.axes_of(g)
-  if spread and narrow.bits < wide.bits and narrow.nexp == wide.nexp:
-    # Else a TPU takes the cast before the sum over devices.
-    g = lax.reduce_precision(g, narrow.nexp, narrow.nmant)
+  if layout.mesh is not None or varying.axes_of(g):
+    return rounded(g, dtype)
   return g.astype(dtype)
 
 

@@ -188,6 +188,18 @@ def add_products(
   return {name: old + more[name] for name, old in gradient.items()}
 
 
+def _reduced_tile(head: Head, g: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The gradient of a tile of a kernel, added up over devices."""
+  if head.reduce_dtype is not None:
+    g = g.astype(head.reduce_dtype)
+  g = lax.psum_scatter(
+    g, head.tile_axes, scatter_dimension=1 - head.class_axis, tiled=True
+  )
+  more = tuple(sorted(varying.axes_of(g) - varying.axes_of(kernel)))
+  g = lax.psum(g, more) if more else g
+  return _tiles.rounded(g, kernel.dtype)
+
+
 def recomputed_gradient(
   head: Head,
   blocks: Blocks,
@@ -236,15 +248,16 @@ def recomputed_gradient(
       blocks.rows,
     )
     if head.tile_axes and "kernel" in of_classes:
-      of_classes["kernel"] = lax.psum_scatter(
-        of_classes["kernel"],
-        head.tile_axes,
-        scatter_dimension=1 - head.class_axis,
-        tiled=True,
+      of_classes["kernel"] = _reduced_tile(
+        head, of_classes["kernel"], arrays.kernel
       )
     return put_classes(head, gradient | of_rows, of_classes, start), None
 
-  gradient = zeros_like(head, arrays, wanted, axes, kernel_dtype)
+  gradient = zeros_like(head, arrays, wanted - {"kernel"}, axes)
+  if "kernel" in wanted:
+    zeros = jnp.zeros(arrays.kernel.shape, kernel_dtype)
+    whole = varying.axes_of(arrays.kernel) if head.tile_axes else axes
+    gradient["kernel"] = varying.vary(zeros, whole)
   total = num_classes(head, arrays)
   return _plan.over_blocks(over_classes, gradient, total, blocks.classes)[0]
 
