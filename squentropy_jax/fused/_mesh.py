@@ -354,8 +354,11 @@ def cast(layout: Layout, g: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def count_possible(layout: Layout, head: Head, arrays: Arrays) -> jax.Array:
-  """How many classes have no bias of ``-inf``, on all devices."""
-  axes = layout.class_axes
+  """How many classes have no bias of ``-inf``, on all devices.
+
+  ``arrays`` are the own ones of the device.
+  """
+  axes = layout.classes
   if arrays.bias is None:
     here = arrays.kernel.shape[head.class_axis]
     return jnp.asarray(here * lax.axis_size(axes) if axes else here, jnp.int32)

@@ -173,7 +173,7 @@ def _forward(call: Call, mode: str, arrays: Arrays, ids: jax.Array) -> Forward:
       name: (x * shrink if SUMS[name].relative else x)[None]
       for name, x in by_features.items()
     }
-    count = _mesh.count_possible(layout, head, some)
+    count = _mesh.count_possible(layout, head, arrays)
     sums = _mesh.own_rows(layout, _mesh.shaped(sums, batch))
     return Forward(sums, count, by_features)
 
@@ -335,7 +335,7 @@ def _total_and_gradient(
   ) -> tuple[jax.Array, Gradient, RowGradients]:
     ids = rows.targets.ids
     some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
-    count = _mesh.count_possible(layout, head, some)
+    count = _mesh.count_possible(layout, head, arrays)
     rows = vary_rows(layout, arrays, rows)
     every_row = _mesh.flat(_mesh.gather_rows(layout, rows), len(batch))
 
