@@ -57,8 +57,8 @@ def check_derivatives(total, *arrays):
     def first(*arrays):
       return along(jax.grad(total, inputs)(*arrays), v)
 
-    slope, gradients = jax.value_and_grad(first, inputs)(*arrays)
-    return total(*arrays), slope, along(gradients, u)
+    directional, gradients = jax.value_and_grad(first, inputs)(*arrays)
+    return total(*arrays), directional, along(gradients, u)
 
   def difference(k, directions):
     step = 1e-5
@@ -70,8 +70,10 @@ def check_derivatives(total, *arrays):
     )
     return (up - down) / (2 * step)
 
-  _, slope, curvature = every(*arrays)
-  np.testing.assert_allclose(slope, difference(0, v), rtol=1e-6, atol=1e-6)
+  _, directional, curvature = every(*arrays)
+  np.testing.assert_allclose(
+    directional, difference(0, v), rtol=1e-6, atol=1e-6
+  )
   np.testing.assert_allclose(curvature, difference(1, u), rtol=1e-6, atol=1e-6)
 
 
