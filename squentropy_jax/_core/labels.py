@@ -206,7 +206,7 @@ def checked(
     where = checks.shard_alike("where", jnp.asarray(where), array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      targets = read_ids(targets, full[axis], rows, readable)
+      targets = read_ids(targets, full[axis], rows, readable=readable)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))

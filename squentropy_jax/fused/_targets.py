@@ -107,7 +107,7 @@ def read(
   if readable:
     used = np.asarray(probabilities) != 0
     used = used if keep is None else used & keep[..., None]
-  ids = prelude.read_ids(ids, num_classes, used, readable)
+  ids = prelude.read_ids(ids, num_classes, used, readable=readable)
   return checks.as_jax(ids), checks.as_jax(probabilities)
 
 
