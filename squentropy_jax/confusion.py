@@ -7,8 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks
-from squentropy_jax._core import labels as prelude
+from squentropy_jax._core import checks, entries
 from squentropy_jax._core.elementwise import sigmoid
 from squentropy_jax._core.hyperparameters import Hyperparameters
 
@@ -102,8 +101,8 @@ def soft_confusion_matrix(
 
   .. seealso:: :func:`squentropy_jax.losses.anyloss`
   """
-  z, y, keep = prelude.checked_entries(logits, labels, where)
-  numbers, _ = prelude.checked_numbers(
+  z, y, keep = entries.checked_entries(logits, labels, where)
+  numbers, _ = entries.checked_numbers(
     _HYPERPARAMETERS, {"amplification": amplification}, z, keep
   )
   return _soft_confusion_matrix(z, y, keep, **numbers)

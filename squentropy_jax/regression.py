@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks
+from squentropy_jax._core import checks, entries
 from squentropy_jax._core import labels as prelude
 from squentropy_jax._core.hyperparameters import Hyperparameters
 
@@ -123,9 +123,9 @@ def assistive_distillation(
     "tough": tough,
     "tolerant": tolerant,
   }
-  arrays, keep = prelude.checked_arrays(named, where)
+  arrays, keep = entries.checked_arrays(named, where)
   x = arrays[0]
-  numbers, _ = prelude.checked_numbers(
+  numbers, _ = entries.checked_numbers(
     _HYPERPARAMETERS, {"inner": inner}, x, keep, axes=()
   )
   vector = functools.partial(checks.as_vector, dtype=x.dtype)

@@ -6,8 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks, elementwise
-from squentropy_jax._core import labels as prelude
+from squentropy_jax._core import checks, elementwise, entries
 from squentropy_jax._core.hyperparameters import Hyperparameters
 
 # Keeps every derivative below 0, which makes the loss calibrated.
@@ -116,8 +115,8 @@ def calibrated_loss_derivatives(
   .. seealso:: :func:`squentropy_jax.losses.ensloss`
   """
   checks.check_key(key)
-  (array,), keep = prelude.checked_arrays({"margins": margins}, where)
-  numbers, static = prelude.checked_numbers(
+  (array,), keep = entries.checked_arrays({"margins": margins}, where)
+  numbers, static = entries.checked_numbers(
     _HYPERPARAMETERS,
     {"box_cox": box_cox, "clip": clip, "tail": tail},
     array,

@@ -4,12 +4,10 @@
 `checked` checks axes, dtypes, masks, labels and their sharding, before anything
 is traced. `prepare` is the traced part. It widens the logits, moves the class
 axis last, masks classes, sets dropped rows to placeholders and finds the
-invalid rows. `checked_arrays`, `checked_entries` and `checked_numbers` do both
-steps for losses of single entries, such as binary losses.
+invalid rows. `entries` does both steps for losses of single entries.
 """
 
 from collections.abc import Mapping
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +95,7 @@ def as_where(
   return array
 
 
-def _refuse_first(
+def refuse_first(
   values: np.ndarray,
   bad: np.ndarray,
   keep: Any,
@@ -122,7 +120,7 @@ def check_label_range(
   advice = "Drop padded examples with where=."
   if num_classes == 1:
     advice += f" {_STACK}"
-  _refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
+  refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
 
 
 def narrow_labels(labels: Any, num_classes: int) -> Any:
@@ -343,120 +341,3 @@ def nan_factor(invalid: jax.Array, dtype: np.dtype) -> jax.Array:
   A product with this factor sets the value and the gradient to NaN.
   """
   return jnp.where(invalid, jnp.nan, 1.0).astype(dtype)
-
-
-def checked_arrays(
-  arrays: Mapping[str, ArrayLike], where: ArrayLike | None
-) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
-  """Checks float arrays of one shape, and widens them to one dtype.
-
-  Returns the arrays and the keep mask. Dropped entries become 0. All arrays
-  must have the shape of the first one.
-  """
-  floats = {n: checks.as_floats(value, n) for n, value in arrays.items()}
-  (first, like), *others = floats.items()
-  for name, array in others:
-    if array.shape != like.shape:
-      raise ValueError(
-        f"{name} must have the shape of {first} {like.shape}, got "
-        f"{array.shape}. Nothing is broadcast."
-      )
-  if where is not None:
-    where = as_where(where, like.shape, like.shape)
-    where = checks.shard_alike("where", jnp.asarray(where), like)
-  values = tuple(checks.shard_alike(n, x, like) for n, x in floats.items())
-  return _widen_entries(values, where), where
-
-
-@functools.partial(jax.jit, inline=True)
-def _widen_entries(
-  arrays: tuple[jax.Array, ...], keep: jax.Array | None
-) -> tuple[jax.Array, ...]:
-  wide = checks.compute_dtype(*(x.dtype for x in arrays))
-  arrays = tuple(x.astype(wide) for x in arrays)
-  if keep is None:
-    return arrays
-  return tuple(jnp.where(keep, x, jnp.zeros_like(x)) for x in arrays)
-
-
-def checked_entries(
-  logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Checks scores and labels in [0, 1] of one shape.
-
-  Returns both in one dtype, and the keep mask. A concrete label out of range
-  raises ValueError, and a traced one becomes NaN. Dropped entries become 0.
-  """
-  scores = checks.as_floats(logits, "logits")
-  targets = checks.as_array(labels, "labels")
-  shape, dtype = tuple(np.shape(targets)), targets.dtype
-  if not (
-    jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
-  ):
-    raise TypeError(
-      "labels must be 0 or 1, integers, or floats in [0, 1], got dtype "
-      f"{dtype}. Pass jnp.asarray(labels, jnp.int32)."
-    )
-  if shape != scores.shape:
-    raise ValueError(
-      f"labels must have the logits' shape {scores.shape}, got {shape}. A "
-      "binary loss takes one score for each label. "
-      + checks.advice_for_shapes(scores.shape, shape)
-    )
-  if where is not None:
-    where = as_where(where, shape, shape)
-  if checks.is_concrete(targets, where, used_with=(scores,)):
-    values = np.asarray(targets)
-    bad = ~((values >= 0) & (values <= 1))
-    advice = (
-      "Pass (labels + 1) // 2 for labels -1 and 1, and drop padded entries "
-      "with where=."
-    )
-    _refuse_first(values, bad, where, "[0, 1]", advice)
-  (scores,), where = checked_arrays({"logits": scores}, where)
-  targets = jnp.asarray(checks.shard_alike("labels", targets, scores))
-  return scores, _prepare_targets(targets, scores, where), where
-
-
-@functools.partial(jax.jit, inline=True)
-def _prepare_targets(
-  targets: jax.Array, scores: jax.Array, keep: jax.Array | None
-) -> jax.Array:
-  in_range = (targets >= 0) & (targets <= 1)
-  targets = jnp.where(in_range, targets.astype(scores.dtype), jnp.nan)
-  if keep is not None:
-    targets = jnp.where(keep, targets, jnp.zeros_like(targets))
-  return targets
-
-
-def checked_numbers(
-  hyperparameters: Hyperparameters,
-  values: Mapping[str, Any],
-  scores: jax.Array,
-  keep: jax.Array | None,
-  axes: tuple[int, ...] | None = None,
-) -> tuple[dict[str, jax.Array], Static]:
-  """Checks the hyper-parameters of a loss that sums over sets of entries.
-
-  Returns the numbers and the static settings. A number is a scalar, or has one
-  value for each set. If ``axes`` is None, all entries are one set. Otherwise a
-  set extends over ``axes``, and the numbers get axes of length 1 there.
-  """
-  axes = tuple(range(scores.ndim)) if axes is None else axes
-  batch = tuple(n for i, n in enumerate(scores.shape) if i not in axes)
-  numbers, static = hyperparameters.split(values)
-  kept = None
-  readable = checks.is_concrete(used_with=(scores,))
-  rows = None if readable else np.zeros(batch, bool)
-  if keep is not None and any(map(np.ndim, numbers.values())):
-    kept = keep.any(axes)
-    known = readable and checks.is_concrete(kept)
-    rows = np.asarray(kept) if known else np.zeros(batch, bool)
-  arrays = hyperparameters.as_arrays(numbers, scores.dtype, batch, rows)
-  if kept is not None:
-    arrays = hyperparameters.placeholders(arrays, kept)
-  for name, x in arrays.items():
-    if x.ndim:
-      alike = checks.shard_alike(name, x, scores, axes)
-      arrays[name] = jnp.expand_dims(alike, axes)
-  return arrays, static

@@ -8,8 +8,7 @@ assigned to the examples of the batch by the order of their margins.
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import checks
-from squentropy_jax._core import labels as prelude
+from squentropy_jax._core import checks, entries
 from squentropy_jax.reweighting import calibrated_loss_derivatives
 
 
@@ -77,7 +76,7 @@ def ensloss(
       f"labels must be 0 or 1, integers, got dtype {dtype}. The loss has no "
       "soft labels: pass jnp.asarray(labels, jnp.int32)."
     )
-  z, y, keep = prelude.checked_entries(logits, labels, where)
+  z, y, keep = entries.checked_entries(logits, labels, where)
   margins = (2.0 * y - 1.0) * z
   derivatives = calibrated_loss_derivatives(
     key, margins, box_cox=box_cox, where=keep

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax._core import checks, elementwise
-from squentropy_jax._core import labels as prelude
+from squentropy_jax._core import checks, elementwise, entries
 from squentropy_jax._core.elementwise import sigmoid, softplus
 from squentropy_jax._core.hyperparameters import (
   Domain,
@@ -43,9 +42,9 @@ def _ratio_of_sums(
       where: ArrayLike | None,
       **values: Any,
     ) -> jax.Array:
-      z, y, keep = prelude.checked_entries(logits, labels, where)
+      z, y, keep = entries.checked_entries(logits, labels, where)
       axes = checks.as_axes(axis, z)
-      numbers, static = prelude.checked_numbers(
+      numbers, static = entries.checked_numbers(
         hyperparameters, values, z, keep, axes
       )
       return _evaluate(formula, axes, static, z, y, keep, numbers)

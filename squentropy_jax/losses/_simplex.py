@@ -11,8 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from squentropy_jax._core import labels as prelude
-from squentropy_jax._core import partition
+from squentropy_jax._core import entries, partition
 from squentropy_jax._core.class_sums import row_stats
 from squentropy_jax._core.distributions import (
   Target,
@@ -328,5 +327,5 @@ def continuous_bernoulli(
 
   .. seealso:: :func:`squentropy_jax.losses.continuous_categorical`
   """
-  z, x, keep = prelude.checked_entries(logits, labels, where)
+  z, x, keep = entries.checked_entries(logits, labels, where)
   return _continuous_bernoulli(z, x, keep)
