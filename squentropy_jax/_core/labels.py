@@ -98,12 +98,7 @@ def as_where(
 
 
 def _refuse_first(
-  values: np.ndarray,
-  bad: np.ndarray,
-  keep: Any,
-  interval: str,
-  advice: str,
-  name: str = "labels",
+  values: Any, bad: Any, keep: Any, interval: str, advice: str, name: str
 ) -> None:
   if keep is not None:
     bad = bad & np.asarray(keep)
@@ -111,18 +106,6 @@ def _refuse_first(
     row = tuple(int(i) for i in np.argwhere(bad)[0])
     place = f"{name}[{', '.join(map(str, row))}]" if row else name
     raise ValueError(f"{place} = {values[row]} is outside {interval}. {advice}")
-
-
-def check_label_range(
-  labels: Any, num_classes: int, keep: Any = None, name: str = "labels"
-) -> None:
-  """Raises for the first kept label outside ``[0, num_classes)``."""
-  values = np.asarray(labels)
-  bad = (values < 0) | (values > num_classes - 1)
-  advice = "Drop padded examples with where=."
-  if num_classes == 1:
-    advice += f" {_STACK}"
-  _refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
 
 
 def read_ids(
@@ -133,12 +116,17 @@ def read_ids(
   readable: bool = True,
   name: str = "labels",
 ) -> Any:
-  """Checks the range of kept ids if their values can be read.
+  """Raises for the first kept id out of range, if their values can be read.
 
   Converts NumPy ids to int32, invalid ones to -1; not those of JAX.
   """
   if readable and checks.is_concrete(ids):
-    check_label_range(ids, num_classes, keep, name)
+    values = np.asarray(ids)
+    bad = (values < 0) | (values > num_classes - 1)
+    advice = "Drop padded examples with where=."
+    if num_classes == 1:
+      advice += f" {_STACK}"
+    _refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
   if isinstance(ids, jax.Array):
     return ids
   # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.
@@ -410,7 +398,7 @@ def checked_entries(
       "Pass (labels + 1) // 2 for labels -1 and 1, and drop padded entries "
       "with where=."
     )
-    _refuse_first(values, bad, where, "[0, 1]", advice)
+    _refuse_first(values, bad, where, "[0, 1]", advice, "labels")
   (scores,), where = checked_arrays({"logits": scores}, where)
   targets = jnp.asarray(checks.shard_alike("labels", targets, scores))
   return scores, _prepare_targets(targets, scores, where), where

@@ -200,8 +200,7 @@ def _merged(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   before = jnp.concatenate([ids[..., :1] - 1, ids[..., :-1]], axis=-1)
   first = ids != before
   place = jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
-  starts = jnp.where(first, place, jnp.zeros_like(place))
-  starts = jax.lax.cummax(starts, axis=ids.ndim - 1)
+  starts = jax.lax.cummax(jnp.where(first, place, 0), axis=ids.ndim - 1)
   return jnp.where(first, ids, -1), order, starts
 
 
