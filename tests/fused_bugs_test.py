@@ -335,3 +335,29 @@ def test_infinite_logit_has_no_loss(loss):
   total, gradient = assert_as_dense(loss, bias=bias)
   assert np.isnan(total)
   assert np.isnan(gradient).all()
+
+
+@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
+def test_gradient_of_float32_weights_from_bfloat16_products(mode):
+  """Fault 14: a cast outside of the head rounds the gradient to bfloat16."""
+  kernel = KERNEL * np.float32(1.1)
+
+  def head(h, w, **settings):
+    return fused.linear_loss_sum(
+      losses.squentropy, h, w, LABELS, plan=fused.Plan(mode), **settings
+    )[0]
+
+  narrow = jnp.bfloat16(FEATURES), jnp.bfloat16(kernel)
+  total, found = heads.jit(
+    jax.value_and_grad(
+      functools.partial(head, compute_dtype=jnp.bfloat16), (0, 1)
+    )
+  )(FEATURES, kernel)
+  exact = heads.truth("squentropy", *narrow, LABELS)
+  expected = heads.gradients(exact, *narrow, np.ones(ROWS), cast=2.0**-8)
+  np.testing.assert_allclose(total, exact.loss.sum(), rtol=1e-5)
+  for name, gradient in zip(("features", "kernel"), found, strict=True):
+    assert gradient.dtype == jnp.float32
+    heads.assert_close(gradient, *expected[name])
+    # Not rounded to bfloat16 at the end.
+    assert np.any(gradient != jnp.bfloat16(gradient).astype(jnp.float32))

@@ -311,3 +311,69 @@ def test_mesh_inside_a_shard_map_is_refused():
   )
   with pytest.raises(ValueError, match="mesh must be left out inside"):
     jax.eval_shape(mapped, FEATURES, KERNEL, LABELS)
+
+
+EVERYTHING = [
+  ("rows and some classes on one axis", "rows", "grad_in_forward"),
+  ("rows and some classes on one axis", "kernel", "recompute"),
+  ("every axis twice", "kernel", "grad_in_forward"),
+  ("width of the kernel, classes", "tile", "recompute"),
+  ("width of the features, classes", "auto", "frozen_kernel"),
+]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(("name", "gather", "mode"), EVERYTHING)
+def test_layout_with_every_argument(name, gather, mode, kind):
+  """A bias, dropped rows, a temperature of each row and two targets."""
+  case = LAYOUTS[name]
+  bias = np.linspace(-1, 1, CLASSES, dtype=np.float32)
+  bias[3] = -np.inf
+  labels = np.where(LABELS == 3, 4, LABELS)
+  keep = np.arange(LENGTH) % 3 != np.arange(BATCH)[:, None] % 3
+  temperature = np.float32(0.5) + np.abs(WEIGHTS)
+  soft = np.zeros((BATCH, LENGTH, CLASSES), np.float32)
+  ids = np.stack([labels, (labels + 7) % CLASSES], -1)
+  ids = np.where(ids == 3, 5, ids)
+  shares = np.broadcast_to(np.float32([0.25, 0.75]), ids.shape)
+  for k in range(2):
+    np.put_along_axis(soft, ids[..., k:][..., :1], shares[..., k : k + 1], -1)
+
+  def dense(features, kernel, bias, temperature):
+    logits = features @ kernel + bias[None, None]
+    loss = losses.ldr_kl(logits, soft, temperature=temperature, where=keep)
+    return (loss * WEIGHTS).sum()
+
+  def fused_head(features, kernel, bias, temperature):
+    settings = case.specs if kind == AxisType.Auto else {}
+    return fused.linear_loss_sum(
+      functools.partial(losses.ldr_kl, temperature=temperature),
+      features,
+      kernel,
+      (ids, shares),
+      bias=bias,
+      where=keep,
+      weights=WEIGHTS,
+      gather=gather,
+      mesh=case.mesh(kind),
+      plan=fused.Plan(mode),
+      **settings,
+    )[0]
+
+  specs = (case.features_spec, case.kernel_spec, P(case.kernel_spec[1:][0]))
+  arguments = [
+    jax.device_put(x, NamedSharding(case.mesh(kind), spec))
+    for x, spec in zip((FEATURES, KERNEL, bias), specs, strict=True)
+  ]
+  wanted = (0, 3) if mode == "frozen_kernel" else (0, 1, 2, 3)
+  expected = jax.value_and_grad(dense, wanted)(
+    FEATURES, KERNEL, bias, temperature
+  )
+  found = heads.jit(jax.value_and_grad(fused_head, wanted))(
+    *arguments, temperature
+  )
+  for one, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    size = float(np.abs(other).max())
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6 * size)

@@ -301,6 +301,14 @@ def test_layout_that_does_not_fit_names_its_argument(case):
     call(mesh=mesh_of((2, 4)), **settings)
 
 
+def test_sharded_kernel_without_a_mesh_is_refused():
+  """Outside of jit it can be seen that each device would gather it."""
+  kernel, _ = problem(64)
+  spec = NamedSharding(mesh_of((2, 4)), P(None, "vocab"))
+  with pytest.raises(ValueError, match=r"kernel is sharded over.*Pass mesh="):
+    call(kernel=jax.device_put(kernel, spec))
+
+
 def test_specs_need_a_mesh():
   with pytest.raises(ValueError, match="need a mesh, and there is none"):
     call(**SPECS)

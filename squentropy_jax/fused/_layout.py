@@ -201,6 +201,13 @@ def resolved(
     )
   mesh = _visible_mesh(mesh, features, kernel)
   if mesh is None:
+    for name, array in (("features", features), ("kernel", kernel)):
+      if (sharding := _concrete_sharding(array)) is not None:
+        raise ValueError(
+          f"{name} is sharded over a mesh of {dict(sharding.mesh.shape)}, and "
+          "each device would gather it. Pass mesh=, features_spec= and "
+          "kernel_spec=."
+        )
     if features_spec is not None or kernel_spec is not None:
       raise ValueError(
         "features_spec and kernel_spec need a mesh, and there is none. Pass "

@@ -98,16 +98,14 @@ def read(
   if not isinstance(labels, tuple):
     if keep is not None:
       keep = keep[(..., *(None,) * (labels.ndim - keep.ndim))]
-    ids = prelude.read_ids(
-      labels, num_classes, keep, readable=readable, name=name
-    )
+    ids = prelude.read_ids(labels, num_classes, keep, readable, name)
     return checks.as_jax(ids)
   ids, probabilities = labels
   used = None
   if readable:
     used = np.asarray(probabilities) != 0
     used = used if keep is None else used & keep[..., None]
-  ids = prelude.read_ids(ids, num_classes, used, readable=readable)
+  ids = prelude.read_ids(ids, num_classes, used, readable)
   return checks.as_jax(ids), checks.as_jax(probabilities)
 
 
