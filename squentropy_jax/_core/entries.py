@@ -82,7 +82,7 @@ def checked_entries(
       "Pass (labels + 1) // 2 for labels -1 and 1, and drop padded entries "
       "with where=."
     )
-    prelude.refuse_first(values, bad, where, "[0, 1]", advice)
+    prelude.refuse_first(values, bad, where, "[0, 1]", advice, "labels")
   (scores,), where = checked_arrays({"logits": scores}, where)
   targets = jnp.asarray(checks.shard_alike("labels", targets, scores))
   return scores, _prepare_targets(targets, scores, where), where

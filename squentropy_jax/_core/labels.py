@@ -96,12 +96,7 @@ def as_where(
 
 
 def refuse_first(
-  values: np.ndarray,
-  bad: np.ndarray,
-  keep: Any,
-  interval: str,
-  advice: str,
-  name: str = "labels",
+  values: Any, bad: Any, keep: Any, interval: str, advice: str, name: str
 ) -> None:
   if keep is not None:
     bad = bad & np.asarray(keep)
@@ -111,15 +106,12 @@ def refuse_first(
     raise ValueError(f"{place} = {values[row]} is outside {interval}. {advice}")
 
 
-def check_label_range(
-  labels: Any, num_classes: int, keep: Any = None, name: str = "labels"
-) -> None:
+def check_label_range(ids: Any, num_classes: int, keep: Any, name: str) -> None:
   """Raises for the first kept label outside ``[0, num_classes)``."""
-  values = np.asarray(labels)
+  values = np.asarray(ids)
   bad = (values < 0) | (values > num_classes - 1)
-  advice = "Drop padded examples with where=."
-  if num_classes == 1:
-    advice += f" {_STACK}"
+  more = f" {_STACK}" if num_classes == 1 else ""
+  advice = f"Drop padded examples with where=.{more}"
   refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
 
 
@@ -134,12 +126,7 @@ def narrow_labels(labels: Any, num_classes: int) -> Any:
 
 
 def read_ids(
-  ids: Any,
-  num_classes: int,
-  keep: Any = None,
-  *,
-  readable: bool = True,
-  name: str = "labels",
+  ids: Any, num_classes: int, keep: Any, readable: bool, name: str = "labels"
 ) -> Any:
   """Checks the range of kept ids if they can be read; see `narrow_labels`."""
   if readable and checks.is_concrete(ids):
@@ -204,7 +191,7 @@ def checked(
     where = checks.shard_alike("where", jnp.asarray(where), array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      targets = read_ids(targets, full[axis], rows, readable=readable)
+      targets = read_ids(targets, full[axis], rows, readable)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))

@@ -98,16 +98,14 @@ def read(
   if not isinstance(labels, tuple):
     if keep is not None:
       keep = keep[(..., *(None,) * (labels.ndim - keep.ndim))]
-    ids = prelude.read_ids(
-      labels, num_classes, keep, readable=readable, name=name
-    )
+    ids = prelude.read_ids(labels, num_classes, keep, readable, name)
     return checks.as_jax(ids)
   ids, probabilities = labels
   used = None
   if readable:
     used = np.asarray(probabilities) != 0
     used = used if keep is None else used & keep[..., None]
-  ids = prelude.read_ids(ids, num_classes, used, readable=readable)
+  ids = prelude.read_ids(ids, num_classes, used, readable)
   return checks.as_jax(ids), checks.as_jax(probabilities)
 
 
@@ -200,8 +198,7 @@ def _merged(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   before = jnp.concatenate([ids[..., :1] - 1, ids[..., :-1]], axis=-1)
   first = ids != before
   place = jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)
-  starts = jnp.where(first, place, jnp.zeros_like(place))
-  starts = jax.lax.cummax(starts, axis=ids.ndim - 1)
+  starts = jax.lax.cummax(jnp.where(first, place, 0), axis=ids.ndim - 1)
   return jnp.where(first, ids, -1), order, starts
 
 
