@@ -188,6 +188,19 @@ def add_products(
   return {name: old + more[name] for name, old in gradient.items()}
 
 
+def scatter_tile(head: Head, of_classes: Gradient) -> Gradient:
+  """A tile's gradient, the kernel's summed and cut as `classes_of` gathers."""
+  if not head.tile_axes or "kernel" not in of_classes:
+    return of_classes
+  kernel = lax.psum_scatter(
+    of_classes["kernel"],
+    head.tile_axes,
+    scatter_dimension=1 - head.class_axis,
+    tiled=True,
+  )
+  return of_classes | {"kernel": kernel}
+
+
 def recomputed_gradient(
   head: Head,
   blocks: Blocks,
@@ -235,13 +248,7 @@ def recomputed_gradient(
       arrays.features.shape[0],
       blocks.rows,
     )
-    if head.tile_axes and "kernel" in of_classes:
-      of_classes["kernel"] = lax.psum_scatter(
-        of_classes["kernel"],
-        head.tile_axes,
-        scatter_dimension=1 - head.class_axis,
-        tiled=True,
-      )
+    of_classes = scatter_tile(head, of_classes)
     return put_classes(head, gradient | of_rows, of_classes, start), None
 
   gradient = zeros_like(head, arrays, wanted, axes, kernel_dtype)
