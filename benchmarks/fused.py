@@ -143,7 +143,7 @@ def head(name: str, setting: Setting) -> Callable[..., Any]:
   budget = None if setting.budget is None else setting.budget * 2**20
 
   def mean(h: Any, w: Any, _: Any, labels: Any, g: Any) -> jax.Array:
-    settings: dict[str, Any] = {"mode": setting.mode, "memory_budget": budget}
+    settings = {"plan": fused.Plan(setting.mode, budget)}
     if setting.mode == "grad_in_forward":
       total, count = fused.linear_loss_sum(loss, h, w, labels, **settings)
       return total / count

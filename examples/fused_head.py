@@ -37,7 +37,7 @@ def fused_loss(params, tokens):
     params["embedding"][tokens],
     params["kernel"],
     next_token[tokens],
-    memory_budget=BUDGET,
+    plan=fused.Plan(memory_budget=BUDGET),
   )
   return total / count
 
@@ -48,7 +48,7 @@ def formula(params, tokens):
     params["embedding"][tokens],
     params["kernel"],
     next_token[tokens],
-    memory_budget=BUDGET,
+    plan=fused.Plan(memory_budget=BUDGET),
   )
   loss = losses.cross_entropy.row(stats) + Z_LOSS * stats.log_z**2
   hit = stats.target > stats.rest_max

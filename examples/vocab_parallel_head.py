@@ -40,8 +40,8 @@ def loss_of(params, tokens):
     params["kernel"],
     next_token[tokens],
     mesh=mesh,
-    batch_axis="data",
-    vocab_axis="vocab",
+    features_spec=P("data"),
+    kernel_spec=P(None, "vocab"),
   )
   return total / count
 
@@ -53,7 +53,8 @@ def accuracy_of(params, tokens):
     params["kernel"],
     next_token[tokens],
     mesh=mesh,
-    vocab_axis="vocab",
+    features_spec=P(),
+    kernel_spec=P(None, "vocab"),
   )
   return (stats.target > stats.rest_max).mean()
 

@@ -124,8 +124,7 @@ def test_fused_head_stays_within_its_budget(target, mode):
       features,
       kernel,
       labels,
-      mode=mode,
-      memory_budget=budget,
+      plan=fused.Plan(mode, budget),
     )[0]
 
   function = head
@@ -146,10 +145,10 @@ def test_vocabulary_on_several_devices_is_not_gathered(target, mode):
       features,
       kernel,
       labels,
-      mode=mode,
+      plan=fused.Plan(mode),
       mesh=mesh_of(target),
-      batch_axis="data",
-      vocab_axis="vocab",
+      features_spec=P("data"),
+      kernel_spec=P(None, "vocab"),
     )[0]
 
   specs = {
@@ -160,3 +159,37 @@ def test_vocabulary_on_several_devices_is_not_gathered(target, mode):
   text = compiled(target, jax.value_and_grad(head, (0, 1)), specs).as_text()
   assert re.search(r" all-reduce(-start)?\(", text)
   assert not re.search(r" all-gather(-start)?\(", text)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
+def test_gradients_of_bfloat16_are_added_up_in_float32(target, mode):
+  """Fault 9: XLA took the cast to bfloat16 before the sum over devices."""
+
+  def head(features, kernel, labels):
+    return fused.linear_loss_sum(
+      losses.cross_entropy,
+      features,
+      kernel,
+      labels,
+      plan=fused.Plan(mode),
+      mesh=mesh_of(target),
+      features_spec=P("data"),
+      kernel_spec=P("data", "vocab"),
+    )[0]
+
+  specs = {
+    "features": P("data"),
+    "kernel": P("data", "vocab"),
+    "labels": P("data"),
+  }
+  text = compiled(target, jax.grad(head, (0, 1)), specs).as_text()
+  sums = re.findall(
+    r" = (.*?) (?:all-reduce|reduce-scatter)(?:-start)?\(", text
+  )
+  gathered = re.findall(r" = (.*?) all-gather(?:-start)?\(", text)
+  assert sums
+  assert gathered
+  assert not any("bf16[" in shapes for shapes in sums)
+  # The kernel is gathered as it is, and never its gradient or the features.
+  assert all("f32[" not in shapes for shapes in gathered)

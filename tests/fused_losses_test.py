@@ -71,7 +71,12 @@ def test_every_row_loss(case):
 
   def recompute(features, kernel, numbers):
     loss = fused.linear_loss(
-      bound(numbers), with_garbage(features), kernel, labels, **masked
+      bound(numbers),
+      with_garbage(features),
+      kernel,
+      labels,
+      plan=fused.Plan(None, 1),
+      **masked,
     )
     return (loss * WEIGHTS).sum()
 

@@ -37,9 +37,8 @@ def as_labels(
   """Checks that labels are class ids or target distributions.
 
   Class ids have the shape ``batch``, and distributions the shape ``full``.
-  Returns arrays unchanged, and Python scalars and lists as NumPy arrays. They
-  are not converted to JAX yet: that may narrow int64, so the range of ids must
-  be checked first.
+  Returns arrays unchanged, and Python scalars and lists as NumPy arrays. JAX
+  may narrow int64, so the range of ids is checked before they are converted.
   """
   array = checks.as_array(labels, "labels")
   shape, dtype = tuple(np.shape(array)), array.dtype
@@ -119,13 +118,20 @@ def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
   _refuse_first(values, bad, keep, f"[0, {num_classes})", advice)
 
 
-def narrow_labels(labels: Any, num_classes: int) -> Any:
-  """Converts NumPy ids to int32, invalid ones to -1; not those of JAX."""
-  if isinstance(labels, jax.Array):
-    return labels
+def read_ids(
+  ids: Any, num_classes: int, keep: Any = None, *, readable: bool = True
+) -> Any:
+  """Checks the range of kept ids if their values can be read.
+
+  Converts NumPy ids to int32, invalid ones to -1; not those of JAX.
+  """
+  if readable and checks.is_concrete(ids):
+    check_label_range(ids, num_classes, keep)
+  if isinstance(ids, jax.Array):
+    return ids
   # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.
-  good = (labels >= 0) & (labels <= num_classes - 1)
-  narrow = np.where(good, labels, np.zeros_like(labels)).astype(np.int32)
+  good = (ids >= 0) & (ids <= num_classes - 1)
+  narrow = np.where(good, ids, np.zeros_like(ids)).astype(np.int32)
   return np.where(good, narrow, np.int32(-1))
 
 
@@ -174,8 +180,7 @@ def checked(
   )
   targets = None if labels is None else as_labels(labels, batch, full)
   readable = checks.is_concrete(used_with=(array, *others))
-  # The rows whose values are checked: all, the kept ones, or none if it is
-  # not known which are kept.
+  # Rows whose values are checked: all, the kept ones, or none if unknown.
   rows = None if readable else np.zeros(batch, bool)
   if where is not None:
     where = as_where(where, batch, full)
@@ -187,9 +192,7 @@ def checked(
     where = checks.shard_alike("where", jnp.asarray(where), array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      if readable and checks.is_concrete(targets):
-        check_label_range(targets, full[axis], rows)
-      targets = narrow_labels(targets, full[axis])
+      targets = read_ids(targets, full[axis], rows, readable=readable)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))

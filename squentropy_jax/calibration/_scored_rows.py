@@ -105,9 +105,8 @@ def read_examples(
     )
   values = prelude.widen_ids(values)
   mask = None if where is None else as_mask(where, batch)
-  if checks.is_concrete(values, where, used_with=(scores,)):
-    prelude.check_label_range(values, num_classes, where)
-  values = prelude.narrow_labels(values, num_classes)
+  readable = checks.is_concrete(where, used_with=(scores,))
+  values = prelude.read_ids(values, num_classes, where, readable=readable)
   return ScoredExamples(scores, jnp.asarray(values), mask)
 
 

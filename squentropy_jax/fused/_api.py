@@ -2,13 +2,18 @@
 """The public heads: losses of ``features @ kernel``, computed in tiles."""
 
 from collections.abc import Callable
+import functools
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax.fused import _arguments, _rules
+from squentropy_jax.fused import _arguments, _plan, _rules, _targets
+from squentropy_jax.fused._arguments import Call, HeadArguments, Ready
 from squentropy_jax.fused._plan import Plan
+from squentropy_jax.fused._targets import HeadLoss, WeightedRows
+from squentropy_jax.fused._tiles import Arrays
 
 Labels = (
   jax.typing.ArrayLike | tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
@@ -105,10 +110,10 @@ def linear_row_stats(
       "Pass the pair to linear_loss."
     )
   _refuse_grad_in_forward(call)
-  return _rules.stats(call, arguments)
+  return _stats(call, arguments)
 
 
-def _refuse_grad_in_forward(call: _arguments.Call) -> None:
+def _refuse_grad_in_forward(call: Call) -> None:
   if call.plan.mode == "grad_in_forward":
     raise ValueError(
       "mode 'grad_in_forward' of plan needs one number to differentiate, got a "
@@ -231,7 +236,7 @@ def linear_loss(
   )
   _refuse_grad_in_forward(call)
   chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
-  return _rules.losses(call, *chosen)
+  return _losses(call, *chosen)
 
 
 def linear_loss_sum(
@@ -332,4 +337,73 @@ def linear_loss_sum(
     plan=plan,
   )
   chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
-  return _rules.loss_sum(call, *chosen)
+  return _loss_sum(call, *chosen)
+
+
+# The same on checked arguments. Compiled here, so that a call outside jit is
+# one dispatch; inlined in a trace.
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _stats(call: Call, arguments: HeadArguments) -> RowStats:
+  """`linear_row_stats` on checked arguments."""
+  ready = _arguments.prepared(call, None, arguments)
+  targets = ready.targets
+  sums, count = _rules.sums(ready.call, ready.arrays, targets.ids)
+  used = targets.ids >= 0
+  batch = arguments.features.shape[:-1]
+  return RowStats(
+    *(
+      call.layout.result_rows(
+        jnp.where(used, field, jnp.zeros_like(field))[..., 0], batch
+      )
+      for field in _targets.row_stats(sums, count, targets)
+    )
+  )
+
+
+def _row_losses(loss: HeadLoss, ready: Ready) -> jax.Array:
+  targets = ready.targets
+  sums, count = _rules.sums(ready.call, ready.arrays, targets.ids)
+  return _targets.row_losses(loss, ready.numbers, sums, count, targets)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _losses(call: Call, loss: HeadLoss, arguments: HeadArguments) -> jax.Array:
+  """`linear_loss` on checked arguments."""
+  each = _row_losses(loss, _arguments.prepared(call, loss, arguments))
+  return call.layout.result_rows(each, arguments.features.shape[:-1])
+
+
+def _grad_in_forward_fits(call: Call, arrays: Arrays) -> bool:
+  """Whether the gradient of a sum is best formed in the forward pass."""
+  layout = call.layout
+  if call.head.tile_axes or (layout.mesh is None and layout.gathered_rows):
+    return False
+  size = _plan.size_of(call.head, layout, arrays)
+  return _plan.grad_in_forward_fits(size, call.plan.memory_budget)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _loss_sum(
+  call: Call, loss: HeadLoss, arguments: HeadArguments
+) -> tuple[jax.Array, jax.Array]:
+  """`linear_loss_sum` on checked arguments."""
+  ready = _arguments.prepared(call, loss, arguments)
+  call, weights = ready.call, ready.weights
+  mode = call.plan.mode
+  if mode == "grad_in_forward" or (
+    mode is None and _grad_in_forward_fits(call, ready.arrays)
+  ):
+    rows = WeightedRows(ready.targets, weights, ready.numbers)
+    # Local to a device of a shard_map of the user.
+    rows = _rules.vary_rows(call.layout, ready.arrays, rows)
+    numbers = jax.tree.map(
+      lambda x: call.layout.broadcast(x, weights.shape), rows.numbers
+    )
+    total = _rules.total(
+      call, loss, ready.arrays, rows._replace(numbers=numbers)
+    )
+  else:
+    total = jnp.sum(_row_losses(loss, ready) * weights)
+  return total, weights.sum()

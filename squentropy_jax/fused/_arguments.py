@@ -214,8 +214,7 @@ def checked(
     None if weights is None else _weights(weights, batch, num_classes),
   )
   readable, keep = known_rows(arguments, layout)
-  if readable:
-    _targets.check_range(labels, total, keep)
+  labels = _targets.read(labels, total, keep, readable)
   operand = _dtype("compute_dtype", compute_dtype)
   if operand is None:
     operand = _tiles.operand_dtype(features, kernel)
@@ -240,7 +239,7 @@ def checked(
       "cotangents. Pass gather='kernel'."
     )
   arguments = arguments._replace(
-    labels=_targets.as_jax(labels, total),
+    labels=labels,
     where=None if where is None else checks.as_jax(arguments.where),
     weights=None if weights is None else checks.as_jax(arguments.weights),
   )

@@ -286,6 +286,17 @@ def shaped(tree: Any, batch: tuple[int, ...]) -> Any:
   return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), tree)
 
 
+def kernel_dtype(layout: Layout, head: Head, some: Arrays) -> np.dtype:
+  """The dtype to collect the gradient of the kernel of `local` arrays in."""
+  # Parts of several devices are added in full precision; and a cotangent that
+  # comes later may scale up what a type of few exponents has lost.
+  several = varying.axes_of(some.features) - {*layout.class_axes}
+  exponents = jnp.finfo(some.kernel.dtype).maxexp
+  if several or exponents < jnp.finfo(jnp.float32).maxexp:
+    return head.sum_dtype
+  return some.kernel.dtype
+
+
 def reduced(
   layout: Layout,
   head: Head,

@@ -2,6 +2,8 @@
 """The mode and the blocks of a head, by a closed rule and a budget."""
 
 from collections.abc import Callable
+import logging
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,10 @@ from jax import lax
 import jax.numpy as jnp
 
 from squentropy_jax._core import checks
+from squentropy_jax.fused._mesh import Axes, Layout
+from squentropy_jax.fused._tiles import Arrays, Head
+
+_logger = logging.getLogger(__name__)
 
 MODES = ("forward", "frozen_kernel", "grad_in_forward", "recompute")
 # A tile of this many logits keeps a processor busy and stays in a large cache.
@@ -104,6 +110,35 @@ class Size(NamedTuple):
     return max(_LEAST_BUDGET, 6 * self.width * (self.rows + self.classes))
 
 
+def size_of(head: Head, layout: Layout, arrays: Arrays) -> Size:
+  """The size of the problem on one device."""
+
+  def here(n: int, axes: Axes, gathered: Axes) -> int:
+    n = -(-n // layout.shards(axes))
+    if layout.mesh is None:
+      return n * (lax.axis_size(gathered) if gathered else 1)
+    return n * layout.shards(gathered)
+
+  *batch, width = arrays.features.shape
+  over = tuple(a for a in layout.classes if a not in layout.class_axes)
+  rows = math.prod(
+    here(n, axes, tuple(a for a in axes if a in layout.gathered_rows))
+    for n, axes in zip(batch, layout.rows or ((),) * len(batch), strict=True)
+  )
+  classes = here(arrays.kernel.shape[head.class_axis], layout.classes, over)
+  if layout.mesh is None and layout.width:
+    width *= lax.axis_size(layout.width)
+  moved = bool(over or layout.kernel_width)
+  return Size(
+    rows=rows,
+    classes=classes,
+    width=width,
+    operand=head.operand_dtype.itemsize,
+    sum=head.sum_dtype.itemsize,
+    gathered=classes if moved and not head.tile_axes else 0,
+  )
+
+
 def fixed_bytes(mode: str, size: Size, rows: int) -> int:
   """The part of `temporary_bytes` that does not depend on the classes."""
   n, v, d, operand, wide, gathered = size
@@ -178,6 +213,21 @@ def blocks_for(
   tile = temporary_bytes(mode, size, fast) - fixed
   budget = max(budget, fixed + min(budget, tile))
   return blocks_within(mode, size, budget, whole_rows) or smallest
+
+
+def log(
+  mode: str, size: Size, blocks: Blocks, differentiated: bool = True
+) -> None:
+  """Writes a line to the log that says how the work is done."""
+  _logger.debug(
+    "%s: mode %s, %d rows by %d classes in tiles of %d by %d, about %.1f MiB",
+    "with its gradient" if differentiated else "without a gradient",
+    mode,
+    size.rows,
+    size.classes,
+    *blocks,
+    temporary_bytes(mode, size, blocks) / 2**20,
+  )
 
 
 def grad_in_forward_fits(size: Size, budget: int | None) -> bool:

@@ -2,38 +2,39 @@
 """What the heads compute, and how it is differentiated.
 
 Both rules lie around the shard_map that is made for a mesh, never inside it:
-`_sums` for the class sums of every row, and `_total` for a weighted sum of
+`sums` for the class sums of every row, and `total` for a weighted sum of
 losses, with its gradient formed in the forward pass.
 """
 
 from collections.abc import Callable, Iterable
 import functools
-import logging
-import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
-import numpy as np
 
 from squentropy_jax._core import varying
 from squentropy_jax._core.class_sums import (
   SUMS,
   ClassSums,
-  RowStats,
   shift_of,
   shrink_factor,
 )
 from squentropy_jax.fused import _mesh, _plan, _targets, _tiles, _xla
-from squentropy_jax.fused._arguments import Call, HeadArguments, Ready, prepared
+from squentropy_jax.fused._arguments import Call
 from squentropy_jax.fused._mesh import Layout
 from squentropy_jax.fused._plan import Blocks
-from squentropy_jax.fused._targets import HeadLoss, Numbers, Targets
+from squentropy_jax.fused._targets import (
+  HeadLoss,
+  Numbers,
+  RowGradients,
+  Targets,
+  WeightedRows,
+)
 from squentropy_jax.fused._tiles import Arrays, Cotangents, Gradient, RowSums
 
-_logger = logging.getLogger(__name__)
 # Another back end has a record of passes of its own, and a memory model.
 _passes = _xla.PASSES
 
@@ -41,66 +42,17 @@ _passes = _xla.PASSES
 # What the two rules share.
 
 
-def _size(call: Call, arrays: Arrays) -> _plan.Size:
-  """The size of the problem on one device."""
-  head, layout = call.head, call.layout
-
-  def here(n: int, axes: _mesh.Axes, gathered: _mesh.Axes) -> int:
-    n = -(-n // layout.shards(axes))
-    if layout.mesh is None:
-      return n * (lax.axis_size(gathered) if gathered else 1)
-    return n * layout.shards(gathered)
-
-  *batch, width = arrays.features.shape
-  over = tuple(a for a in layout.classes if a not in layout.class_axes)
-  rows = math.prod(
-    here(n, axes, tuple(a for a in axes if a in layout.gathered_rows))
-    for n, axes in zip(batch, layout.rows or ((),) * len(batch), strict=True)
-  )
-  classes = here(arrays.kernel.shape[head.class_axis], layout.classes, over)
-  if layout.mesh is None and layout.width:
-    width *= lax.axis_size(layout.width)
-  moved = bool(over or layout.kernel_width)
-  return _plan.Size(
-    rows=rows,
-    classes=classes,
-    width=width,
-    operand=head.operand_dtype.itemsize,
-    sum=head.sum_dtype.itemsize,
-    gathered=classes if moved and not head.tile_axes else 0,
-  )
-
-
 def _blocks(
   call: Call, mode: str, arrays: Arrays, differentiated: bool = True
 ) -> Blocks:
-  """The blocks to work in, and a line in the log that says so."""
-  size = _size(call, arrays)
+  """The blocks to work in."""
+  budget = call.plan.memory_budget
+  size = _plan.size_of(call.head, call.layout, arrays)
   # Every block of rows would gather the kernel again.
   whole = mode in ("forward", "recompute") and bool(call.head.tile_axes)
-  budget = call.plan.memory_budget
   blocks = _plan.blocks_for(mode, size, budget, whole_rows=whole)
-  _logger.debug(
-    "%s: mode %s, %d rows by %d classes in tiles of %d by %d, about %.1f MiB",
-    "with its gradient" if differentiated else "without a gradient",
-    mode,
-    size.rows,
-    size.classes,
-    *blocks,
-    _plan.temporary_bytes(mode, size, blocks) / 2**20,
-  )
+  _plan.log(mode, size, blocks, differentiated)
   return blocks
-
-
-def _kernel_dtype(call: Call, some: Arrays) -> np.dtype:
-  """The dtype to collect the gradient of the kernel in."""
-  # Parts of several devices are added in full precision; and a cotangent that
-  # comes later may scale up what a type of few exponents has lost.
-  several = varying.axes_of(some.features) - {*call.layout.class_axes}
-  exponents = jnp.finfo(some.kernel.dtype).maxexp
-  if several or exponents < jnp.finfo(jnp.float32).maxexp:
-    return call.head.sum_dtype
-  return some.kernel.dtype
 
 
 def _like(call: Call, gradient: Gradient, arrays: Arrays) -> Gradient:
@@ -244,9 +196,8 @@ def _backward(
 ) -> Gradient:
   """The gradient of what is wanted from the cotangents of the sums."""
   head, layout = call.head, call.layout
-  blocks = _plan.blocks_for(
-    "recompute", _size(call, arrays), call.plan.memory_budget
-  )
+  size = _plan.size_of(head, layout, arrays)
+  blocks = _plan.blocks_for("recompute", size, call.plan.memory_budget)
 
   def on_device(
     arrays: Arrays,
@@ -274,7 +225,7 @@ def _backward(
         classes,
         cotangents,
         wanted - {"factor"},
-        _kernel_dtype(call, some),
+        _mesh.kernel_dtype(layout, head, some),
       )
     if some.factor is not None and "factor" in wanted:
       gradient["factor"] = _tiles.factor_gradient(some.factor, sums, cotangents)
@@ -318,7 +269,7 @@ def _mode(call: Call, wanted: frozenset[str]) -> str:
 
 
 @_both
-def _sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
+def sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
   """The class sums of the rows ``[...]``, and the count of classes.
 
   The targets ``ids`` ``[..., K]`` are left out of the sums.
@@ -359,23 +310,7 @@ def _sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
 # The sum of the losses, its gradient formed in the forward pass.
 
 
-class WeightedRows(NamedTuple):
-  """What a sum of losses knows of its rows ``[...]``, all of that shape."""
-
-  targets: Targets
-  weights: jax.Array
-  numbers: Numbers
-
-
-class RowGradients(NamedTuple):
-  """The gradients of the sum by what its rows have."""
-
-  weights: jax.Array
-  probabilities: jax.Array | None
-  numbers: Numbers
-
-
-def _vary_rows(
+def vary_rows(
   layout: Layout, arrays: Arrays, rows: WeightedRows
 ) -> WeightedRows:
   """The rows, which vary over the axes of any row, but of no other class."""
@@ -400,7 +335,7 @@ def _total_and_gradient(
     ids = rows.targets.ids
     some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
     count = _mesh.count_possible(layout, head, some)
-    rows = _vary_rows(layout, arrays, rows)
+    rows = vary_rows(layout, arrays, rows)
     every_row = _mesh.flat(_mesh.gather_rows(layout, rows), len(batch))
 
     def finish(
@@ -440,7 +375,7 @@ def _total_and_gradient(
       every_row,
       finish,
       wanted - {"factor"},
-      _kernel_dtype(call, some),
+      _mesh.kernel_dtype(layout, head, some),
     )
     by_factor, by_rows = _mesh.shaped(ys, batch)
     by_rows = _mesh.own_rows(layout, by_rows)
@@ -463,7 +398,7 @@ def _total_and_gradient(
 
 
 @_both
-def _total(symbolic: bool) -> Callable[..., jax.Array]:
+def total(symbolic: bool) -> Callable[..., jax.Array]:
   """The weighted sum of the losses of rows, over all devices of a mesh."""
 
   @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -502,70 +437,3 @@ def _total(symbolic: bool) -> Callable[..., jax.Array]:
 
   total_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return total_of
-
-
-# The public functions on checked arguments. Compiled here, so that a call
-# outside jit is one dispatch; inlined in a trace.
-
-
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def stats(call: Call, arguments: HeadArguments) -> RowStats:
-  """`linear_row_stats` on checked arguments."""
-  ready = prepared(call, None, arguments)
-  targets = ready.targets
-  sums, count = _sums(ready.call, ready.arrays, targets.ids)
-  used = targets.ids >= 0
-  batch = arguments.features.shape[:-1]
-  return RowStats(
-    *(
-      call.layout.result_rows(
-        jnp.where(used, field, jnp.zeros_like(field))[..., 0], batch
-      )
-      for field in _targets.row_stats(sums, count, targets)
-    )
-  )
-
-
-def _row_losses(loss: HeadLoss, ready: Ready) -> jax.Array:
-  targets = ready.targets
-  sums, count = _sums(ready.call, ready.arrays, targets.ids)
-  return _targets.row_losses(loss, ready.numbers, sums, count, targets)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def losses(call: Call, loss: HeadLoss, arguments: HeadArguments) -> jax.Array:
-  """`linear_loss` on checked arguments."""
-  each = _row_losses(loss, prepared(call, loss, arguments))
-  return call.layout.result_rows(each, arguments.features.shape[:-1])
-
-
-def _grad_in_forward_fits(call: Call, arrays: Arrays) -> bool:
-  """Whether the gradient of a sum is best formed in the forward pass."""
-  layout = call.layout
-  if call.head.tile_axes or (layout.mesh is None and layout.gathered_rows):
-    return False
-  size = _size(call, arrays)
-  return _plan.grad_in_forward_fits(size, call.plan.memory_budget)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def loss_sum(
-  call: Call, loss: HeadLoss, arguments: HeadArguments
-) -> tuple[jax.Array, jax.Array]:
-  """`linear_loss_sum` on checked arguments."""
-  ready = prepared(call, loss, arguments)
-  call, weights = ready.call, ready.weights
-  mode = call.plan.mode
-  if mode == "grad_in_forward" or (
-    mode is None and _grad_in_forward_fits(call, ready.arrays)
-  ):
-    rows = WeightedRows(ready.targets, weights, ready.numbers)
-    # Local to a device of a shard_map of the user.
-    rows = _vary_rows(call.layout, ready.arrays, rows)
-    numbers = jax.tree.map(
-      lambda x: call.layout.broadcast(x, weights.shape), rows.numbers
-    )
-    total = _total(call, loss, ready.arrays, rows._replace(numbers=numbers))
-  else:
-    total = jnp.sum(_row_losses(loss, ready) * weights)
-  return total, weights.sum()

@@ -94,23 +94,20 @@ def _checked_ids(labels: Any, batch: tuple[int, ...]) -> Any:
   return prelude.widen_ids(labels)
 
 
-def check_range(labels: Any, num_classes: int, keep: np.ndarray | None) -> None:
+def read(
+  labels: Any, num_classes: int, keep: np.ndarray | None, readable: bool
+) -> Any:
+  """Labels as JAX arrays, their range checked if they can be read."""
   if not isinstance(labels, tuple):
-    prelude.check_label_range(labels, num_classes, keep)
-    return
+    ids = prelude.read_ids(labels, num_classes, keep, readable=readable)
+    return checks.as_jax(ids)
   ids, probabilities = labels
-  used = np.asarray(probabilities) != 0
-  if keep is not None:
-    used &= keep[..., None]
-  prelude.check_label_range(ids, num_classes, used)
-
-
-def as_jax(labels: Any, num_classes: int) -> Any:
-  """Labels as JAX arrays, NumPy ids that int32 cannot hold as -1."""
-  if isinstance(labels, tuple):
-    ids = prelude.narrow_labels(labels[0], num_classes)
-    return checks.as_jax(ids), checks.as_jax(labels[1])
-  return checks.as_jax(prelude.narrow_labels(labels, num_classes))
+  used = None
+  if readable:
+    used = np.asarray(probabilities) != 0
+    used = used if keep is None else used & keep[..., None]
+  ids = prelude.read_ids(ids, num_classes, used, readable=readable)
+  return checks.as_jax(ids), checks.as_jax(probabilities)
 
 
 def checked_labels(labels: Any, batch: tuple[int, ...]) -> Any:
@@ -240,6 +237,22 @@ class Numbers(NamedTuple):
 
   values: dict[str, jax.Array]
   smoothing: jax.Array | None
+
+
+class WeightedRows(NamedTuple):
+  """What a sum of losses knows of its rows ``[...]``, all of that shape."""
+
+  targets: Targets
+  weights: jax.Array
+  numbers: Numbers
+
+
+class RowGradients(NamedTuple):
+  """The gradients of the sum by what its rows have."""
+
+  weights: jax.Array
+  probabilities: jax.Array | None
+  numbers: Numbers
 
 
 class HeadLoss(NamedTuple):
