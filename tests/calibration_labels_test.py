@@ -23,7 +23,7 @@ def stop_after_the_check(monkeypatch):
   def stop(labels, num_classes):
     raise _NotChecked
 
-  monkeypatch.setattr(prelude, "read_ids", stop)
+  monkeypatch.setattr(prelude, "narrow_labels", stop)
 
 
 def _call_with_an_invalid_label(name):

@@ -118,21 +118,21 @@ def check_label_range(labels: Any, num_classes: int, keep: Any = None) -> None:
   _refuse_first(values, bad, keep, f"[0, {num_classes})", advice)
 
 
-def read_ids(
-  ids: Any, num_classes: int, keep: Any = None, *, readable: bool = True
-) -> Any:
-  """Checks the range of kept ids if their values can be read.
+def narrow_labels(labels: Any, num_classes: int) -> Any:
+  """Converts NumPy ids to int32, invalid ones to -1; not those of JAX."""
+  if isinstance(labels, jax.Array):
+    return labels
+  # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.
+  good = (labels >= 0) & (labels <= num_classes - 1)
+  narrow = np.where(good, labels, np.zeros_like(labels)).astype(np.int32)
+  return np.where(good, narrow, np.int32(-1))
 
-  Converts NumPy ids to int32, invalid ones to -1; not those of JAX.
-  """
+
+def read_ids(ids: Any, num_classes: int, keep: Any, readable: bool) -> Any:
+  """Checks the range of kept ids if they can be read; see `narrow_labels`."""
   if readable and checks.is_concrete(ids):
     check_label_range(ids, num_classes, keep)
-  if isinstance(ids, jax.Array):
-    return ids
-  # A conversion to int32 would turn 2**32 into class 0; -1 stays invalid.
-  good = (ids >= 0) & (ids <= num_classes - 1)
-  narrow = np.where(good, ids, np.zeros_like(ids)).astype(np.int32)
-  return np.where(good, narrow, np.int32(-1))
+  return narrow_labels(ids, num_classes)
 
 
 class Arguments(NamedTuple):
@@ -192,7 +192,7 @@ def checked(
     where = checks.shard_alike("where", jnp.asarray(where), array, axis)
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
-      targets = read_ids(targets, full[axis], rows, readable=readable)
+      targets = read_ids(targets, full[axis], rows, readable)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))

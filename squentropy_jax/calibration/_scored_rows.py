@@ -106,7 +106,7 @@ def read_examples(
   values = prelude.widen_ids(values)
   mask = None if where is None else as_mask(where, batch)
   readable = checks.is_concrete(where, used_with=(scores,))
-  values = prelude.read_ids(values, num_classes, where, readable=readable)
+  values = prelude.read_ids(values, num_classes, where, readable)
   return ScoredExamples(scores, jnp.asarray(values), mask)
 
 

@@ -25,7 +25,13 @@ import numpy as np
 
 from squentropy_jax._core import varying
 from squentropy_jax._core.class_sums import ClassSums, no_classes, rescaled
-from squentropy_jax.fused._tiles import Arrays, Gradient, Head, RowSums
+from squentropy_jax.fused._tiles import (
+  Arrays,
+  Gradient,
+  Head,
+  RowSums,
+  rounded,
+)
 
 Axes = tuple[str, ...]
 
@@ -286,15 +292,22 @@ def shaped(tree: Any, batch: tuple[int, ...]) -> Any:
   return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), tree)
 
 
-def kernel_dtype(layout: Layout, head: Head, some: Arrays) -> np.dtype:
-  """The dtype to collect the gradient of the kernel of `local` arrays in."""
+def kernel_dtype(
+  layout: Layout, head: Head, some: Arrays, dtype: np.dtype, scattered: bool
+) -> np.dtype:
+  """The dtype to collect the gradient of a kernel of that dtype in.
+
+  ``scattered`` is true if it is scattered over the width before.
+  """
   # Parts of several devices are added in full precision; and a cotangent that
   # comes later may scale up what a type of few exponents has lost.
-  several = varying.axes_of(some.features) - {*layout.class_axes}
-  exponents = jnp.finfo(some.kernel.dtype).maxexp
+  several = bool(varying.axes_of(some.features) - {*layout.class_axes})
+  if scattered and layout.kernel_width:
+    several = layout.class_axes != layout.classes
+  exponents = jnp.finfo(dtype).maxexp
   if several or exponents < jnp.finfo(jnp.float32).maxexp:
     return head.sum_dtype
-  return some.kernel.dtype
+  return dtype
 
 
 def reduced(
@@ -302,14 +315,18 @@ def reduced(
   head: Head,
   gradient: Gradient,
   arrays: Arrays,
+  scattered: bool,
 ) -> Gradient:
   """The gradient of `local` arrays as that of the device's own arrays.
 
   Under shard_map a cotangent varies over every axis that its parts came from.
   Where the primal is sharded, each device gets its part of their sum, and where
-  the primal is the same on all devices of an axis, the sum.
+  the primal is the same on all devices of an axis, the sum. ``scattered`` is
+  true if the kernel's gradient is scattered over the width already.
   """
   gathers = _gathers(layout, head) | {"factor": []}
+  if scattered:
+    gathers["kernel"] = gathers["kernel"][1:]
   found = {}
   for name, g in gradient.items():
     x = getattr(arrays, name)
@@ -331,11 +348,8 @@ def reduced(
 
 def cast(layout: Layout, g: jax.Array, dtype: np.dtype) -> jax.Array:
   """A gradient in the dtype of its primal."""
-  narrow, wide = jnp.finfo(dtype), jnp.finfo(g.dtype)
-  spread = layout.mesh is not None or varying.axes_of(g)
-  if spread and narrow.bits < wide.bits and narrow.nexp == wide.nexp:
-    # Else a TPU takes the cast before the sum over devices.
-    g = lax.reduce_precision(g, narrow.nexp, narrow.nmant)
+  if layout.mesh is not None or varying.axes_of(g):
+    return rounded(g, dtype)
   return g.astype(dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from squentropy_jax._core import divergences, varying
 from squentropy_jax._core.class_sums import ClassSums, shift_of
@@ -235,12 +236,14 @@ def gradient(
   of_rows: jax.Array,
   cotangent: jax.Array,
   wanted: frozenset[str],
-  kernel_dtype: jnp.dtype,
+  kernel_dtype: np.dtype,
+  scatter: tuple[str, ...],
 ) -> Gradient:
   """The gradient of the student's arrays and of the factor of both heads.
 
   Three products of the student and one of the teacher. The gradient of the
-  factor is that of the classes here. Classes are the outer loop.
+  factor is that of the classes here. ``scatter`` is as in
+  `_xla.recomputed_gradient`.
   """
   axes = varying.axes_of(arrays, rows, of_rows, cotangent)
   head: Head = heads.student
@@ -282,9 +285,14 @@ def gradient(
       student.features.shape[0],
       blocks.rows,
     )
-    of_classes = _xla.scatter_tile(head, of_classes)
+    if scatter and "kernel" in of_classes:
+      of_classes["kernel"] = _xla.reduced_tile(
+        head, scatter, of_classes["kernel"], student.kernel, kernel_dtype
+      )
     return _xla.put_classes(head, gradient | by_rows, of_classes, start), None
 
-  zero = _xla.zeros_like(head, student, wanted, axes, kernel_dtype)
+  zero = _xla.scattered_zeros(
+    head, student, wanted, axes, kernel_dtype, scatter
+  )
   total = _xla.num_classes(head, student)
   return _plan.over_blocks(over_classes, zero, total, blocks.classes)[0]

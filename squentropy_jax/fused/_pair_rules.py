@@ -39,7 +39,10 @@ class PairCall(NamedTuple):
 
 def _blocks(call: PairCall, mode: str, arrays: Pair) -> Blocks:
   """The blocks to work in, so that a tile of each head fits."""
-  sizes = [_rules._size(c, a) for c, a in zip(call[:2], arrays, strict=True)]
+  sizes = [
+    _plan.size_of(c.head, c.layout, a)
+    for c, a in zip(call[:2], arrays, strict=True)
+  ]
   size = sizes[0]._replace(
     width=sum(s.width for s in sizes),
     operand=max(s.operand for s in sizes),
@@ -131,13 +134,18 @@ def _backward(
       saved.halves,
       cotangent,
       wanted,
-      _rules._kernel_dtype(call.student, some.student),
+      _mesh.kernel_dtype(
+        layout, heads.student, some.student, arrays.student.kernel.dtype, True
+      ),
+      layout.kernel_width,
     )
     if "factor" in gradient and layout.class_axes:
       gradient["factor"] = lax.psum(gradient["factor"], layout.class_axes)
     names = wanted & {"features", "factor"}
     gradient |= _mesh.shaped({n: gradient[n] for n in names}, batch)
-    gradient = _mesh.reduced(layout, heads.student, gradient, arrays.student)
+    gradient = _mesh.reduced(
+      layout, heads.student, gradient, arrays.student, True
+    )
     return _rules._like(call.student, gradient, arrays.student)
 
   rows = layout.row_spec

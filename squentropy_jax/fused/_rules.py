@@ -225,13 +225,14 @@ def _backward(
         classes,
         cotangents,
         wanted - {"factor"},
-        _mesh.kernel_dtype(layout, head, some),
+        _mesh.kernel_dtype(layout, head, some, arrays.kernel.dtype, True),
+        layout.kernel_width,
       )
     if some.factor is not None and "factor" in wanted:
       gradient["factor"] = _tiles.factor_gradient(some.factor, sums, cotangents)
     of_rows = {n: gradient[n] for n in gradient if n in ("features", "factor")}
     gradient |= _mesh.shaped(of_rows, batch)
-    gradient = _mesh.reduced(layout, head, gradient, arrays)
+    gradient = _mesh.reduced(layout, head, gradient, arrays, True)
     return _like(call, gradient, arrays)
 
   rows = layout.row_spec
@@ -375,7 +376,7 @@ def _total_and_gradient(
       every_row,
       finish,
       wanted - {"factor"},
-      _mesh.kernel_dtype(layout, head, some),
+      _mesh.kernel_dtype(layout, head, some, arrays.kernel.dtype, False),
     )
     by_factor, by_rows = _mesh.shaped(ys, batch)
     by_rows = _mesh.own_rows(layout, by_rows)
@@ -385,7 +386,7 @@ def _total_and_gradient(
       gradient |= _mesh.shaped({"features": gradient["features"]}, batch)
     if layout.mesh is not None:
       # One cotangent for all devices will come, so the parts are added here.
-      gradient = _mesh.reduced(layout, head, gradient, arrays)
+      gradient = _mesh.reduced(layout, head, gradient, arrays, False)
       total = lax.psum(total, layout.row_axes) if layout.row_axes else total
     return total, gradient, by_rows
 
@@ -429,7 +430,7 @@ def total(symbolic: bool) -> Callable[..., jax.Array]:
       lambda x: x.astype(cotangent.dtype) * cotangent, (gradient, by_rows)
     )
     if call.layout.mesh is None:
-      gradient = _mesh.reduced(call.layout, call.head, gradient, arrays)
+      gradient = _mesh.reduced(call.layout, call.head, gradient, arrays, False)
     gradient = _like(call, gradient, arrays)
     targets = Targets._make((None, by_rows.probabilities, None))
     of_rows = WeightedRows(targets, by_rows.weights, by_rows.numbers)

@@ -99,14 +99,14 @@ def read(
 ) -> Any:
   """Labels as JAX arrays, their range checked if they can be read."""
   if not isinstance(labels, tuple):
-    ids = prelude.read_ids(labels, num_classes, keep, readable=readable)
+    ids = prelude.read_ids(labels, num_classes, keep, readable)
     return checks.as_jax(ids)
   ids, probabilities = labels
   used = None
   if readable:
     used = np.asarray(probabilities) != 0
     used = used if keep is None else used & keep[..., None]
-  ids = prelude.read_ids(ids, num_classes, used, readable=readable)
+  ids = prelude.read_ids(ids, num_classes, used, readable)
   return checks.as_jax(ids), checks.as_jax(probabilities)
 
 

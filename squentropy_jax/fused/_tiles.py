@@ -104,6 +104,15 @@ def product(
   return lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 
 
+def rounded(g: jax.Array, dtype: np.dtype) -> jax.Array:
+  """A sum over devices, cast to a narrower dtype."""
+  narrow, wide = jnp.finfo(dtype), jnp.finfo(g.dtype)
+  if narrow.bits < wide.bits and narrow.nexp == wide.nexp:
+    # Else a TPU takes the cast before the sum.
+    g = lax.reduce_precision(g, narrow.nexp, narrow.nmant)
+  return g.astype(dtype)
+
+
 def columns(ids: jax.Array, start: jax.Array | int, width: int) -> jax.Array:
   """Where class ids stand in a tile; ``width`` and more if they do not."""
   outside = width + lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1)

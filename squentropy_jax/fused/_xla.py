@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from squentropy_jax._core import varying
 from squentropy_jax._core.class_sums import (
@@ -155,7 +156,7 @@ def zeros_like(
   arrays: Arrays,
   wanted: frozenset[str],
   axes: frozenset[str],
-  kernel_dtype: jnp.dtype | None = None,
+  kernel_dtype: np.dtype | None = None,
 ) -> Gradient:
   """A gradient of 0 of what is wanted, in the dtype of sums by default."""
   zeros = {
@@ -188,17 +189,40 @@ def add_products(
   return {name: old + more[name] for name, old in gradient.items()}
 
 
-def scatter_tile(head: Head, of_classes: Gradient) -> Gradient:
-  """A tile's gradient, the kernel's summed and cut as `classes_of` gathers."""
-  if not head.tile_axes or "kernel" not in of_classes:
-    return of_classes
-  kernel = lax.psum_scatter(
-    of_classes["kernel"],
-    head.tile_axes,
-    scatter_dimension=1 - head.class_axis,
-    tiled=True,
+def reduced_tile(
+  head: Head,
+  scatter: tuple[str, ...],
+  g: jax.Array,
+  kernel: jax.Array,
+  dtype: np.dtype,
+) -> jax.Array:
+  """The gradient of a tile of a kernel, added up over devices."""
+  if head.reduce_dtype is not None:
+    g = g.astype(head.reduce_dtype)
+  g = lax.psum_scatter(
+    g, scatter, scatter_dimension=1 - head.class_axis, tiled=True
   )
-  return of_classes | {"kernel": kernel}
+  more = tuple(sorted(varying.axes_of(g) - varying.axes_of(kernel)))
+  return _tiles.rounded(lax.psum(g, more) if more else g, dtype)
+
+
+def scattered_zeros(
+  head: Head,
+  arrays: Arrays,
+  wanted: frozenset[str],
+  axes: frozenset[str],
+  kernel_dtype: np.dtype,
+  scatter: tuple[str, ...],
+) -> Gradient:
+  """A gradient of 0 of what is wanted, the kernel's scattered already."""
+  gradient = zeros_like(head, arrays, wanted - {"kernel"}, axes)
+  if "kernel" in wanted:
+    shape = list(arrays.kernel.shape)
+    if scatter and not head.tile_axes:
+      shape[1 - head.class_axis] //= lax.axis_size(scatter)
+    whole = varying.axes_of(arrays.kernel) if scatter else axes
+    gradient["kernel"] = varying.vary(jnp.zeros(shape, kernel_dtype), whole)
+  return gradient
 
 
 def recomputed_gradient(
@@ -209,12 +233,14 @@ def recomputed_gradient(
   sums: ClassSums,
   cotangents: Cotangents,
   wanted: frozenset[str],
-  kernel_dtype: jnp.dtype,
+  kernel_dtype: np.dtype,
+  scatter: tuple[str, ...],
 ) -> Gradient:
   """The gradient from cotangents of the sums, the logits computed again.
 
   Classes are the outer loop, so that a block of the kernel's gradient is summed
-  in full precision and written once.
+  in full precision and written once. Over the mesh axes ``scatter``, which
+  shard the width of the kernel, it is scattered at once.
   """
   axes = varying.axes_of(arrays, ids, sums, cotangents)
   cotangents = target_by_products(head, arrays, sums, cotangents)
@@ -248,10 +274,13 @@ def recomputed_gradient(
       arrays.features.shape[0],
       blocks.rows,
     )
-    of_classes = scatter_tile(head, of_classes)
+    if scatter and "kernel" in of_classes:
+      of_classes["kernel"] = reduced_tile(
+        head, scatter, of_classes["kernel"], arrays.kernel, kernel_dtype
+      )
     return put_classes(head, gradient | of_rows, of_classes, start), None
 
-  gradient = zeros_like(head, arrays, wanted, axes, kernel_dtype)
+  gradient = scattered_zeros(head, arrays, wanted, axes, kernel_dtype, scatter)
   total = num_classes(head, arrays)
   return _plan.over_blocks(over_classes, gradient, total, blocks.classes)[0]
 
@@ -264,7 +293,7 @@ def gradient_in_forward(
   rows: Any,
   finish: Callable[[RowSums, Any, Any], tuple[ClassSums, Cotangents, Any]],
   wanted: frozenset[str],
-  kernel_dtype: jnp.dtype,
+  kernel_dtype: np.dtype,
 ) -> tuple[Gradient, Any]:
   """The gradient in one pass, with the logits of a block of rows kept.
 
