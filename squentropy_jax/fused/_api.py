@@ -139,6 +139,7 @@ def linear_loss(
   reduce_dtype: jax.typing.DTypeLike | None = None,
   plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
+  tail: str = "ignore",
 ) -> jax.Array:
   r"""Computes the loss of each example of a linear head without its logits.
 
@@ -194,6 +195,12 @@ def linear_loss(
     label_smoothing: Share of the target distribution that is spread over all
       possible classes. The result is exact. The loss must declare ``uniform``,
       as ``cross_entropy``, ``squentropy`` and ``rescaled_square`` do.
+    tail: What the classes are that a pair of labels does not name, or names
+      with probability 0. With ``"bucket"`` they are one class. Its predicted
+      probability is the sum of theirs, and its target is what the named
+      probabilities leave of 1. Use it to distill from the largest probabilities
+      of a teacher. It needs ``losses.cross_entropy``. ``"ignore"`` adds nothing
+      to the losses of the named classes.
 
   Returns:
     The loss of each row, shape ``[...]``, float32 or wider.
@@ -235,7 +242,9 @@ def linear_loss(
     plan=plan,
   )
   _refuse_grad_in_forward(call)
-  chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
+  chosen = _arguments.with_loss(
+    loss, label_smoothing, call, arguments, keep, tail
+  )
   return _losses(call, *chosen)
 
 
@@ -258,6 +267,7 @@ def linear_loss_sum(
   reduce_dtype: jax.typing.DTypeLike | None = None,
   plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
+  tail: str = "ignore",
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes the weighted sum of a linear head's losses, without its logits.
 
@@ -295,6 +305,7 @@ def linear_loss_sum(
     plan: See :class:`fused.Plan`. By default the gradient is computed in the
       forward pass if the memory budget allows it.
     label_smoothing: See `linear_loss`.
+    tail: See `linear_loss`.
 
   Returns:
     The sum of the weighted losses and the sum of the weights, scalars, float32
@@ -336,7 +347,9 @@ def linear_loss_sum(
     reduce_dtype=reduce_dtype,
     plan=plan,
   )
-  chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
+  chosen = _arguments.with_loss(
+    loss, label_smoothing, call, arguments, keep, tail
+  )
   return _loss_sum(call, *chosen)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from squentropy_jax._core import checks, varying
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax.fused import _layout, _plan, _targets, _tiles
+from squentropy_jax.fused import _layout, _plan, _tail, _targets, _tiles
 from squentropy_jax.fused._mesh import Layout
 from squentropy_jax.fused._plan import Plan
 from squentropy_jax.fused._targets import HeadLoss, Numbers, Targets
@@ -252,6 +252,7 @@ def with_loss(
   call: Call,
   arguments: HeadArguments,
   keep: np.ndarray | None,
+  tail: Any,
 ) -> tuple[HeadLoss, HeadArguments]:
   """The loss, and the arguments with its numbers in the dtype of sums."""
   row_loss, values = _targets.resolved(loss)
@@ -261,7 +262,12 @@ def with_loss(
   batch = arguments.features.shape[:-1]
   arrays = known.as_arrays(numbers, dtype, batch, keep)
   smoothing = _targets.as_smoothing(label_smoothing, row_loss, dtype)
-  return HeadLoss(row_loss, static), arguments._replace(
+  bucket = _tail.checked(
+    tail, row_loss, smoothing is not None, arguments.labels
+  )
+  if bucket and known_rows(arguments, call.layout)[0]:
+    _tail.check_probabilities(arguments.labels[1], keep)
+  return HeadLoss(row_loss, static, bucket), arguments._replace(
     numbers=Numbers(arrays, smoothing)
   )
 

@@ -20,6 +20,7 @@ from squentropy_jax._core.class_sums import (
 from squentropy_jax._core.elementwise import weighted
 from squentropy_jax._core.hyperparameters import Static, expanded
 from squentropy_jax._core.rows import RowLoss, fields_read
+from squentropy_jax.fused import _tail
 
 
 class Targets(NamedTuple):
@@ -261,10 +262,13 @@ class HeadLoss(NamedTuple):
   Attributes:
     loss: The row loss.
     static: Its static settings.
+    bucket: Whether the classes that sparse targets do not name are one class
+      with the missing probability.
   """
 
   loss: RowLoss[Any]
   static: Static
+  bucket: bool = False
 
   def formula(self, stats: RowStats, values: dict[str, Any]) -> jax.Array:
     """The loss of each row."""
@@ -372,4 +376,9 @@ def row_losses(
   each = _of_targets(loss, numbers, stats)
   if targets.probabilities is not None:
     each *= targets.probabilities
-  return jnp.where(targets.ids >= 0, each, jnp.zeros_like(each)).sum(-1)
+  each = jnp.where(targets.ids >= 0, each, jnp.zeros_like(each)).sum(-1)
+  if loss.bucket:
+    each += _tail.loss_of_bucket(
+      loss.loss, sums, targets.ids, targets.probabilities
+    )
+  return each
