@@ -6,7 +6,7 @@ from squentropy_jax.fused._api import linear_loss_sum as linear_loss_sum
 from squentropy_jax.fused._api import linear_row_stats as linear_row_stats
 from squentropy_jax.fused._blocked import LossSum as LossSum
 from squentropy_jax.fused._blocked import blocked_loss_sum as blocked_loss_sum
-from squentropy_jax.fused._distillation import (
+from squentropy_jax.fused._linear_distillation import (
   linear_distillation as linear_distillation,
 )
 from squentropy_jax.fused._plan import Plan as Plan

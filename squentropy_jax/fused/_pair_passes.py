@@ -291,8 +291,6 @@ def gradient(
       )
     return _xla.put_classes(head, gradient | by_rows, of_classes, start), None
 
-  zero = _xla.scattered_zeros(
-    head, student, wanted, axes, kernel_dtype, scatter
-  )
+  zero = _xla.zeros_like(head, student, wanted, axes, kernel_dtype, scatter)
   total = _xla.num_classes(head, student)
   return _plan.over_blocks(over_classes, zero, total, blocks.classes)[0]

@@ -157,15 +157,24 @@ def zeros_like(
   wanted: frozenset[str],
   axes: frozenset[str],
   kernel_dtype: np.dtype | None = None,
+  scatter: tuple[str, ...] = (),
 ) -> Gradient:
-  """A gradient of 0 of what is wanted, in the dtype of sums by default."""
+  """A gradient of 0 of what is wanted, in the dtype of sums by default.
+
+  The kernel's is scattered over the mesh axes ``scatter``.
+  """
   zeros = {
     name: jnp.zeros(getattr(arrays, name).shape, head.sum_dtype)
     for name in sorted(wanted)
   }
+  zeros = varying.vary(zeros, axes)
   if "kernel" in wanted and kernel_dtype is not None:
-    zeros["kernel"] = zeros["kernel"].astype(kernel_dtype)
-  return varying.vary(zeros, axes)
+    shape = list(arrays.kernel.shape)
+    if scatter and not head.tile_axes:
+      shape[1 - head.class_axis] //= lax.axis_size(scatter)
+    whole = varying.axes_of(arrays.kernel) if scatter else axes
+    zeros["kernel"] = varying.vary(jnp.zeros(shape, kernel_dtype), whole)
+  return zeros
 
 
 def add_products(
@@ -204,25 +213,6 @@ def reduced_tile(
   )
   more = tuple(sorted(varying.axes_of(g) - varying.axes_of(kernel)))
   return _tiles.rounded(lax.psum(g, more) if more else g, dtype)
-
-
-def scattered_zeros(
-  head: Head,
-  arrays: Arrays,
-  wanted: frozenset[str],
-  axes: frozenset[str],
-  kernel_dtype: np.dtype,
-  scatter: tuple[str, ...],
-) -> Gradient:
-  """A gradient of 0 of what is wanted, the kernel's scattered already."""
-  gradient = zeros_like(head, arrays, wanted - {"kernel"}, axes)
-  if "kernel" in wanted:
-    shape = list(arrays.kernel.shape)
-    if scatter and not head.tile_axes:
-      shape[1 - head.class_axis] //= lax.axis_size(scatter)
-    whole = varying.axes_of(arrays.kernel) if scatter else axes
-    gradient["kernel"] = varying.vary(jnp.zeros(shape, kernel_dtype), whole)
-  return gradient
 
 
 def recomputed_gradient(
@@ -280,7 +270,7 @@ def recomputed_gradient(
       )
     return put_classes(head, gradient | of_rows, of_classes, start), None
 
-  gradient = scattered_zeros(head, arrays, wanted, axes, kernel_dtype, scatter)
+  gradient = zeros_like(head, arrays, wanted, axes, kernel_dtype, scatter)
   total = num_classes(head, arrays)
   return _plan.over_blocks(over_classes, gradient, total, blocks.classes)[0]
 
