@@ -84,8 +84,13 @@ def head(features, kernel, bias, temperature, **settings):
   )
 
 
-@pytest.mark.parametrize("caps", [None, (2.0, 3.0)], ids=["", "capped"])
-@pytest.mark.parametrize("kind", KINDS)
+CAPS = 2.0, 3.0
+
+
+@pytest.mark.parametrize(
+  ("kind", "caps"),
+  [("forward_kl", None), ("reverse_kl", CAPS), ("jensen_shannon", CAPS)],
+)
 def test_value_and_every_gradient(kind, caps):
   settings = {}
   if caps is not None:
@@ -248,7 +253,7 @@ def test_teacher_is_constant():
 
 def test_products():
   """All gradients: five of the student, three of the teacher."""
-  rows, classes, width, of_teacher = 8, 32, 16, 4
+  rows, classes, width, of_teacher = 8, 32, 1024, 256
   arguments = [
     jax.ShapeDtypeStruct(shape, np.float32)
     for shape in (
@@ -278,10 +283,11 @@ def test_products():
   found = products(jax.grad(total, (0, 1, 2, 3)), *arguments)
   assert found == cost(5, 3)
   assert products(jax.grad(total), *arguments) == cost(4, 3)
+  # The compiler counts one of the two tiles, and the elementwise operations:
+  # fewer than those of one product.
   compiled = jax.jit(jax.grad(total, (0, 1, 2, 3))).lower(*arguments).compile()
-  flops = 2 * cost(5, 3)
-  # One tile, so that no loop hides a product from the compiler's count.
-  assert compiled.cost_analysis()["flops"] < 3 * flops
+  flops = compiled.cost_analysis()["flops"]
+  assert found <= flops < found + cost(0, 1)
 
 
 def test_memory_is_that_of_a_tile():
@@ -301,7 +307,6 @@ def test_memory_is_that_of_a_tile():
 
 
 SHARDED = [
-  ("rows, classes", "auto", AxisType.Auto),
   ("rows, classes", "auto", AxisType.Explicit),
   ("width of the kernel, classes", "tile", AxisType.Auto),
   ("width of the kernel only", "auto", AxisType.Explicit),

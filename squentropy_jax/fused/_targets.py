@@ -377,7 +377,7 @@ def row_losses(
   if targets.probabilities is not None:
     each *= targets.probabilities
   each = jnp.where(targets.ids >= 0, each, jnp.zeros_like(each)).sum(-1)
-  if loss.bucket:
+  if loss.bucket and targets.probabilities is not None:
     each += _tail.loss_of_bucket(
       loss.loss, sums, targets.ids, targets.probabilities
     )
