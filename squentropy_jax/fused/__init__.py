@@ -9,6 +9,9 @@ from squentropy_jax.fused._head_confidence import Confidence as Confidence
 from squentropy_jax.fused._head_confidence import (
   linear_confidence as linear_confidence,
 )
+from squentropy_jax.fused._linear_distillation import (
+  linear_distillation as linear_distillation,
+)
 from squentropy_jax.fused._log_probs import LogProbs as LogProbs
 from squentropy_jax.fused._log_probs import linear_log_probs as linear_log_probs
 from squentropy_jax.fused._metrics import LossSum as LossSum

@@ -133,6 +133,7 @@ def linear_loss(
   reduce_dtype: jax.typing.DTypeLike | None = None,
   plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
+  tail: str = "ignore",
 ) -> jax.Array:
   r"""Computes the loss of each example of a linear head without its logits.
 
@@ -188,6 +189,12 @@ def linear_loss(
     label_smoothing: Share of the target distribution that is spread over all
       possible classes. The result is exact. The loss must declare ``uniform``,
       as ``cross_entropy``, ``squentropy`` and ``rescaled_square`` do.
+    tail: What the classes are that a pair of labels does not name, or names
+      with probability 0. With ``"bucket"`` they are one class. Its predicted
+      probability is the sum of theirs, and its target is what the named
+      probabilities leave of 1. Use it to distill from the largest probabilities
+      of a teacher. It needs ``losses.cross_entropy``. ``"ignore"`` adds nothing
+      to the losses of the named classes.
 
   Returns:
     The loss of each row, shape ``[...]``, float32 or wider.
@@ -229,7 +236,9 @@ def linear_loss(
     plan=plan,
   )
   _plan.refuse_grad_in_forward(call.plan)
-  chosen = _arguments.with_loss(loss, label_smoothing, call, arguments, keep)
+  chosen = _arguments.with_loss(
+    loss, label_smoothing, call, arguments, keep, tail=tail
+  )
   return _losses(call, *chosen)
 
 
@@ -253,6 +262,7 @@ def linear_loss_sum(
   plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
   metrics: Mapping[str, Callable[[RowStats], jax.Array]] | None = None,
+  tail: str = "ignore",
 ) -> LossSum:
   r"""Computes the weighted sum of a linear head's losses, without its logits.
 
@@ -297,6 +307,7 @@ def linear_loss_sum(
       hyper-parameter, the formulas get the statistics of the divided logits.
       For a target distribution, each metric is the expected value over its
       classes. Label smoothing does not change them.
+    tail: See `linear_loss`.
 
   Returns:
     The sum of the weighted losses, the sum of the weights, and the weighted
@@ -346,7 +357,7 @@ def linear_loss_sum(
     plan=plan,
   )
   chosen = _arguments.with_loss(
-    loss, label_smoothing, call, arguments, keep, metrics
+    loss, label_smoothing, call, arguments, keep, metrics=metrics, tail=tail
   )
   return _loss_sum(call, *chosen)
 

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax._core import checks, varying
-from squentropy_jax.fused import _layout, _plan, _row_values, _targets, _tiles
+from squentropy_jax.fused import (
+  _layout,
+  _plan,
+  _row_values,
+  _tail,
+  _targets,
+  _tiles,
+)
 from squentropy_jax.fused._mesh import Layout
 from squentropy_jax.fused._metrics import as_metrics
 from squentropy_jax.fused._plan import Plan
@@ -259,7 +266,9 @@ def with_loss(
   call: Call,
   arguments: HeadArguments,
   keep: np.ndarray | None,
+  *,
   metrics: Any = None,
+  tail: Any = "ignore",
 ) -> tuple[HeadLoss, HeadArguments]:
   """The loss, and the arguments with its numbers in the dtype of sums."""
   row_loss, values = _row_values.resolved(loss)
@@ -269,7 +278,12 @@ def with_loss(
   batch = arguments.features.shape[:-1]
   arrays = known.as_arrays(numbers, dtype, batch, keep)
   smoothing = _row_values.as_smoothing(label_smoothing, row_loss, dtype)
-  chosen = HeadLoss(row_loss, static, as_metrics(metrics))
+  bucket = _tail.checked(
+    tail, row_loss, smoothing is not None, arguments.labels
+  )
+  if bucket and known_rows(arguments, call.layout)[0]:
+    _tail.check_probabilities(arguments.labels[1], keep)
+  chosen = HeadLoss(row_loss, static, as_metrics(metrics), bucket)
   return chosen, arguments._replace(numbers=Numbers(arrays, smoothing))
 
 

@@ -23,6 +23,7 @@ from squentropy_jax._core.hyperparameters import (
   expanded,
 )
 from squentropy_jax._core.rows import RowLoss, fields_read
+from squentropy_jax.fused import _tail
 from squentropy_jax.fused._metrics import Metric
 from squentropy_jax.fused._targets import Targets
 
@@ -163,11 +164,14 @@ class HeadLoss(NamedTuple):
     loss: The row loss.
     static: Its static settings.
     metrics: Row formulas that are computed with it, without gradient.
+    bucket: Whether the classes that sparse targets do not name are one class
+      with the missing probability.
   """
 
   loss: RowLoss[Any]
   static: Static
   metrics: tuple[Metric, ...] = ()
+  bucket: bool = False
 
   def formula(self, stats: RowStats, values: dict[str, Any]) -> jax.Array:
     """The loss of each row."""
@@ -292,6 +296,8 @@ def row_values(
 
   p = targets.probabilities
   losses = expected(_of_targets(loss, numbers, stats), p)
+  if loss.bucket and p is not None:
+    losses += _tail.loss_of_bucket(loss.loss, sums, targets.ids, p)
   p = jax.lax.stop_gradient(p)
   return losses, {m.name: expected(m.values(constant), p) for m in loss.metrics}
 

@@ -157,15 +157,24 @@ def zeros_like(
   wanted: frozenset[str],
   axes: frozenset[str],
   kernel_dtype: np.dtype | None = None,
+  scatter: tuple[str, ...] = (),
 ) -> Gradient:
-  """A gradient of 0 of what is wanted, in the dtype of sums by default."""
+  """A gradient of 0 of what is wanted, in the dtype of sums by default.
+
+  The kernel's is scattered over the mesh axes ``scatter``.
+  """
   zeros = {
     name: jnp.zeros(getattr(arrays, name).shape, head.sum_dtype)
     for name in sorted(wanted)
   }
+  zeros = varying.vary(zeros, axes)
   if "kernel" in wanted and kernel_dtype is not None:
-    zeros["kernel"] = zeros["kernel"].astype(kernel_dtype)
-  return varying.vary(zeros, axes)
+    shape = list(arrays.kernel.shape)
+    if scatter and not head.tile_axes:
+      shape[1 - head.class_axis] //= lax.axis_size(scatter)
+    whole = varying.axes_of(arrays.kernel) if scatter else axes
+    zeros["kernel"] = varying.vary(jnp.zeros(shape, kernel_dtype), whole)
+  return zeros
 
 
 def add_products(
@@ -189,7 +198,7 @@ def add_products(
   return {name: old + more[name] for name, old in gradient.items()}
 
 
-def _reduced_tile(
+def reduced_tile(
   head: Head,
   scatter: tuple[str, ...],
   g: jax.Array,
@@ -256,18 +265,12 @@ def recomputed_gradient(
       blocks.rows,
     )
     if scatter and "kernel" in of_classes:
-      of_classes["kernel"] = _reduced_tile(
+      of_classes["kernel"] = reduced_tile(
         head, scatter, of_classes["kernel"], arrays.kernel, kernel_dtype
       )
     return put_classes(head, gradient | of_rows, of_classes, start), None
 
-  gradient = zeros_like(head, arrays, wanted - {"kernel"}, axes)
-  if "kernel" in wanted:
-    shape = list(arrays.kernel.shape)
-    if scatter and not head.tile_axes:
-      shape[1 - head.class_axis] //= lax.axis_size(scatter)
-    whole = varying.axes_of(arrays.kernel) if scatter else axes
-    gradient["kernel"] = varying.vary(jnp.zeros(shape, kernel_dtype), whole)
+  gradient = zeros_like(head, arrays, wanted, axes, kernel_dtype, scatter)
   total = num_classes(head, arrays)
   return _plan.over_blocks(over_classes, gradient, total, blocks.classes)[0]
 

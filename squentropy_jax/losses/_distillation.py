@@ -6,18 +6,14 @@ predictions that are numbers, such as coordinates, there is
 :func:`squentropy_jax.regression.assistive_distillation`.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax._core import checks
 from squentropy_jax._core.distributions import Target, distribution_loss
+from squentropy_jax._core.divergences import kl_terms
 from squentropy_jax._core.elementwise import softplus
-
-# Of (e^-r - 1 + r) / r^2 in powers of -r; exact in float64 for |r| < 1.
-_EXCESS = tuple(1.0 / math.factorial(n + 2) for n in range(18))
 
 
 def _log_mixture(log_p: jax.Array, weights: jax.Array) -> jax.Array:
@@ -28,26 +24,6 @@ def _log_mixture(log_p: jax.Array, weights: jax.Array) -> jax.Array:
   is_zero = mixed == 0
   log_mixed = jnp.log(jnp.where(is_zero, jnp.ones_like(mixed), mixed))
   return jnp.where(is_zero, -jnp.inf, shift + log_mixed)
-
-
-def _divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-  """Kullback-Leibler divergence of q from p, as a sum of positive terms.
-
-  With the log ratio r the terms are p (r - 1 + e^-r). They sum to the
-  divergence because p and q both sum to 1. The terms p r of the definition
-  cancel where p is close to q.
-  """
-  p, q = jnp.exp(log_p), jnp.exp(log_q)
-  is_zero = p == 0
-  zero = jnp.zeros_like(p)
-  ratio = jnp.where(is_zero, zero, log_p) - jnp.where(is_zero, zero, log_q)
-  near = jnp.abs(ratio) < 1.0
-  r = jnp.where(near, ratio, zero)
-  series = jnp.full_like(r, _EXCESS[-1])
-  for c in _EXCESS[-2::-1]:
-    series = c - r * series
-  far = p * jnp.where(near, zero, ratio) + (q - p)
-  return jnp.where(near & ~is_zero, p * (r * r * series), far).sum(-1)
 
 
 @distribution_loss(domains={"temperature": "(0, inf)"})
@@ -63,7 +39,8 @@ def _ensemble_distillation(
   log_p = jax.nn.log_softmax(teachers / of_teachers, axis=-1)
   weights = weights.reshape(weights.shape + (1,) * student.ndim)
   log_p = _log_mixture(log_p, weights / weights.sum())
-  return _divergence(log_p, jax.nn.log_softmax(student / temperature, axis=-1))
+  log_q = jax.nn.log_softmax(student / temperature, axis=-1)
+  return kl_terms(log_p, log_q).sum(-1)
 
 
 def ensemble_distillation(

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classes that sparse targets do not name, as one class of the target."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from squentropy_jax import losses
+from squentropy_jax._core import class_sums
+from squentropy_jax._core.class_sums import ClassSums, RowStats
+from squentropy_jax._core.elementwise import log, weighted
+from squentropy_jax._core.rows import RowLoss
+
+TAILS = ("ignore", "bucket")
+# By how much a sum of narrow probabilities may differ from 1.
+_ROUNDING = 0.01
+
+
+def checked(tail: Any, loss: RowLoss[Any], smooth: bool, labels: Any) -> bool:
+  """Whether the classes that are not named are one class, with its errors."""
+  if tail not in TAILS:
+    raise ValueError(
+      f"tail must be one of {TAILS}, got {tail!r}. 'bucket' makes one class of "
+      "the classes that labels do not name."
+    )
+  if tail == "ignore":
+    return False
+  if loss is not losses.cross_entropy:
+    raise ValueError(
+      f"tail='bucket' needs losses.cross_entropy, got {loss.__name__}: "
+      "other losses do not define several classes as one. Pass tail='ignore'."
+    )
+  if not isinstance(labels, tuple):
+    raise ValueError(
+      "tail='bucket' needs labels as a pair (ids, probabilities), got class "
+      "ids, which leave no probability. Pass tail='ignore'."
+    )
+  if smooth:
+    raise ValueError(
+      "tail='bucket' needs label_smoothing=0: smoothed labels name every class."
+    )
+  return True
+
+
+def check_probabilities(probabilities: Any, keep: np.ndarray | None) -> None:
+  """Raises if the named classes of a row have more than all probability."""
+  total = np.asarray(probabilities).astype(np.float32).sum(-1)
+  most = np.max(total if keep is None else total[keep], initial=0.0)
+  if most > 1.0 + _ROUNDING:
+    raise ValueError(
+      "the probabilities of labels must sum to at most 1 in each row with "
+      f"tail='bucket', got {most:.4g}. Pass those of the full softmax, or "
+      "tail='ignore' for weights."
+    )
+
+
+def loss_of_bucket(
+  loss: RowLoss[Any],
+  sums: ClassSums,
+  ids: jax.Array,
+  probabilities: jax.Array,
+) -> jax.Array:
+  """The loss of the classes not named as one, times the missing probability.
+
+  ``sums`` are over these classes. 0 for a row without a named class.
+  """
+  used = ids >= 0
+  z = jnp.where(used, sums.target, -jnp.inf)
+  named = z.max(-1)
+  exps = jnp.exp(z - class_sums.shift_of(named)[..., None])
+  rest = class_sums.shift_of(sums.max) + log(sums.sum_exp)
+  one = jnp.ones_like(rest)
+  stats: RowStats = class_sums.row_stats(
+    class_sums.no_classes(rest, rest)._replace(
+      max=named, sum_exp=exps.sum(-1), num_others=one
+    )
+  )
+  missing = 1.0 - probabilities.sum(-1)
+  weight = jnp.where(missing < -_ROUNDING, jnp.nan, jnp.maximum(missing, 0.0))
+  # If every class is named, what is missing is a rounding error.
+  nothing = (rest == -jnp.inf) & (missing < _ROUNDING)
+  weight = jnp.where(nothing, jnp.zeros_like(weight), weight)
+  value = weighted(weight, loss.formula(stats))
+  return jnp.where(used.any(-1), value, jnp.zeros_like(value))
