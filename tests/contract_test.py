@@ -288,14 +288,15 @@ def test_axis_is_the_class_axis(case):
     return masked, along(1, logits)
 
   masked, plain = every(LOGITS, masks)
+  # Kernels of other shapes may round their last digit otherwise.
   close(
     plain.ravel(),
     evaluate(case, LOGITS, LABELS).loss,
-    ulps=4,
+    ulps=8,
     size=size_of(case, LOGITS, LABELS),
   )
   expected = evaluate(case, LOGITS, LABELS, masks, **hyper).loss
   possible = np.where(masks, LOGITS, -np.inf)
   for losses in masked:
     size = size_of(case, possible, LABELS, **hyper)
-    close(losses.ravel(), expected, ulps=4, size=size)
+    close(losses.ravel(), expected, ulps=8, size=size)

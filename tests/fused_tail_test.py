@@ -46,7 +46,7 @@ def head(features, kernel, probabilities, mode="recompute", **settings):
   labels = settings.pop("ids", IDS), probabilities
   settings |= {"tail": "bucket", "plan": fused.Plan(mode, 1)}
   if mode == "grad_in_forward":
-    total, _ = fused.linear_loss_sum(
+    total, _, _ = fused.linear_loss_sum(
       losses.cross_entropy,
       features,
       kernel,
