@@ -81,9 +81,9 @@ def _local(
   return found, Pair(*(x.arrays for x in found))
 
 
-def _specs(call: PairCall, arrays: Pair) -> Pair:
+def specs_of(call: PairCall, arrays: Pair) -> Pair:
   return Pair(
-    *(_rules._specs(c, a) for c, a in zip(call[:2], arrays, strict=True))
+    *(_rules.specs_of(c, a) for c, a in zip(call[:2], arrays, strict=True))
   )
 
 
@@ -96,7 +96,7 @@ def _forward(call: PairCall, arrays: Pair) -> Saved:
     found, some = _local(call, heads, arrays)
     normalizers = []
     for c, head, x in zip(call[:2], heads, found, strict=True):
-      sums = _rules._passes.sums(head, blocks, x.arrays, x.ids)
+      sums = _rules.PASSES.sums(head, blocks, x.arrays, x.ids)
       sums = _mesh.add_up(c.layout, head, sums, x.first)
       normalizers.append(_pair_passes.normalizer(sums.classes))
     known = Pair(*normalizers)
@@ -107,7 +107,9 @@ def _forward(call: PairCall, arrays: Pair) -> Saved:
     saved = _mesh.shaped(Saved(known, halves), found[0].batch)
     return _mesh.own_rows(layout, saved)
 
-  return layout.map(on_device, (_specs(call, arrays),), layout.row_spec)(arrays)
+  return layout.map(on_device, (specs_of(call, arrays),), layout.row_spec)(
+    arrays
+  )
 
 
 def _backward(
@@ -147,17 +149,17 @@ def _backward(
     gradient = _mesh.reduced(
       layout, heads.student, gradient, arrays.student, True
     )
-    return _rules._like(call.student, gradient, arrays.student)
+    return _rules.like_primals(call.student, gradient, arrays.student)
 
   rows = layout.row_spec
   return layout.map(
     on_device,
-    (_specs(call, arrays), rows, rows),
-    _rules._gradient_specs(call.student, wanted),
+    (specs_of(call, arrays), rows, rows),
+    _rules.gradient_specs(call.student, wanted),
   )(arrays, saved, cotangent)
 
 
-@_rules._both
+@_rules.with_symbolic_zeros
 def _divergences(symbolic: bool) -> Callable[..., jax.Array]:
   """The divergence of the rows ``[...]``; the teacher has no gradient."""
 
@@ -166,20 +168,20 @@ def _divergences(symbolic: bool) -> Callable[..., jax.Array]:
     return _forward(call, Pair(student, teacher)).halves.sum(-1)
 
   def forward(call, student, teacher):
-    wanted = _rules._wanted(student, symbolic)
+    wanted = _rules.names_wanted(student, symbolic)
     if symbolic:
-      student, teacher = _rules._values((student, teacher))
-    _rules._mode(call.student, wanted)
+      student, teacher = _rules.values_of((student, teacher))
+    _rules.mode_for(call.student, wanted)
     arrays = Pair(student, teacher)
     saved = _forward(call, arrays)
-    notes = _rules._note(wanted, Arrays._fields)
+    notes = _rules.as_notes(wanted, Arrays._fields)
     return saved.halves.sum(-1), (arrays, saved, notes)
 
   def backward(call, residuals, cotangent):
     arrays, saved, notes = residuals
-    wanted = _rules._noted(notes)
+    wanted = _rules.read_notes(notes)
     gradient = _backward(call, wanted, arrays, saved, cotangent)
-    return _rules._as_cotangent(gradient), None
+    return _rules.as_cotangent(gradient), None
 
   divergences_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return divergences_of

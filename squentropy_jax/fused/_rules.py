@@ -37,7 +37,7 @@ from squentropy_jax.fused._targets import Targets
 from squentropy_jax.fused._tiles import Arrays, Cotangents, Gradient, RowSums
 
 # Another back end has a record of passes of its own, and a memory model.
-_passes = _xla.PASSES
+PASSES = _xla.PASSES
 
 
 # What the two rules share.
@@ -56,7 +56,7 @@ def _blocks(
   return blocks
 
 
-def _like(call: Call, gradient: Gradient, arrays: Arrays) -> Gradient:
+def like_primals(call: Call, gradient: Gradient, arrays: Arrays) -> Gradient:
   """The gradient in the shapes and dtypes of its primals."""
   primals = {name: getattr(arrays, name) for name in gradient}
   return {
@@ -67,7 +67,7 @@ def _like(call: Call, gradient: Gradient, arrays: Arrays) -> Gradient:
   }
 
 
-def _specs(call: Call, arrays: Arrays) -> Arrays:
+def specs_of(call: Call, arrays: Arrays) -> Arrays:
   """How the arrays are sharded."""
   by_name = call.layout.by_name(call.head.class_axis)
   return Arrays._make(
@@ -75,7 +75,7 @@ def _specs(call: Call, arrays: Arrays) -> Arrays:
   )
 
 
-def _gradient_specs(call: Call, wanted: frozenset[str]) -> dict[str, Any]:
+def gradient_specs(call: Call, wanted: frozenset[str]) -> dict[str, Any]:
   by_name = call.layout.by_name(call.head.class_axis)
   return {name: by_name[name] for name in sorted(wanted)}
 
@@ -87,7 +87,7 @@ def _differentiable(call: Call) -> tuple[str, ...]:
   return ("target", *largest, *head.differentiable_sums)
 
 
-def _wanted(arrays: Arrays, symbolic: bool) -> frozenset[str]:
+def names_wanted(arrays: Arrays, symbolic: bool) -> frozenset[str]:
   """The names of what is differentiated, of what may be if it is unknown."""
   return frozenset(
     name
@@ -96,7 +96,7 @@ def _wanted(arrays: Arrays, symbolic: bool) -> frozenset[str]:
   )
 
 
-def _values(tree: Any) -> Any:
+def values_of(tree: Any) -> Any:
   """The arrays in what ``symbolic_zeros`` gives to a rule."""
   return jax.tree.map(
     lambda x: x.value, tree, is_leaf=lambda x: hasattr(x, "perturbed")
@@ -108,27 +108,27 @@ def _values(tree: Any) -> Any:
 # shapes of arrays without elements.
 
 
-def _note(chosen: frozenset[str], names: Iterable[str]) -> dict[str, Any]:
+def as_notes(chosen: frozenset[str], names: Iterable[str]) -> dict[str, Any]:
   """Which of the names were chosen, as residuals."""
   return {name: jnp.zeros((int(name in chosen), 0)) for name in names}
 
 
-def _noted(notes: dict[str, jax.Array]) -> frozenset[str]:
-  """The names that `_note` was given."""
+def read_notes(notes: dict[str, jax.Array]) -> frozenset[str]:
+  """The names that `as_notes` was given."""
   return frozenset(name for name, x in notes.items() if x.shape[0])
 
 
-def _filled(found: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def filled(found: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
   """What was found by name, and an array without elements for the others."""
   return {name: found.get(name, jnp.zeros((0,))) for name in names}
 
 
-def _as_cotangent(gradient: Gradient) -> Arrays:
+def as_cotangent(gradient: Gradient) -> Arrays:
   """The gradient in the structure of its primals, None for no gradient."""
   return Arrays._make(gradient.get(name) for name in Arrays._fields)
 
 
-def _both(rule: Callable[[bool], Any]) -> Callable[..., Any]:
+def with_symbolic_zeros(rule: Callable[[bool], Any]) -> Callable[..., Any]:
   """A rule that asks what is differentiated, where JAX can say so."""
   rules = {symbolic: rule(symbolic) for symbolic in (False, True)}
 
@@ -165,9 +165,9 @@ def _forward(call: Call, mode: str, arrays: Arrays, ids: jax.Array) -> Forward:
     some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
     by_features: dict[str, jax.Array] = {}
     if mode == "frozen_kernel":
-      here, by_features = _passes.frozen_sums(head, blocks, some, ids)
+      here, by_features = PASSES.frozen_sums(head, blocks, some, ids)
     else:
-      here = _passes.sums(head, blocks, some, ids)
+      here = PASSES.sums(head, blocks, some, ids)
     sums = _mesh.add_up(layout, head, here, first)
     shift = shift_of(sums.classes.max)
     shrink = shrink_factor(here.classes.max, shift)[:, None]
@@ -182,7 +182,7 @@ def _forward(call: Call, mode: str, arrays: Arrays, ids: jax.Array) -> Forward:
   rows = layout.row_spec
   return layout.map(
     on_device,
-    (_specs(call, arrays), rows),
+    (specs_of(call, arrays), rows),
     Forward._make((rows, jax.P(), layout.parts)),
   )(arrays, ids)
 
@@ -215,11 +215,11 @@ def _backward(
     gradient: Gradient = {}
     if mode == "frozen_kernel":
       by_features = {name: x[0] for name, x in by_features.items()}
-      gradient["features"] = _passes.frozen_gradient(
+      gradient["features"] = PASSES.frozen_gradient(
         head, some, ids, classes, by_features, cotangents
       )
     elif wanted != {"factor"}:
-      gradient = _passes.recomputed_gradient(
+      gradient = PASSES.recomputed_gradient(
         head,
         blocks,
         some,
@@ -235,13 +235,13 @@ def _backward(
     of_rows = {n: gradient[n] for n in gradient if n in ("features", "factor")}
     gradient |= _mesh.shaped(of_rows, batch)
     gradient = _mesh.reduced(layout, head, gradient, arrays, True)
-    return _like(call, gradient, arrays)
+    return like_primals(call, gradient, arrays)
 
   rows = layout.row_spec
   return layout.map(
     on_device,
-    (_specs(call, arrays), rows, rows, layout.parts, rows),
-    _gradient_specs(call, wanted),
+    (specs_of(call, arrays), rows, rows, layout.parts, rows),
+    gradient_specs(call, wanted),
   )(arrays, ids, saved.sums, saved.by_features, cotangents)
 
 
@@ -255,7 +255,7 @@ def _cotangents(
   return {n: g for n, g in found.items() if not isinstance(g, SymbolicZero)}
 
 
-def _mode(call: Call, wanted: frozenset[str]) -> str:
+def mode_for(call: Call, wanted: frozenset[str]) -> str:
   """The mode for a gradient of what is wanted."""
   if call.plan.mode == "forward":
     raise ValueError(
@@ -272,7 +272,7 @@ def _mode(call: Call, wanted: frozenset[str]) -> str:
   return "frozen_kernel" if one_pass else "recompute"
 
 
-@_both
+@with_symbolic_zeros
 def sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
   """The class sums of the rows ``[...]``, and the count of classes.
 
@@ -285,28 +285,28 @@ def sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
     return out.sums.classes, out.num_classes
 
   def forward(call, arrays, ids):
-    wanted = _wanted(arrays, symbolic)
+    wanted = names_wanted(arrays, symbolic)
     if symbolic:
-      arrays, ids = _values((arrays, ids))
-    mode = _mode(call, wanted)
+      arrays, ids = values_of((arrays, ids))
+    mode = mode_for(call, wanted)
     if mode == "frozen_kernel":
       wanted = frozenset({"features"}) | (wanted & {"factor"})
     out = _forward(call, mode, arrays, ids)
-    notes = _note(wanted | {mode}, (*Arrays._fields, "frozen_kernel"))
+    notes = as_notes(wanted | {mode}, (*Arrays._fields, "frozen_kernel"))
     names = call.head.differentiable_sums
-    saved = out._replace(by_features=_filled(out.by_features, names))
+    saved = out._replace(by_features=filled(out.by_features, names))
     return (out.sums.classes, out.num_classes), (arrays, ids, saved, notes)
 
   def backward(call, residuals, cotangent):
     arrays, ids, saved, notes = residuals
-    chosen = _noted(notes)
+    chosen = read_notes(notes)
     wanted = chosen - {"frozen_kernel"}
     mode = "frozen_kernel" if chosen - wanted else "recompute"
     if mode == "recompute":
       saved = saved._replace(by_features={})
     cotangents = _cotangents(call, cotangent[0], saved.sums.classes)
     gradient = _backward(call, mode, wanted, arrays, ids, saved, cotangents)
-    return _as_cotangent(gradient), None
+    return as_cotangent(gradient), None
 
   sums_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return sums_of
@@ -373,7 +373,7 @@ def _total_and_gradient(
       sums = sums._replace(max_id=sums.max_id - first)
       return sums, cotangents, (by_factor, by_rows, metrics)
 
-    gradient, ys = _passes.gradient_in_forward(
+    gradient, ys = PASSES.gradient_in_forward(
       head,
       blocks,
       some,
@@ -398,12 +398,12 @@ def _total_and_gradient(
   rows_spec = layout.row_spec
   return layout.map(
     on_device,
-    (_specs(call, arrays), rows_spec),
-    (jax.P(), _gradient_specs(call, wanted), rows_spec),
+    (specs_of(call, arrays), rows_spec),
+    (jax.P(), gradient_specs(call, wanted), rows_spec),
   )(arrays, rows)
 
 
-@_both
+@with_symbolic_zeros
 def total(symbolic: bool) -> Callable[..., Totals]:
   """The weighted sums of the losses and the metrics of rows.
 
@@ -420,19 +420,19 @@ def total(symbolic: bool) -> Callable[..., Totals]:
     return _row_values.weighted_sums(*found, rows.weights)
 
   def forward(call, loss, arrays, rows):
-    wanted = _wanted(arrays, symbolic)
+    wanted = names_wanted(arrays, symbolic)
     if symbolic:
-      arrays, rows = _values((arrays, rows))
+      arrays, rows = values_of((arrays, rows))
     total, gradient, by_rows = _total_and_gradient(
       call, loss, wanted, arrays, rows
     )
-    notes = _note(wanted, Arrays._fields)
-    gradient = _filled(gradient, Arrays._fields)
+    notes = as_notes(wanted, Arrays._fields)
+    gradient = filled(gradient, Arrays._fields)
     return total, (gradient, by_rows, notes, arrays)
 
   def backward(call, loss, residuals, cotangents):
     gradient, by_rows, notes, arrays = residuals
-    gradient = {name: gradient[name] for name in _noted(notes)}
+    gradient = {name: gradient[name] for name in read_notes(notes)}
     # A number of Python has no dtype.
     cotangent = jnp.asarray(cotangents[0], by_rows.weights.dtype)
     gradient, by_rows = jax.tree.map(
@@ -440,10 +440,10 @@ def total(symbolic: bool) -> Callable[..., Totals]:
     )
     if call.layout.mesh is None:
       gradient = _mesh.reduced(call.layout, call.head, gradient, arrays, False)
-    gradient = _like(call, gradient, arrays)
+    gradient = like_primals(call, gradient, arrays)
     targets = Targets._make((None, by_rows.probabilities, None, None))
     of_rows = WeightedRows(targets, by_rows.weights, by_rows.numbers)
-    return _as_cotangent(gradient), of_rows
+    return as_cotangent(gradient), of_rows
 
   total_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return total_of
