@@ -511,3 +511,34 @@ def test_arguments_that_do_not_fit(changes, error, message):
   }
   with pytest.raises(error, match=message):
     jax.eval_shape(lambda: fused.blocked_loss_sum(**(arguments | changes)).loss)
+
+
+def test_class_ids_that_are_floats_raise():
+  with pytest.raises(TypeError, match="integers of the batch shape"):
+    fused.blocked_loss_sum(
+      losses.cross_entropy,
+      lambda w, h: h @ w,
+      np.ones((2, 3), np.float32),
+      np.ones((4, 2), np.float32),
+      np.zeros(4, np.float32),
+      block_rows=2,
+    )
+
+
+def test_gradient_by_a_number_of_python_that_the_head_closes_over():
+  h, w = np.ones((4, 2), np.float32), np.eye(2, 3, dtype=np.float32)
+
+  def total(scale):
+    return fused.blocked_loss_sum(
+      losses.cross_entropy,
+      lambda w, h: (h @ w) * scale,
+      w,
+      h,
+      np.zeros(4, np.int32),
+      block_rows=2,
+    ).loss
+
+  dense = jax.grad(
+    lambda s: losses.cross_entropy(h @ w * s, np.zeros(4, np.int32)).sum()
+  )
+  np.testing.assert_allclose(jax.grad(total)(2.0), dense(2.0), rtol=1e-6)

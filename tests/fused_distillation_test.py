@@ -94,7 +94,9 @@ CAPS = 2.0, 3.0
 def test_value_and_every_gradient(kind, caps):
   settings = {}
   if caps is not None:
-    settings = dict(zip(("soft_cap", "teacher_soft_cap"), caps, strict=True))
+    settings = dict(
+      zip(("student_soft_cap", "teacher_soft_cap"), caps, strict=True)
+    )
 
   def total(*arguments):
     each = head(*arguments, divergence=kind, **settings)
@@ -494,8 +496,41 @@ def test_dtypes():
     np.testing.assert_allclose(found, other.astype(jnp.float32), atol=0.1)
 
 
+@pytest.mark.parametrize("divergence", KINDS)
+def test_second_derivatives_by_the_temperature(divergence):
+  """The temperature divides the logits of the teacher, which is a constant."""
+
+  def total(temperature, kernel):
+    return fused.linear_distillation(
+      FEATURES,
+      kernel,
+      *TEACHER,
+      divergence=divergence,
+      temperature=temperature,
+    ).sum()
+
+  def dense(temperature, kernel):
+    z = FEATURES @ kernel / temperature
+    teacher = TEACHER[0] @ TEACHER[1] / temperature
+    q, p = (jax.nn.log_softmax(x) for x in (z, teacher))
+    if divergence == "forward_kl":
+      return jnp.sum(jnp.exp(p) * (p - q))
+    if divergence == "reverse_kl":
+      return jnp.sum(jnp.exp(q) * (q - p))
+    m = jnp.logaddexp(p, q) - jnp.log(2.0)
+    return jnp.sum(jnp.exp(p) * (p - m) + jnp.exp(q) * (q - m)) / 2
+
+  @functools.partial(heads.jit, static_argnums=0)
+  def of(f):
+    at, direction = (1.5, KERNEL), (1.0, jnp.ones_like(KERNEL))
+    return jax.jvp(jax.grad(f, (0, 1)), at, direction)[1]
+
+  for found, expected in zip(of(total), of(dense), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
 def test_teacher_of_another_class_axis():
-  settings = {"class_axis": 0, "teacher_class_axis": 1}
+  settings = {"student_class_axis": 0, "teacher_class_axis": 1}
   found = fused.linear_distillation(FEATURES, KERNEL.T, *TEACHER, **settings)
   expected = fused.linear_distillation(FEATURES, KERNEL, *TEACHER)
   np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -513,7 +548,10 @@ def test_arguments_that_do_not_fit():
     "student_bias must have": {"student_bias": np.zeros(3)},
     "teacher_bias must have": {"teacher_bias": np.zeros(3)},
     "batch shape .* of student_features": {"where": np.ones(3, bool)},
-    "student_features of shape": {"class_axis": 0},
+    "student_features of shape": {"student_class_axis": 0},
+    "student_class_axis must be 0 or 1": {"student_class_axis": 1.0},
+    "teacher_soft_cap must be in": {"teacher_soft_cap": -1.0},
+    "student_soft_cap must be in": {"student_soft_cap": -1.0},
   }.items():
     with pytest.raises(ValueError, match=message):
       call(**settings)

@@ -308,4 +308,22 @@ def test_metrics_that_do_not_fit():
     head(metrics={"a": losses.squentropy})
   with pytest.raises(TypeError, match=r"metrics\['a'\] must return one number"):
     head(metrics={"a": lambda stats: stats.target.sum()})
+  partial = functools.partial(losses.squentropy, scale=2.0)
+  with pytest.raises(TypeError, match=r"Pass its formula, squentropy\.row"):
+    head(metrics={"a": partial})
+  with pytest.raises(TypeError, match=r"metrics\['a'\] must return real"):
+    head(metrics={"a": lambda s: jax.lax.complex(s.target, s.target)})
+  with pytest.raises(TypeError, match="names that are strings, got 1"):
+    head(metrics={1: rows.correct, "1": rows.z_loss})
   assert head().metrics == {}
+
+  @jax.jit
+  def step(kernel, threshold):
+    def total(kernel):
+      confident = {"a": lambda stats: stats.log_z > threshold}
+      return head.func(*head.args[:2], kernel, LABELS, metrics=confident).loss
+
+    return jax.grad(total)(kernel)
+
+  with pytest.raises(TypeError, match=r"metrics\['a'\] closes over a traced"):
+    step(KERNEL, 1.0)

@@ -10,7 +10,7 @@ import pytest
 from support import heads
 from support.layouts import LAYOUTS
 
-from squentropy_jax import fused, losses
+from squentropy_jax import fused, losses, rows
 
 ROWS, WIDTH, CLASSES, K = 8, 5, 12, 3
 RNG = np.random.default_rng(0)
@@ -151,3 +151,34 @@ def test_errors():
   for loss in (losses.squentropy, losses.focal):
     with pytest.raises(ValueError, match=r"needs losses\.cross_entropy, got"):
       fused.linear_loss_sum(loss, FEATURES, KERNEL, pair, tail="bucket")
+  with pytest.raises(ValueError, match="metrics must be left out with tail"):
+    fused.linear_loss_sum(
+      losses.cross_entropy,
+      FEATURES,
+      KERNEL,
+      pair,
+      tail="bucket",
+      metrics={"accuracy": rows.correct},
+    )
+  with pytest.raises(ValueError, match="must be at least 0 with tail"):
+    call((IDS, PROBABILITIES - 1), tail="bucket")
+
+
+def test_gradient_of_probabilities_that_sum_to_one():
+  """The derivative of the missing probability is -1 there too."""
+  labels = np.array([[0, 1, 2]])
+  p = np.float32([[0.25, 0.25, 0.5]])
+  kernel = jnp.asarray(KERNEL)
+
+  @heads.jit
+  def gradient(p):
+    return jax.grad(
+      lambda p: fused.linear_loss(
+        losses.cross_entropy, FEATURES[:1], kernel, (labels, p), tail="bucket"
+      ).sum()
+    )(p)
+
+  z = (FEATURES[:1] @ KERNEL)[0].astype(np.float64)
+  log_p = z - np.log(np.exp(z).sum())
+  rest = np.log(np.exp(log_p[3:]).sum())
+  np.testing.assert_allclose(gradient(p)[0], rest - log_p[:3], rtol=1e-4)

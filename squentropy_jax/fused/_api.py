@@ -193,8 +193,9 @@ def linear_loss(
       with probability 0. With ``"bucket"`` they are one class. Its predicted
       probability is the sum of theirs, and its target is what the named
       probabilities leave of 1. Use it to distill from the largest probabilities
-      of a teacher. It needs ``losses.cross_entropy``. ``"ignore"`` adds nothing
-      to the losses of the named classes.
+      of a teacher. It needs ``losses.cross_entropy``. Under ``jit`` a row
+      whose probabilities sum to more than 1.01 is NaN. ``"ignore"`` adds
+      nothing to the losses of the named classes.
 
   Returns:
     The loss of each row, shape ``[...]``, float32 or wider.

@@ -18,7 +18,7 @@ from squentropy_jax.fused import (
   _tiles,
 )
 from squentropy_jax.fused._mesh import Layout
-from squentropy_jax.fused._metrics import as_metrics
+from squentropy_jax.fused._metrics import as_metrics, refuse_traced
 from squentropy_jax.fused._plan import Plan
 from squentropy_jax.fused._row_values import HeadLoss, Numbers, Statistics
 from squentropy_jax.fused._targets import Targets
@@ -86,8 +86,8 @@ def _where(where: Any, batch: tuple[int, ...], classes: int) -> Any:
   array = _of_rows("where", where, batch, classes)
   if array.dtype != jnp.bool_:
     raise TypeError(
-      f"where must be boolean, got dtype {array.dtype}. Pass where != 0, or "
-      "pass weights= to linear_loss_sum for a weight of each row."
+      f"where must be boolean, got dtype {array.dtype}. Pass where != 0. For "
+      "a weight of each row, linear_loss_sum has weights=."
     )
   return array
 
@@ -122,23 +122,6 @@ def known_rows(
     used = np.asarray(arguments.weights) != 0
     keep = used if keep is None else keep & used
   return checks.is_concrete(*jax.tree.leaves(arguments.labels)), keep
-
-
-def _soft_cap(soft_cap: Any) -> float | None:
-  if soft_cap is None:
-    return None
-  if isinstance(soft_cap, jax.core.Tracer):
-    raise TypeError(
-      "soft_cap must be a number, got a traced array. It is static: pass a "
-      "Python float."
-    )
-  checks.check_real("soft_cap", soft_cap)
-  cap = float(soft_cap)
-  if not 0 < cap < math.inf:
-    raise ValueError(
-      f"soft_cap must be in (0, inf), got {cap}. Pass None for no cap."
-    )
-  return cap
 
 
 def checked(
@@ -177,11 +160,16 @@ def checked(
       f"kernel must have the shape [d, V], or [V, d] with class_axis=0, got "
       f"{kernel.shape}."
     )
-  if class_axis not in (-2, -1, 0, 1):
+  is_int = isinstance(class_axis, int | np.integer)
+  if (
+    not is_int
+    or isinstance(class_axis, bool)
+    or class_axis not in (-2, -1, 0, 1)
+  ):
     raise ValueError(
       f"class_axis must be 0 or 1, an axis of kernel, got {class_axis!r}."
     )
-  axis = class_axis % 2
+  axis = int(class_axis) % 2
   layout = _layout.resolved(
     mesh, features_spec, kernel_spec, gather, features, kernel, axis
   )
@@ -229,12 +217,12 @@ def checked(
   readable, keep = known_rows(arguments, layout)
   name = "ids" if queries else "labels"
   labels = _targets.read(labels, total, keep, readable, name)
-  operand = _dtype("compute_dtype", compute_dtype)
+  operand = _tiles.checked_dtype("compute_dtype", compute_dtype)
   if operand is None:
     operand = _tiles.operand_dtype(features, kernel)
-  head = Head(axis, _soft_cap(soft_cap), operand)
+  head = Head(axis, _tiles.checked_cap(soft_cap), operand)
   head = head._replace(
-    reduce_dtype=_dtype("reduce_dtype", reduce_dtype),
+    reduce_dtype=_tiles.checked_dtype("reduce_dtype", reduce_dtype),
     tile_axes=layout.kernel_width if gather == "tile" else (),
   )
   if gather == "tile" and plan.mode in ("frozen_kernel", "grad_in_forward"):
@@ -279,11 +267,12 @@ def with_loss(
   arrays = known.as_arrays(numbers, dtype, batch, keep)
   smoothing = _row_values.as_smoothing(label_smoothing, row_loss, dtype)
   bucket = _tail.checked(
-    tail, row_loss, smoothing is not None, arguments.labels
+    tail, row_loss, smoothing is not None, arguments.labels, metrics
   )
   if bucket and known_rows(arguments, call.layout)[0]:
     _tail.check_probabilities(arguments.labels[1], keep)
   chosen = HeadLoss(row_loss, static, as_metrics(metrics), bucket)
+  refuse_traced(chosen.metrics, dtype)
   return chosen, arguments._replace(numbers=Numbers(arrays, smoothing))
 
 
@@ -315,26 +304,6 @@ def refuse_pair(head: str, labels: Any) -> None:
       f"labels must be class ids for {head}, one per row, got a pair. Pass the "
       "pair to linear_loss."
     )
-
-
-def _dtype(name: str, dtype: Any) -> np.dtype | None:
-  """The dtype of a setting, or None."""
-  if dtype is None:
-    return None
-  try:
-    found = jnp.dtype(dtype)
-  except TypeError:
-    found = None
-  if (
-    found is None
-    or not jnp.issubdtype(found, jnp.floating)
-    or found.itemsize < 2
-  ):
-    raise TypeError(
-      f"{name} must be a floating dtype of 16 bits or more, got {dtype!r}. "
-      "Pass jnp.bfloat16 or jnp.float32."
-    )
-  return found
 
 
 class Ready(NamedTuple):

@@ -119,6 +119,7 @@ def blocked_loss_sum(
   chosen, values = resolved(loss)
   features = checks.as_jax(checks.as_array(features, "features"))
   given, batch = _arguments.checked_labels(labels)
+  _arguments.check_label_axes(given, batch, features)
   if features.shape[: len(batch)] != batch:
     raise ValueError(
       f"the first axes of features must be the batch shape {batch} of labels, "

@@ -51,6 +51,20 @@ def checked_labels(labels: Any) -> tuple[Any, tuple[int, ...]]:
   )
 
 
+def check_label_axes(
+  labels: Any, batch: tuple[int, ...], features: Any
+) -> None:
+  """Raises for class ids that are floats, which would be one distribution."""
+  if isinstance(labels, tuple) or jnp.issubdtype(labels.dtype, jnp.integer):
+    return
+  if batch == () and features.ndim > 1 and labels.shape == features.shape[:1]:
+    raise TypeError(
+      "labels must be class ids, integers of the batch shape "
+      f"{labels.shape}, or target distributions with a class axis, got "
+      f"{labels.dtype}. Pass labels.astype(jnp.int32)."
+    )
+
+
 def _of_rows(name: str, values: Any, batch: tuple[int, ...]) -> Any:
   # NumPy arrays stay so: inside jit those of JAX are traced.
   array = checks.as_array(values, name)

@@ -208,8 +208,9 @@ def sums_over_blocks(
   def forward(
     some: Leaves, each: Leaves, filler: jax.Array, is_used: jax.Array | None
   ) -> tuple[Sums, Any]:
-    # Varied, so that the gradients of a device are added up once, at the end.
-    some = varying.vary(some, axes)
+    # A number of Python is no array here. Varied, so that the gradients of a
+    # device are added up once, at the end.
+    some = varying.vary(jax.tree.map(jnp.asarray, some), axes)
     gradients_of = jax.value_and_grad(sums_of, (0, 1), has_aux=True)
 
     def step(carry: Any, each: Leaves) -> tuple[Any, list[jax.Array]]:

@@ -20,7 +20,7 @@ from squentropy_jax.fused._plan import Plan
 _TEMPERATURE = Hyperparameters({"temperature": "(0, inf)"}, {})
 # A value in quotes, such as gather='kernel', is not the name of an argument.
 _OF_ONE_HEAD = re.compile(
-  r"(?<![\w'\"])(features|kernel|bias|class_axis|features_spec|kernel_spec)\b"
+  r"(?<![\w'\"])(features|kernel|bias|class_axis|soft_cap|features_spec|kernel_spec)\b"
 )
 
 
@@ -30,6 +30,8 @@ def _naming(prefix: str) -> Iterator[None]:
   try:
     yield
   except (TypeError, ValueError) as error:
+    if type(error) not in (TypeError, ValueError):
+      raise  # An error of JAX takes other arguments than a message.
     message = _OF_ONE_HEAD.sub(rf"{prefix}\1", str(error))
     raise type(error)(message) from error
 
@@ -87,10 +89,10 @@ def linear_distillation(
   temperature: jax.typing.ArrayLike = 1.0,
   student_bias: jax.typing.ArrayLike | None = None,
   teacher_bias: jax.typing.ArrayLike | None = None,
-  class_axis: int = -1,
+  student_class_axis: int = -1,
   teacher_class_axis: int | None = None,
   where: jax.typing.ArrayLike | None = None,
-  soft_cap: float | None = None,
+  student_soft_cap: float | None = None,
   teacher_soft_cap: float | None = None,
   mesh: Mesh | AbstractMesh | None = None,
   student_features_spec: PartitionSpec | None = None,
@@ -127,9 +129,12 @@ def linear_distillation(
 
   Args:
     student_features: Shape ``[..., d]``, any floating dtype.
-    student_kernel: Shape ``[d, V]``, or ``[V, d]`` with ``class_axis=0``.
-    teacher_features: Of the same examples, shape ``[..., e]``.
-    teacher_kernel: Of the same classes, shape ``[e, V]`` or ``[V, e]``.
+    student_kernel: Shape ``[d, V]``, or ``[V, d]`` with
+      ``student_class_axis=0``.
+    teacher_features: The teacher's features of the same examples, shape
+      ``[..., e]``.
+    teacher_kernel: The teacher's kernel for the same classes, shape ``[e, V]``
+      or ``[V, e]``.
     divergence: ``"forward_kl"`` is :math:`\mathrm{KL}(p \,\|\, q)`,
       ``"reverse_kl"`` is :math:`\mathrm{KL}(q \,\|\, p)`, and
       ``"jensen_shannon"`` is half of both divergences to the mixture. Nothing
@@ -137,23 +142,26 @@ def linear_distillation(
     temperature: Divides the logits of both, above 0, a scalar or one value for
       each example, shape ``[...]``. It is differentiated.
     student_bias: Shape ``[V]``. A bias of ``-inf`` makes a class impossible. If
-      it is impossible for only one of both, the Kullback-Leibler divergence
-      from the other is inf, and the Jensen-Shannon divergence is finite.
+      a class is impossible for the student only, the forward divergence is inf.
+      If it is impossible for the teacher only, the reverse divergence is inf.
+      The Jensen-Shannon divergence is finite.
     teacher_bias: Shape ``[V]``.
-    class_axis: The class axis of ``student_kernel``.
-    teacher_class_axis: That of ``teacher_kernel``, by default the same.
+    student_class_axis: The class axis of ``student_kernel``.
+    teacher_class_axis: The class axis of ``teacher_kernel``. The default is
+      ``student_class_axis``.
     where: Which examples to keep, booleans of shape ``[...]``. The others have
       divergence and gradient 0, whatever they hold.
-    soft_cap: A static number. The student's logits become
-      ``soft_cap * tanh(logits / soft_cap)``, before the temperature.
-    teacher_soft_cap: The same for the teacher, by default no cap.
+    student_soft_cap: A static number. The student's logits become
+      ``student_soft_cap * tanh(logits / student_soft_cap)`` before they are
+      divided by the temperature.
+    teacher_soft_cap: The soft cap of the teacher's logits.
     mesh: See `linear_loss`.
     student_features_spec: See ``features_spec`` of `linear_loss`.
     student_kernel_spec: See ``kernel_spec`` of `linear_loss`.
-    teacher_features_spec: By default as the student's. Rows must be sharded as
-      the student's are.
-    teacher_kernel_spec: By default as the student's. Classes must be sharded as
-      the student's are.
+    teacher_features_spec: The default is ``student_features_spec``. The rows
+      must be sharded as those of the student.
+    teacher_kernel_spec: The default is ``student_kernel_spec``. The classes
+      must be sharded as those of the student.
     gather: See `linear_loss`. It is the same for both heads.
     compute_dtype: See `linear_loss`.
     reduce_dtype: See `linear_loss`.
@@ -206,18 +214,18 @@ def linear_distillation(
       student_kernel,
       np.zeros(np.shape(student_features)[:-1], np.int32),
       bias=student_bias,
-      class_axis=class_axis,
+      class_axis=student_class_axis,
       where=where,
-      soft_cap=soft_cap,
+      soft_cap=student_soft_cap,
       features_spec=student_features_spec,
       kernel_spec=student_kernel_spec,
       **shared,
     )
   if teacher_class_axis is None:
-    teacher_class_axis = class_axis
+    teacher_class_axis = student_class_axis
   if not call.layout.is_explicit:
     # The types of explicit axes name the teacher's own.
-    axes = (class_axis % 2, teacher_class_axis % 2)
+    axes = (student_class_axis % 2, teacher_class_axis % 2)
     if teacher_features_spec is None:
       teacher_features_spec = student_features_spec
     if teacher_kernel_spec is None:

@@ -225,7 +225,14 @@ def divergences(
         for some, dtype in zip(arrays, dtypes, strict=True)
       )
     )
-  constant = jax.tree.map(lax.stop_gradient, arrays.teacher)
+  # Not the factor: the temperature is no constant, also in second derivatives.
+  teacher_arrays = arrays.teacher
+  constant = teacher_arrays._replace(
+    **{
+      name: jax.tree.map(lax.stop_gradient, getattr(teacher_arrays, name))
+      for name in ("features", "kernel", "bias")
+    }
+  )
   each = _divergences(call, arrays.student, constant)
   if keep is not None:
     each = jnp.where(keep, each, jnp.zeros_like(each))

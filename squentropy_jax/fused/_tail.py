@@ -18,7 +18,9 @@ TAILS = ("ignore", "bucket")
 _ROUNDING = 0.01
 
 
-def checked(tail: Any, loss: RowLoss[Any], smooth: bool, labels: Any) -> bool:
+def checked(
+  tail: Any, loss: RowLoss[Any], smooth: bool, labels: Any, metrics: Any
+) -> bool:
   """Whether the classes that are not named are one class, with its errors."""
   if tail not in TAILS:
     raise ValueError(
@@ -37,6 +39,12 @@ def checked(tail: Any, loss: RowLoss[Any], smooth: bool, labels: Any) -> bool:
       "tail='bucket' needs labels as a pair (ids, probabilities), got class "
       "ids, which leave no probability. Pass tail='ignore'."
     )
+  if metrics:
+    raise ValueError(
+      "metrics must be left out with tail='bucket': the statistics of several "
+      "classes as one are not those of the row. Compute the metrics by "
+      "fused.linear_loss_sum with class ids."
+    )
   if smooth:
     raise ValueError(
       "tail='bucket' needs label_smoothing=0: smoothed labels name every class."
@@ -46,7 +54,14 @@ def checked(tail: Any, loss: RowLoss[Any], smooth: bool, labels: Any) -> bool:
 
 def check_probabilities(probabilities: Any, keep: np.ndarray | None) -> None:
   """Raises if the named classes of a row have more than all probability."""
-  total = np.asarray(probabilities).astype(np.float32).sum(-1)
+  values = np.asarray(probabilities).astype(np.float32)
+  least = np.min(values if keep is None else values[keep], initial=0.0)
+  if least < 0:
+    raise ValueError(
+      "the probabilities of labels must be at least 0 with tail='bucket', got "
+      f"{least:.4g}. Pass tail='ignore' for weights."
+    )
+  total = values.sum(-1)
   most = np.max(total if keep is None else total[keep], initial=0.0)
   if most > 1.0 + _ROUNDING:
     raise ValueError(
@@ -78,7 +93,10 @@ def loss_of_bucket(
     )
   )
   missing = 1.0 - probabilities.sum(-1)
-  weight = jnp.where(missing < -_ROUNDING, jnp.nan, jnp.maximum(missing, 0.0))
+  # The value is clipped, and its derivative is not: it is -1 up to a sum of 1.
+  constant = jax.lax.stop_gradient(missing)
+  clipped = missing + (jnp.maximum(constant, 0.0) - constant)
+  weight = jnp.where(missing < -_ROUNDING, jnp.nan, clipped)
   # If every class is named, what is missing is a rounding error.
   nothing = (rest == -jnp.inf) & (missing < _ROUNDING)
   weight = jnp.where(nothing, jnp.zeros_like(weight), weight)

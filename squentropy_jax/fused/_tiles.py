@@ -2,6 +2,7 @@
 """One tile of logits, some rows by some classes: its sums and its cotangent."""
 
 from collections.abc import Mapping
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +77,49 @@ class Head(NamedTuple):
     # Without a sum, NaN would be lost in the maximum over devices.
     constant = "max" in self.constant and bool(self.sums)
     return "max" in self.reads and not constant
+
+
+def checked_cap(soft_cap: Any) -> float | None:
+  """The soft cap as a number, or None."""
+  if soft_cap is None:
+    return None
+  if isinstance(soft_cap, jax.core.Tracer):
+    raise TypeError(
+      "soft_cap must be a number, got a traced array. It is static: pass a "
+      "Python float."
+    )
+  checks.check_real("soft_cap", soft_cap)
+  cap = float(soft_cap)
+  if not 0 < cap < math.inf:
+    raise ValueError(
+      f"soft_cap must be in (0, inf), got {cap}. Pass None for no cap."
+    )
+  return cap
+
+
+def checked_dtype(name: str, dtype: Any) -> np.dtype | None:
+  """The dtype of a setting, or None."""
+  if dtype is None:
+    return None
+  try:
+    found = np.dtype(dtype) if not hasattr(dtype, "shape") else None
+  except TypeError:
+    found = None
+  if found == np.float64 and not jax.config.read("jax_enable_x64"):
+    raise TypeError(
+      f"{name} must be float32 or narrower without jax_enable_x64, got "
+      f"{dtype!r}."
+    )
+  if (
+    found is None
+    or not jnp.issubdtype(found, jnp.floating)
+    or found.itemsize < 2
+  ):
+    raise TypeError(
+      f"{name} must be a floating dtype of 16 bits or more, got {dtype!r}. "
+      "Pass jnp.bfloat16 or jnp.float32."
+    )
+  return found
 
 
 class Arrays(NamedTuple):
