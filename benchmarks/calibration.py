@@ -142,10 +142,10 @@ def main() -> None:
   for name in OPTIONAL:
     if not importlib.util.find_spec(name):
       console.print(f"{name} is not installed: its ECE is left out.")
-  every = []
   for title, shape in SHAPES.items():
     rows = measure(shape)
-    every += rows
+    # At once: an interrupted run keeps the shapes it has measured.
+    path = runner.append("calibration", rows)
     table = Table(title=f"{title}: {shape[0]} x {shape[1]}, float32")
     for column in ("function", "ms", "ratio to softmax", "temporary/array"):
       side = "left" if column == "function" else "right"
@@ -159,4 +159,4 @@ def main() -> None:
         f"{100 * float(share):.1f} %" if share else "",
       )
     console.print(table)
-  console.print(f"Added to {runner.append('calibration', every)}")
+  console.print(f"Added to {path}")

@@ -149,10 +149,10 @@ def measure(shape: tuple[int, ...], axis: int) -> list[dict[str, Any]]:
 def main() -> None:
   """Measures every shape, prints a table for each and appends the CSV."""
   console = Console(width=100)
-  every = []
   for title, (shape, axis) in SHAPES.items():
     rows = measure(shape, axis)
-    every += rows
+    # At once: an interrupted run keeps the shapes it has measured.
+    path = runner.append("dense", rows)
     table = Table(title=f"{title}: {rows[0]['shape']}, class axis {axis}")
     for column in (
       "loss",
@@ -173,4 +173,4 @@ def main() -> None:
         f"{100 * float(row['temporary_share_of_logits']):.1f} %",
       )
     console.print(table)
-  console.print(f"Added to {runner.append('dense', every)}")
+  console.print(f"Added to {path}")

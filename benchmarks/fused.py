@@ -358,7 +358,6 @@ def main() -> None:
   """Measures every shape, prints a table for each and appends the CSV."""
   console = Console(width=140)
   on_cpu = jax.default_backend() == "cpu"
-  every = []
   columns = {
     "loss": "loss",
     "mode": "mode",
@@ -373,7 +372,8 @@ def main() -> None:
   }
   for title, shape in (CPU_SHAPES if on_cpu else OTHER_SHAPES).items():
     found = measure(title, shape)
-    every += found
+    # At once: an interrupted run keeps the shapes it has measured.
+    path = runner.append("fused", found)
     sizes = f"{shape.rows} x {shape.width} x {shape.classes}"
     table = Table(title=f"{title}: {sizes}, {found[0]['dtype']}")
     for column, short in columns.items():
@@ -390,4 +390,4 @@ def main() -> None:
   absent = [m for m in ("jax_cce", "tokamax", "torch") if not imported(m)]
   if absent:
     console.print(f"Peers that are not installed: {', '.join(absent)}")
-  console.print(f"Added to {runner.append('fused', every)}")
+  console.print(f"Added to {path}")

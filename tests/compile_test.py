@@ -136,27 +136,29 @@ def test_fused_head_stays_within_its_budget(target, mode):
   assert temporary(compiled(target, function, specs)) <= budget
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
-def test_vocabulary_on_several_devices_is_not_gathered(target, mode):
+def sharded_gradient(target, mode, loss, kernel_spec):
+  """The program of the gradient by features and kernel on a mesh."""
+
   def head(features, kernel, labels):
     return fused.linear_loss_sum(
-      losses.squentropy,
+      loss,
       features,
       kernel,
       labels,
       plan=fused.Plan(mode),
       mesh=mesh_of(target),
       features_spec=P("data"),
-      kernel_spec=P(None, "vocab"),
+      kernel_spec=kernel_spec,
     )[0]
 
-  specs = {
-    "features": P("data"),
-    "kernel": P(None, "vocab"),
-    "labels": P("data"),
-  }
-  text = compiled(target, jax.value_and_grad(head, (0, 1)), specs).as_text()
+  specs = {"features": P("data"), "kernel": kernel_spec, "labels": P("data")}
+  return compiled(target, jax.grad(head, (0, 1)), specs).as_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
+def test_vocabulary_on_several_devices_is_not_gathered(target, mode):
+  text = sharded_gradient(target, mode, losses.squentropy, P(None, "vocab"))
   assert re.search(r" all-reduce(-start)?\(", text)
   assert not re.search(r" all-gather(-start)?\(", text)
 
@@ -165,25 +167,9 @@ def test_vocabulary_on_several_devices_is_not_gathered(target, mode):
 @pytest.mark.parametrize("mode", ["recompute", "grad_in_forward"])
 def test_gradients_of_bfloat16_are_added_up_in_float32(target, mode):
   """Fault 9: XLA took the cast to bfloat16 before the sum over devices."""
-
-  def head(features, kernel, labels):
-    return fused.linear_loss_sum(
-      losses.cross_entropy,
-      features,
-      kernel,
-      labels,
-      plan=fused.Plan(mode),
-      mesh=mesh_of(target),
-      features_spec=P("data"),
-      kernel_spec=P("data", "vocab"),
-    )[0]
-
-  specs = {
-    "features": P("data"),
-    "kernel": P("data", "vocab"),
-    "labels": P("data"),
-  }
-  text = compiled(target, jax.grad(head, (0, 1)), specs).as_text()
+  text = sharded_gradient(
+    target, mode, losses.cross_entropy, P("data", "vocab")
+  )
   sums = re.findall(
     r" = (.*?) (?:all-reduce|reduce-scatter)(?:-start)?\(", text
   )

@@ -100,7 +100,7 @@ INVALID = {
   "where of numbers": (
     {"where": np.ones(ROWS)},
     TypeError,
-    "where must be boolean.*linear_loss_sum has weights=",
+    "where must be boolean.*return sums have weights=",
   ),
   "soft_cap 0": (
     {"soft_cap": 0.0},

@@ -469,7 +469,7 @@ def test_float64_stays_and_products_with_the_hessian():
       TypeError,
       "floating-point logits, got int32",
     ),
-    ({"where": np.ones(N, np.float32)}, TypeError, "pass weights="),
+    ({"where": np.ones(N, np.float32)}, TypeError, "return sums have weights="),
     ({"where": np.ones(4, bool)}, ValueError, r"where .*batch shape \(7,\)"),
     ({"weights": KEEP}, TypeError, "Pass them as where="),
     ({"weights": np.ones((N, 1))}, ValueError, "weights must have the batch"),
@@ -485,7 +485,11 @@ def test_float64_stays_and_products_with_the_hessian():
     ),
     ({"labels": KEEP}, TypeError, "labels must be class ids"),
     ({"labels": (LABELS,)}, TypeError, "pair .ids, probabilities.*1 elements"),
-    ({"labels": (LABELS, LABELS)}, TypeError, "integers and floats"),
+    (
+      {"labels": (LABELS, LABELS)},
+      TypeError,
+      "probabilities of labels must be floating",
+    ),
     (
       {"labels": (LABELS, WEIGHTS[:3])},
       ValueError,

@@ -20,6 +20,12 @@ from squentropy_jax.fused import (
 from squentropy_jax.fused._mesh import Layout
 from squentropy_jax.fused._metrics import as_metrics, refuse_traced
 from squentropy_jax.fused._plan import Plan
+from squentropy_jax.fused._row_arguments import (
+  checked_weights,
+  checked_where,
+  kept_rows,
+  known_rows,
+)
 from squentropy_jax.fused._row_values import HeadLoss, Numbers, Statistics
 from squentropy_jax.fused._targets import Targets
 from squentropy_jax.fused._tiles import Arrays, Head
@@ -62,66 +68,17 @@ class HeadArguments(NamedTuple):
   numbers: Numbers = Numbers({}, None)
 
 
-def _of_rows(
-  name: str, values: Any, batch: tuple[int, ...], classes: int
-) -> Any:
-  # NumPy arrays stay so: inside jit those of JAX are traced.
-  array = checks.as_array(values, name)
-  shape = array.shape
-  if shape != batch:
-    if shape in ((classes,), (*batch, classes)):
-      advice = "Make classes impossible with bias=-inf."
-    elif shape == (*batch, 1):
-      advice = f"Pass {name}[..., 0]."
-    else:
-      advice = f"Pass jnp.broadcast_to({name}, {batch}) or reshape it."
-    raise ValueError(
-      f"{name} must have the batch shape {batch} of features, one for each "
-      f"row, got {shape}. {advice}"
-    )
-  return array
-
-
-def _where(where: Any, batch: tuple[int, ...], classes: int) -> Any:
-  array = _of_rows("where", where, batch, classes)
-  if array.dtype != jnp.bool_:
-    raise TypeError(
-      f"where must be boolean, got dtype {array.dtype}. Pass where != 0. For "
-      "a weight of each row, linear_loss_sum has weights=."
-    )
-  return array
-
-
-def _weights(weights: Any, batch: tuple[int, ...], classes: int) -> Any:
-  array = _of_rows("weights", weights, batch, classes)
-  if array.dtype == jnp.bool_:
-    raise TypeError(
-      "weights must be real numbers, got booleans. Pass them as where=."
-    )
-  checks.check_real("weights", array)
-  return array
-
-
-def known_rows(
+def _known_rows(
   arguments: HeadArguments, layout: Layout
 ) -> tuple[bool, np.ndarray | None]:
-  """Whether labels can be read now, and which rows are known to count.
-
-  What spans processes is not read: an error on one process would leave the
-  others waiting. The rows are None for all, and none where nothing is known.
-  """
-  computed = (arguments.features, arguments.kernel, arguments.bias)
-  masks = (arguments.where, arguments.weights)
-  present = [x for x in masks if x is not None]
-  if layout.spans_processes or not checks.is_concrete(
-    *present, used_with=computed
-  ):
-    return False, np.zeros(arguments.features.shape[:-1], bool)
-  keep = None if arguments.where is None else np.asarray(arguments.where)
-  if arguments.weights is not None:
-    used = np.asarray(arguments.weights) != 0
-    keep = used if keep is None else keep & used
-  return checks.is_concrete(*jax.tree.leaves(arguments.labels)), keep
+  return known_rows(
+    arguments.where,
+    arguments.weights,
+    arguments.features.shape[:-1],
+    labels=arguments.labels,
+    used_with=arguments[:3],
+    spans_processes=layout.spans_processes,
+  )
 
 
 def checked(
@@ -211,10 +168,10 @@ def checked(
     kernel,
     bias,
     labels,
-    None if where is None else _where(where, batch, num_classes),
-    None if weights is None else _weights(weights, batch, num_classes),
+    checked_where(where, batch, num_classes),
+    checked_weights(weights, batch, num_classes),
   )
-  readable, keep = known_rows(arguments, layout)
+  readable, keep = _known_rows(arguments, layout)
   name = "ids" if queries else "labels"
   labels = _targets.read(labels, total, keep, readable, name)
   operand = _tiles.checked_dtype("compute_dtype", compute_dtype)
@@ -269,7 +226,7 @@ def with_loss(
   bucket = _tail.checked(
     tail, row_loss, smoothing is not None, arguments.labels, metrics
   )
-  if bucket and known_rows(arguments, call.layout)[0]:
+  if bucket and _known_rows(arguments, call.layout)[0]:
     _tail.check_probabilities(arguments.labels[1], keep)
   chosen = HeadLoss(row_loss, static, as_metrics(metrics), bucket)
   refuse_traced(chosen.metrics, dtype)
@@ -313,6 +270,7 @@ class Ready(NamedTuple):
     call: What is static, with what the loss reads.
     arrays: What is differentiated.
     targets: Of the rows.
+    keep: Which rows are kept, or None for all.
     weights: Of the rows, 0 for dropped ones.
     numbers: Of the loss.
   """
@@ -320,6 +278,7 @@ class Ready(NamedTuple):
   call: Call
   arrays: Arrays
   targets: Targets
+  keep: jax.Array | None
   weights: jax.Array
   numbers: Numbers
 
@@ -385,10 +344,7 @@ def prepared(
   )
   features = layout.padded_rows(arguments.features, width)
   arguments = arguments._replace(features=features)
-  keep = where
-  if weights is not None:
-    used = weights != 0
-    keep = used if keep is None else keep & used
+  keep = kept_rows(where, weights)
   if keep is not None:
     numbers = loss.placeholders(numbers, keep)
   differentiated, factor = loss.reads(numbers), loss.factor(numbers)
@@ -413,4 +369,5 @@ def prepared(
   head = call.head._replace(
     reads=reads, constant=reads - differentiated, scaled=factor is not None
   )
-  return Ready(call._replace(head=head), arrays, targets, weights, numbers)
+  call = call._replace(head=head)
+  return Ready(call, arrays, targets, keep, weights, numbers)

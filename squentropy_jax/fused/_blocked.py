@@ -19,6 +19,12 @@ from squentropy_jax.fused._blocked_sums import (
   sums_over_blocks,
 )
 from squentropy_jax.fused._metrics import LossSum, as_metrics
+from squentropy_jax.fused._row_arguments import (
+  checked_weights,
+  checked_where,
+  kept_rows,
+  known_rows,
+)
 from squentropy_jax.fused._row_values import resolved
 
 Labels = (
@@ -133,15 +139,17 @@ def blocked_loss_sum(
   n = math.prod(batch)
   size = min(checks.as_count("block_rows", block_rows), max(n, 1))
   num_blocks = max(1, -(-n // size))
-  masks = (
-    None if where is None else _arguments.where(where, batch),
-    None if weights is None else _arguments.weights(weights, batch),
-  )
+  where = checked_where(where, batch)
+  weights = checked_weights(weights, batch)
   formulas = {m.name: row_loss(m.values) for m in as_metrics(metrics)}
   params = jax.tree.map(checks.as_jax, params)
-  is_known, kept = _arguments.known_rows(masks, batch, (features, params))
+  readable, known = known_rows(
+    where, weights, batch, labels=given, used_with=(features, params)
+  )
 
-  axes = varying.axes_of(features, *jax.tree.leaves((given, masks, values)))
+  axes = varying.axes_of(
+    features, *jax.tree.leaves((given, where, weights, values))
+  )
   # Of the shape and type of a block. Its values are not read.
   example = jnp.zeros((size, *features.shape[len(batch) :]), features.dtype)
   head, closure, out = _arguments.converted(
@@ -150,23 +158,22 @@ def blocked_loss_sum(
   _arguments.check_axes(axes, params, closure)
   num_classes = out.shape[1]
   given = _arguments.fitting_labels(
-    given, batch, num_classes, is_known=is_known, kept=kept
+    given, batch, num_classes, readable=readable, keep=known
   )
   dtype = checks.compute_dtype(out.dtype)
   numbers, static = chosen.hyperparameters.split(values)
-  arrays = chosen.hyperparameters.as_arrays(numbers, dtype, batch, kept)
+  arrays = chosen.hyperparameters.as_arrays(numbers, dtype, batch, known)
 
   def flat(x: Any) -> jax.Array:
     x = checks.as_jax(x)
     return x.reshape(n, *x.shape[len(batch) :])
 
-  keep, weights = (None if x is None else flat(x) for x in masks)
-  if weights is not None:
-    used = weights != 0
-    keep = used if keep is None else keep & used
-    weights = weights.astype(dtype)
-    weights = jnp.where(keep, weights, jnp.zeros_like(weights))
-    weight = weights.sum()
+  mask, of_rows = jax.tree.map(flat, (where, weights))
+  keep = kept_rows(mask, of_rows)
+  if of_rows is not None:
+    of_rows = of_rows.astype(dtype)
+    of_rows = jnp.where(keep, of_rows, jnp.zeros_like(of_rows))
+    weight = of_rows.sum()
   elif keep is not None:
     weight = keep.sum(dtype=dtype)
   else:
@@ -175,7 +182,7 @@ def blocked_loss_sum(
     flat(features),
     jax.tree.map(flat, given),
     {name: flat(x) for name, x in arrays.items() if x.ndim},
-    weights,
+    of_rows,
     keep,
   )
   shared = Shared(

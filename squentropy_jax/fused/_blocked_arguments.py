@@ -17,28 +17,8 @@ from squentropy_jax.fused._blocked_sums import Rows
 def checked_labels(labels: Any) -> tuple[Any, tuple[int, ...]]:
   """The labels and the batch shape, which they define."""
   if isinstance(labels, tuple):
-    if len(labels) != 2:
-      raise TypeError(
-        "labels as a tuple must be a pair (ids, probabilities), got "
-        f"{len(labels)} elements."
-      )
-    ids = checks.as_array(labels[0], "the ids of labels")
-    probabilities = checks.as_array(labels[1], "the probabilities of labels")
-    if not (
-      jnp.issubdtype(ids.dtype, jnp.integer)
-      and jnp.issubdtype(probabilities.dtype, jnp.floating)
-    ):
-      raise TypeError(
-        "labels as a tuple must be a pair (ids, probabilities), integers and "
-        f"floats, got {ids.dtype} and {probabilities.dtype}."
-      )
-    if ids.shape != probabilities.shape or not ids.ndim or not ids.shape[-1]:
-      raise ValueError(
-        "the ids and probabilities of labels must both have the shape (..., "
-        f"K), K targets for each row, got {ids.shape} and "
-        f"{probabilities.shape}."
-      )
-    return (prelude.widen_ids(ids), probabilities), ids.shape[:-1]
+    pair = _targets.checked_pair(labels)
+    return pair, pair[0].shape[:-1]
   array = checks.as_array(labels, "labels")
   if jnp.issubdtype(array.dtype, jnp.integer):
     return prelude.widen_ids(array), array.shape
@@ -63,37 +43,6 @@ def check_label_axes(
       f"{labels.shape}, or target distributions with a class axis, got "
       f"{labels.dtype}. Pass labels.astype(jnp.int32)."
     )
-
-
-def _of_rows(name: str, values: Any, batch: tuple[int, ...]) -> Any:
-  # NumPy arrays stay so: inside jit those of JAX are traced.
-  array = checks.as_array(values, name)
-  if array.shape != batch:
-    raise ValueError(
-      f"{name} must have the batch shape {batch} of labels, one for each row, "
-      f"got {array.shape}. Nothing is broadcast."
-    )
-  return array
-
-
-def where(where: Any, batch: tuple[int, ...]) -> Any:
-  array = _of_rows("where", where, batch)
-  if array.dtype != jnp.bool_:
-    raise TypeError(
-      f"where must be boolean, got dtype {array.dtype}. Pass where != 0, or "
-      "pass weights= for a weight of each row."
-    )
-  return array
-
-
-def weights(weights: Any, batch: tuple[int, ...]) -> Any:
-  array = _of_rows("weights", weights, batch)
-  if array.dtype == jnp.bool_:
-    raise TypeError(
-      "weights must be real numbers, got booleans. Pass them as where=."
-    )
-  checks.check_real("weights", array)
-  return array
 
 
 class ConvertedHead(NamedTuple):
@@ -161,31 +110,13 @@ def check_axes(
     )
 
 
-def known_rows(
-  masks: tuple[Any, Any], batch: tuple[int, ...], used_with: Any
-) -> tuple[bool, np.ndarray | None]:
-  """Whether labels may be read, and the rows that are known to be kept.
-
-  The rows are None for all, and none where nothing is known.
-  """
-  present = [x for x in masks if x is not None]
-  used = tuple(jax.tree.leaves(used_with))
-  if not checks.is_concrete(*present, used_with=used):
-    return False, np.zeros(batch, bool)
-  keep = None
-  for mask in present:
-    used_rows = np.asarray(mask) != 0
-    keep = used_rows if keep is None else keep & used_rows
-  return True, keep
-
-
 def fitting_labels(
   labels: Any,
   batch: tuple[int, ...],
   num_classes: int,
   *,
-  is_known: bool,
-  kept: np.ndarray | None,
+  readable: bool,
+  keep: np.ndarray | None,
 ) -> Any:
   """Checks labels for so many classes, and converts them to JAX arrays."""
   ids = labels[0] if isinstance(labels, tuple) else labels
@@ -197,8 +128,7 @@ def fitting_labels(
         f"logits, got {ids.shape}."
       )
     return checks.as_jax(ids)
-  readable = is_known and checks.is_concrete(*jax.tree.leaves(labels))
-  return _targets.read(labels, num_classes, kept, readable)
+  return _targets.read(labels, num_classes, keep, readable)
 
 
 def padded(rows: Rows, missing: int) -> Rows:

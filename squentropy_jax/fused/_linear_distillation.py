@@ -10,14 +10,11 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 import numpy as np
 
-from squentropy_jax._core import checks
-from squentropy_jax._core.hyperparameters import Hyperparameters
 from squentropy_jax.fused import _arguments, _pair_rules, _plan
 from squentropy_jax.fused._arguments import Call
 from squentropy_jax.fused._pair_passes import DIVERGENCES
 from squentropy_jax.fused._plan import Plan
 
-_TEMPERATURE = Hyperparameters({"temperature": "(0, inf)"}, {})
 # A value in quotes, such as gather='kernel', is not the name of an argument.
 _OF_ONE_HEAD = re.compile(
   r"(?<![\w'\"])(features|kernel|bias|class_axis|soft_cap|features_spec|kernel_spec)\b"
@@ -247,16 +244,10 @@ def linear_distillation(
   other = other._replace(
     layout=other.layout._replace(gather=call.layout.gather)
   )
-  number = _TEMPERATURE.as_arrays(
-    {"temperature": temperature},
-    checks.compute_dtype(call.head.sum_dtype, other.head.sum_dtype),
-    student.features.shape[:-1],
-    keep,
-  )["temperature"]
-  is_one = checks.is_concrete(temperature) and np.all(np.equal(temperature, 1))
+  student = _arguments.with_temperature(temperature, call, student, keep)
+  teacher = _arguments.with_temperature(temperature, other, teacher, keep)
+  # The teacher's rows are dropped with the student's.
+  teacher = teacher._replace(where=student.where)
   return _pair_rules.divergences(
-    _pair_rules.PairCall(call, other, divergence),
-    student,
-    teacher,
-    None if is_one else number,
+    _pair_rules.PairCall(call, other, divergence), student, teacher
   )

@@ -9,7 +9,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax._core import varying
 from squentropy_jax.fused import _mesh, _pair_passes, _plan, _rules
 from squentropy_jax.fused._arguments import Call, HeadArguments, prepared
 from squentropy_jax.fused._pair_passes import Pair
@@ -81,7 +80,7 @@ def _local(
   return found, Pair(*(x.arrays for x in found))
 
 
-def specs_of(call: PairCall, arrays: Pair) -> Pair:
+def _pair_specs(call: PairCall, arrays: Pair) -> Pair:
   return Pair(
     *(_rules.specs_of(c, a) for c, a in zip(call[:2], arrays, strict=True))
   )
@@ -107,7 +106,7 @@ def _forward(call: PairCall, arrays: Pair) -> Saved:
     saved = _mesh.shaped(Saved(known, halves), found[0].batch)
     return _mesh.own_rows(layout, saved)
 
-  return layout.map(on_device, (specs_of(call, arrays),), layout.row_spec)(
+  return layout.map(on_device, (_pair_specs(call, arrays),), layout.row_spec)(
     arrays
   )
 
@@ -154,7 +153,7 @@ def _backward(
   rows = layout.row_spec
   return layout.map(
     on_device,
-    (specs_of(call, arrays), rows, rows),
+    (_pair_specs(call, arrays), rows, rows),
     _rules.gradient_specs(call.student, wanted),
   )(arrays, saved, cotangent)
 
@@ -189,51 +188,18 @@ def _divergences(symbolic: bool) -> Callable[..., jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def divergences(
-  call: PairCall,
-  student: HeadArguments,
-  teacher: HeadArguments,
-  temperature: jax.Array | None,
+  call: PairCall, student: HeadArguments, teacher: HeadArguments
 ) -> jax.Array:
   """`linear_distillation` on checked arguments."""
-  layout, batch = call.student.layout, student.features.shape[:-1]
-  where = student.where
-  if where is None and any(
-    n % layout.shards(axes) for n, axes in zip(batch, layout.rows, strict=False)
-  ):
-    where = jnp.ones(batch, bool)
-  keep = None if where is None else layout.padded_rows(where)
-  arrays = Pair(
-    *(
-      prepared(c, Statistics(), some._replace(where=where)).arrays
-      for c, some in zip(call[:2], (student, teacher), strict=True)
-    )
-  )
-  if temperature is not None:
-    if temperature.ndim:
-      temperature = layout.padded_rows(temperature)
-      if keep is not None:
-        # Before the division: the derivative of 1 / 0 is not finite.
-        one = jnp.ones_like(temperature)
-        temperature = jnp.where(keep, temperature, one)
-    factor = 1.0 / temperature
-    factor = varying.vary_like(factor, arrays.student.features)
-    factor = layout.broadcast(factor, arrays.student.features.shape[:-1])
-    dtypes = (h.sum_dtype for h in call.heads)
-    arrays = Pair(
-      *(
-        some._replace(factor=factor.astype(dtype))
-        for some, dtype in zip(arrays, dtypes, strict=True)
-      )
-    )
+  ready = [
+    prepared(c, Statistics(), arguments)
+    for c, arguments in zip(call[:2], (student, teacher), strict=True)
+  ]
+  ours, theirs = (r.arrays for r in ready)
   # Not the factor: the temperature is no constant, also in second derivatives.
-  teacher_arrays = arrays.teacher
-  constant = teacher_arrays._replace(
-    **{
-      name: jax.tree.map(lax.stop_gradient, getattr(teacher_arrays, name))
-      for name in ("features", "kernel", "bias")
-    }
-  )
-  each = _divergences(call, arrays.student, constant)
+  features, kernel, bias = lax.stop_gradient(theirs[:3])
+  each = _divergences(call, ours, Arrays(features, kernel, bias, theirs.factor))
+  keep = ready[0].keep
   if keep is not None:
     each = jnp.where(keep, each, jnp.zeros_like(each))
-  return layout.result_rows(each, batch)
+  return call.student.layout.result_rows(each, student.features.shape[:-1])

@@ -29,8 +29,13 @@ class Targets(NamedTuple):
   places: jax.Array | None = None
 
 
-def _checked_pair(labels: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
-  """Checks a pair of class ids and probabilities of shape ``[*batch, K]``."""
+def checked_pair(
+  labels: Any, batch: tuple[int, ...] | None = None
+) -> tuple[Any, Any]:
+  """Checks a pair of class ids and probabilities of shape ``[*batch, K]``.
+
+  Without ``batch`` the ids define it.
+  """
   if len(labels) != 2:
     raise TypeError(
       "labels as a tuple must be a pair (ids, probabilities), got "
@@ -48,6 +53,8 @@ def _checked_pair(labels: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
       "the probabilities of labels must be floating point, got "
       f"{probabilities.dtype}. Pass labels as (ids, probabilities)."
     )
+  if batch is None:
+    batch = ids.shape[:-1]
   if (
     ids.shape != probabilities.shape or ids.shape[:-1] != batch or not ids.ndim
   ):
@@ -112,7 +119,7 @@ def read(
 def checked_labels(labels: Any, batch: tuple[int, ...]) -> Any:
   """Class ids ``[...]``, or a pair of ids and probabilities ``[..., K]``."""
   if isinstance(labels, tuple):
-    return _checked_pair(labels, batch)
+    return checked_pair(labels, batch)
   return _checked_ids(labels, batch)
 
 
