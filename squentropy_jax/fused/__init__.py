@@ -16,3 +16,4 @@ from squentropy_jax.fused._log_probs import LogProbs as LogProbs
 from squentropy_jax.fused._log_probs import linear_log_probs as linear_log_probs
 from squentropy_jax.fused._metrics import LossSum as LossSum
 from squentropy_jax.fused._plan import Plan as Plan
+from squentropy_jax.fused._target_logits import target_logits as target_logits

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax.fused import _arguments, _plan, _row_values, _rules
 from squentropy_jax.fused._arguments import Call, HeadArguments, Ready
+from squentropy_jax.fused._head import Arrays
 from squentropy_jax.fused._metrics import LossSum
 from squentropy_jax.fused._plan import Plan
 from squentropy_jax.fused._row_values import (
@@ -19,7 +20,6 @@ from squentropy_jax.fused._row_values import (
   WeightedRows,
 )
 from squentropy_jax.fused._targets import asked_for
-from squentropy_jax.fused._tiles import Arrays
 
 Labels = (
   jax.typing.ArrayLike | tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
@@ -134,6 +134,8 @@ def linear_loss(
   plan: Plan | None = None,
   label_smoothing: jax.typing.ArrayLike = 0.0,
   tail: str = "ignore",
+  row_keys: jax.typing.ArrayLike | None = None,
+  class_keys: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
   r"""Computes the loss of each example of a linear head without its logits.
 
@@ -196,6 +198,11 @@ def linear_loss(
       of a teacher. It needs ``losses.cross_entropy``. Under ``jit`` a row
       whose probabilities sum to more than 1.01 is NaN. ``"ignore"`` adds
       nothing to the losses of the named classes.
+    row_keys: Integers of shape ``[...]``, with ``class_keys``. A class whose
+      key is that of a row is impossible in this row, unless its labels name it.
+      Use them in retrieval, where a document of the same source as the query
+      is no negative.
+    class_keys: Integers of shape ``[V]``, sharded as the classes are.
 
   Returns:
     The loss of each row, shape ``[...]``, float32 or wider.
@@ -235,6 +242,8 @@ def linear_loss(
     compute_dtype=compute_dtype,
     reduce_dtype=reduce_dtype,
     plan=plan,
+    row_keys=row_keys,
+    class_keys=class_keys,
   )
   _plan.refuse_grad_in_forward(call.plan)
   chosen = _arguments.with_loss(
@@ -264,6 +273,8 @@ def linear_loss_sum(
   label_smoothing: jax.typing.ArrayLike = 0.0,
   metrics: Mapping[str, Callable[[RowStats], jax.Array]] | None = None,
   tail: str = "ignore",
+  row_keys: jax.typing.ArrayLike | None = None,
+  class_keys: jax.typing.ArrayLike | None = None,
 ) -> LossSum:
   r"""Computes the weighted sum of a linear head's losses, without its logits.
 
@@ -309,6 +320,8 @@ def linear_loss_sum(
       For a target distribution, each metric is the expected value over its
       classes. Label smoothing does not change them.
     tail: See `linear_loss`.
+    row_keys: See `linear_loss`.
+    class_keys: See `linear_loss`.
 
   Returns:
     The sum of the weighted losses, the sum of the weights, and the weighted
@@ -356,6 +369,8 @@ def linear_loss_sum(
     compute_dtype=compute_dtype,
     reduce_dtype=reduce_dtype,
     plan=plan,
+    row_keys=row_keys,
+    class_keys=class_keys,
   )
   chosen = _arguments.with_loss(
     loss, label_smoothing, call, arguments, keep, metrics=metrics, tail=tail

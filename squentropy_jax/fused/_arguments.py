@@ -10,17 +10,19 @@ import numpy as np
 
 from squentropy_jax._core import checks, varying
 from squentropy_jax.fused import (
+  _head,
   _layout,
   _plan,
   _row_values,
   _tail,
   _targets,
-  _tiles,
 )
+from squentropy_jax.fused._head import Arrays, Head
 from squentropy_jax.fused._mesh import Layout
 from squentropy_jax.fused._metrics import as_metrics, refuse_traced
 from squentropy_jax.fused._plan import Plan
 from squentropy_jax.fused._row_arguments import (
+  checked_keys,
   checked_weights,
   checked_where,
   kept_rows,
@@ -28,7 +30,6 @@ from squentropy_jax.fused._row_arguments import (
 )
 from squentropy_jax.fused._row_values import HeadLoss, Numbers, Statistics
 from squentropy_jax.fused._targets import Targets
-from squentropy_jax.fused._tiles import Arrays, Head
 
 
 class Call(NamedTuple):
@@ -57,6 +58,8 @@ class HeadArguments(NamedTuple):
     where: Which rows count, ``[...]``, or None.
     weights: Of the rows, ``[...]``, or None.
     numbers: Of the loss.
+    row_keys: Integers ``[...]``, or None.
+    class_keys: Integers ``[V]``, or None.
   """
 
   features: jax.Array
@@ -66,6 +69,8 @@ class HeadArguments(NamedTuple):
   where: jax.Array | None
   weights: jax.Array | None
   numbers: Numbers = Numbers({}, None)
+  row_keys: jax.Array | None = None
+  class_keys: jax.Array | None = None
 
 
 def _known_rows(
@@ -90,6 +95,8 @@ def checked(
   class_axis: int,
   where: jax.typing.ArrayLike | None,
   weights: jax.typing.ArrayLike | None = None,
+  row_keys: jax.typing.ArrayLike | None = None,
+  class_keys: jax.typing.ArrayLike | None = None,
   soft_cap: float | None,
   mesh: Any,
   features_spec: Any,
@@ -171,15 +178,16 @@ def checked(
     checked_where(where, batch, num_classes),
     checked_weights(weights, batch, num_classes),
   )
+  keys = checked_keys(row_keys, class_keys, batch, num_classes)
   readable, keep = _known_rows(arguments, layout)
   name = "ids" if queries else "labels"
   labels = _targets.read(labels, total, keep, readable, name)
-  operand = _tiles.checked_dtype("compute_dtype", compute_dtype)
+  operand = _head.checked_dtype("compute_dtype", compute_dtype)
   if operand is None:
-    operand = _tiles.operand_dtype(features, kernel)
-  head = Head(axis, _tiles.checked_cap(soft_cap), operand)
+    operand = _head.operand_dtype(features, kernel)
+  head = Head(axis, _head.checked_cap(soft_cap), operand)
   head = head._replace(
-    reduce_dtype=_tiles.checked_dtype("reduce_dtype", reduce_dtype),
+    reduce_dtype=_head.checked_dtype("reduce_dtype", reduce_dtype),
     tile_axes=layout.kernel_width if gather == "tile" else (),
   )
   if gather == "tile" and plan.mode in ("frozen_kernel", "grad_in_forward"):
@@ -201,6 +209,8 @@ def checked(
     labels=labels,
     where=None if where is None else checks.as_jax(arguments.where),
     weights=None if weights is None else checks.as_jax(arguments.weights),
+    row_keys=keys[0],
+    class_keys=keys[1],
   )
   return Call(head, layout, plan), arguments, keep
 
@@ -291,6 +301,7 @@ def _arrays(
 ) -> Arrays:
   """The arrays of the head, 0 in dropped rows, classes divisible by devices."""
   features, kernel, bias = arguments.features, arguments.kernel, arguments.bias
+  row_keys, class_keys = arguments.row_keys, arguments.class_keys
   axis, layout = call.head.class_axis, call.layout
   if keep is not None:
     # Before any product: 0 times NaN is NaN.
@@ -315,10 +326,12 @@ def _arrays(
     if bias is None:
       bias = jnp.zeros(kernel.shape[axis], wide)
     bias = jnp.pad(bias.astype(wide), (0, classes), constant_values=-jnp.inf)
+    if class_keys is not None:
+      class_keys = jnp.pad(class_keys, (0, classes))
   if classes or width:
     widths = [(0, width), (0, classes)]
     kernel = jnp.pad(kernel, widths if axis else widths[::-1])
-  arrays = Arrays(features, kernel, bias, factor)
+  arrays = Arrays(features, kernel, bias, factor, row_keys, class_keys)
   by_name = layout.by_name(axis)
   return Arrays._make(
     None if x is None else layout.place(x, by_name[name])
@@ -338,12 +351,18 @@ def prepared(
     where = jnp.ones(batch, bool)
   divides = arguments.features.shape[-1] % layout.shards(layout.width) == 0
   width = layout.width if layout.width and divides else None
-  of_rows = (arguments.labels, where, arguments.weights, arguments.numbers)
-  labels, where, weights, numbers = jax.tree.map(
-    lambda x: layout.padded_rows(x) if x.ndim else x, of_rows
+  labels, where, weights, numbers, row_keys = jax.tree.map(
+    lambda x: layout.padded_rows(x) if x.ndim else x,
+    (
+      arguments.labels,
+      where,
+      arguments.weights,
+      arguments.numbers,
+      arguments.row_keys,
+    ),
   )
   features = layout.padded_rows(arguments.features, width)
-  arguments = arguments._replace(features=features)
+  arguments = arguments._replace(features=features, row_keys=row_keys)
   keep = kept_rows(where, weights)
   if keep is not None:
     numbers = loss.placeholders(numbers, keep)

@@ -24,14 +24,8 @@ from jax.sharding import (
 import numpy as np
 
 from squentropy_jax._core import varying
-from squentropy_jax._core.class_sums import ClassSums, no_classes, rescaled
-from squentropy_jax.fused._tiles import (
-  Arrays,
-  Gradient,
-  Head,
-  RowSums,
-  rounded,
-)
+from squentropy_jax.fused._head import Arrays, Gradient, Head
+from squentropy_jax.fused._tiles import rounded
 
 Axes = tuple[str, ...]
 
@@ -99,6 +93,8 @@ class Layout(NamedTuple):
       "kernel": PartitionSpec(*(kernel if class_axis else kernel[::-1])),
       "bias": PartitionSpec(self.classes or None),
       "factor": self.row_spec,
+      "row_keys": self.row_spec,
+      "class_keys": PartitionSpec(self.classes or None),
     }
 
   def shards(self, axes: Axes) -> int:
@@ -235,6 +231,8 @@ def _gathers(layout: Layout, head: Head) -> dict[str, list[tuple[Axes, int]]]:
     "kernel": [(width, 1 - head.class_axis), (over, head.class_axis)],
     "bias": [(over, 0)],
     "factor": _row_gathers(layout),
+    "row_keys": _row_gathers(layout),
+    "class_keys": [(over, 0)],
   }
 
 
@@ -272,9 +270,11 @@ def local(layout: Layout, head: Head, arrays: Arrays, ids: jax.Array) -> Local:
   if layout.class_axes:
     here = every.kernel.shape[head.class_axis]
     first = lax.axis_index(layout.class_axes).astype(jnp.int32) * here
-  rows = (every.features, every.factor, gather_rows(layout, ids))
-  features, factor, ids = flat(rows, len(batch))
-  some = every._replace(features=features, factor=factor)
+  of_rows = {
+    name: getattr(every, name) for name in ("features", "factor", "row_keys")
+  }
+  of_rows, ids = flat((of_rows, gather_rows(layout, ids)), len(batch))
+  some = every._replace(**of_rows)
   return Local(some, ids - first, first, batch)
 
 
@@ -351,61 +351,3 @@ def cast(layout: Layout, g: jax.Array, dtype: np.dtype) -> jax.Array:
   if layout.mesh is not None or varying.axes_of(g):
     return rounded(g, dtype)
   return g.astype(dtype)
-
-
-def count_possible(layout: Layout, head: Head, arrays: Arrays) -> jax.Array:
-  """How many classes have no bias of ``-inf``, on all devices.
-
-  ``arrays`` are the own ones of the device.
-  """
-  axes = layout.classes
-  if arrays.bias is None:
-    here = arrays.kernel.shape[head.class_axis]
-    return jnp.asarray(here * lax.axis_size(axes) if axes else here, jnp.int32)
-  count = jnp.sum(arrays.bias != -jnp.inf, dtype=jnp.int32)
-  return lax.psum(count, axes) if axes else count
-
-
-def add_up(
-  layout: Layout, head: Head, sums: RowSums, first: jax.Array | int
-) -> RowSums:
-  """The sums over the classes of all devices, from those of each device."""
-  classes = sums.classes
-  sums = sums._replace(classes=classes._replace(max_id=classes.max_id + first))
-  axis = layout.class_axes
-  if not axis:
-    return sums
-  here = sums.classes
-  largest, max_id, columns = here.max, here.max_id, []
-  if head.has_max:
-    largest = lax.pmax(lax.stop_gradient(here.max), axis)
-  if head.has_max_id:
-    never = jnp.iinfo(jnp.int32).max
-    is_largest = here.max == largest
-    max_id = lax.pmin(jnp.where(is_largest, here.max_id, never), axis)
-    # NaN equals nothing, and must not be lost.
-    is_largest = (here.max_id == max_id) | jnp.isnan(here.max)
-    columns = [jnp.where(is_largest, here.max, jnp.zeros_like(here.max))]
-  records = [x for x in sums if x is not None]
-  for record in records:
-    relative = rescaled(record, largest) if head.has_exps else record
-    columns += [getattr(relative, name) for name in head.sums]
-  # One message for all of them.
-  targets = here.target.shape[1]
-  every = [here.target, *(x[:, None] for x in columns)]
-  total = lax.psum(jnp.concatenate(every, axis=1), axis)
-  found = iter(total[:, targets + i] for i in range(len(columns)))
-  if head.has_max_id:
-    largest = next(found)
-
-  def added() -> ClassSums:
-    # What is not read is the same on every device.
-    none = varying.vary_like(no_classes(total[:, :targets], total[:, 0]), total)
-    if head.has_max:
-      none = none._replace(max=largest)
-    if head.has_max_id:
-      none = none._replace(max_id=max_id)
-    return none._replace(**{name: next(found) for name in head.sums})
-
-  classes = added()
-  return RowSums(classes, None if sums.by_factor is None else added())

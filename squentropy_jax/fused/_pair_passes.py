@@ -16,9 +16,9 @@ import numpy as np
 from squentropy_jax._core import divergences, varying
 from squentropy_jax._core.class_sums import ClassSums, shift_of
 from squentropy_jax._core.elementwise import log
-from squentropy_jax.fused import _plan, _tiles, _xla
+from squentropy_jax.fused import _parts, _plan, _tiles, _xla
+from squentropy_jax.fused._head import Arrays, Gradient, Head
 from squentropy_jax.fused._plan import Blocks
-from squentropy_jax.fused._tiles import Arrays, Gradient, Head
 
 
 class Divergence(NamedTuple):
@@ -123,7 +123,7 @@ def _classes_of(
 ) -> Pair:
   return Pair(
     *(
-      _xla.classes_of(head, some, start, width)
+      _parts.classes_of(head, some, start, width)
       for head, some in zip(heads, arrays, strict=True)
     )
   )
@@ -182,7 +182,7 @@ def halves(
 
     count = some_rows.features.student.shape[0]
     zero = varying.vary(jnp.zeros((count, 2), dtype_of(heads)), axes)
-    total = _xla.num_classes(heads.student, arrays.student)
+    total = _parts.num_classes(heads.student, arrays.student)
     return None, _plan.over_blocks(over_classes, zero, total, blocks.classes)[0]
 
   return _plan.over_rows(over_a_block, None, rows, blocks.rows)[1]
@@ -289,8 +289,8 @@ def gradient(
       of_classes["kernel"] = _xla.reduced_tile(
         head, scatter, of_classes["kernel"], student.kernel, kernel_dtype
       )
-    return _xla.put_classes(head, gradient | by_rows, of_classes, start), None
+    return _parts.put_classes(head, gradient | by_rows, of_classes, start), None
 
   zero = _xla.zeros_like(head, student, wanted, axes, kernel_dtype, scatter)
-  total = _xla.num_classes(head, student)
+  total = _parts.num_classes(head, student)
   return _plan.over_blocks(over_classes, zero, total, blocks.classes)[0]

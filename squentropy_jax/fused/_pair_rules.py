@@ -9,12 +9,19 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from squentropy_jax.fused import _mesh, _pair_passes, _plan, _rules
+from squentropy_jax.fused import (
+  _mesh,
+  _mesh_sums,
+  _pair_passes,
+  _plan,
+  _residuals,
+  _rules,
+)
 from squentropy_jax.fused._arguments import Call, HeadArguments, prepared
+from squentropy_jax.fused._head import Arrays, Gradient
 from squentropy_jax.fused._pair_passes import Pair
 from squentropy_jax.fused._plan import Blocks
 from squentropy_jax.fused._row_values import Statistics
-from squentropy_jax.fused._tiles import Arrays, Gradient
 
 
 class PairCall(NamedTuple):
@@ -96,7 +103,7 @@ def _forward(call: PairCall, arrays: Pair) -> Saved:
     normalizers = []
     for c, head, x in zip(call[:2], heads, found, strict=True):
       sums = _rules.PASSES.sums(head, blocks, x.arrays, x.ids)
-      sums = _mesh.add_up(c.layout, head, sums, x.first)
+      sums = _mesh_sums.add_up(c.layout, head, sums, x.first)
       normalizers.append(_pair_passes.normalizer(sums.classes))
     known = Pair(*normalizers)
     rows = _pair_passes.rows_of(some, known)
@@ -158,7 +165,7 @@ def _backward(
   )(arrays, saved, cotangent)
 
 
-@_rules.with_symbolic_zeros
+@_residuals.with_symbolic_zeros
 def _divergences(symbolic: bool) -> Callable[..., jax.Array]:
   """The divergence of the rows ``[...]``; the teacher has no gradient."""
 
@@ -167,20 +174,20 @@ def _divergences(symbolic: bool) -> Callable[..., jax.Array]:
     return _forward(call, Pair(student, teacher)).halves.sum(-1)
 
   def forward(call, student, teacher):
-    wanted = _rules.names_wanted(student, symbolic)
+    wanted = _residuals.names_wanted(student, symbolic)
     if symbolic:
-      student, teacher = _rules.values_of((student, teacher))
+      student, teacher = _residuals.values_of((student, teacher))
     _rules.mode_for(call.student, wanted)
     arrays = Pair(student, teacher)
     saved = _forward(call, arrays)
-    notes = _rules.as_notes(wanted, Arrays._fields)
+    notes = _residuals.as_notes(wanted, Arrays._fields)
     return saved.halves.sum(-1), (arrays, saved, notes)
 
   def backward(call, residuals, cotangent):
     arrays, saved, notes = residuals
-    wanted = _rules.read_notes(notes)
+    wanted = _residuals.read_notes(notes)
     gradient = _backward(call, wanted, arrays, saved, cotangent)
-    return _rules.as_cotangent(gradient), None
+    return _residuals.as_cotangent(gradient), None
 
   divergences_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return divergences_of

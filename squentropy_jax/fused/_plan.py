@@ -11,8 +11,8 @@ from jax import lax
 import jax.numpy as jnp
 
 from squentropy_jax._core import checks
+from squentropy_jax.fused._head import Arrays, Head
 from squentropy_jax.fused._mesh import Axes, Layout
-from squentropy_jax.fused._tiles import Arrays, Head
 
 _logger = logging.getLogger(__name__)
 

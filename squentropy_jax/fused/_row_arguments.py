@@ -60,6 +60,55 @@ def checked_weights(
   return array
 
 
+def _checked_key(name: str, values: Any, shape: tuple[int, ...]) -> Any:
+  array = checks.as_array(values, name)
+  if not jnp.issubdtype(array.dtype, jnp.integer):
+    raise TypeError(
+      f"{name} must be integers, got dtype {array.dtype}. Number the different "
+      "keys, for example with np.unique(..., return_inverse=True)."
+    )
+  if array.shape != shape:
+    of = "row of features" if name == "row_keys" else "class of kernel"
+    raise ValueError(
+      f"{name} must have the shape {shape}, one key for each {of}, got "
+      f"{array.shape}."
+    )
+  # Without jax_enable_x64, JAX would narrow them, and different keys may become
+  # equal.
+  wide = not np.can_cast(array.dtype, np.int32)
+  if wide and isinstance(array, np.ndarray):
+    limits = jnp.iinfo(np.int32)
+    if not array.size or (
+      array.min() >= limits.min and array.max() <= limits.max
+    ):
+      return jnp.asarray(array.astype(np.int32))
+  if wide and not jax.config.read("jax_enable_x64"):
+    raise ValueError(
+      f"{name} must fit into int32 without jax_enable_x64, got {array.dtype}. "
+      "Number the different keys from 0 on."
+    )
+  return checks.as_jax(array)
+
+
+def checked_keys(
+  row_keys: Any, class_keys: Any, batch: tuple[int, ...], num_classes: int
+) -> tuple[Any, Any]:
+  """The keys of rows and of classes as JAX arrays of one dtype, or None."""
+  if row_keys is None and class_keys is None:
+    return None, None
+  if row_keys is None or class_keys is None:
+    one = "class_keys" if row_keys is None else "row_keys"
+    raise ValueError(
+      f"row_keys and class_keys must be passed together, got {one} only."
+    )
+  keys = (
+    _checked_key("row_keys", row_keys, batch),
+    _checked_key("class_keys", class_keys, (num_classes,)),
+  )
+  dtype = jnp.promote_types(keys[0].dtype, keys[1].dtype)
+  return keys[0].astype(dtype), keys[1].astype(dtype)
+
+
 def kept_rows(where: Any, weights: Any) -> Any:
   """The rows in the mask whose weight is not 0, or None for all."""
   if weights is None:

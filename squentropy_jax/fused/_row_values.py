@@ -66,8 +66,8 @@ def row_stats(
 ) -> RowStats:
   """Statistics ``[..., K]`` of each target; those of unused ones are finite.
 
-  ``num_classes`` counts the possible ones. The other targets of a row are among
-  the other classes of each.
+  ``num_classes`` counts the possible ones, for all rows or for each. The other
+  targets of a row are among the other classes of each.
   """
   z = sums.target
   used = targets.ids >= 0
@@ -76,6 +76,8 @@ def row_stats(
   rest = jax.tree.map(lambda x: x[..., None], rest)
   if targets.ids.shape[-1] > 1:
     rest = class_sums.merge(rest, _of_others(_of_one_class(z, possible)))
+  if num_classes.ndim:
+    num_classes = num_classes[..., None]
   others = num_classes - possible.astype(jnp.int32)
   rest = rest._replace(target=z, num_others=others.astype(z.dtype))
   rest = jax.tree.map(lambda x: jnp.where(used, x, jnp.ones_like(x)), rest)

@@ -6,7 +6,7 @@ Both rules lie around the shard_map that is made for a mesh, never inside it:
 losses, with its gradient formed in the forward pass.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -22,8 +22,17 @@ from squentropy_jax._core.class_sums import (
   shift_of,
   shrink_factor,
 )
-from squentropy_jax.fused import _mesh, _plan, _row_values, _tiles, _xla
+from squentropy_jax.fused import (
+  _mesh,
+  _mesh_sums,
+  _plan,
+  _residuals,
+  _row_values,
+  _tiles,
+  _xla,
+)
 from squentropy_jax.fused._arguments import Call
+from squentropy_jax.fused._head import Arrays, Cotangents, Gradient
 from squentropy_jax.fused._mesh import Layout
 from squentropy_jax.fused._plan import Blocks
 from squentropy_jax.fused._row_values import (
@@ -34,7 +43,7 @@ from squentropy_jax.fused._row_values import (
   WeightedRows,
 )
 from squentropy_jax.fused._targets import Targets
-from squentropy_jax.fused._tiles import Arrays, Cotangents, Gradient, RowSums
+from squentropy_jax.fused._tiles import RowSums
 
 # Another back end has a record of passes of its own, and a memory model.
 PASSES = _xla.PASSES
@@ -87,58 +96,6 @@ def _differentiable(call: Call) -> tuple[str, ...]:
   return ("target", *largest, *head.differentiable_sums)
 
 
-def names_wanted(arrays: Arrays, symbolic: bool) -> frozenset[str]:
-  """The names of what is differentiated, of what may be if it is unknown."""
-  return frozenset(
-    name
-    for name, x in arrays._asdict().items()
-    if x is not None and (not symbolic or x.perturbed)
-  )
-
-
-def values_of(tree: Any) -> Any:
-  """The arrays in what ``symbolic_zeros`` gives to a rule."""
-  return jax.tree.map(
-    lambda x: x.value, tree, is_leaf=lambda x: hasattr(x, "perturbed")
-  )
-
-
-# JAX keeps one tree for the residuals of a rule, whatever is differentiated. So
-# the tree is always the same, and what was decided for a call stands in the
-# shapes of arrays without elements.
-
-
-def as_notes(chosen: frozenset[str], names: Iterable[str]) -> dict[str, Any]:
-  """Which of the names were chosen, as residuals."""
-  return {name: jnp.zeros((int(name in chosen), 0)) for name in names}
-
-
-def read_notes(notes: dict[str, jax.Array]) -> frozenset[str]:
-  """The names that `as_notes` was given."""
-  return frozenset(name for name, x in notes.items() if x.shape[0])
-
-
-def filled(found: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-  """What was found by name, and an array without elements for the others."""
-  return {name: found.get(name, jnp.zeros((0,))) for name in names}
-
-
-def as_cotangent(gradient: Gradient) -> Arrays:
-  """The gradient in the structure of its primals, None for no gradient."""
-  return Arrays._make(gradient.get(name) for name in Arrays._fields)
-
-
-def with_symbolic_zeros(rule: Callable[[bool], Any]) -> Callable[..., Any]:
-  """A rule that asks what is differentiated, where JAX can say so."""
-  rules = {symbolic: rule(symbolic) for symbolic in (False, True)}
-
-  def chosen(*arguments: Any) -> Any:
-    inside = jax.sharding.get_abstract_mesh().manual_axes
-    return rules[not inside](*arguments)
-
-  return chosen
-
-
 # The sums of every row.
 
 
@@ -147,7 +104,8 @@ class Forward(NamedTuple):
 
   Attributes:
     sums: The sums of the rows ``[...]``.
-    num_classes: How many classes are possible, on all devices.
+    num_classes: How many classes are possible, on all devices. With keys it
+      has the shape of the rows.
     by_features: The derivatives of `frozen_sums`, ``[devices, N, d]``.
   """
 
@@ -162,28 +120,32 @@ def _forward(call: Call, mode: str, arrays: Arrays, ids: jax.Array) -> Forward:
   blocks = _blocks(call, mode, arrays, mode != "forward")
 
   def on_device(arrays: Arrays, ids: jax.Array) -> Forward:
-    some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
+    found = _mesh.local(layout, head, arrays, ids)
+    some, ids, first, batch = found
     by_features: dict[str, jax.Array] = {}
     if mode == "frozen_kernel":
       here, by_features = PASSES.frozen_sums(head, blocks, some, ids)
     else:
       here = PASSES.sums(head, blocks, some, ids)
-    sums = _mesh.add_up(layout, head, here, first)
+    sums = _mesh_sums.add_up(layout, head, here, first)
     shift = shift_of(sums.classes.max)
     shrink = shrink_factor(here.classes.max, shift)[:, None]
     by_features = {
       name: (x * shrink if SUMS[name].relative else x)[None]
       for name, x in by_features.items()
     }
-    count = _mesh.count_possible(layout, head, arrays)
+    count = _mesh_sums.count_possible(layout, head, arrays, found)
+    if count.ndim:
+      count = _mesh.own_rows(layout, _mesh.shaped(count, batch))
     sums = _mesh.own_rows(layout, _mesh.shaped(sums, batch))
     return Forward(sums, count, by_features)
 
   rows = layout.row_spec
+  of_count = jax.P() if arrays.row_keys is None else rows
   return layout.map(
     on_device,
     (specs_of(call, arrays), rows),
-    Forward._make((rows, jax.P(), layout.parts)),
+    Forward._make((rows, of_count, layout.parts)),
   )(arrays, ids)
 
 
@@ -272,7 +234,7 @@ def mode_for(call: Call, wanted: frozenset[str]) -> str:
   return "frozen_kernel" if one_pass else "recompute"
 
 
-@with_symbolic_zeros
+@_residuals.with_symbolic_zeros
 def sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
   """The class sums of the rows ``[...]``, and the count of classes.
 
@@ -285,28 +247,30 @@ def sums(symbolic: bool) -> Callable[..., tuple[ClassSums, jax.Array]]:
     return out.sums.classes, out.num_classes
 
   def forward(call, arrays, ids):
-    wanted = names_wanted(arrays, symbolic)
+    wanted = _residuals.names_wanted(arrays, symbolic)
     if symbolic:
-      arrays, ids = values_of((arrays, ids))
+      arrays, ids = _residuals.values_of((arrays, ids))
     mode = mode_for(call, wanted)
     if mode == "frozen_kernel":
       wanted = frozenset({"features"}) | (wanted & {"factor"})
     out = _forward(call, mode, arrays, ids)
-    notes = as_notes(wanted | {mode}, (*Arrays._fields, "frozen_kernel"))
+    notes = _residuals.as_notes(
+      wanted | {mode}, (*Arrays._fields, "frozen_kernel")
+    )
     names = call.head.differentiable_sums
-    saved = out._replace(by_features=filled(out.by_features, names))
+    saved = out._replace(by_features=_residuals.filled(out.by_features, names))
     return (out.sums.classes, out.num_classes), (arrays, ids, saved, notes)
 
   def backward(call, residuals, cotangent):
     arrays, ids, saved, notes = residuals
-    chosen = read_notes(notes)
+    chosen = _residuals.read_notes(notes)
     wanted = chosen - {"frozen_kernel"}
     mode = "frozen_kernel" if chosen - wanted else "recompute"
     if mode == "recompute":
       saved = saved._replace(by_features={})
     cotangents = _cotangents(call, cotangent[0], saved.sums.classes)
     gradient = _backward(call, mode, wanted, arrays, ids, saved, cotangents)
-    return as_cotangent(gradient), None
+    return _residuals.as_cotangent(gradient), None
 
   sums_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return sums_of
@@ -338,15 +302,22 @@ def _total_and_gradient(
     arrays: Arrays, rows: WeightedRows
   ) -> tuple[Totals, Gradient, RowGradients]:
     ids = rows.targets.ids
-    some, ids, first, batch = _mesh.local(layout, head, arrays, ids)
-    count = _mesh.count_possible(layout, head, arrays)
+    found = _mesh.local(layout, head, arrays, ids)
+    some, ids, first, batch = found
+    count = _mesh_sums.count_possible(layout, head, arrays, found)
     rows = vary_rows(layout, arrays, rows)
     every_row = _mesh.flat(_mesh.gather_rows(layout, rows), len(batch))
+    # A count for each row is cut into blocks as the rows are.
+    counts = count if count.ndim else None
 
     def finish(
-      here: RowSums, factor: jax.Array | None, rows: WeightedRows
+      here: RowSums,
+      factor: jax.Array | None,
+      some_rows: tuple[WeightedRows, jax.Array | None],
     ) -> tuple[ClassSums, Cotangents, Any]:
-      every = _mesh.add_up(layout, head, here, first)
+      rows, counts = some_rows
+      possible = count if counts is None else counts
+      every = _mesh_sums.add_up(layout, head, here, first)
       # Else a cotangent would be summed over the devices of the rows here.
       every = varying.vary(every, varying.axes_of(rows))
       sums = every.classes
@@ -356,7 +327,7 @@ def _total_and_gradient(
       ) -> tuple[jax.Array, dict[str, jax.Array]]:
         targets = rows.targets._replace(probabilities=probabilities)
         found = sums._replace(**fields)
-        return _row_values.row_values(loss, numbers, found, count, targets)
+        return _row_values.row_values(loss, numbers, found, possible, targets)
 
       losses, vjp, metrics = jax.vjp(
         losses_of,
@@ -378,7 +349,7 @@ def _total_and_gradient(
       blocks,
       some,
       ids,
-      every_row,
+      (every_row, counts),
       finish,
       wanted - {"factor"},
       _mesh.kernel_dtype(layout, head, some, arrays.kernel.dtype, False),
@@ -403,7 +374,7 @@ def _total_and_gradient(
   )(arrays, rows)
 
 
-@with_symbolic_zeros
+@_residuals.with_symbolic_zeros
 def total(symbolic: bool) -> Callable[..., Totals]:
   """The weighted sums of the losses and the metrics of rows.
 
@@ -420,19 +391,19 @@ def total(symbolic: bool) -> Callable[..., Totals]:
     return _row_values.weighted_sums(*found, rows.weights)
 
   def forward(call, loss, arrays, rows):
-    wanted = names_wanted(arrays, symbolic)
+    wanted = _residuals.names_wanted(arrays, symbolic)
     if symbolic:
-      arrays, rows = values_of((arrays, rows))
+      arrays, rows = _residuals.values_of((arrays, rows))
     total, gradient, by_rows = _total_and_gradient(
       call, loss, wanted, arrays, rows
     )
-    notes = as_notes(wanted, Arrays._fields)
-    gradient = filled(gradient, Arrays._fields)
+    notes = _residuals.as_notes(wanted, Arrays._fields)
+    gradient = _residuals.filled(gradient, Arrays._fields)
     return total, (gradient, by_rows, notes, arrays)
 
   def backward(call, loss, residuals, cotangents):
     gradient, by_rows, notes, arrays = residuals
-    gradient = {name: gradient[name] for name in read_notes(notes)}
+    gradient = {name: gradient[name] for name in _residuals.read_notes(notes)}
     # A number of Python has no dtype.
     cotangent = jnp.asarray(cotangents[0], by_rows.weights.dtype)
     gradient, by_rows = jax.tree.map(
@@ -443,7 +414,7 @@ def total(symbolic: bool) -> Callable[..., Totals]:
     gradient = like_primals(call, gradient, arrays)
     targets = Targets._make((None, by_rows.probabilities, None, None))
     of_rows = WeightedRows(targets, by_rows.weights, by_rows.numbers)
-    return as_cotangent(gradient), of_rows
+    return _residuals.as_cotangent(gradient), of_rows
 
   total_of.defvjp(forward, backward, symbolic_zeros=symbolic)
   return total_of

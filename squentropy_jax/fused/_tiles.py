@@ -2,15 +2,13 @@
 """One tile of logits, some rows by some classes: its sums and its cotangent."""
 
 from collections.abc import Mapping
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax._core import checks
 from squentropy_jax._core.class_sums import (
   RELATIVE,
   SUMS,
@@ -20,138 +18,7 @@ from squentropy_jax._core.class_sums import (
   no_classes,
   shift_of,
 )
-
-
-class Head(NamedTuple):
-  """What is static about a linear head and its loss.
-
-  Attributes:
-    class_axis: The class axis of the kernel, 0 or 1.
-    soft_cap: Logits become ``soft_cap * tanh(logits / soft_cap)``, if not None.
-    operand_dtype: That of features and kernel in the matrix products.
-    reads: The fields of `ClassSums` that are computed.
-    constant: Those of ``reads`` that are not differentiated.
-    scaled: Whether the loss multiplies the logits of each row by a factor.
-    tile_axes: Mesh axes over which each tile of the kernel is gathered.
-    reduce_dtype: The dtype in which devices add up gradients, or None for that
-      of the sums.
-  """
-
-  class_axis: int
-  soft_cap: float | None
-  operand_dtype: np.dtype
-  reads: frozenset[str] = frozenset()
-  constant: frozenset[str] = frozenset()
-  scaled: bool = False
-  tile_axes: tuple[str, ...] = ()
-  reduce_dtype: np.dtype | None = None
-
-  @property
-  def sum_dtype(self) -> np.dtype:
-    """The dtype of logits, sums and losses."""
-    return checks.compute_dtype(self.operand_dtype)
-
-  @property
-  def sums(self) -> tuple[str, ...]:
-    """The names in `SUMS` that are computed."""
-    return tuple(name for name in SUMS if name in self.reads)
-
-  @property
-  def differentiable_sums(self) -> tuple[str, ...]:
-    """The names in `SUMS` that are differentiated."""
-    return tuple(name for name in self.sums if name not in self.constant)
-
-  @property
-  def has_exps(self) -> bool:
-    """Whether the loss reads a sum of exponentials."""
-    return bool(self.reads & RELATIVE)
-
-  @property
-  def has_max(self) -> bool:
-    """Whether the largest logit is computed."""
-    return self.has_exps or "max" in self.reads
-
-  @property
-  def has_max_id(self) -> bool:
-    """Whether it is computed which class has the largest logit."""
-    # Without a sum, NaN would be lost in the maximum over devices.
-    constant = "max" in self.constant and bool(self.sums)
-    return "max" in self.reads and not constant
-
-
-def checked_cap(soft_cap: Any) -> float | None:
-  """The soft cap as a number, or None."""
-  if soft_cap is None:
-    return None
-  if isinstance(soft_cap, jax.core.Tracer):
-    raise TypeError(
-      "soft_cap must be a number, got a traced array. It is static: pass a "
-      "Python float."
-    )
-  checks.check_real("soft_cap", soft_cap)
-  cap = float(soft_cap)
-  if not 0 < cap < math.inf:
-    raise ValueError(
-      f"soft_cap must be in (0, inf), got {cap}. Pass None for no cap."
-    )
-  return cap
-
-
-def checked_dtype(name: str, dtype: Any) -> np.dtype | None:
-  """The dtype of a setting, or None."""
-  if dtype is None:
-    return None
-  try:
-    found = np.dtype(dtype) if not hasattr(dtype, "shape") else None
-  except TypeError:
-    found = None
-  if found == np.float64 and not jax.config.read("jax_enable_x64"):
-    raise TypeError(
-      f"{name} must be float32 or narrower without jax_enable_x64, got "
-      f"{dtype!r}."
-    )
-  if (
-    found is None
-    or not jnp.issubdtype(found, jnp.floating)
-    or found.itemsize < 2
-  ):
-    raise TypeError(
-      f"{name} must be a floating dtype of 16 bits or more, got {dtype!r}. "
-      "Pass jnp.bfloat16 or jnp.float32."
-    )
-  return found
-
-
-class Arrays(NamedTuple):
-  """What is differentiated: a head's arrays, or some rows or classes of them.
-
-  Attributes:
-    features: ``[R, d]``.
-    kernel: ``[d, V]``, or ``[V, d]`` for class axis 0.
-    bias: ``[V]``; ``-inf`` makes a class impossible.
-    factor: ``[R]``; multiplies the capped logits of each row.
-  """
-
-  features: jax.Array
-  kernel: jax.Array
-  bias: jax.Array | None = None
-  factor: jax.Array | None = None
-
-
-def operand_dtype(features: Any, kernel: Any) -> np.dtype:
-  """The dtype that features and kernel have in the products by default."""
-  # Eight bits are widened: no other type promotes with them.
-  wide = [
-    x.dtype if x.dtype.itemsize > 1 else np.dtype(np.float32)
-    for x in (features, kernel)
-  ]
-  return np.dtype(jnp.promote_types(*wide))
-
-
-# Cotangents of some of the `Arrays`, by name.
-Gradient = dict[str, jax.Array]
-# Cotangents of the target and of those fields of `ClassSums` that have one.
-Cotangents = dict[str, jax.Array]
+from squentropy_jax.fused._head import Arrays, Cotangents, Head
 
 
 def product(
@@ -243,16 +110,35 @@ def logits(head: Head, arrays: Arrays) -> jax.Array:
     1 - head.class_axis,
     head.sum_dtype,
   )
-  if arrays.bias is not None:
-    z += arrays.bias.astype(z.dtype)[None]
+  bias = None if arrays.bias is None else arrays.bias[None]
+  return of_products(head, z, bias, as_column(arrays.factor))
+
+
+def of_products(
+  head: Head,
+  z: jax.Array,
+  bias: jax.Array | None,
+  factor: jax.Array | None = None,
+) -> jax.Array:
+  """The logits from the products of features and kernel."""
+  if bias is not None:
+    z += bias.astype(z.dtype)
   if head.soft_cap is not None:
     z = head.soft_cap * jnp.tanh(z / head.soft_cap)
-  if arrays.factor is not None:
-    z *= arrays.factor[:, None]
-  if arrays.bias is not None:
+  if factor is not None:
+    z *= factor
+  if bias is not None:
     # Neither a cap nor a factor makes an impossible class possible.
-    z = jnp.where((arrays.bias == -jnp.inf)[None], -jnp.inf, z)
+    z = jnp.where(bias == -jnp.inf, -jnp.inf, z)
   return z
+
+
+def without_same_key(arrays: Arrays, z: jax.Array) -> jax.Array:
+  """The tile with ``-inf`` for each class that has the key of the row."""
+  if arrays.row_keys is None or arrays.class_keys is None:
+    return z
+  is_same = arrays.row_keys[:, None] == arrays.class_keys[None]
+  return jnp.where(is_same, -jnp.inf, z)
 
 
 def logit_derivative(
@@ -334,6 +220,7 @@ def add_tile(
   sums = before.classes
   cols = columns(ids, start, z.shape[1])
   target = sums.target + pick(z, cols)
+  z = without_same_key(part, z)
   z = mark(z, cols, jnp.full_like(target, -jnp.inf))
   found = no_classes(target, sums.max)
   exps = jnp.zeros_like(z)
@@ -383,7 +270,7 @@ def cotangent(
   for name, rule in SUMS.items():
     if name in cotangents:
       by_row = (rule.factor * cotangents[name])[:, None]
-      if part.bias is None:  # No class is impossible.
+      if part.all_possible:
         g += by_row * rule.derivative(z, exps)
       else:
         g += by_row * sum_derivative(rule, z, exps)

@@ -21,80 +21,17 @@ from squentropy_jax._core.class_sums import (
   shrink_factor,
 )
 from squentropy_jax.fused import _plan, _tiles
-from squentropy_jax.fused._plan import Blocks
-from squentropy_jax.fused._tiles import (
-  Arrays,
-  Cotangents,
-  Gradient,
-  Head,
-  RowSums,
+from squentropy_jax.fused._head import Arrays, Cotangents, Gradient, Head
+from squentropy_jax.fused._parts import (
+  classes_of,
+  cut_classes,
+  num_classes,
+  put_classes,
+  rows_of,
+  with_rows,
 )
-
-
-def num_classes(head: Head, arrays: Arrays) -> int:
-  """How many classes the arrays have."""
-  return arrays.kernel.shape[head.class_axis]
-
-
-def classes_of(
-  head: Head, arrays: Arrays, start: jax.Array | int, width: int
-) -> Arrays:
-  """The arrays with ``width`` classes from ``start`` on."""
-  kernel = lax.dynamic_slice_in_dim(
-    arrays.kernel, start, width, head.class_axis
-  )
-  if head.tile_axes:
-    if kernel.dtype.itemsize > head.operand_dtype.itemsize:
-      kernel = kernel.astype(head.operand_dtype)
-    kernel = varying.vary(kernel, frozenset(head.tile_axes))
-    kernel = lax.all_gather(
-      kernel, head.tile_axes, axis=1 - head.class_axis, tiled=True
-    )
-  bias = arrays.bias
-  if bias is not None:
-    bias = lax.dynamic_slice_in_dim(bias, start, width)
-  return arrays._replace(kernel=kernel, bias=bias)
-
-
-def _class_axes(head: Head) -> dict[str, int]:
-  return {"kernel": head.class_axis, "bias": 0}
-
-
-def cut_classes(
-  head: Head, gradient: Gradient, start: jax.Array | int, width: int
-) -> Gradient:
-  """What a gradient says of ``width`` classes from ``start`` on."""
-  return {
-    name: lax.dynamic_slice_in_dim(gradient[name], start, width, axis)
-    for name, axis in _class_axes(head).items()
-    if name in gradient
-  }
-
-
-def put_classes(
-  head: Head, gradient: Gradient, part: Gradient, start: jax.Array | int
-) -> Gradient:
-  """The inverse of `cut_classes`; ``part`` is cast to the gradient's dtypes."""
-  return gradient | {
-    name: lax.dynamic_update_slice_in_dim(
-      gradient[name], part[name].astype(gradient[name].dtype), start, axis
-    )
-    for name, axis in _class_axes(head).items()
-    if name in gradient
-  }
-
-
-class Rows(NamedTuple):
-  """What of a head's arrays has rows, to be cut into blocks."""
-
-  features: jax.Array
-  factor: jax.Array | None
-  ids: jax.Array
-
-
-def with_rows(arrays: Arrays, rows: Rows) -> Arrays:
-  """The arrays with some of their rows."""
-  return arrays._replace(features=rows.features, factor=rows.factor)
+from squentropy_jax.fused._plan import Blocks
+from squentropy_jax.fused._tiles import RowSums
 
 
 def sums_of_rows(
@@ -138,8 +75,7 @@ def row_sums(
     some = with_rows(arrays, rows)
     return None, sums_of_rows(head, blocks.classes, some, rows.ids)[0]
 
-  rows = Rows(arrays.features, arrays.factor, ids)
-  return _plan.over_rows(step, None, rows, blocks.rows)[1]
+  return _plan.over_rows(step, None, rows_of(arrays, ids), blocks.rows)[1]
 
 
 def target_by_products(
@@ -234,7 +170,7 @@ def recomputed_gradient(
   """
   axes = varying.axes_of(arrays, ids, sums, cotangents)
   cotangents = target_by_products(head, arrays, sums, cotangents)
-  every_row = Rows(arrays.features, arrays.factor, ids), sums, cotangents
+  every_row = rows_of(arrays, ids), sums, cotangents
 
   def over_classes(gradient, start, width, _):
     part = classes_of(head, arrays, start, width)
@@ -245,7 +181,7 @@ def recomputed_gradient(
       of_rows, of_classes = carry
       rows, some_sums, some_cotangents = _plan.cut(every_row, row, height)
       some = with_rows(part, rows)
-      z = _tiles.logits(head, some)
+      z = _tiles.without_same_key(some, _tiles.logits(head, some))
       g = _tiles.cotangent(
         head, some, z, some_sums, some_cotangents, rows.ids, start
       )
@@ -334,7 +270,7 @@ def gradient_in_forward(
   by_classes = zeros_like(
     head, arrays, wanted - of_rows, axes, kernel_dtype if one_block else None
   )
-  of_head = Rows(arrays.features, arrays.factor, ids)
+  of_head = rows_of(arrays, ids)
   by_classes, (by_rows, ys) = _plan.over_rows(
     over_a_block, by_classes, (of_head, rows), blocks.rows
   )
@@ -376,8 +312,7 @@ def frozen_sums(
       head, blocks.classes, some, rows.ids, each, by_features
     )[:2]
 
-  rows = Rows(arrays.features, arrays.factor, ids)
-  return _plan.over_rows(step, None, rows, blocks.rows)[1]
+  return _plan.over_rows(step, None, rows_of(arrays, ids), blocks.rows)[1]
 
 
 def frozen_gradient(
