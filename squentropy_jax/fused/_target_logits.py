@@ -73,6 +73,10 @@ def target_logits(
     >>> print(fused.target_logits(features, kernel, jnp.array([0, 2])))
     [1.  0.5]
 
+  References:
+    Boutros et al., `ElasticFace: Elastic Margin Loss for Deep Face Recognition
+    <https://arxiv.org/abs/2109.09416>`_, 2022, for a margin that depends on it.
+
   .. seealso:: :func:`squentropy_jax.margins.target_logits`, from all logits
   """
   if gather == "tile":
