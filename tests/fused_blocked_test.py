@@ -5,62 +5,30 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from support.blocked import (
+  FEATURES,
+  KEEP,
+  LABELS,
+  PARAMS,
+  RNG,
+  WEIGHTS,
+  D,
+  N,
+  V,
+  assert_close,
+  blocked,
+  dense_logits,
+  floats,
+  gradients,
+  head,
+  loss_sum,
+  matmul,
+)
 from support.heads import jit
 
 from squentropy_jax import fused, losses, rows
-
-N, D, V = 7, 4, 6
-_RNG = np.random.default_rng(3)
-
-
-def _floats(*shape):
-  return _RNG.normal(size=shape).astype(np.float32)
-
-
-FEATURES, LABELS = _floats(N, D), np.arange(N, dtype=np.int32) % V
-PARAMS = {
-  "kernel": _floats(D, V),
-  "scale": 1 + np.abs(_floats(1, D)),
-  "step": np.int32(3),  # A leaf without a derivative.
-}
-WEIGHTS = np.linspace(-1, 2, N, dtype=np.float32)
-KEEP = np.arange(N) % 4 != 2
-
-
-def head(params, block):
-  """A norm before the head, which has no derivative at zeros."""
-  norm = jnp.sqrt(jnp.square(block).sum(-1, keepdims=True))
-  return (block / norm * params["scale"]) @ params["kernel"]
-
-
-def _dense_logits():
-  norm = np.sqrt(np.square(FEATURES).sum(-1, keepdims=True))
-  return (FEATURES / norm * PARAMS["scale"]) @ PARAMS["kernel"]
-
-
-def blocked(loss, params, features, labels, **keywords):
-  keywords = {"block_rows": 3} | keywords
-  return fused.blocked_loss_sum(
-    loss, head, params, features, labels, **keywords
-  )
-
-
-def gradients(f, *arguments):
-  """The value, and the gradients of all arguments; of integers float0."""
-  value, vjp = jax.vjp(f, *arguments)
-  return value, vjp(jnp.ones_like(value))
-
-
-def assert_close(found, want, rtol=2e-6):
-  for one, other in zip(*map(jax.tree.leaves, (found, want)), strict=True):
-    assert one.dtype == other.dtype
-    if one.dtype != jax.dtypes.float0:
-      size = np.abs(other).max(initial=1e-3)
-      np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * size)
 
 
 @jit
@@ -185,7 +153,7 @@ def test_metrics_are_weighted_sums_without_gradient():
 
   sums, gradient = sums_and_gradient(PARAMS)
   assert not gradient.any()
-  z = _dense_logits()
+  z = dense_logits()
   log_z = np.log(np.exp(z).sum(-1))
   weights = np.where(KEEP, WEIGHTS, 0)
   assert sums._fields == ("loss", "weight", "metrics")
@@ -202,7 +170,7 @@ def test_metrics_are_weighted_sums_without_gradient():
 def test_metrics_see_the_logits_that_the_loss_divides():
   loss = functools.partial(losses.ldr_kl, temperature=2.0)
   found = blocked(loss, PARAMS, FEATURES, LABELS, metrics={"log_z": rows.log_z})
-  z = _dense_logits() / 2
+  z = dense_logits() / 2
   want = np.log(np.exp(z).sum(-1)).sum()
   np.testing.assert_allclose(found.metrics["log_z"], want, rtol=1e-5)
   without = jax.eval_shape(lambda: blocked(loss, PARAMS, FEATURES, LABELS))
@@ -238,9 +206,9 @@ def test_head_may_close_over_traced_arrays():
 
 
 def test_features_of_any_shape_and_kind():
-  tokens = _RNG.integers(0, 5, (2, 3, 4))
-  labels = _RNG.integers(0, V, (2, 3))
-  table = _floats(5, V)
+  tokens = RNG.integers(0, 5, (2, 3, 4))
+  labels = RNG.integers(0, V, (2, 3))
+  table = floats(5, V)
 
   def bag(table, block):
     assert block.shape == (4, 4)
@@ -270,7 +238,7 @@ def test_gradients_of_narrow_parameters_are_added_in_float32():
     jax.grad(
       lambda p, f: (
         fused.blocked_loss_sum(
-          losses.cross_entropy, _matmul, p, f, labels, block_rows=1
+          losses.cross_entropy, matmul, p, f, labels, block_rows=1
         ).loss
       ),
       (0, 1),
@@ -283,120 +251,7 @@ def test_gradients_of_narrow_parameters_are_added_in_float32():
 # Programs.
 
 
-def _matmul(params, block):
-  return block @ params
-
-
-def _sum(kernel, features, labels, block_rows):
-  return fused.blocked_loss_sum(
-    losses.cross_entropy,
-    _matmul,
-    kernel,
-    features,
-    labels,
-    block_rows=block_rows,
-  ).loss
-
-
 @functools.cache
-def _compiled(argnums):
-  arrays = (
-    jax.ShapeDtypeStruct((64, 1024), np.float32),
-    jax.ShapeDtypeStruct((2000, 64), np.float32),
-    jax.ShapeDtypeStruct((2000,), np.int32),
-  )
-  f = functools.partial(_sum, block_rows=128)
-  f = f if argnums is None else jax.value_and_grad(f, argnums)
-  return jax.jit(f).lower(*arrays).compile()
-
-
-@pytest.mark.parametrize(
-  ("argnums", "products"), [(None, 1), (1, 2), ((0, 1), 3)]
-)
-def test_matrix_products(argnums, products):
-  text = _compiled(argnums).as_text()
-  assert text.count(" dot(") + text.count("custom-call(") == products, text
-
-
-@pytest.mark.parametrize("argnums", [None, (0, 1)])
-def test_logits_of_all_rows_are_never_in_memory(argnums):
-  used = _compiled(argnums).memory_analysis().temp_size_in_bytes
-  logits, block = 4 * 2000 * 1024, 4 * 128 * 1024
-  inputs_and_gradients = 4 * 2 * (2048 * 64 + 64 * 1024)
-  assert used <= inputs_and_gradients + 4 * block < logits
-
-
-def test_rows_sharded_in_shard_map():
-  mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-  labels, features = LABELS[:6], FEATURES[:6]
-  arrays = {k: v for k, v in PARAMS.items() if k != "step"}
-
-  @functools.partial(
-    jax.shard_map,
-    mesh=mesh,
-    in_specs=(P(), P("data"), P("data")),
-    out_specs=(P(), (P(), P("data"))),
-  )
-  def sharded(params, features, labels):
-    def total(params, features):
-      found = blocked(
-        losses.squentropy,
-        params,
-        features,
-        labels,
-        block_rows=2,
-        metrics={"z": rows.z_loss},
-      )
-      found = jax.lax.psum(found, "data")
-      return found.loss / found.weight
-
-    gradient = jax.grad(total, (0, 1))(params, features)
-    return total(params, features), gradient
-
-  def dense(params, features):
-    return losses.squentropy(head(params, features), labels).mean()
-
-  want = jit(jax.value_and_grad(dense, (0, 1)))(arrays, features)
-  assert_close(jit(sharded)(arrays, features, labels), want)
-
-
-def test_kernel_with_some_classes_is_refused_in_shard_map():
-  mesh = jax.make_mesh((2,), ("vocab",), axis_types=(AxisType.Auto,))
-
-  @functools.partial(
-    jax.shard_map, mesh=mesh, in_specs=P(None, "vocab"), out_specs=P("vocab")
-  )
-  def sharded(kernel):
-    return _sum(kernel, FEATURES, LABELS, 4)[None]
-
-  with pytest.raises(ValueError, match=r"params must not vary .*\['vocab'\]"):
-    jax.eval_shape(sharded, PARAMS["kernel"])
-
-
-def test_no_nan_and_no_leak_with_a_dropped_row():
-  dirty = jnp.where(KEEP[:, None], FEATURES, jnp.nan)
-  labels = np.where(KEEP, LABELS, -100)
-  weights = jnp.where(KEEP, WEIGHTS, jnp.inf)
-
-  def total(params):
-    return blocked(
-      losses.squentropy,
-      params,
-      dirty,
-      labels,
-      weights=weights,
-      where=KEEP,
-      metrics={"z": rows.z_loss},
-    ).loss
-
-  gradient = jax.grad(total, allow_int=True)
-  with jax.debug_nans(True):
-    found = jit(gradient)(PARAMS)
-  assert np.isfinite(found["kernel"]).all()
-  with jax.checking_leaks():
-    jax.eval_shape(gradient, PARAMS)
-
-
 def test_an_invalid_label_raises_or_is_nan():
   labels = np.where(np.arange(N) == 5, V, LABELS)
   with pytest.raises(ValueError, match=rf"labels\[5\] = {V} .* \[0, {V}\)"):
@@ -420,7 +275,7 @@ def test_an_invalid_label_raises_or_is_nan():
 @pytest.mark.x64
 def test_float64_stays_and_products_with_the_hessian():
   def total(kernel, features):
-    return _sum(kernel, features, LABELS, 3)
+    return loss_sum(kernel, features, LABELS, 3)
 
   def dense(kernel, features):
     return losses.cross_entropy(features @ kernel, LABELS).sum()
@@ -507,7 +362,7 @@ def test_float64_stays_and_products_with_the_hessian():
 def test_arguments_that_do_not_fit(changes, error, message):
   arguments = {
     "loss": losses.squentropy,
-    "head_fn": _matmul,
+    "head_fn": matmul,
     "params": PARAMS["kernel"],
     "features": FEATURES,
     "labels": LABELS,

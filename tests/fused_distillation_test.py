@@ -5,84 +5,31 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 from support import heads
+from support.distillation import (
+  BIAS,
+  CLASSES,
+  COTANGENT,
+  FEATURES,
+  KERNEL,
+  KINDS,
+  RNG,
+  ROWS,
+  SMALL,
+  TEACHER,
+  TEACHER_BIAS,
+  TEMPERATURE,
+  divergence,
+  head,
+  reference,
+)
 from support.layouts import LAYOUTS
-from support.programs import collectives, products
+from support.programs import products
 
 from squentropy_jax import fused, losses
-
-KINDS = ("forward_kl", "reverse_kl", "jensen_shannon")
-ROWS, WIDTH, OF_TEACHER, CLASSES = 6, 5, 4, 9
-RNG = np.random.default_rng(0)
-
-
-def normal(*shape):
-  return RNG.normal(size=shape).astype(np.float32)
-
-
-FEATURES, KERNEL, BIAS = normal(ROWS, WIDTH), normal(WIDTH, CLASSES), normal(9)
-TEACHER = normal(ROWS, OF_TEACHER), normal(OF_TEACHER, CLASSES)
-TEACHER_BIAS = normal(CLASSES)
-TEMPERATURE = np.linspace(0.5, 2.0, ROWS, dtype=np.float32)
-COTANGENT = np.linspace(-1.0, 2.0, ROWS, dtype=np.float32)
-# Blocks of 5 classes and, for 200 rows, of 100 rows.
-SMALL = fused.Plan(memory_budget=1)
-
-
-def divergence(kind, z, t):
-  """From the logits of student and teacher, in the dtype of both."""
-  p, q = jax.nn.softmax(t, -1), jax.nn.softmax(z, -1)
-
-  def kl(a, b):
-    ratio = jnp.log(jnp.where(a > 0, a, 1.0)) - jnp.log(b)
-    return jnp.where(a > 0, a * ratio, 0.0).sum(-1)
-
-  if kind == "forward_kl":
-    return kl(p, q)
-  if kind == "reverse_kl":
-    return kl(q, p)
-  return 0.5 * kl(p, (p + q) / 2) + 0.5 * kl(q, (p + q) / 2)
-
-
-def reference(kind, features, kernel, bias, temperature, teacher, caps=None):
-  """The weighted sum of the divergences, and its gradients, in float64."""
-
-  def total(features, kernel, bias, temperature):
-    z = features @ kernel + bias[None]
-    t = teacher[0] @ teacher[1] + teacher[2][None]
-    if caps is not None:
-      z, t = (c * jnp.tanh(x / c) for c, x in zip(caps, (z, t), strict=True))
-    if temperature.ndim:
-      temperature = temperature[:, None]
-    each = divergence(kind, z / temperature, t / temperature)
-    weights = jnp.asarray(COTANGENT, jnp.float64)
-    return (each * weights).sum(), each
-
-  arguments = (features, kernel, bias, temperature)
-  with jax.enable_x64(True):
-    wide = [jnp.asarray(x, jnp.float64) for x in arguments]
-    teacher = [jnp.asarray(x, jnp.float64) for x in teacher]
-    run = jax.value_and_grad(total, (0, 1, 2, 3), has_aux=True)
-    (_, each), gradients = jax.tree.map(np.asarray, run(*wide))
-  return each, gradients
-
-
-def head(features, kernel, bias, temperature, **settings):
-  return fused.linear_distillation(
-    features,
-    kernel,
-    *TEACHER,
-    student_bias=bias,
-    teacher_bias=TEACHER_BIAS,
-    temperature=temperature,
-    plan=SMALL,
-    **settings,
-  )
-
 
 CAPS = 2.0, 3.0
 
@@ -306,177 +253,6 @@ def test_memory_is_that_of_a_tile():
   run = jax.jit(jax.value_and_grad(total, (0, 1)))
   used = run.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
   assert used <= 2**23 + 64 * 4 * rows
-
-
-SHARDED = [
-  ("rows, classes", "auto", AxisType.Explicit),
-  ("width of the kernel, classes", "tile", AxisType.Auto),
-  ("width of the kernel only", "auto", AxisType.Explicit),
-  ("rows and classes on one axis", "rows", AxisType.Auto),
-  ("rows and classes on one axis", "kernel", AxisType.Auto),
-  ("width of the features, classes", "auto", AxisType.Auto),
-]
-BATCH = 4, 8
-WIDE = normal(*BATCH, 8), normal(8, 32)
-WIDE_TEACHER = normal(*BATCH, 16), normal(16, 32)
-WEIGHTS = normal(*BATCH)
-WARMTH = np.abs(normal(*BATCH)) + 0.5
-
-
-def weighted(features, kernel, temperature, teacher, weights, kind, **settings):
-  each = fused.linear_distillation(
-    features,
-    kernel,
-    *teacher,
-    temperature=temperature,
-    divergence=kind,
-    **settings,
-  )
-  return (each * weights).sum()
-
-
-@functools.cache
-def on_one_device(kind):
-  run = heads.jit(
-    jax.value_and_grad(
-      functools.partial(weighted, kind=kind, plan=fused.Plan()), (0, 1, 2)
-    )
-  )
-  return run(*WIDE, WARMTH, WIDE_TEACHER, WEIGHTS)
-
-
-def check_equal(found, expected):
-  for a, b in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "gather", "axis_type"), SHARDED)
-def test_layouts(name, gather, axis_type):
-  case = LAYOUTS[name]
-  mesh = case.mesh(axis_type)
-  settings = {"gather": gather}
-  if axis_type == AxisType.Auto:
-    settings |= {
-      "mesh": mesh,
-      "student_features_spec": case.features_spec,
-      "student_kernel_spec": case.kernel_spec,
-    }
-
-  def put(array, spec):
-    return jax.device_put(array, NamedSharding(mesh, spec))
-
-  specs = case.features_spec, case.kernel_spec
-  student, teacher = (
-    [put(x, spec) for x, spec in zip(pair, specs, strict=True)]
-    for pair in (WIDE, WIDE_TEACHER)
-  )
-  of_rows = [put(x, case.row_spec) for x in (WARMTH, WEIGHTS)]
-  run = heads.jit(
-    jax.value_and_grad(
-      functools.partial(weighted, kind="jensen_shannon", **settings), (0, 1, 2)
-    )
-  )
-  found = run(*student, of_rows[0], teacher, of_rows[1])
-  check_equal(found, on_one_device("jensen_shannon"))
-
-
-INSIDE = [
-  ("rows, classes", "auto"),
-  ("width of the kernel, classes", "auto"),
-  ("rows and some classes on one axis", "rows"),
-]
-
-
-@pytest.mark.parametrize(("name", "gather"), INSIDE)
-def test_layout_inside_a_shard_map_of_the_user(name, gather):
-  case = LAYOUTS[name]
-  specs = case.features_spec, case.kernel_spec
-
-  def local(features, kernel, temperature, teacher, weights):
-    total = weighted(
-      features,
-      kernel,
-      temperature,
-      teacher,
-      weights,
-      "reverse_kl",
-      gather=gather,
-      student_features_spec=case.features_spec,
-      student_kernel_spec=case.kernel_spec,
-    )
-    return jax.lax.psum(total, case.row_axes)
-
-  mapped = jax.shard_map(
-    local,
-    mesh=case.mesh(),
-    in_specs=(*specs, case.row_spec, specs, case.row_spec),
-    out_specs=P(),
-  )
-  run = heads.jit(jax.value_and_grad(mapped, (0, 1, 2)))
-  found = run(*WIDE, WARMTH, WIDE_TEACHER, WEIGHTS)
-  check_equal(found, on_one_device("reverse_kl"))
-
-
-def test_rows_and_classes_that_do_not_divide():
-  case = LAYOUTS["rows, classes"]
-
-  def total(features, kernel, temperature):
-    return weighted(
-      features,
-      kernel,
-      temperature,
-      TEACHER,
-      COTANGENT,
-      "forward_kl",
-      mesh=case.mesh(),
-      student_features_spec=P("vocab"),
-      student_kernel_spec=P(None, "data"),
-    )
-
-  run = heads.jit(jax.value_and_grad(total, (0, 1, 2)))
-  found, gradients = run(FEATURES, KERNEL, TEMPERATURE)
-  none = np.zeros(CLASSES, np.float32)
-  each, exact = reference(
-    "forward_kl", FEATURES, KERNEL, none, TEMPERATURE, (*TEACHER, none)
-  )
-  check_equal((found, gradients), (each @ COTANGENT, (*exact[:2], exact[3])))
-
-
-def test_only_sums_of_rows_and_gradients_are_sent():
-  case = LAYOUTS["rows, classes"]
-  run = jax.jit(
-    jax.grad(
-      functools.partial(
-        weighted,
-        kind="forward_kl",
-        mesh=case.mesh(),
-        student_features_spec=case.features_spec,
-        student_kernel_spec=case.kernel_spec,
-      ),
-      (0, 1),
-    )
-  )
-  specs = case.features_spec, case.kernel_spec
-
-  def typed(array, spec):
-    return jax.ShapeDtypeStruct(
-      array.shape, array.dtype, sharding=NamedSharding(case.mesh(), spec)
-    )
-
-  student, teacher = (
-    [typed(x, spec) for x, spec in zip(pair, specs, strict=True)]
-    for pair in (WIDE, WIDE_TEACHER)
-  )
-  rows = typed(WEIGHTS, case.row_spec)
-  compiled = run.lower(*student, rows, teacher, rows).compile()
-  sent = collectives(compiled.as_text())
-  assert {kind for kind, _ in sent} == {"all-reduce"}
-  here = WEIGHTS.size // 2
-  # The gradient of the features, and that of the kernel over the rows.
-  most = here * 8 + 8 * 32 // 4 + 10 * here
-  assert sum(size for _, size in sent) <= most
 
 
 def test_dtypes():
