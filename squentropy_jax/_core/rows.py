@@ -134,6 +134,25 @@ class RowLoss(Loss[P], Generic[P]):
     values = self.hyperparameters.complete(hyperparameters, self.__name__)
     return self.formula(stats, **values)
 
+  @property
+  def spherical(self) -> Callable[..., jax.Array]:
+    """The loss as a function of three sums, for a factored output layer.
+
+    ``spherical(target, total, total_sq, num_classes, **hyperparameters)`` takes
+    the output of the labelled class, and the sum and the sum of squares of the
+    outputs of all classes. Losses that read other statistics do not have it.
+    """
+    known = {"target", "rest_sum", "rest_sq", "num_classes"}
+    names = tuple(self.hyperparameters.domains)
+    more = fields_read(self.formula, names) - known
+    if more:
+      raise AttributeError(
+        f"{self.__name__} has no attribute 'spherical': it reads "
+        f"{', '.join(sorted(more))} of the other classes, not only their sum "
+        "and their sum of squares"
+      )
+    return functools.partial(_of_sums, self)
+
   def evaluate(
     self,
     logits: ArrayLike,
@@ -153,6 +172,31 @@ class RowLoss(Loss[P], Generic[P]):
       values=self.hyperparameters.complete(values, self.__name__),
     )
     return _evaluate(self, axis, static, arguments)
+
+
+def _of_sums(
+  loss: RowLoss[Any],
+  target: ArrayLike,
+  total: ArrayLike,
+  total_sq: ArrayLike,
+  num_classes: int,
+  **hyperparameters: Any,
+) -> jax.Array:
+  """The loss from the target's output and two sums over all classes."""
+  values = loss.hyperparameters.complete(hyperparameters, loss.__name__)
+  z, sum_z, sum_sq = (jnp.asarray(x) for x in (target, total, total_sq))
+  factor = None if loss.transform is None else loss.transform.factor(values)
+  if factor is not None:
+    z, sum_z, sum_sq = z * factor, sum_z * factor, sum_sq * jnp.square(factor)
+  nothing = jnp.full_like(z, jnp.nan)
+  stats = RowStats(*(nothing,) * len(RowStats._fields))._replace(
+    target=z,
+    rest_sum=sum_z - z,
+    # Of other outputs near 0, rounding leaves a number below 0.
+    rest_sq=jnp.maximum(sum_sq - jnp.square(z), 0.0),
+    num_classes=jnp.full_like(z, num_classes),
+  )
+  return loss.formula(stats, **values)
 
 
 # Compiled, so that a call outside jit is one dispatch. Inlined inside a trace.

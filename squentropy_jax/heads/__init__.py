@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output layers: a density over ordered bins, a kernel of very many classes."""
+
+from squentropy_jax.heads._factored import FactoredOutput as FactoredOutput
+from squentropy_jax.heads._factored import factored_forward as factored_forward
+from squentropy_jax.heads._factored import factored_init as factored_init
+from squentropy_jax.heads._factored import factored_kernel as factored_kernel
+from squentropy_jax.heads._factored import (
+  factored_stabilize as factored_stabilize,
+)
+from squentropy_jax.heads._factored import factored_update as factored_update
+from squentropy_jax.heads._fourier import (
+  fourier_coefficients as fourier_coefficients,
+)
+from squentropy_jax.heads._fourier import fourier_logits as fourier_logits
+from squentropy_jax.heads._fourier import (
+  fourier_smoothness as fourier_smoothness,
+)

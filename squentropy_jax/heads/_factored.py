@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An output layer of very many classes whose exact SGD step costs no pass."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from squentropy_jax._core import checks
+from squentropy_jax._core import labels as prelude
+
+
+class FactoredOutput(NamedTuple):
+  r"""A kernel :math:`W` of :math:`D` classes as a product that SGD can update.
+
+  .. math::
+    W = V U + 1 \omega^T
+
+  A step of gradient descent changes few rows of :math:`V`, and the small
+  arrays. It is made by `factored_init`.
+
+  Attributes:
+    rows: :math:`V`, shape ``[D, d]``.
+    mix: :math:`U`, shape ``[d, d]``.
+    mix_inverse: The inverse of :math:`U`, shape ``[d, d]``.
+    gram: :math:`W^T W`, shape ``[d, d]``.
+    shift: :math:`\omega`, shape ``[d]``.
+    row_sum: The sum of the rows of :math:`W`, shape ``[d]``.
+  """
+
+  rows: jax.Array
+  mix: jax.Array
+  mix_inverse: jax.Array
+  gram: jax.Array
+  shift: jax.Array
+  row_sum: jax.Array
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
+  r"""Factors a kernel for exact SGD whose step does not depend on its size.
+
+  Use it with a loss of the spherical family, which sees the outputs
+  :math:`o = W h` of an example only through the target's output, their sum and
+  their sum of squares: :func:`squentropy_jax.losses.zscore`,
+  :func:`squentropy_jax.losses.taylor_softmax`,
+  :func:`squentropy_jax.losses.spherical_softmax` and
+  :func:`squentropy_jax.losses.rescaled_square`. A step for :math:`m` examples
+  costs about :math:`8 m d^2` multiplications, where plain SGD costs
+  :math:`3 m d D`. Only plain SGD can be factored. Momentum and Adam cannot.
+
+  Args:
+    kernel: Shape ``[d, D]``, float32 or wider (narrower ones are widened).
+
+  Returns:
+    The factors. Donate them to the compiled step, so that they are updated in
+    place.
+
+  Raises:
+    TypeError: If the kernel is not of a floating dtype.
+    ValueError: If the kernel does not have two axes.
+
+  Examples:
+    >>> kernel = jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+    >>> state = heads.factored_init(kernel)
+    >>> print(heads.factored_kernel(state))
+    [[1. 0. 2.]
+     [0. 1. 1.]]
+
+  References:
+    Vincent, de Brebisson and Bouthillier, `Efficient Exact Gradient Update for
+    Training Deep Networks with Very Large Sparse Targets
+    <https://arxiv.org/abs/1412.7091>`_, NeurIPS 2015.
+  """
+  w = checks.as_jax(checks.as_floats(kernel, "kernel"))
+  if w.ndim != 2:
+    raise ValueError(f"kernel must have the shape [d, D], got {w.shape}.")
+  checks.check_num_classes(w.shape[1], "kernel")
+  w = w.astype(checks.compute_dtype(w.dtype))
+  eye = jnp.eye(w.shape[0], dtype=w.dtype)
+  return FactoredOutput(
+    rows=w.T,
+    mix=eye,
+    mix_inverse=eye,
+    gram=_dot(w, w.T),
+    shift=jnp.zeros(w.shape[0], w.dtype),
+    row_sum=w.sum(1),
+  )
+
+
+def factored_kernel(state: FactoredOutput) -> jax.Array:
+  r"""Computes the kernel that the factors stand for.
+
+  Use it to evaluate or to store a model. It takes a pass over all classes.
+
+  .. math:: W^T = (V U + 1 \omega^T)^T
+
+  Args:
+    state: The factors.
+
+  Returns:
+    The kernel, shape ``[d, D]``.
+
+  Raises:
+    TypeError: If ``state`` is not a `FactoredOutput`.
+
+  Examples:
+    >>> state = heads.factored_init(jnp.eye(2))
+    >>> print(heads.factored_kernel(state))
+    [[1. 0.]
+     [0. 1.]]
+
+  References:
+    Vincent, de Brebisson and Bouthillier, `Efficient Exact Gradient Update for
+    Training Deep Networks with Very Large Sparse Targets
+    <https://arxiv.org/abs/1412.7091>`_, NeurIPS 2015.
+  """
+  state = _checked(state)
+  return (_dot(state.rows, state.mix) + state.shift[None]).T
+
+
+def factored_stabilize(state: FactoredOutput) -> FactoredOutput:
+  r"""Multiplies the factors out, which removes their rounding errors.
+
+  Use it every some hundred steps. The factors drift apart slowly, faster if a
+  step comes close to ``1 = 2 * learning_rate * grad_total_sq * |h|**2``, where
+  :math:`U` is singular. It sets :math:`U` to the identity, and takes a pass
+  over all classes.
+
+  .. math:: V \leftarrow V U + 1 \omega^T, \quad U \leftarrow I, \quad
+    \omega \leftarrow 0
+
+  Args:
+    state: The factors.
+
+  Returns:
+    Factors of the same kernel.
+
+  Raises:
+    TypeError: If ``state`` is not a `FactoredOutput`.
+
+  Examples:
+    >>> state = heads.factored_stabilize(heads.factored_init(jnp.eye(2)))
+    >>> print(state.mix)
+    [[1. 0.]
+     [0. 1.]]
+
+  References:
+    Vincent, de Brebisson and Bouthillier, `Efficient Exact Gradient Update for
+    Training Deep Networks with Very Large Sparse Targets
+    <https://arxiv.org/abs/1412.7091>`_, NeurIPS 2015.
+  """
+  return factored_init(factored_kernel(state))
+
+
+def factored_forward(
+  state: FactoredOutput,
+  features: jax.typing.ArrayLike,
+  ids: jax.typing.ArrayLike,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  r"""Computes some outputs, the sum and the sum of squares of all outputs.
+
+  Use it as the forward pass of a step. The loss of an example with target
+  output ``outputs[i, 0]`` is
+  ``loss.spherical(outputs[i, 0], total[i], total_sq[i], D)``; its derivatives
+  by the three are what `factored_update` takes. With the outputs
+  :math:`o = W h` of an example,
+
+  .. math::
+    o_{k} \text{ for } k \text{ in ids}, \quad \sum_k o_k = h \cdot \bar w,
+    \quad \sum_k o_k^2 = h^T Q h .
+
+  Args:
+    state: The factors of a kernel of ``D`` classes.
+    features: Shape ``[m, d]``.
+    ids: Class ids, integers of shape ``[m, K]``.
+
+  Returns:
+    ``(outputs, total, total_sq)`` of the shapes ``[m, K]``, ``[m]`` and
+    ``[m]``.
+
+  Raises:
+    TypeError: If an argument has the wrong type.
+    ValueError: If a shape does not fit, or if a concrete id is out of range (a
+      traced one gives NaN in its row).
+
+  Examples:
+    >>> kernel = jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+    >>> state = heads.factored_init(kernel)
+    >>> h, ids = jnp.array([[1.0, 3.0]]), jnp.array([[2]])
+    >>> outputs, total, total_sq = heads.factored_forward(state, h, ids)
+    >>> print(outputs, total, total_sq)
+    [[5.]] [9.] [35.]
+
+  References:
+    Vincent, de Brebisson and Bouthillier, `Efficient Exact Gradient Update for
+    Training Deep Networks with Very Large Sparse Targets
+    <https://arxiv.org/abs/1412.7091>`_, NeurIPS 2015.
+  """
+  state = _checked(state)
+  h, ids, invalid = _examples(state, features, ids)
+  some = jnp.take(state.rows, ids, axis=0)
+  mixed = _dot(h, state.mix.T)
+  outputs = jnp.einsum(
+    "mkd,md->mk", some, mixed, precision=jax.lax.Precision.HIGHEST
+  )
+  outputs += _dot(h, state.shift)[:, None]
+  outputs = jnp.where(invalid, jnp.nan, outputs)
+  total_sq = (h * _dot(h, state.gram)).sum(-1)
+  # It is a sum of squares, whatever rounding makes of it.
+  return outputs, _dot(h, state.row_sum), jnp.maximum(total_sq, 0.0)
+
+
+def factored_update(
+  state: FactoredOutput,
+  features: jax.typing.ArrayLike,
+  ids: jax.typing.ArrayLike,
+  grad_outputs: jax.typing.ArrayLike,
+  grad_total: jax.typing.ArrayLike,
+  grad_total_sq: jax.typing.ArrayLike,
+  learning_rate: jax.typing.ArrayLike,
+) -> tuple[jax.Array, FactoredOutput]:
+  r"""Computes the gradient of the features and the factors after a step of SGD.
+
+  Use it after `factored_forward`. The kernel becomes exactly
+  :math:`W - \eta \, \partial L / \partial W` for the loss :math:`L` whose
+  derivatives are given. Only the rows of ``ids`` and the small factors change,
+  so that the cost does not depend on the number of classes.
+
+  Args:
+    state: The factors. Donate them to the compiled step.
+    features: Shape ``[m, d]``, as in `factored_forward`.
+    ids: Class ids, integers of shape ``[m, K]``.
+    grad_outputs: The derivatives of the loss by ``outputs``, shape ``[m, K]``.
+    grad_total: Its derivatives by ``total``, shape ``[m]``.
+    grad_total_sq: Its derivatives by ``total_sq``, shape ``[m]``.
+    learning_rate: The step size :math:`\eta`, a number.
+
+  Returns:
+    ``(grad_features, state)``: the gradient of the features before the step,
+    shape ``[m, d]``, and the factors after it.
+
+  Raises:
+    TypeError: If an argument has the wrong type.
+    ValueError: If a shape does not fit, or if a concrete id is out of range (a
+      traced one sets the factors to NaN).
+
+  Examples:
+    >>> kernel = jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+    >>> state = heads.factored_init(kernel)
+    >>> h, ids = jnp.array([[1.0, 3.0]]), jnp.array([[2]])
+    >>> one, zero = jnp.ones((1, 1)), jnp.zeros(1)
+    >>> grad, state = heads.factored_update(state, h, ids, one, zero, zero, 0.1)
+    >>> print(grad)
+    [[2. 1.]]
+    >>> print(heads.factored_kernel(state))
+    [[1.  0.  1.9]
+     [0.  1.  0.7]]
+
+  References:
+    Vincent, de Brebisson and Bouthillier, `Efficient Exact Gradient Update for
+    Training Deep Networks with Very Large Sparse Targets
+    <https://arxiv.org/abs/1412.7091>`_, NeurIPS 2015.
+  """
+  state = _checked(state)
+  h, ids, invalid = _examples(state, features, ids)
+  by_output, by_total, by_total_sq = (
+    _of_shape(name, x, shape, h.dtype)
+    for name, x, shape in (
+      ("grad_outputs", grad_outputs, ids.shape),
+      ("grad_total", grad_total, h.shape[:1]),
+      ("grad_total_sq", grad_total_sq, h.shape[:1]),
+    )
+  )
+  by_output = jnp.where(invalid, jnp.nan, by_output)
+  rate = checks.as_scalar("learning_rate", learning_rate, h.dtype, "[0, inf)")
+  num_classes = state.rows.shape[0]
+  # The derivative by the outputs of all classes is
+  # twice * outputs + by_total + (by_output at the ids).
+  twice = 2.0 * by_total_sq
+  scaled = twice[:, None] * h
+  sum_output = by_output.sum(-1)
+
+  some = jnp.take(state.rows, ids, axis=0)
+  of_ids = jnp.einsum(
+    "mk,mkd->md", by_output, some, precision=jax.lax.Precision.HIGHEST
+  )
+  rest = _dot(of_ids, state.mix) + jnp.outer(sum_output, state.shift)
+  rest += jnp.outer(by_total, state.row_sum)
+  grad = _dot(scaled, state.gram) + rest
+
+  places = _first_places(ids)
+  flat = (by_output[..., None] * h[:, None]).reshape(-1, h.shape[1])
+  # What each named row of the kernel gets, at the first place that names it.
+  changes = jnp.zeros_like(flat).at[places].add(flat)
+  outer = _dot(h.T, scaled)
+  inverse = _moved_inverse(state.mix_inverse, h, scaled, outer, rate)
+  # What is written is computed from what was read, so that XLA can update the
+  # array in place.
+  written = some.reshape(-1, h.shape[1]) - rate * _dot(changes, inverse)[places]
+
+  # The Gram matrix of the derivative by the kernel.
+  from_total, from_output = _dot(by_total, h), _dot(sum_output, h)
+  mixed = _dot(outer, _dot(rest.T, h)) + jnp.outer(from_total, from_output)
+  of_step = _dot(_dot(outer, state.gram), outer) + mixed + mixed.T
+  of_step += num_classes * jnp.outer(from_total, from_total)
+  of_step += _dot(changes.T, changes)
+  step = _dot(grad.T, h)
+  gram = state.gram - rate * (step + step.T) + jnp.square(rate) * of_step
+
+  def moved(v: jax.Array, more: jax.Array) -> jax.Array:
+    return v - rate * _dot(twice * _dot(h, v) + more, h)
+
+  return grad, FactoredOutput(
+    rows=state.rows.at[ids.reshape(-1)].set(written),
+    mix=state.mix - rate * _dot(_dot(state.mix, h.T), scaled),
+    mix_inverse=inverse,
+    gram=gram,
+    shift=moved(state.shift, by_total),
+    row_sum=moved(state.row_sum, num_classes * by_total + sum_output),
+  )
+
+
+def _moved_inverse(
+  inverse: jax.Array,
+  h: jax.Array,
+  scaled: jax.Array,
+  outer: jax.Array,
+  rate: jax.Array,
+) -> jax.Array:
+  """``(1 - rate * outer)^-1 inverse``, where ``outer`` is ``h^T scaled``."""
+  m, d = h.shape
+  if m >= d:
+    return jnp.linalg.solve(jnp.eye(d, dtype=h.dtype) - rate * outer, inverse)
+  # By Woodbury's identity, a system of m equations.
+  system = jnp.eye(m, dtype=h.dtype) - rate * _dot(h, scaled.T)
+  solved = jnp.linalg.solve(system, _dot(h, inverse))
+  return inverse + rate * _dot(scaled.T, solved)
+
+
+def _first_places(ids: jax.Array) -> jax.Array:
+  """For each of the flat ids the first place with an equal id."""
+  flat = ids.reshape(-1)
+  order = jnp.argsort(flat, stable=True)
+  in_order = flat[order]
+  is_first = jnp.concatenate(
+    [in_order[:1] == in_order[:1], in_order[1:] != in_order[:-1]]
+  )
+  place = jnp.arange(flat.size, dtype=jnp.int32)
+  start = jax.lax.cummax(jnp.where(is_first, place, 0))
+  return jnp.zeros_like(place).at[order].set(order[start].astype(jnp.int32))
+
+
+def _checked(state: FactoredOutput) -> FactoredOutput:
+  if not isinstance(state, FactoredOutput):
+    raise TypeError(
+      f"state must be a FactoredOutput, got {type(state).__name__}. Make it "
+      "with factored_init."
+    )
+  return state
+
+
+def _examples(
+  state: FactoredOutput,
+  features: jax.typing.ArrayLike,
+  ids: jax.typing.ArrayLike,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The features, the ids in range, and which of them are invalid."""
+  num_classes, d = state.rows.shape
+  h = checks.as_jax(checks.as_floats(features, "features"))
+  if h.ndim != 2 or h.shape[1] != d:
+    raise ValueError(
+      f"features must have the shape [m, {d}] for these factors, got {h.shape}."
+    )
+  array = checks.as_array(ids, "ids")
+  if not jnp.issubdtype(array.dtype, jnp.integer):
+    raise TypeError(
+      f"ids must be integers, got dtype {array.dtype}. Pass "
+      "ids.astype(jnp.int32)."
+    )
+  if array.ndim != 2 or array.shape[0] != h.shape[0]:
+    raise ValueError(
+      f"ids must have the shape [{h.shape[0]}, K], K classes for each row of "
+      f"features, got {array.shape}. Pass ids[:, None] for one class each."
+    )
+  array = prelude.widen_ids(array)
+  readable = checks.is_concrete(array, used_with=(h,))
+  array = prelude.read_ids(array, num_classes, None, readable, "ids")
+  found, invalid = prelude.split_ids(checks.as_jax(array), num_classes)
+  found = jnp.where(invalid, jnp.zeros_like(found), found)
+  return h.astype(state.rows.dtype), found, invalid
+
+
+def _of_shape(
+  name: str,
+  value: jax.typing.ArrayLike,
+  shape: tuple[int, ...],
+  dtype: jnp.dtype,
+) -> jax.Array:
+  array = checks.as_jax(checks.as_floats(value, name))
+  if array.shape != shape:
+    raise ValueError(f"{name} must have the shape {shape}, got {array.shape}.")
+  return array.astype(dtype)
