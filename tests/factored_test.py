@@ -148,6 +148,12 @@ def test_state_is_updated_in_place():
   assert memory.temp_size_in_bytes <= 4 * classes
   cost = program.cost_analysis()["flops"]
   assert cost < classes * width
+  kernel = jnp.ones((width, classes))
+  # Also compiled, so that equal arrays could be put together.
+  for init in (heads.factored_init, jax.jit(heads.factored_init)):
+    h, ids = jnp.ones((rows, width)), jnp.zeros((rows, 1), jnp.int32)
+    _, _, state = program(init(kernel), h, ids, 0.1)
+    assert np.isfinite(state.rows).all()
 
 
 def test_ids_out_of_range():

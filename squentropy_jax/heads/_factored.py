@@ -80,11 +80,11 @@ def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
     raise ValueError(f"kernel must have the shape [d, D], got {w.shape}.")
   checks.check_num_classes(w.shape[1], "kernel")
   w = w.astype(checks.compute_dtype(w.dtype))
-  eye = jnp.eye(w.shape[0], dtype=w.dtype)
   return FactoredOutput(
     rows=w.T,
-    mix=eye,
-    mix_inverse=eye,
+    # Two arrays, because one buffer cannot be donated twice.
+    mix=jnp.eye(w.shape[0], dtype=w.dtype),
+    mix_inverse=jnp.eye(w.shape[0], dtype=w.dtype),
     gram=_dot(w, w.T),
     shift=jnp.zeros(w.shape[0], w.dtype),
     row_sum=w.sum(1),
