@@ -284,6 +284,14 @@ def as_count(name: str, value: Any) -> int:
   return count
 
 
+def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+  """Returns a static setting that is one of some names."""
+  if isinstance(value, str) and value in choices:
+    return value
+  known = " or ".join(map(repr, choices))
+  raise ValueError(f"{name} must be {known}, got {value!r}.")
+
+
 def check_key(key: Any) -> None:
   """Raises unless ``key`` is one random key, typed or of raw uint32."""
   dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
