@@ -8,6 +8,7 @@ from typing import Any as _Any
 from squentropy_jax import calibration as calibration
 from squentropy_jax import confusion as confusion
 from squentropy_jax import fused as fused
+from squentropy_jax import heads as heads
 from squentropy_jax import losses as losses
 from squentropy_jax import margins as margins
 from squentropy_jax import regression as regression

@@ -83,7 +83,9 @@ def as_jax(values: Any, dtype: Any = None) -> jax.Array:
   nothing, and would raise an error for a NaN in a dropped row.
   """
   array = values if isinstance(values, jax.Array) else jnp.asarray(values)
-  return array if dtype in (None, array.dtype) else array.astype(dtype)
+  # Not ``dtype in (None, ...)``: NumPy says that float64 equals None.
+  same = dtype is None or dtype == array.dtype
+  return array if same else array.astype(dtype)
 
 
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:

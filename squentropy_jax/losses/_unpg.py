@@ -50,7 +50,8 @@ def _reduced(values: dict[str, Any]) -> dict[str, Any]:
   values = dict(values)
   similarities, mask = _checked_negatives(values.pop("negatives"))
   checks.check_real("scale", values["scale"])
-  dtype = checks.compute_dtype(similarities.dtype)
+  dtypes = (getattr(values["scale"], "dtype", None), similarities.dtype)
+  dtype = checks.compute_dtype(*(d for d in dtypes if d is not None))
   values["negatives_lse"] = _negatives_lse(
     similarities.astype(dtype), mask, checks.as_jax(values["scale"], dtype)
   )
