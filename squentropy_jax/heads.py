@@ -19,7 +19,9 @@ def _normalize(x: jax.Array, axis: int) -> jax.Array:
   wide = x.astype(checks.compute_dtype(x.dtype))
   size = jax.lax.stop_gradient(jnp.abs(wide).max(axis, keepdims=True))
   zero = size == 0
-  # The result does not depend on this divisor, so it is a constant.
+  # The result does not depend on this divisor, so it is a constant. The
+  # reciprocal of a larger one would be subnormal, which a CPU takes for 0.
+  size = jnp.minimum(size, float(jnp.finfo(wide.dtype).max) / 8.0)
   scaled = wide / jnp.where(zero, jnp.ones_like(size), size)
   square = jnp.square(scaled).sum(axis, keepdims=True)
   square = jnp.where(zero, jnp.ones_like(square), square)
