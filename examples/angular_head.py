@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 
 from squentropy_jax import fused, heads, losses
 
-TRAINED, DIGITS, WIDTH = 8, 10, 32
-STEPS = 150
+TRAINED, DIGITS, WIDTH = 8, 10, 64
+STEPS = 100
 CLASSES, MANY_WIDTH, ROWS, MANY_STEPS = 100_000, 16, 256, 10
 
 

@@ -179,7 +179,7 @@ def unit_columns(
   After a projection, the kernel is a matrix of cosines for normalised features.
   Under plain gradient descent, projecting after a step and normalising in the
   forward pass agree to first order in the step size. Under Adam they do not,
-  because the radial part of the gradient enters its second moments.
+  because the radial part of the gradient enters its averages.
 
   Args:
     kernel: Class vectors, shape ``[d, C]``, or ``[C, d]`` with

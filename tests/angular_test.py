@@ -132,7 +132,7 @@ def test_derivatives_at_the_ends_are_those_without_the_sine():
   )
 
   @jit
-  def slopes(target):
+  def derivatives(target):
     c = jnp.stack([target, jnp.full_like(target, 0.5)])
     gradients = jnp.stack([jax.grad(loss)(c, 0) for loss in bound])
     # The derivative of softplus is that in the other cosine.
@@ -140,9 +140,9 @@ def test_derivatives_at_the_ends_are_those_without_the_sine():
 
   expected = [np.cos(0.5), 1.7**2, 4 * np.cos(0.1), 9.0]
   for end in (1.0, 1.0 + EPS):
-    np.testing.assert_allclose(slopes(F32(end)), expected, rtol=1e-5)
+    np.testing.assert_allclose(derivatives(F32(end)), expected, rtol=1e-5)
   # An integer margin is smooth at the other end too.
-  np.testing.assert_allclose(slopes(F32(-1.0))[3], 9.0, rtol=1e-4)
+  np.testing.assert_allclose(derivatives(F32(-1.0))[3], 9.0, rtol=1e-4)
 
 
 @pytest.mark.x64

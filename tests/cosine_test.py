@@ -74,7 +74,7 @@ def reference(case, cosines, labels, hyper, where=None):
   return np.array(values)
 
 
-def slopes(function, x, step=1e-6):
+def differences(function, x, step=1e-6):
   """Central differences of a function of one array, row by row."""
   gradient = np.zeros(x.shape)
   for k in np.ndindex(x.shape[1:]):
@@ -100,9 +100,9 @@ def test_value_and_gradients(case):
     return reference(case, cosines, LABELS, hyper | changed)
 
   np.testing.assert_allclose(loss, at(), rtol=1e-5)
-  gradients_close(gradient, slopes(at, COSINES))
+  gradients_close(gradient, differences(at, COSINES))
   for name, found in by_number.items():
-    expected = slopes(lambda x, name=name: at(**{name: x}), hyper[name])
+    expected = differences(lambda x, name=name: at(**{name: x}), hyper[name])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -260,18 +260,20 @@ def test_second_derivatives(case):
     return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradients, direction)))
 
   @jit
-  def slope_and_curvature(arrays):
-    def slope(arrays):
+  def derivative_and_curvature(arrays):
+    def derivative(arrays):
       return along(jax.grad(total)(arrays), u)
 
-    return slope(arrays), along(jax.grad(slope)(arrays), v)
+    return derivative(arrays), along(jax.grad(derivative)(arrays), v)
 
   up, down = (
     jax.tree.map(lambda x, d, step=step: x + step * d, arrays, v)
     for step in (1e-5, -1e-5)
   )
-  found = slope_and_curvature(arrays)[1]
-  difference = slope_and_curvature(up)[0] - slope_and_curvature(down)[0]
+  found = derivative_and_curvature(arrays)[1]
+  difference = (
+    derivative_and_curvature(up)[0] - derivative_and_curvature(down)[0]
+  )
   np.testing.assert_allclose(found, difference / 2e-5, rtol=1e-6)
 
 

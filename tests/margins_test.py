@@ -34,10 +34,10 @@ def test_elastic_margins_are_normal_draws():
   mean = np.linspace(0, 1, 3, dtype=F32)
   none = margins.elastic(key, (3,), mean=mean, stddev=0.0)
   np.testing.assert_array_equal(none, mean)
-  slope = jax.grad(
+  derivative = jax.grad(
     lambda m: margins.elastic(key, (3,), mean=m, stddev=0.1).sum()
   )
-  assert slope(0.5) == 0
+  assert derivative(0.5) == 0
   with pytest.raises(ValueError, match=r"stddev must be in \[0, inf\)"):
     margins.elastic(key, (3,), mean=0.5, stddev=-0.1)
   with pytest.raises(TypeError, match="key must be one random key"):

@@ -314,8 +314,9 @@ def row_loss(
       keyword-only arguments are the hyper-parameters of the loss, with the same
       defaults. Without ``formula``, ``row_loss`` returns a decorator.
     domains: The interval of each hyper-parameter, such as ``{"scale":
-      "[0, inf)"}``, or ``bool`` for a static choice and ``int`` for a static
-      count of 1 or more. By default every real number is allowed.
+      "[0, inf)"}``, or ``bool`` for a static choice, ``int`` for a static count
+      of 1 or more and a tuple for one of some names. By default every real
+      number is allowed.
     transform: What is done to the logits before their statistics, such as
       ``rows.Transform(divide_by="temperature")``.
     log_probs: ``log_probs(logits, **hyperparameters)`` gives scores whose
