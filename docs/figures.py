@@ -23,6 +23,7 @@ FOLDER = pathlib.Path(__file__).parent / "losses"
 OTHERS = jnp.array([0.0, -1.0, -2.0])
 # None of them is an integer, where two logits are equal and some losses jump.
 POINTS = jnp.linspace(-5.0, 5.0, 80)
+ANGLES = jnp.linspace(0.5, 179.5, 80)  # In degrees.
 # Distinct for colour-blind readers, and by their dashes in print.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -44,6 +45,24 @@ def of_row(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
     return loss(jnp.append(margin, OTHERS), 0, **hyper)
 
   return of_margin
+
+
+def of_angle(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
+  """A loss of class 0 at scale 10, as a function of the angle in degrees."""
+
+  def of_degrees(angle: jax.Array) -> jax.Array:
+    cosines = jnp.append(jnp.cos(jnp.deg2rad(angle)), jnp.array([0.2, -0.1]))
+    return loss(cosines, 0, scale=10.0, **hyper)
+
+  return of_degrees
+
+
+def with_pairs(count: int) -> Callable:
+  """UNPG with so many pairs of similarity 0.3."""
+  negatives = jnp.full(6, 0.3), jnp.arange(6) < count
+  return of_angle(
+    functools.partial(losses.unpg, negatives=negatives), margin=0.35
+  )
 
 
 def of_score(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
@@ -191,6 +210,16 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     "geometric_mean": in_set(confusion.geometric_mean),
   },
   "ensemble": {f"draw {k}": drawn(k) for k in range(3)},
+  "angular": {
+    "normalized_softmax": of_angle(losses.normalized_softmax),
+    "cosface": of_angle(losses.cosface),
+    "arcface": of_angle(losses.arcface),
+    "arcface, not monotonic": of_angle(
+      functools.partial(losses.arcface, monotonic=False)
+    ),
+    "sphereface": of_angle(losses.sphereface),
+  },
+  "unpg": {f"{k} pairs of 0.3": with_pairs(k) for k in (0, 1, 6)},
   "distillation": {
     "temperature 1": distilled(1.0),
     "temperature 4": distilled(4.0),
@@ -203,15 +232,19 @@ LABELS = {
   "squentropy": "logit of an incorrect class",
   "overlap": "score of a positive",
   "anyloss": "score of a positive",
+  "angular": "angle to the labelled class, degrees",
+  "unpg": "angle to the labelled class, degrees",
 }
+# Where the losses are drawn; POINTS if the family is not named here.
+RANGES = {"angular": ANGLES, "unpg": ANGLES}
 
 
 def broken_at_jumps(
-  values: jax.Array, derivatives: jax.Array
+  points: jax.Array, values: jax.Array, derivatives: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Both lines without the point before each jump of the values."""
   mean = (derivatives[1:] + derivatives[:-1]) / 2.0
-  unexplained = jnp.abs(jnp.diff(values) - mean * jnp.diff(POINTS))
+  unexplained = jnp.abs(jnp.diff(values) - mean * jnp.diff(points))
   gaps = jnp.where(jnp.append(unexplained > 0.1, False), jnp.nan, 0.0)
   return values + gaps, derivatives + gaps
 
@@ -243,13 +276,14 @@ def smaller(svg: str) -> str:
 
 def draw(family: str, path: pathlib.Path) -> None:
   """One picture: losses on the left, derivatives on the right."""
+  points = RANGES.get(family, POINTS)
   figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.7), layout="constrained")
   for style, (name, loss) in enumerate(FIGURES[family].items()):
     line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
-    values, derivatives = jax.jit(jax.vmap(jax.value_and_grad(loss)))(POINTS)
-    lines = broken_at_jumps(values, derivatives)
-    panels[0].plot(POINTS, lines[0], label=name, **line)
-    panels[1].plot(POINTS, lines[1], **line)
+    values, derivatives = jax.jit(jax.vmap(jax.value_and_grad(loss)))(points)
+    lines = broken_at_jumps(points, values, derivatives)
+    panels[0].plot(points, lines[0], label=name, **line)
+    panels[1].plot(points, lines[1], **line)
   panels[0].legend(fontsize=7, frameon=False)
   for panel, title in zip(panels, ("loss", "derivative"), strict=True):
     panel.set_xlabel(LABELS.get(family, "margin"), fontsize=8)

@@ -23,6 +23,11 @@ CAPTION = (
   "Left: the loss. Right: its derivative in the labelled logit."
 )
 CAPTIONS = {
+  "angular": (
+    "The angle between the features and the labelled class vector varies; the "
+    "other cosines are 0.2 and -0.1, and the scale is 10. Left: the loss. "
+    "Right: its derivative in the angle, for one degree."
+  ),
   "anyloss": (
     "The score of one positive varies, in a batch of five examples, with an "
     "amplification of 10. With the default, 73, the derivative is one narrow "
@@ -53,8 +58,9 @@ CAPTIONS = {
     "to 0."
   ),
 }
+CAPTIONS["unpg"] = CAPTIONS["angular"]
 # Arguments that every loss has: docs/losses/README.md explains them.
-COMMON = ("logits", "labels", "axis", "where")
+COMMON = ("logits", "cosines", "labels", "axis", "where")
 IMPORTS = {
   "jax": "import jax",
   "jnp": "import jax.numpy as jnp",

@@ -1,9 +1,361 @@
 # SPDX-License-Identifier: Apache-2.0
 """Margins, scales and temperatures that are chosen from the data."""
 
-import jax
+from collections.abc import Hashable
+import functools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from squentropy_jax._core import checks, class_sums, dense_sums, entries
+from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.hyperparameters import Hyperparameters
+from squentropy_jax._core.rows import row_loss
 from squentropy_jax.losses._ldr import _aldr_kl_temperature
+
+AxisName = Hashable | tuple[Hashable, ...]
+
+_ELASTIC = Hyperparameters({"mean": "(-inf, inf)", "stddev": "[0, inf)"}, {})
+_ADAPTIVE = Hyperparameters({"alpha": "(0, 1)", "min_scale": "(0, inf)"}, {})
+_BACKGROUNDS = ("median_row", "median", "mean")
+# The odds of a cosine of 1, by which the adaptive scale is chosen.
+_FULL_ODDS = 9999999.0
+
+
+def elastic(
+  key: jax.Array,
+  shape: tuple[int, ...],
+  *,
+  mean: jax.typing.ArrayLike,
+  stddev: jax.typing.ArrayLike,
+) -> jax.Array:
+  r"""Draws one margin for each example from a normal distribution.
+
+  Use it as the ``margin`` of :func:`squentropy_jax.losses.arcface` or
+  :func:`squentropy_jax.losses.cosface`, with a new key in every step, so that
+  the margin is not the same for all examples.
+
+  .. math::
+    m_i \sim N(\text{mean}, \text{stddev}^2)
+
+  The margins are not truncated: some may be negative. The paper uses 0.5 and
+  0.05 for ArcFace, and 0.35 and 0.05 for CosFace. With `ranked`, its standard
+  deviations are smaller: 0.0175 and 0.02.
+
+  Args:
+    key: A key of :func:`jax.random.key`, a new one for every step. On several
+      devices each needs its own.
+    shape: The batch shape.
+    mean: The mean margin: a scalar or an array of the batch shape.
+    stddev: The standard deviation, 0 or more: a scalar or an array of the batch
+      shape.
+
+  Returns:
+    The margins, of the batch shape, constants to differentiation.
+
+  Raises:
+    TypeError: If ``key`` is not a key, or a number is not real.
+    ValueError: If a shape does not fit, or if a concrete number is out of
+      range.
+
+  Examples:
+    >>> drawn = margins.elastic(jax.random.key(0), (3,), mean=0.5, stddev=0.05)
+    >>> print(drawn.shape, abs(drawn - 0.5).max() < 0.2)
+    (3,) True
+
+  References:
+    Boutros et al., `ElasticFace: Elastic Margin Loss for Deep Face Recognition
+    <https://arxiv.org/abs/2109.09416>`_, CVPR workshops 2022.
+
+  .. seealso:: :func:`squentropy_jax.margins.ranked`
+  """
+  checks.check_key(key)
+  shape = tuple(shape)
+  dtype = jnp.zeros(()).dtype
+  numbers = _ELASTIC.as_arrays({"mean": mean, "stddev": stddev}, dtype, shape)
+  draws = jax.random.normal(key, shape, dtype)
+  return jax.lax.stop_gradient(numbers["mean"] + numbers["stddev"] * draws)
+
+
+def _gathered(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+  """The entries of all devices in one axis."""
+  flat = x.ravel()
+  if axis_name is None:
+    return flat
+  return jax.lax.all_gather(flat, axis_name, tiled=True)
+
+
+def ranked(
+  margins: jax.typing.ArrayLike,
+  target_cosines: jax.typing.ArrayLike,
+  *,
+  where: jax.typing.ArrayLike | None = None,
+  axis_name: AxisName | None = None,
+) -> jax.Array:
+  r"""Gives the largest margins of a batch to the examples with small cosines.
+
+  Use it between :func:`squentropy_jax.margins.elastic` and an angular loss, so
+  that examples far from their class vector get the larger margins. All examples
+  are one batch. For target cosines :math:`c_i`, and draws sorted as
+  :math:`m_{(1)} \ge m_{(2)} \ge \dots`,
+
+  .. math::
+    m_i = m_{(r_i)}, \qquad r_i = \text{rank of } c_i \text{ from below} .
+
+  This is the rule of the paper. The authors' code applies the inverse
+  permutation, which gives other margins. Among equal cosines the first gets the
+  larger margin.
+
+  Args:
+    margins: Drawn margins, any shape, any floating dtype.
+    target_cosines: The labelled cosines, of the same shape, as
+      :func:`squentropy_jax.margins.target_logits` returns them.
+    where: Which examples to keep, booleans of the same shape. The kept examples
+      share the margins of the kept examples. Others get 0.
+    axis_name: An axis of ``jax.shard_map`` or ``jax.vmap``, or a tuple of them.
+      The examples of all its devices are then one batch.
+
+  Returns:
+    The margins, of the shape of ``margins``, float32 or wider, constants to
+    differentiation.
+
+  Raises:
+    TypeError: If an argument has the wrong dtype.
+    ValueError: If the shapes differ.
+
+  Examples:
+    >>> drawn = jnp.array([0.48, 0.50, 0.55])
+    >>> print(margins.ranked(drawn, jnp.array([0.1, 0.9, 0.5])))
+    [0.55 0.48 0.5 ]
+
+  References:
+    Boutros et al., `ElasticFace: Elastic Margin Loss for Deep Face Recognition
+    <https://arxiv.org/abs/2109.09416>`_, CVPR workshops 2022.
+
+  .. seealso:: :func:`squentropy_jax.margins.elastic`
+  """
+  (draws, cosines), keep = entries.checked_arrays(
+    {"margins": margins, "target_cosines": target_cosines}, where
+  )
+  draws, cosines = jax.lax.stop_gradient((draws, cosines))
+  keep = jnp.ones(draws.shape, bool) if keep is None else keep
+  every, kept = _gathered(draws, axis_name), _gathered(keep, axis_name)
+  # The kept first, so that they share the kept draws.
+  order = jnp.lexsort((_gathered(cosines, axis_name), ~kept))
+  largest_first = -jnp.sort(-jnp.where(kept, every, -jnp.inf))
+  found = largest_first[jnp.argsort(order)]
+  if axis_name is not None:
+    start = jax.lax.axis_index(axis_name) * draws.size
+    found = jax.lax.dynamic_slice_in_dim(found, start, draws.size)
+  found = found.reshape(draws.shape)
+  return jnp.where(keep, found, jnp.zeros_like(found))
+
+
+@row_loss
+def _target_logits(stats: class_sums.RowStats) -> jax.Array:
+  return stats.target
+
+
+def target_logits(
+  logits: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  axis: int = -1,
+  where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+  r"""Returns the logit of the labelled class of each example.
+
+  Use it for the target cosines of :func:`squentropy_jax.margins.ranked`. For
+  one example with logits :math:`z` and class :math:`y`,
+
+  .. math::
+    z_y, \qquad \text{or } \sum_k p_k z_k \text{ for soft labels } p .
+
+  Args:
+    logits: Logits or cosines, shape ``[..., num_classes]``, any floating dtype.
+    labels: Class ids, integers of shape ``[...]``, or target distributions,
+      floats of shape ``[..., num_classes]``.
+    axis: The class axis of ``logits``.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of the logits' shape.
+
+  Returns:
+    The labelled logits, shape ``[...]``, float32 or wider, 0 for dropped
+    examples.
+
+  Raises:
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, or if a concrete class id is out of
+      range.
+
+  Examples:
+    >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+    >>> print(margins.target_logits(logits, jnp.array([0, 2])))
+    [2. 0.]
+
+  References:
+    The labelled logit is the field ``target`` of
+    :class:`squentropy_jax.RowStats`.
+
+  .. seealso:: :func:`squentropy_jax.margins.ranked`
+  """
+  return _target_logits(logits, labels, axis=axis, where=where)
+
+
+def _lower_median(x: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The lower median of the kept entries and its place; 0 without entries."""
+  order = jnp.lexsort((x, ~kept))
+  count = kept.sum(dtype=jnp.int32)
+  place = order[jnp.maximum(count - 1, 0) // 2]
+  return jnp.where(count > 0, x[place], jnp.zeros_like(x[place])), place
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _adaptive(
+  background: str,
+  axis_name: AxisName | None,
+  arguments: prelude.Arguments,
+) -> tuple[jax.Array, jax.Array]:
+  ready = prelude.prepare(arguments, arguments.logits.ndim - 1, _ADAPTIVE)
+  assert ready.ids is not None
+  alpha, min_scale = ready.numbers["alpha"], ready.numbers["min_scale"]
+  keep = ready.keep
+  if keep is None:
+    keep = jnp.ones(ready.ids.shape, bool)
+  kept = _gathered(keep, axis_name)
+
+  def at_scale(scale: jax.Array) -> class_sums.RowStats:
+    sums = dense_sums.class_sums(
+      scale * ready.logits,
+      ready.ids,
+      axis=ready.logits.ndim - 1,
+      keep=None,
+      reads=class_sums.sums_for(frozenset({"rest_lse"})),
+    )
+    return class_sums.row_stats(sums)
+
+  target = at_scale(jnp.ones_like(alpha)).target
+  targets = _gathered(target, axis_name)
+  median, place = _lower_median(targets, kept)
+  odds = jnp.log(alpha) - jnp.log1p(-alpha)
+  # A rounded cosine may be 1 or more.
+  distance = jnp.maximum(1.0 - median, float(jnp.finfo(median.dtype).eps))
+  scale = jnp.maximum(min_scale, (np.log(_FULL_ODDS) - odds) / distance)
+  every = _gathered(at_scale(scale).rest_lse, axis_name)
+  every = jnp.where(kept, every, -jnp.inf)
+  if background == "median_row":
+    log_background = every[place]
+  elif background == "median":
+    log_background = _lower_median(every, kept)[0]
+  else:
+    count = jnp.maximum(kept.sum(dtype=jnp.int32), 1).astype(every.dtype)
+    log_background = jax.nn.logsumexp(every) - jnp.log(count)
+  # No margin is needed without examples, or without other classes.
+  empty = ~kept.any() | (log_background == -jnp.inf)
+  safe = jnp.where(empty, jnp.zeros_like(median), log_background)
+  margin = jnp.maximum(median - (safe + odds) / scale, 0.0)
+  margin = jnp.where(empty, jnp.zeros_like(margin), margin)
+  scale = jnp.where(kept.any(), scale, min_scale)
+  invalid = _gathered(ready.invalid, axis_name).any()
+  factor = prelude.nan_factor(invalid, scale.dtype)
+  return jax.lax.stop_gradient((scale * factor, margin * factor))
+
+
+def adaptive(
+  cosines: jax.typing.ArrayLike,
+  labels: jax.typing.ArrayLike,
+  *,
+  alpha: jax.typing.ArrayLike = 0.02,
+  min_scale: jax.typing.ArrayLike = 32.0,
+  background: str = "median_row",
+  where: jax.typing.ArrayLike | None = None,
+  axis_name: AxisName | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  r"""Computes the scale and the margin of a cosine softmax from a batch.
+
+  Use it in every step for the ``scale`` and the ``margin`` of
+  :func:`squentropy_jax.losses.cosface`, which then need no tuning. Do not use
+  the margin to evaluate. For the lower median :math:`c` of the labelled cosines
+  of the batch,
+
+  .. math::
+    s = \max \Bigl(\text{min\_scale}, \;
+      \frac{\log (9999999 \, (1 - \alpha) / \alpha)}{1 - c} \Bigr), \qquad
+    m = \max \Bigl(0, \; c - \frac{1}{s} \log \frac{B \alpha}{1 - \alpha}
+      \Bigr) ,
+
+  where :math:`B_i = \sum_{k \ne y} e^{s c_{ik}}` and :math:`B` is that of the
+  example with the median cosine. With this margin, that example predicts its
+  class with probability :math:`\alpha`. Without a margin, and with this scale,
+  a cosine of 1 would have a probability of 0.9999999 where the median has
+  :math:`\alpha`. Everything is computed from logarithms: a scale of 350 does
+  not overflow. Where the median is 1 or more, :math:`1 - c` is replaced by one
+  ulp.
+
+  Args:
+    cosines: Cosines, shape ``[..., num_classes]``, any floating dtype. All
+      examples are one batch.
+    labels: Class ids, integers of shape ``[...]``.
+    alpha: The probability of the median example, in (0, 1), a scalar.
+    min_scale: The smallest scale, above 0, a scalar.
+    background: How the batch gives :math:`B`, a static choice:
+      ``"median_row"``, that of the example with the median cosine, the first
+      among equals; ``"median"``, the lower median of all; ``"mean"``, the mean.
+    where: Which examples to keep, booleans of shape ``[...]``, or which
+      classes, booleans of the cosines' shape. If no example is kept, the scale
+      is ``min_scale`` and the margin 0.
+    axis_name: An axis of ``jax.shard_map`` or ``jax.vmap``, or a tuple of them.
+      The examples of all its devices are then one batch.
+
+  Returns:
+    The scale and the margin, scalars, float32 or wider, constants to
+    differentiation. Both are NaN if a class id of a kept example is invalid.
+
+  Raises:
+    TypeError: If the dtype of an argument does not fit.
+    ValueError: If a shape does not fit, if a number is no scalar or out of
+      range, or if a concrete class id is out of range.
+
+  Examples:
+    >>> cosines = jnp.array(
+    ...   [[0.9, 0.1, 0.2], [0.3, 0.7, -0.1], [0.05, 0.0, 0.6], [0.5, 0.2, 0.1]]
+    ... )
+    >>> labels = jnp.array([0, 1, 2, 0])
+    >>> scale, margin = margins.adaptive(cosines, labels, alpha=0.1)
+    >>> print(scale, margin)
+    45.78831 0.5958788
+
+  References:
+    Zhu et al., `Coarse-to-Fine: Learning Compact Discriminative Representation
+    for Single-Stage Image Retrieval <https://arxiv.org/abs/2308.04008>`_, ICCV
+    2023.
+
+  .. seealso:: :func:`squentropy_jax.losses.cosface`
+  """
+  background = checks.as_choice("background", background, _BACKGROUNDS)
+  for name, value in (("alpha", alpha), ("min_scale", min_scale)):
+    if np.ndim(value):
+      raise ValueError(
+        f"{name} must be a scalar, one number for the batch, got shape "
+        f"{np.shape(value)}."
+      )
+  kind = checks.as_array(labels, "labels").dtype
+  if jnp.issubdtype(kind, jnp.floating):
+    raise TypeError(
+      f"labels must be class ids, integers, got {kind}. Pass the most probable "
+      "class, jnp.argmax(labels, axis=-1)."
+    )
+  arguments, _, _ = prelude.checked(
+    cosines,
+    labels,
+    axis=-1,
+    where=where,
+    hyperparameters=_ADAPTIVE,
+    values={"alpha": alpha, "min_scale": min_scale},
+    name="cosines",
+  )
+  return _adaptive(background, axis_name, arguments)
 
 
 def aldr_kl_temperature(

@@ -98,9 +98,17 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
 
 
 def names() -> tuple[str, ...]:
-  """Returns the losses of logits and labels that predict probabilities."""
+  """Returns the losses of logits and labels that predict probabilities.
+
+  Losses of cosines are not among them, because the models return logits.
+  """
   public = (name for name in dir(library) if not name.startswith("_"))
-  return tuple(x for x in public if hasattr(getattr(library, x), "log_probs"))
+  return tuple(
+    name
+    for name in public
+    if hasattr(loss := getattr(library, name), "log_probs")
+    and "logits" in inspect.signature(loss).parameters
+  )
 
 
 def signature(name: str) -> str:

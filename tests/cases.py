@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A case for each public loss: what the contract tests need to know of it.
 
-There are three kinds. `contract_test` runs the losses of logits and classes,
-`binary_test` those of binary labels, `pair_test` those of two arrays of scores.
+There are four kinds. `contract_test` runs the losses of logits and classes,
+`cosine_test` those of cosines and classes, `binary_test` those of binary
+labels, `pair_test` those of two arrays of scores.
 """
 
 import functools
@@ -13,16 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from support.formulas import (
   EXP_SUM,
+  NEGATIVES,
   OTHERS,
   aldr_kl,
+  arcface,
   asymmetric_generalized_cross_entropy,
   asymmetric_unhinged,
   bi_tempered_logistic,
   brier,
+  combined_margin,
   comp_sum,
   confidence_penalty,
   continuous_bernoulli,
   continuous_categorical,
+  cosface,
   crammer_singer,
   cross_entropy,
   dice,
@@ -37,12 +42,14 @@ from support.formulas import (
   logit_norm_cross_entropy,
   mean_absolute_error,
   normalized_cross_entropy,
+  normalized_softmax,
   one_vs_rest_hinge,
   poly1,
   rescaled_square,
   self_adjusting_dice,
   smooth_adversarial_comp_sum,
   soft_f1,
+  sphereface,
   spherical_softmax,
   squentropy,
   symmetric_cross_entropy,
@@ -50,10 +57,11 @@ from support.formulas import (
   tempered_softmax,
   tversky,
   unhinged,
+  unpg,
   weston_watkins,
   zscore,
 )
-from support.kinds import BinaryCase, LossCase, PairCase
+from support.kinds import BinaryCase, CosineCase, LossCase, PairCase
 
 from squentropy_jax import confusion, losses
 
@@ -328,6 +336,51 @@ CLASS_CASES = (
 )
 
 
+COSINE_CASES = (
+  CosineCase(
+    name="normalized_softmax",
+    loss=losses.normalized_softmax,
+    reference=normalized_softmax,
+    hyperparameters={"scale": 7.0},
+  ),
+  CosineCase(
+    name="cosface",
+    loss=losses.cosface,
+    reference=cosface,
+    hyperparameters={"margin": 0.2, "scale": 7.0},
+  ),
+  CosineCase(
+    name="arcface",
+    loss=losses.arcface,
+    reference=arcface,
+    hyperparameters={"margin": 0.3, "scale": 7.0},
+  ),
+  CosineCase(
+    name="sphereface",
+    loss=losses.sphereface,
+    reference=sphereface,
+    hyperparameters={"margin": 2.6, "scale": 7.0},
+  ),
+  CosineCase(
+    name="combined_margin",
+    loss=losses.combined_margin,
+    reference=combined_margin,
+    hyperparameters={
+      "multiplicative": 1.4,
+      "additive": 0.3,
+      "cosine": 0.2,
+      "scale": 7.0,
+    },
+  ),
+  CosineCase(
+    name="unpg",
+    loss=functools.partial(losses.unpg, negatives=NEGATIVES),
+    reference=unpg,
+    hyperparameters={"margin": 0.2, "scale": 7.0},
+  ),
+)
+
+
 BINARY_CASES = (
   BinaryCase(
     name="continuous_bernoulli",
@@ -378,4 +431,4 @@ PAIR_CASES = (
 )
 
 # One case for each public loss.
-CASES = CLASS_CASES + BINARY_CASES + PAIR_CASES
+CASES = CLASS_CASES + COSINE_CASES + BINARY_CASES + PAIR_CASES

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from squentropy_jax import RowStats, row_loss, rows
+from squentropy_jax import RowStats, losses, row_loss, rows
 
 RNG = np.random.default_rng(21)
 LOGITS = (RNG.normal(size=(6, 5)) * 2).astype(np.float32)
@@ -261,6 +261,16 @@ def test_a_hyperparameter_without_a_default_must_be_given():
       "contains 0",
     ),
     (
+      {"transform": rows.Transform(multiply_by="margin")},
+      ValueError,
+      "transform multiplies by 'margin', whose domain .* contains 0",
+    ),
+    (
+      {"transform": rows.Transform("margin", multiply_by="margin")},
+      ValueError,
+      "must either divide or multiply",
+    ),
+    (
       {"transform": rows.Transform(subtract="median")},
       ValueError,
       "must be 'max', 'mean' or None",
@@ -276,6 +286,36 @@ def test_a_hyperparameter_without_a_default_must_be_given():
 def test_errors_of_a_declaration(keywords, error, message):
   with pytest.raises(error, match=message):
     row_loss(lambda stats, *, margin: stats.log_odds + margin, **keywords)
+
+
+def test_a_multiplied_loss_is_one_of_multiplied_logits():
+  @row_loss(
+    domains={"scale": "(0, inf)", "kind": ("plain", "squared")},
+    transform=rows.Transform(multiply_by="scale"),
+  )
+  def loss(stats, *, scale=3.0, kind="plain"):
+    del scale
+    odds = jax.nn.softplus(stats.log_odds)
+    return odds if kind == "plain" else odds**2
+
+  plain = losses.cross_entropy(3 * LOGITS, LABELS)
+  np.testing.assert_allclose(loss(LOGITS, LABELS), plain, rtol=1e-6)
+  squared = loss(LOGITS, LABELS, kind="squared")
+  np.testing.assert_allclose(squared, plain**2, rtol=1e-6)
+  np.testing.assert_allclose(
+    loss.log_probs(LOGITS), jax.nn.log_softmax(3 * LOGITS), rtol=1e-5, atol=1e-6
+  )
+  with pytest.raises(ValueError, match="kind must be 'plain' or 'squared'"):
+    loss(LOGITS, LABELS, kind="cubed")
+
+
+@pytest.mark.x64
+def test_numbers_of_float32_are_widened_with_the_logits():
+  numbers = np.float32([0.5] * 6), jnp.full(6, 0.5, jnp.float32)
+  for gamma in numbers:
+    value = losses.focal(np.float64(LOGITS), LABELS, gamma=gamma)
+    expected = losses.focal(np.float64(LOGITS), LABELS, gamma=0.5)
+    np.testing.assert_allclose(value, expected, rtol=1e-14)
 
 
 def test_hyperparameters_are_keyword_only():

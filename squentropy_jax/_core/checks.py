@@ -83,7 +83,9 @@ def as_jax(values: Any, dtype: Any = None) -> jax.Array:
   nothing, and would raise an error for a NaN in a dropped row.
   """
   array = values if isinstance(values, jax.Array) else jnp.asarray(values)
-  return array if dtype in (None, array.dtype) else array.astype(dtype)
+  # Not ``dtype in (None, ...)``: NumPy says that float64 equals None.
+  same = dtype is None or dtype == array.dtype
+  return array if same else array.astype(dtype)
 
 
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
@@ -282,6 +284,14 @@ def as_count(name: str, value: Any) -> int:
   count = _as_int(value, f"{name} must be one int")
   check_interval(name, count, "[1, inf)")
   return count
+
+
+def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+  """Returns a static setting that is one of some names."""
+  if isinstance(value, str) and value in choices:
+    return value
+  known = " or ".join(map(repr, choices))
+  raise ValueError(f"{name} must be {known}, got {value!r}.")
 
 
 def check_key(key: Any) -> None:

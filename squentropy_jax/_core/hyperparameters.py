@@ -11,7 +11,10 @@ import numpy as np
 
 from squentropy_jax._core import checks
 
-Domain = str | type
+# An interval, a kind of static setting, or the names of a static choice.
+Domain = str | type | tuple[str, ...]
+# ``prepare(values)`` returns the hyper-parameters, see `Hyperparameters`.
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 Static = tuple[tuple[str, Any], ...]
 _REAL = "(-inf, inf)"
 _ARGUMENTS = ("axis", "where")
@@ -21,13 +24,18 @@ class Hyperparameters(NamedTuple):
   """The hyper-parameters that a loss declares.
 
   Attributes:
-    domains: An interval such as ``"[0, inf)"`` for each number, and ``bool`` or
-      ``int`` for each static setting, in the order of the formula's arguments.
+    domains: An interval such as ``"[0, inf)"`` for each number, and ``bool``,
+      ``int`` or a tuple of names for each static setting, in the order of the
+      formula's arguments.
     defaults: The default values of those that have one.
+    prepare: Replaces arguments of a call that are neither, such as arrays that
+      all rows share, by hyper-parameters. It returns the values unchanged if
+      it finds its own results. None if there are no such arguments.
   """
 
   domains: dict[str, Domain]
   defaults: dict[str, Any]
+  prepare: Prepare | None = None
 
   def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], Static]:
     """Splits ``values`` into numbers and checked static settings."""
@@ -38,6 +46,8 @@ class Hyperparameters(NamedTuple):
         static.append((name, checks.as_flag(name, values[name])))
       elif domain is int:
         static.append((name, checks.as_count(name, values[name])))
+      elif isinstance(domain, tuple):
+        static.append((name, checks.as_choice(name, values[name], domain)))
       else:
         numbers[name] = values[name]
     return numbers, tuple(static)
@@ -48,13 +58,15 @@ class Hyperparameters(NamedTuple):
 
   def complete(self, given: Mapping[str, Any], loss: str) -> dict[str, Any]:
     """Adds the defaults; raises TypeError for unknown or missing names."""
-    unknown = [name for name in given if name not in self.domains]
+    values = {**self.defaults, **given}
+    if self.prepare is not None:
+      values = self.prepare(values)
+    unknown = [name for name in values if name not in self.domains]
     if unknown:
       known = ", ".join(self.domains) or "none"
       raise TypeError(
         f"{loss} has no hyper-parameter {', '.join(unknown)}. It has {known}."
       )
-    values = {**self.defaults, **given}
     missing = [name for name in self.domains if name not in values]
     if missing:
       raise TypeError(f"{loss} needs the hyper-parameter {missing[0]}=.")
@@ -156,7 +168,7 @@ def declared(
         f"domains names {name!r}, which is not a keyword-only argument of the "
         f"formula. The formula has {', '.join(parameters) or 'none'}."
       )
-    if domain not in (bool, int):
+    if domain not in (bool, int) and not isinstance(domain, tuple):
       _check_interval_text(name, domain)
   return Hyperparameters(
     {name: domains.get(name, _REAL) for name in parameters},

@@ -37,6 +37,8 @@ class Transform(NamedTuple):
 
   Attributes:
     divide_by: The hyper-parameter that divides the logits, or None.
+    multiply_by: The hyper-parameter that multiplies the logits, or None. At
+      most one of both is given.
     subtract: ``"max"`` or ``"mean"`` of the row is subtracted, or None. It is
       for losses that do not change if a constant is added to all logits, and
       avoids cancellation in dense losses. A fused head does not subtract it.
@@ -48,6 +50,7 @@ class Transform(NamedTuple):
   divide_by: str | None = None
   subtract: str | None = None
   rescale: bool = False
+  multiply_by: str | None = None
 
   def __call__(self, z: jax.Array, numbers: dict[str, jax.Array]) -> jax.Array:
     """Transforms logits with the class axis last; ``-inf`` is unchanged.
@@ -73,12 +76,22 @@ class Transform(NamedTuple):
     if self.divide_by is not None:
       finite = finite / numbers[self.divide_by]
       lost |= finite == -jnp.inf
+    if self.multiply_by is not None:
+      finite = finite * numbers[self.multiply_by]
+      lost |= finite == -jnp.inf
     finite = jnp.where(lost, float(jnp.finfo(z.dtype).min), finite)
     return jnp.where(possible, finite, z)
 
   def factor(self, numbers: Mapping[str, jax.Array]) -> jax.Array | None:
     """Returns the factor of the logits in a fused head; None means 1."""
+    if self.multiply_by is not None:
+      return numbers[self.multiply_by]
     return None if self.divide_by is None else 1.0 / numbers[self.divide_by]
+
+  @property
+  def scaled_by(self) -> str | None:
+    """The hyper-parameter that divides or multiplies the logits, or None."""
+    return self.multiply_by if self.divide_by is None else self.divide_by
 
 
 class RowLoss(Loss[P], Generic[P]):
@@ -89,6 +102,7 @@ class RowLoss(Loss[P], Generic[P]):
     transform: The transform of the logits, or None.
     uniform: The formula of the mean loss over all possible classes as the
       target, or None.
+    scores_name: What error messages call the scores.
   """
 
   def __init__(
@@ -104,12 +118,16 @@ class RowLoss(Loss[P], Generic[P]):
     self.formula = formula
     self.transform = transform
     self.uniform = uniform
+    self.scores_name = "logits"
 
   def public(self, function: Callable[Q, jax.Array]) -> "RowLoss[Q]":
     """Returns the loss with the signature and docstring of ``function``.
 
-    The hyper-parameters get the defaults in that signature.
+    The hyper-parameters get the defaults in that signature, and the scores the
+    name of its first argument.
     """
+    # It is this loss that the function calls, and that raises the errors.
+    self.scores_name = next(iter(inspect.signature(function).parameters))
     return RowLoss(
       function,
       self.formula,
@@ -170,6 +188,7 @@ class RowLoss(Loss[P], Generic[P]):
       where=where,
       hyperparameters=self.hyperparameters,
       values=self.hyperparameters.complete(values, self.__name__),
+      name=self.scores_name,
     )
     return _evaluate(self, axis, static, arguments)
 
@@ -339,8 +358,9 @@ def row_loss(
       keyword-only arguments are the hyper-parameters of the loss, with the same
       defaults. Without ``formula``, ``row_loss`` returns a decorator.
     domains: The interval of each hyper-parameter, such as ``{"scale":
-      "[0, inf)"}``, or ``bool`` for a static choice and ``int`` for a static
-      count of 1 or more. By default every real number is allowed.
+      "[0, inf)"}``, or ``bool`` for a static choice, ``int`` for a static count
+      of 1 or more and a tuple for one of some names. By default every real
+      number is allowed.
     transform: What is done to the logits before their statistics, such as
       ``rows.Transform(divide_by="temperature")``.
     log_probs: ``log_probs(logits, **hyperparameters)`` gives scores whose
@@ -358,8 +378,9 @@ def row_loss(
       if the formula has an argument ``axis`` or ``where``, or positional ones
       in addition to ``stats``; or, when the loss is called, if the formula
       does not return an array of the statistics' shape.
-    ValueError: If an interval cannot be read, or if ``transform`` divides by an
-      argument that the formula does not have, or that may be 0.
+    ValueError: If an interval cannot be read, or if ``transform`` divides or
+      multiplies by an argument that the formula does not have, or that may be
+      0.
 
   Examples:
     >>> my_loss = squentropy_jax.row_loss(
@@ -387,10 +408,10 @@ def row_loss(
     )
   transform = Transform() if transform is None else transform
   hyperparameters = declared(formula, domains, 1 + _rescales(transform))
-  _check_divisor(transform.divide_by, hyperparameters)
-  if log_probs is None and transform.divide_by is not None:
-    # What is trained is the softmax of the divided logits.
-    log_probs = functools.partial(_divided, transform)
+  _check_scaling(transform, hyperparameters)
+  if log_probs is None and transform.scaled_by is not None:
+    # What is trained is the softmax of the divided or multiplied logits.
+    log_probs = functools.partial(_scaled, transform)
 
   def call(logits: ArrayLike, labels: ArrayLike, **keywords: Any) -> jax.Array:
     return loss.evaluate(logits, labels, **keywords)
@@ -425,26 +446,33 @@ def _rescales(transform: Any) -> bool:
   return transform.rescale
 
 
-def _check_divisor(
-  divisor: str | None, hyperparameters: Hyperparameters
+def _check_scaling(
+  transform: Transform, hyperparameters: Hyperparameters
 ) -> None:
-  if divisor is None:
+  name = transform.scaled_by
+  if name is None:
     return
-  if divisor not in hyperparameters.domains:
+  if None not in (transform.divide_by, transform.multiply_by):
+    raise ValueError(
+      "transform must either divide or multiply the logits, got divide_by="
+      f"{transform.divide_by!r} and multiply_by={transform.multiply_by!r}."
+    )
+  does = "multiplies" if transform.divide_by is None else "divides"
+  if name not in hyperparameters.domains:
     known = ", ".join(hyperparameters.domains) or "none"
     raise ValueError(
-      f"transform divides by {divisor!r}, which is no keyword-only argument of "
-      f"the formula. It has {known}."
+      f"transform {does} by {name!r}, which is no keyword-only argument of the "
+      f"formula. It has {known}."
     )
-  if hyperparameters.allows_zero(divisor):
+  if hyperparameters.allows_zero(name):
     raise ValueError(
-      f"transform divides by {divisor!r}, whose domain "
-      f"{hyperparameters.domains[divisor]!r} contains 0. Declare a domain "
-      f"without it, such as domains={{{divisor!r}: '(0, inf)'}}."
+      f"transform {does} by {name!r}, whose domain "
+      f"{hyperparameters.domains[name]!r} contains 0. Declare a domain without "
+      f"it, such as domains={{{name!r}: '(0, inf)'}}."
     )
 
 
-def _divided(
+def _scaled(
   transform: Transform, z: jax.Array, **numbers: jax.Array
 ) -> jax.Array:
   return transform._replace(subtract="max")(z, numbers)

@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classification losses, one number per example."""
 
+from squentropy_jax.losses._angular import arcface as arcface
+from squentropy_jax.losses._angular import combined_margin as combined_margin
+from squentropy_jax.losses._angular import cosface as cosface
+from squentropy_jax.losses._angular import (
+  normalized_softmax as normalized_softmax,
+)
+from squentropy_jax.losses._angular import sphereface as sphereface
 from squentropy_jax.losses._anyloss import anyloss as anyloss
 from squentropy_jax.losses._asymmetric import (
   asymmetric_generalized_cross_entropy as asymmetric_generalized_cross_entropy,
@@ -71,3 +78,4 @@ from squentropy_jax.losses._symmetric import unhinged as unhinged
 from squentropy_jax.losses._tempered import (
   bi_tempered_logistic as bi_tempered_logistic,
 )
+from squentropy_jax.losses._unpg import unpg as unpg

@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 GENERAL, CONFIDENT, NOISY = "probabilities", "over-confidence", "noisy labels"
 MARGIN, HARD, SHARES = "margins", "hard examples", "proportions"
 TEACHER, ATTACK, OVERFIT = "distillation", "adversarial inputs", "overfitting"
-METRIC = "overlap and F scores"
+METRIC, ANGLE = "overlap and F scores", "angular margins"
 
 # fmt: off
 CATALOGUE = (
@@ -64,6 +64,12 @@ CATALOGUE = (
   Entry("weston_watkins", MARGIN, False, False, "one sum", ("Weston and Watkins", 1999, "https://www.esann.org/proceedings/1999")),
   Entry("ldr_kl", MARGIN, False, True, "one softmax", ("Zhu, Ying and Yang", 2023, "https://arxiv.org/abs/2112.14869")),
   Entry("aldr_kl", MARGIN, False, True, "32 softmaxes", ("Zhu, Ying and Yang", 2023, "https://arxiv.org/abs/2112.14869")),
+  Entry("normalized_softmax", ANGLE, True, True, "one softmax", ("Pereira et al.", 2021, "https://arxiv.org/abs/2102.03243")),
+  Entry("cosface", ANGLE, True, False, "one softmax", ("Wang et al.", 2018, "https://arxiv.org/abs/1801.09414")),
+  Entry("arcface", ANGLE, True, False, "one softmax", ("Deng et al.", 2019, "https://arxiv.org/abs/1801.07698")),
+  Entry("sphereface", ANGLE, True, False, "one softmax", ("Liu et al.", 2017, "https://arxiv.org/abs/1704.08063")),
+  Entry("combined_margin", ANGLE, True, True, "one softmax", ("Deng et al.", 2019, "https://arxiv.org/abs/1801.07698")),
+  Entry("unpg", ANGLE, True, False, "one softmax, and one of the pairs", ("Jung et al.", 2022, "https://arxiv.org/abs/2203.11593")),
   Entry("zscore", CONFIDENT, True, False, "two sums", ("de Brebisson and Vincent", 2016, "https://arxiv.org/abs/1604.08859")),
   Entry("taylor_softmax", GENERAL, False, True, "two sums", ("de Brebisson and Vincent", 2016, "https://arxiv.org/abs/1511.05042")),
   Entry("spherical_softmax", GENERAL, False, True, "one sum of squares", ("de Brebisson and Vincent", 2016, "https://arxiv.org/abs/1511.05042")),

@@ -347,3 +347,83 @@ def discriminator(student: np.ndarray, teacher: np.ndarray) -> float:
   return (
     np.logaddexp(0.0, sign * student) + np.logaddexp(0.0, -sign * teacher)
   ).sum() / 4.0
+
+
+def _angular(
+  cosines: np.ndarray, label: int, scale: float, moved: float, *more: float
+) -> float:
+  """Cross-entropy of scaled cosines, of which the labelled one was moved."""
+  rest = np.append(np.delete(cosines, label), more)
+  if not rest.size:
+    return 0.0
+  return np.logaddexp(0.0, np.logaddexp.reduce(scale * (rest - moved)))
+
+
+def normalized_softmax(
+  cosines: np.ndarray, label: int, scale: float = 10.0
+) -> float:
+  return _angular(cosines, label, scale, cosines[label])
+
+
+def cosface(
+  cosines: np.ndarray, label: int, margin: float = 0.35, scale: float = 64.0
+) -> float:
+  return _angular(cosines, label, scale, cosines[label] - margin)
+
+
+def arcface(
+  cosines: np.ndarray,
+  label: int,
+  margin: float = 0.5,
+  scale: float = 64.0,
+  monotonic: bool = True,
+) -> float:
+  angle = np.arccos(cosines[label])
+  moved = np.cos(angle + margin)
+  if monotonic and angle >= np.pi - margin:
+    moved = cosines[label] - margin * np.sin(margin)
+  return _angular(cosines, label, scale, moved)
+
+
+def continued_cosine(angle: float) -> float:
+  """SphereFace's psi."""
+  half_turns = np.floor(angle / np.pi)
+  return (-1) ** half_turns * np.cos(angle) - 2 * half_turns
+
+
+def sphereface(
+  cosines: np.ndarray, label: int, margin: float = 1.7, scale: float = 30.0
+) -> float:
+  moved = continued_cosine(margin * np.arccos(cosines[label]))
+  return _angular(cosines, label, scale, moved)
+
+
+def combined_margin(
+  cosines: np.ndarray,
+  label: int,
+  multiplicative: float = 1.0,
+  additive: float = 0.0,
+  cosine: float = 0.0,
+  scale: float = 64.0,
+) -> float:
+  angle = np.arccos(cosines[label])
+  if multiplicative == 1:
+    moved = np.cos(angle + additive)
+    if angle >= np.pi - additive:
+      moved = cosines[label] - additive * np.sin(additive)
+  else:
+    moved = continued_cosine(multiplicative * angle + additive)
+  return _angular(cosines, label, scale, moved - cosine)
+
+
+NEGATIVES = (
+  np.array([0.3, -0.5, 0.9, 0.1], np.float32),
+  np.array([True, True, False, True]),
+)
+
+
+def unpg(
+  cosines: np.ndarray, label: int, margin: float = 0.5, scale: float = 64.0
+) -> float:
+  kept = np.float64(NEGATIVES[0])[NEGATIVES[1]]
+  return _angular(cosines, label, scale, cosines[label] - margin, *kept)

@@ -44,6 +44,26 @@ class LossCase(NamedTuple):
     return self.name
 
 
+class CosineCase(NamedTuple):
+  """One public loss of cosines and classes, for `cosine_test`.
+
+  Attributes:
+    name: Its name in ``squentropy_jax.losses``.
+    loss: The function, of cosines and labels; other arguments are bound.
+    reference: Float64 NumPy loss of one row, ``reference(cosines, label,
+      **hyperparameters)``, written from the paper.
+    hyperparameters: Values other than the defaults, to test with.
+  """
+
+  name: str
+  loss: Callable[..., Any]
+  reference: Callable[..., float]
+  hyperparameters: Mapping[str, float]
+
+  def __repr__(self) -> str:
+    return self.name
+
+
 class BinaryCase(NamedTuple):
   """One public loss of binary labels, with no class axis, for `binary_test`.
 
