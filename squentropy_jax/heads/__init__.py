@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output layers: a density over ordered bins, a kernel of very many classes."""
+"""Output layers.
 
+They are cosines of features and classes, a density over ordered bins, and a
+kernel of very many classes that SGD updates without a pass over it.
+"""
+
+from squentropy_jax.heads._cosine import cosine_logits as cosine_logits
+from squentropy_jax.heads._cosine import extend_classes as extend_classes
+from squentropy_jax.heads._cosine import normalize as normalize
+from squentropy_jax.heads._cosine import unit_columns as unit_columns
 from squentropy_jax.heads._factored import FactoredOutput as FactoredOutput
 from squentropy_jax.heads._factored import factored_forward as factored_forward
 from squentropy_jax.heads._factored import factored_init as factored_init
