@@ -169,6 +169,8 @@ def as_positives(
 class PairLoss:
   """A loss that is a formula over `Pairs`; made by `pair_loss`."""
 
+  __name__: str
+
   def __init__(
     self, formula: Formula, hyperparameters: Hyperparameters
   ) -> None:
@@ -223,7 +225,9 @@ class PairLoss:
     if where is not None:
       where = as_mask(where, "where", array)
       readable = readable and checks.is_concrete(where)
-      rows = np.asarray(where).any(-1) if readable else np.zeros(batch, bool)
+      rows = np.zeros(batch, bool)
+      if readable:
+        rows = np.any(np.asarray(where), axis=-1)
       where = checks.shard_alike("where", jnp.asarray(where), array)
     dtype = checks.compute_dtype(*(x.dtype for x in (array, *others)))
     known = self.hyperparameters

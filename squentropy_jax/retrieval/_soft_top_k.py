@@ -9,11 +9,15 @@ import jax.numpy as jnp
 
 from squentropy_jax._core import checks
 from squentropy_jax._core.elementwise import sigmoid, softplus
-from squentropy_jax._core.hyperparameters import Hyperparameters, expanded
+from squentropy_jax._core.hyperparameters import (
+  Domain,
+  Hyperparameters,
+  expanded,
+)
 from squentropy_jax._core.solvers import bisect
 from squentropy_jax.retrieval._pairs import Pairs, as_similarities, pair_loss
 
-_DOMAINS = {"k": "(0, inf)", "alpha": "(0, inf)"}
+_DOMAINS: dict[str, Domain] = {"k": "(0, inf)", "alpha": "(0, inf)"}
 
 
 def _log_weights(x: jax.Array) -> jax.Array:
