@@ -316,7 +316,7 @@ def test_memory_is_that_of_a_few_similarity_matrices(is_diagonal):
 def test_bad_arguments_are_named():
   s = np.zeros((3, 4), np.float32)
   loss = retrieval.mann_whitney
-  with pytest.raises(ValueError, match="reduction must be .*, got 'all'"):
+  with pytest.raises(ValueError, match=r"reduction must be .*, got 'all'"):
     loss(s, reduction="all")
   with pytest.raises(ValueError, match="temperature must be in"):
     loss(s, temperature=0.0)

@@ -105,6 +105,43 @@ def symmetric_kl(s, judge, temperature):
   return ((p * (log_p - log_q)).sum() + (q * (log_q - log_p)).sum()) / 2
 
 
+@by_query
+def top_k_margin(s, positives, margin, temperature=None):
+  """Three negatives; those that do not exist are as if beyond the margin."""
+  negatives = np.append(np.sort(s[~positives])[::-1], [-9.0] * 3)[:3]
+  losses = []
+  for x in s[positives]:
+    each = np.maximum(0.0, negatives - x + margin)
+    if temperature is not None:
+      logits = np.where(each > 0, negatives / temperature, 0.0)
+      each = each * np.exp(log_softmax(logits))
+    losses.append(each.sum() / 3)
+  return np.mean(losses)
+
+
+@by_query
+def multi_positive_margin(s, positives, margin):
+  """Two positives and three negatives."""
+  negatives = np.append(np.sort(s[~positives])[::-1], [-9.0] * 3)[:3]
+  total = 0.0
+  for x in np.sort(s[positives])[:2]:
+    each = np.maximum(0.0, negatives - x + margin)
+    weights = np.exp(log_softmax(np.where(each > 0, each, -100.0)))
+    total += (weights * each).sum()
+  return total / 6
+
+
+def mann_whitney(s, positives, keep, temperature):
+  negatives = s[keep & ~positives]
+  losses = np.zeros(len(s))
+  for i, own in enumerate(positives & keep):
+    if own.any() and negatives.size:
+      tau = temperature[i] if np.ndim(temperature) else temperature
+      gaps = (negatives - s[i, own][:, None]) / tau
+      losses[i] = np.logaddexp(0.0, gaps).mean()
+  return losses
+
+
 CASES = (
   RetrievalCase(
     "info_nce",
@@ -142,5 +179,36 @@ CASES = (
     {"temperature": 0.3},
     {"temperature": 0.0},
     has_positives=False,
+  ),
+  RetrievalCase(
+    "top_k_margin",
+    functools.partial(retrieval.top_k_margin, num_negatives=3),
+    top_k_margin,
+    {"margin": 0.4},
+    {"margin": -0.1},
+  ),
+  RetrievalCase(
+    "top_k_margin, weighted",
+    functools.partial(retrieval.top_k_margin, num_negatives=3),
+    top_k_margin,
+    {"margin": 0.4, "temperature": 0.3},
+    {"margin": -0.1, "temperature": 0.0},
+  ),
+  RetrievalCase(
+    "multi_positive_margin",
+    functools.partial(
+      retrieval.multi_positive_margin, num_positives=2, num_negatives=3
+    ),
+    multi_positive_margin,
+    {"margin": 0.4},
+    {"margin": -0.1},
+  ),
+  RetrievalCase(
+    "mann_whitney",
+    retrieval.mann_whitney,
+    mann_whitney,
+    {"temperature": 0.3},
+    {"temperature": 0.0},
+    of_batch=True,
   ),
 )

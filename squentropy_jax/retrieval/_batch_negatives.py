@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from squentropy_jax._core import checks
-from squentropy_jax._core.labels import widen_ids
+from squentropy_jax._core.labels import as_distinct, widen_ids
 from squentropy_jax._core.unit_vectors import unit
 
 
@@ -116,16 +116,7 @@ def _as_ids(labels: ArrayLike, count: int) -> jax.Array:
       f"labels must have the shape {(count,)}, one for each of the features, "
       f"got {np.shape(ids)}."
     )
-  ids = widen_ids(ids)
-  if isinstance(ids, np.ndarray):
-    # A conversion to int32 could make different labels equal.
-    narrow = np.asarray(jnp.asarray(ids))
-    if not np.array_equal(narrow, ids):
-      raise ValueError(
-        f"labels must fit in {narrow.dtype}, got {ids.min()} to {ids.max()}. "
-        "Pass numpy.unique(labels, return_inverse=True)[1]."
-      )
-  return jnp.asarray(ids)
+  return as_distinct("labels", widen_ids(ids))
 
 
 def _pairs(count: int) -> tuple[jax.Array, jax.Array]:

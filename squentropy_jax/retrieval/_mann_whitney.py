@@ -200,13 +200,13 @@ def _sums_bwd(
     def add(k: jax.Array, sums: Any) -> Any:
       by_score, mass, moment = sums
       gap = blocks.scores[k][:, None] - scores[None]
-      slope = sigmoid(gap * inverse[None])
+      derivative = sigmoid(gap * inverse[None])
       marked = blocks.negatives[k][:, None]
-      slope = jnp.where(marked, slope, jnp.zeros_like(slope))
-      at_block = (slope * (weight * inverse)[None]).sum(1)
+      derivative = jnp.where(marked, derivative, jnp.zeros_like(derivative))
+      at_block = (derivative * (weight * inverse)[None]).sum(1)
       by_score = by_score.at[k].add(at_block)
-      mass = _add(mass, slope.sum(0))
-      return by_score, mass, _add(moment, (slope * gap).sum(0))
+      mass = _add(mass, derivative.sum(0))
+      return by_score, mass, _add(moment, (derivative * gap).sum(0))
 
     start = (by_score, (zero, zero), (zero, zero))
     by_score, mass, moment = jax.lax.fori_loop(0, count, add, start)

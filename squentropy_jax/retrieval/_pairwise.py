@@ -79,7 +79,8 @@ def pairwise_ranking(
   if where is not None:
     where = jnp.asarray(prelude.as_where(where, x.shape, x.shape))
     where = checks.shard_alike("where", where, x)
-  y = checks.shard_alike("targets", jnp.asarray(y), x)
+  order = jnp.asarray(y) if real else prelude.as_distinct("targets", y)
+  y = checks.shard_alike("targets", order, x)
   return _pairwise_ranking(x, y, where)
 
 

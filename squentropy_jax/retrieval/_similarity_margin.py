@@ -32,7 +32,7 @@ def _hardest(
 
 
 def _violations(excess: jax.Array, exist: jax.Array) -> jax.Array:
-  """``max(0, excess)``, NaN of NaN; at 0, and if absent, its derivative is 0."""
+  """``max(0, excess)``, NaN of NaN, with derivative 0 at 0 and if absent."""
   return jnp.where(exist & ~(excess <= 0), excess, jnp.zeros_like(excess))
 
 

@@ -237,7 +237,7 @@ def _matches(
   nearest = distances.argmin(1)
   place = jnp.arange(count)
   matched = distances.argmin(0)[nearest] == place
-  more = (attention > attention[:, None]).sum(1, dtype=jnp.int32)
+  more = (attention[None] > attention[:, None]).sum(1, dtype=jnp.int32)
   matched &= (2 * more < count)[nearest]
   if count > 1:
     second = distances.at[place, nearest].set(jnp.inf).argmin(1)
