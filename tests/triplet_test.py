@@ -25,7 +25,7 @@ def vectors(shape, rng=RNG):
 def triplet_reference(a, p, n, margin, keep):
   near = np.square(a - p).sum(-1)[..., None]
   far = np.square(a[..., None, :] - n).sum(-1)
-  return np.where(keep, np.maximum(0, near - far + margin), 0).sum(-1)
+  return np.where(keep, np.maximum(0, near - far + np.asarray(margin)[..., None]), 0).sum(-1)
 
 
 @pytest.mark.x64
@@ -145,8 +145,7 @@ def test_local_descriptors_are_those_of_the_definition():
       found = loss(x, attention, margin=margin, max_ratio=ratio)
       np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
       numbers.append(len(matches))
-  assert min(numbers) == 0
-  assert max(numbers) > 1
+  assert len(set(numbers)) > 2
   # Only matched descriptors of the positive have a gradient.
   x, attention = tuples(1)
   gradient = jax.jit(jax.grad(functools.partial(local, margin=1.0)))(
