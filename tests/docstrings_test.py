@@ -21,6 +21,7 @@ from squentropy_jax import (
   losses,
   margins,
   regression,
+  retrieval,
   reweighting,
 )
 
@@ -75,6 +76,7 @@ def test_examples_in_docstrings(path):
     "margins": margins,
     "np": np,
     "regression": regression,
+    "retrieval": retrieval,
     "reweighting": reweighting,
     "squentropy_jax": squentropy_jax,
   }

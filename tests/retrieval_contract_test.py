@@ -6,6 +6,8 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 from retrieval_cases import CASES
@@ -282,6 +284,30 @@ def test_narrow_similarities_are_widened_first(case):
   np.testing.assert_array_equal(
     actual[1].astype(F32), expected[1].astype(narrow.dtype).astype(F32)
   )
+
+
+@EVERY
+def test_queries_sharded_over_devices(case):
+  if case.of_batch:
+    return  # Its own test has the collectives.
+  second = second_of(case)
+  mesh = jax.make_mesh((2,), ("q",), axis_types=(AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    value, gradient, _ = evaluate(
+      case,
+      *(jax.device_put(x, P("q")) for x in (SIMILARITIES, second, KEEP)),
+    )
+  expected = evaluate(case, SIMILARITIES, second, KEEP)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-5)
+
+
+@EVERY
+def test_debug_flags_report_nothing_on_dropped_pairs(case):
+  filled = jnp.where(KEEP, SIMILARITIES, jnp.nan)
+  second = jnp.asarray(second_of(case))
+  with jax.debug_nans(True):
+    case.loss(filled, second, where=KEEP, **case.numbers)
 
 
 # Errors.

@@ -127,9 +127,9 @@ def test_the_loss_and_gradient_of_a_confident_query_are_not_rounded_to_0():
     for positives in (None, both):
       call = functools.partial(loss, positives=positives, temperature=0.025)
       np.testing.assert_allclose(call(s), [2 * np.exp(-40.0)], rtol=64 * EPS)
-      slope = np.exp(-40.0) / 0.025
+      rate = np.exp(-40.0) / 0.025
       np.testing.assert_allclose(
-        gradient_of(call, s), [[-2 * slope, slope, slope]], rtol=64 * EPS
+        gradient_of(call, s), [[-2 * rate, rate, rate]], rtol=64 * EPS
       )
 
 

@@ -202,7 +202,7 @@ def positive_aware_negatives(
   as similar as the positive is left out:
   ``where=positives | positive_aware_negatives(similarities, positives)``.
 
-  Avoid early in training, when the similarities say little.
+  Avoid when training has just begun, because the similarities then say little.
 
   With :math:`s_+` the lowest similarity of the query's positives, a negative is
   usable if

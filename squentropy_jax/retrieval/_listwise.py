@@ -241,13 +241,13 @@ def rerank(
 
   Examples:
     >>> loss = retrieval.rerank(
-    ...   jnp.array([2.0, 0.0]),
-    ...   jnp.array([-1.0, 1.0]),
-    ...   jnp.array([1.0, 0.0, 0.0]),
-    ...   jnp.array(0),
+    ...   jnp.array([[2.0, 0.0]]),
+    ...   jnp.array([[-1.0, 1.0]]),
+    ...   jnp.array([[1.0, 0.0, 0.0]]),
+    ...   jnp.array([0]),
     ... )
     >>> print(loss)
-    0.8053
+    [0.8053]
 
   References:
     Gu et al., `UniME-V2: MLLM-as-a-Judge for Universal Multimodal Embedding

@@ -179,7 +179,8 @@ def soft_top_k_loss(
   For a query with positives :math:`P` and the probabilities :math:`q` of
   :func:`squentropy_jax.retrieval.soft_top_k`,
 
-  .. math:: \ell = -\frac{1}{|P|} \sum_{p \in P} \log q_p .
+  .. math::
+    \ell = -\frac{1}{|P|} \sum_{p \in P} \log q_p .
 
   The positives compete with each other for the k places. With two documents,
   :math:`k = 1` and :math:`\alpha = 2`, the loss is the softmax cross-entropy.
