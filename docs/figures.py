@@ -208,6 +208,9 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     ),
     "soft_top_k_loss, k 2": of_positive(retrieval.soft_top_k_loss, k=2),
     "soft_top_k_loss, k 1": of_positive(retrieval.soft_top_k_loss, k=1),
+    "top_k_margin, k 3": of_positive(
+      retrieval.top_k_margin, margin=1.0, num_negatives=3
+    ),
   },
   "ensemble": {f"draw {k}": drawn(k) for k in range(3)},
   "distillation": {
