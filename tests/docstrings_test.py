@@ -22,6 +22,7 @@ from squentropy_jax import (
   losses,
   margins,
   regression,
+  retrieval,
   reweighting,
 )
 
@@ -77,6 +78,7 @@ def test_examples_in_docstrings(path):
     "margins": margins,
     "np": np,
     "regression": regression,
+    "retrieval": retrieval,
     "reweighting": reweighting,
     "squentropy_jax": squentropy_jax,
   }

@@ -29,6 +29,19 @@ def widen_ids(ids: Any) -> Any:
   return ids.astype(np.int8) if jnp.iinfo(ids.dtype).bits < 8 else ids
 
 
+def as_distinct(name: str, values: Any) -> jax.Array:
+  """Converts integers that are compared, unless JAX would change them."""
+  dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+  if isinstance(values, np.ndarray) and values.size:
+    low, high = values.min(), values.max()
+    if low < jnp.iinfo(dtype).min or high > jnp.iinfo(dtype).max:
+      raise ValueError(
+        f"{name} must fit in {dtype}, got {low} to {high}. Pass "
+        f"numpy.unique({name}, return_inverse=True)[1], in their shape."
+      )
+  return jnp.asarray(values)
+
+
 def as_labels(
   labels: ArrayLike, batch: tuple[int, ...], full: tuple[int, ...]
 ) -> Any:
