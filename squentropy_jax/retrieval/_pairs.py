@@ -172,11 +172,15 @@ class PairLoss:
   __name__: str
 
   def __init__(
-    self, formula: Formula, hyperparameters: Hyperparameters
+    self,
+    formula: Formula,
+    hyperparameters: Hyperparameters,
+    in_blocks: bool,
   ) -> None:
     functools.update_wrapper(self, formula)
     self.formula = formula
     self.hyperparameters = hyperparameters
+    self.in_blocks = in_blocks
 
   def __call__(
     self,
@@ -266,12 +270,18 @@ def _evaluate(
   if where is not None:
     keep &= where
     numbers = loss.hyperparameters.placeholders(numbers, any_of(where))
+  if labelled and not loss.in_blocks:
+    # A query without a positive has no loss, and so nothing of it is read.
+    keep &= any_of(positives & keep)[..., None]
   zero = jnp.zeros_like(s)
   # 1, and NaN for a query with an invalid number: 0 times that is NaN.
   bad = jnp.where(keep, 0.0 * s, zero)
   for x in others:
     bad += jnp.where(keep & (x != -jnp.inf), 0.0 * x, zero)
   factor = jax.lax.stop_gradient(1.0 + bad.sum(-1))
+  if loss.in_blocks:
+    # The sum above ends before the loss begins, and so does its memory.
+    s = s * factor[..., None]
   pairs = Pairs(
     jnp.where(keep, s, zero),
     positives & keep,
@@ -279,7 +289,10 @@ def _evaluate(
     tuple(jnp.where(keep, x, zero) for x in others),
     is_diagonal,
   )
-  value = loss.formula(pairs, **expanded(numbers), **dict(static)) * factor
+  value = loss.formula(pairs, **expanded(numbers), **dict(static))
+  if loss.in_blocks:
+    return value
+  value *= factor
   if is_diagonal and where is None:
     return value
   counted = pairs.positives if labelled else pairs.keep
@@ -287,7 +300,10 @@ def _evaluate(
 
 
 def pair_loss(
-  *, domains: Mapping[str, Domain], settings: tuple[str, ...] = ()
+  *,
+  domains: Mapping[str, Domain],
+  settings: tuple[str, ...] = (),
+  in_blocks: bool = False,
 ) -> Callable[[Formula], PairLoss]:
   """Declares a loss of similarities and positives; a decorator of its formula.
 
@@ -299,6 +315,9 @@ def pair_loss(
       static setting.
     settings: The names of the formula's other static arguments, which the
       public function checks.
+    in_blocks: Whether the formula saves memory by computing in blocks. All
+      similarities of a query with an invalid one are then NaN, and the formula
+      itself gives 0 for a query without a positive.
 
   Returns:
     The decorator.
@@ -309,6 +328,6 @@ def pair_loss(
     for name in settings:
       found.domains.pop(name)
       found.defaults.pop(name, None)
-    return PairLoss(formula, found)
+    return PairLoss(formula, found, in_blocks)
 
   return decorate
