@@ -97,7 +97,8 @@ def soft_contrastive(
     [0.7901]
 
   References:
-    Choi et al., `LG-ANNA-Embedding <https://arxiv.org/abs/2506.07438>`_, 2025.
+    LG AI Research, `LG-ANNA-Embedding technical report
+    <https://arxiv.org/abs/2506.07438>`_, 2025.
 
   .. seealso:: :func:`squentropy_jax.retrieval.symmetric_kl`
   """
