@@ -20,6 +20,7 @@ from squentropy_jax import (
   fused,
   losses,
   margins,
+  masking,
   regression,
   reweighting,
 )
@@ -73,6 +74,7 @@ def test_examples_in_docstrings(path):
     "jnp": jnp,
     "losses": losses,
     "margins": margins,
+    "masking": masking,
     "np": np,
     "regression": regression,
     "reweighting": reweighting,
