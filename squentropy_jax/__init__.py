@@ -12,6 +12,7 @@ from squentropy_jax import losses as losses
 from squentropy_jax import margins as margins
 from squentropy_jax import masking as masking
 from squentropy_jax import regression as regression
+from squentropy_jax import retrieval as retrieval
 from squentropy_jax import reweighting as reweighting
 from squentropy_jax import rows as rows
 from squentropy_jax._core.class_sums import RowStats as RowStats
