@@ -161,9 +161,7 @@ def test_sharded_scores():
 def test_errors_name_the_argument():
   scores, labels = _rows("random")
   for f in (calibration.auroc, calibration.roc_curve):
-    with pytest.raises(
-      ValueError, match=r"labels\[2\] = 3 is outside \[0, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"labels\[2\] = 3 is .* \[0, 2\)"):
       f(scores[:3], np.array([0, 1, 3]))
     with pytest.raises(TypeError, match="labels must be booleans"):
       f(scores, labels.astype(np.float32))

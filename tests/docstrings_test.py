@@ -22,6 +22,7 @@ from squentropy_jax import (
   margins,
   masking,
   regression,
+  retrieval,
   reweighting,
 )
 
@@ -77,6 +78,7 @@ def test_examples_in_docstrings(path):
     "masking": masking,
     "np": np,
     "regression": regression,
+    "retrieval": retrieval,
     "reweighting": reweighting,
     "squentropy_jax": squentropy_jax,
   }
