@@ -366,7 +366,8 @@ def class_weights(
     if checks.is_concrete(beta):
       # In float32 the distance of beta from 1 would be inaccurate.
       with np.errstate(divide="ignore"):
-        log_beta = np.log(np.asarray(beta, np.float64)).astype(array.dtype)
+        wide = np.log(np.asarray(beta, np.float64))
+        log_beta = checks.as_jax(wide, array.dtype)
     else:
       log_beta = jnp.log(jnp.asarray(beta).astype(array.dtype))
     sizes = -jnp.expm1(sizes * log_beta)

@@ -95,7 +95,7 @@ def balanced_clusters(
     ...   jax.random.key(0), features, 2
     ... )
     >>> print(clusters)
-    [1 0 1 0 1 0]
+    [0 1 0 1 0 1]
 
   References:
     Dahiya et al., `NGAME: Negative Mining-aware Mini-batching for Extreme
@@ -183,11 +183,9 @@ def cluster_batches(
   Examples:
     >>> clusters = jnp.array([0, 1, 0, 1, 1])
     >>> ids = retrieval.mining.cluster_batches(jax.random.key(0), clusters, 3)
-    >>> print(clusters[ids])
-    [[1 1 1]
-     [0 0 1]]
-    >>> print(ids[-1, -1])
-    -1
+    >>> print(ids)
+    [[ 0  2  4]
+     [ 1  3 -1]]
 
   References:
     Dahiya et al., `NGAME: Negative Mining-aware Mini-batching for Extreme
@@ -251,12 +249,12 @@ def _slots(
     """Where the chosen examples ``[A, S]`` are in each pool, ``[A, 3, S]``."""
     by_label = place_by_label[chosen]
     passed = by_label >= own_high[:, None]
-    places = [
+    relative = [
       place_by_predicted[chosen] - confused_low[:, None],
       by_label - mistaken_low[:, None],
       by_label - others_low - jnp.where(passed, own_size[:, None], 0),
     ]
-    places = jnp.stack(places, axis=1)
+    places = jnp.stack(relative, axis=1)
     inside = (places >= 0) & (places < sizes[:, :, None])
     return jnp.where(inside & (chosen >= 0)[:, None], places, n + num_slots)
 

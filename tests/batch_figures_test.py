@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of the pages on weights and on mining."""
+
+import importlib
+import pathlib
+import sys
+from xml.etree import ElementTree
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+
+
+def test_pages_show_their_figures_as_they_are_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+  figures = importlib.import_module("batch_figures")
+  figures.main(tmp_path)
+  for name in figures.FIGURES:
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert f"]({name}.svg)" in page
+    text = (DOCS / f"{name}.svg").read_bytes()
+    assert (tmp_path / f"{name}.svg").read_bytes() == text, (
+      "Run `python docs/batch_figures.py`."
+    )
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert b"font-face" not in text
+    assert len(text) < 30_000
