@@ -37,12 +37,16 @@ def draw_weights(panels: Any) -> None:
   left.legend(fontsize=7, frameon=False)
   predicted = jnp.arange(24.0)
   keys = jax.random.split(jax.random.key(0), 4000)
-  for style, fraction in enumerate((0.0, 0.25, 0.5)):
-    mask = jax.vmap(
-      lambda key, fraction=fraction: masking.hard_patch_mask(
+  masks = jax.jit(
+    jax.vmap(
+      lambda key, fraction: masking.hard_patch_mask(
         key, predicted, hard_fraction=fraction
-      )
-    )(keys)
+      ),
+      (0, None),
+    )
+  )
+  for style, fraction in enumerate((0.0, 0.25, 0.5)):
+    mask = masks(keys, fraction)
     line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
     label = f"hard_fraction {fraction:g}"
     right.plot(predicted + 1, mask.mean(axis=0), label=label, **line)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from squentropy_jax import confusion, losses, reweighting
+from squentropy_jax import confusion, losses, retrieval, reweighting
 
 FOLDER = pathlib.Path(__file__).parent / "losses"
 OTHERS = jnp.array([0.0, -1.0, -2.0])
@@ -98,6 +98,17 @@ def distilled(temperature: float) -> Callable:
     )
 
   return of_margin
+
+
+def of_positive(loss: Callable[..., jax.Array], **settings: float) -> Callable:
+  """A retrieval loss, as a function of the similarity of one positive."""
+  positives = jnp.array([[True, True, False, False, False]])
+
+  def of_similarity(similarity: jax.Array) -> jax.Array:
+    similarities = jnp.concatenate([jnp.stack([similarity, 1.0]), OTHERS])
+    return loss(similarities[None], positives, **settings)[0]
+
+  return of_similarity
 
 
 CROSS_ENTROPY = of_row(losses.cross_entropy)
@@ -190,6 +201,14 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     "balanced_accuracy": in_set(confusion.balanced_accuracy),
     "geometric_mean": in_set(confusion.geometric_mean),
   },
+  "retrieval": {
+    "info_nce": of_positive(retrieval.info_nce, temperature=1.0),
+    "decoupled_softmax": of_positive(
+      retrieval.decoupled_softmax, temperature=1.0
+    ),
+    "soft_top_k_loss, k 2": of_positive(retrieval.soft_top_k_loss, k=2),
+    "soft_top_k_loss, k 1": of_positive(retrieval.soft_top_k_loss, k=1),
+  },
   "ensemble": {f"draw {k}": drawn(k) for k in range(3)},
   "distillation": {
     "temperature 1": distilled(1.0),
@@ -202,6 +221,7 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
 LABELS = {
   "squentropy": "logit of an incorrect class",
   "overlap": "score of a positive",
+  "retrieval": "similarity of a positive",
   "anyloss": "score of a positive",
 }
 

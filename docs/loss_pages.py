@@ -3,7 +3,8 @@
 
 ``python docs/loss_pages.py`` writes every page, ``python docs/loss_pages.py
 focal square`` those of two families. A page is the docstring of the module,
-then a section for each loss in the order of the source. A docstring has the
+then a section for each loss in the order of the source. The retrieval losses
+are one family. A docstring has the
 paragraphs "Use when ..." and "Avoid when ...", which come first on the page.
 """
 
@@ -14,7 +15,7 @@ import re
 import sys
 from typing import Any, NamedTuple
 
-from squentropy_jax import losses
+from squentropy_jax import losses, retrieval
 
 FOLDER = pathlib.Path(__file__).parent / "losses"
 # What is said under a figure; CAPTION where a family has no entry.
@@ -42,6 +43,11 @@ CAPTIONS = {
     "The score of a positive varies, which is a set of its own. Left: the "
     "loss. Right: its derivative in the score."
   ),
+  "retrieval": (
+    "The similarity of one positive varies. That of another positive is 1, and "
+    "those of the negatives are 0, -1 and -2, at temperature 1. Left: the "
+    "loss. Right: its derivative in the similarity."
+  ),
   "simplex": (
     f"{CAPTION} The continuous Bernoulli loss is that of the label 1, against "
     "its score."
@@ -53,8 +59,9 @@ CAPTIONS = {
     "to 0."
   ),
 }
-# Arguments that every loss has: docs/losses/README.md explains them.
-COMMON = ("logits", "labels", "axis", "where")
+# Arguments that every loss has: docs/losses/README.md explains them, and the
+# page of the retrieval losses its own.
+COMMON = ("logits", "labels", "axis", "where", "similarities", "positives")
 IMPORTS = {
   "jax": "import jax",
   "jnp": "import jax.numpy as jnp",
@@ -62,6 +69,7 @@ IMPORTS = {
   "squentropy_jax": "import squentropy_jax",
   "confusion": "from squentropy_jax import confusion",
   "losses": "from squentropy_jax import losses",
+  "retrieval": "from squentropy_jax import retrieval",
 }
 SECTIONS = ("Args", "Returns", "Raises", "Examples", "References")
 
@@ -94,7 +102,7 @@ def families() -> dict[str, list[str]]:
     for name in public
     if getattr(losses, name).__module__.startswith("squentropy_jax.losses._")
   }
-  return {
+  found = {
     module.rpartition("._")[2]: [
       name
       for name, value in vars(importlib.import_module(module)).items()
@@ -102,6 +110,17 @@ def families() -> dict[str, list[str]]:
     ]
     for module in sorted(modules)
   }
+  found["retrieval"] = [
+    name
+    for name, value in vars(retrieval).items()
+    if not name.startswith("_") and callable(value)
+  ]
+  return found
+
+
+def home(name: str) -> Any:
+  """The package that has the loss."""
+  return losses if hasattr(losses, name) else retrieval
 
 
 def parse(text: str) -> Docstring:
@@ -179,7 +198,7 @@ def entries(text: str) -> dict[str, str]:
 
 def signature(name: str) -> str:
   """The call with its defaults, broken over lines where it is long."""
-  parameters = inspect.signature(getattr(losses, name)).parameters.values()
+  parameters = inspect.signature(getattr(home(name), name)).parameters.values()
   shown, keyword_only = [], False
   for p in parameters:
     if p.kind is p.KEYWORD_ONLY and not keyword_only:
@@ -187,7 +206,8 @@ def signature(name: str) -> str:
       keyword_only = True
     text = f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name
     shown.append(text if p.default is p.empty else f"{text}={p.default!r}")
-  line = f"losses.{name}({', '.join(shown)})"
+  package = home(name).__name__.rpartition(".")[2]
+  line = f"{package}.{name}({', '.join(shown)})"
   if len(line) <= 80:
     return line
   inner, row = [], ""
@@ -197,7 +217,7 @@ def signature(name: str) -> str:
       row = item
     else:
       row = f"{row}, {item}" if row else item
-  return "\n".join([f"losses.{name}(", *inner, f"  {row},", ")"])
+  return "\n".join([f"{package}.{name}(", *inner, f"  {row},", ")"])
 
 
 def example(text: str) -> str:
@@ -213,7 +233,7 @@ def example(text: str) -> str:
 
 def section(name: str) -> str:
   """The section of one loss."""
-  doc = parse(getattr(losses, name).__doc__ or "")
+  doc = parse(getattr(home(name), name).__doc__ or "")
   parts = [f"## `{name}`", markdown(doc.opening)]
   parts += [_bold(p) for p in (doc.use, doc.avoid) if p]
   parts.append(f"```text\n{signature(name)}\n```")
@@ -235,9 +255,21 @@ def section(name: str) -> str:
   return "\n\n".join(parts)
 
 
+def overview(names: list[str]) -> str:
+  """A table of the functions and what each computes."""
+  lines = ["| function | |", "| --- | --- |"]
+  for name in names:
+    opening = parse(getattr(home(name), name).__doc__ or "").opening
+    words = " ".join(markdown(opening).split())
+    lines.append(f"| [`{name}`](#{name}) | {words} |")
+  return "\n".join(lines)
+
+
 def page(family: str) -> str:
   """The text of a page."""
-  module: Any = importlib.import_module(f"squentropy_jax.losses._{family}")
+  is_retrieval = family == "retrieval"
+  part = "retrieval" if is_retrieval else f"losses._{family}"
+  module: Any = importlib.import_module(f"squentropy_jax.{part}")
   opening, *more = inspect.cleandoc(module.__doc__ or "").split("\n\n")
   title, _, subtitle = " ".join(opening.split()).partition(": ")
   parts = [
@@ -254,10 +286,13 @@ def page(family: str) -> str:
   needed = [
     line for name, line in IMPORTS.items() if re.search(rf"\b{name}\.", code)
   ]
-  parts.append(
-    "[Conventions of all losses](README.md): shapes, soft labels, `axis`, "
-    "`where` and\nerrors. The examples need:"
-  )
+  if is_retrieval:
+    parts += [overview(families()[family]), "The examples need:"]
+  else:
+    parts.append(
+      "[Conventions of all losses](README.md): shapes, soft labels, `axis`, "
+      "`where` and\nerrors. The examples need:"
+    )
   parts.append("```python\n" + "\n".join(needed) + "\n```")
   return "\n\n".join([*parts, *sections]) + "\n"
 

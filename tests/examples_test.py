@@ -26,6 +26,11 @@ def test_example_runs(path, tmp_path):
     timeout=120,
   )
   assert out.returncode == 0, out.stderr
+  recalls = re.findall(r"recall@1 ([01]\.\d+)", out.stdout)
+  if recalls:
+    before, after = map(float, recalls)
+    assert after > before + 0.15, out.stdout
+    return
   accuracies = re.findall(r"accuracy ([01]\.\d+)", out.stdout)
   assert accuracies, out.stdout
   assert all(float(accuracy) > 0.88 for accuracy in accuracies), out.stdout

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from squentropy_jax import losses
+from squentropy_jax import losses, retrieval
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "losses"
 _SPEC = importlib.util.spec_from_file_location(
@@ -19,7 +19,12 @@ FAMILIES = loss_pages.families()
 
 
 def test_every_loss_is_in_a_family():
-  public = {name for name in vars(losses) if not name.startswith("_")}
+  public = {
+    name
+    for package in (losses, retrieval)
+    for name, value in vars(package).items()
+    if not name.startswith("_") and callable(value)
+  }
   assert public == {name for names in FAMILIES.values() for name in names}
   written = {path.stem for path in FOLDER.glob("*.md")} - {"README", "table"}
   assert written == set(FAMILIES)
@@ -36,7 +41,7 @@ def test_a_page_is_up_to_date(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_docstring_says_when_to_use_a_loss(family):
   for name in FAMILIES[family]:
-    doc = loss_pages.parse(getattr(losses, name).__doc__)
+    doc = loss_pages.parse(getattr(loss_pages.home(name), name).__doc__)
     assert doc.use, f'{name} has no paragraph "Use when".'
     assert doc.avoid, f'{name} has no paragraph "Avoid when".'
     assert any(".. math::" in paragraph for paragraph in doc.body), name

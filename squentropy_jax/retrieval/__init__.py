@@ -1,5 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retrieval losses of similarities ``[..., Q, D]`` and positives."""
+"""Retrieval losses: losses of the similarities of queries and documents.
+
+A loss is a function ``loss(similarities, positives=None, *, hyperparameters,
+where=None)`` of similarities ``[..., Q, D]``, such as the cosines of Q queries
+and D documents. It returns one number for each query, ``[..., Q]``. Leading
+axes are separate batches. The result is float32 or wider.
+
+``positives`` are booleans of the similarities' shape. None is the diagonal:
+document i is the positive of query i, and further documents are negatives. For
+the loss in both directions, add that of the transposed similarities.
+
+``where`` are booleans of the similarities' shape. A dropped pair has gradient
+exactly 0, whatever it holds. A query without a positive has loss 0, and so the
+mean over the others is ``loss.sum() / (positives & where).any(-1).sum()``. A
+negative of ``-inf`` is a dropped pair. Any other similarity that is infinite or
+NaN makes the loss of its query infinite or NaN.
+
+Numeric hyper-parameters are scalars or have one value for each query. They may
+be traced and differentiated.
+
+Ranking metrics, such as the mean reciprocal rank, are those of `rax
+<https://github.com/google/rax>`_. ``examples/contrastive.py`` trains two
+encoders on text.
+"""
 
 from squentropy_jax.retrieval import mining as mining
+from squentropy_jax.retrieval._contrastive import (
+  decoupled_softmax as decoupled_softmax,
+)
 from squentropy_jax.retrieval._contrastive import info_nce as info_nce
+from squentropy_jax.retrieval._contrastive import (
+  positive_aware_negatives as positive_aware_negatives,
+)
+from squentropy_jax.retrieval._listwise import rerank as rerank
+from squentropy_jax.retrieval._listwise import (
+  soft_contrastive as soft_contrastive,
+)
+from squentropy_jax.retrieval._listwise import symmetric_kl as symmetric_kl
+from squentropy_jax.retrieval._soft_top_k import soft_top_k as soft_top_k
+from squentropy_jax.retrieval._soft_top_k import (
+  soft_top_k_loss as soft_top_k_loss,
+)

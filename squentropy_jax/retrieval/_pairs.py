@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prelude of retrieval losses: similarities, positives and masks.
 
-`pair_loss` declares a loss by a formula over `Pairs`. The checks are done before
-anything is traced, and the formula sees arrays that are finite and masked.
+`pair_loss` declares a loss by a formula over `Pairs`. The checks are done
+before anything is traced, and the formula sees masked, finite arrays.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -35,8 +35,8 @@ class Pairs(NamedTuple):
   All arrays have the shape ``[..., Q, D]``.
 
   Attributes:
-    similarities: Similarities, float32 or wider, 0 on dropped pairs. All pairs
-      of a query with an invalid similarity are NaN.
+    similarities: Similarities, float32 or wider, 0 on dropped pairs. They are
+      finite unless the loss of the query will be set to NaN.
     positives: Which pairs are kept and positive.
     negatives: Which pairs are kept and not positive.
     more: Other scores, masked like the similarities. They may be ``-inf``.
@@ -54,11 +54,33 @@ class Pairs(NamedTuple):
     """Which pairs are kept."""
     return self.positives | self.negatives
 
+  def at_positives(self, values: jax.Array) -> jax.Array:
+    """Returns ``[..., Q, 1]`` values of the diagonal, else all values.
+
+    A formula applies what it computes of a positive to these, so that it
+    computes one number and not D of them for a query with one positive.
+    """
+    if not self.is_diagonal:
+      return values
+    zero = jnp.zeros_like(values)
+    # A sum of one term. A gather would be slower, as would its transpose.
+    return jnp.where(self.positives, values, zero).sum(-1, keepdims=True)
+
   def mean_over_positives(self, values: jax.Array) -> jax.Array:
-    """Computes means ``[..., Q]`` over the positives; 0 where there is none."""
+    """Computes means ``[..., Q]`` over the positives; 0 where there is none.
+
+    The values have the shape of the pairs or that of `at_positives`.
+    """
+    if values.shape[-1] == 1:
+      return prelude.drop(values[..., 0], any_of(self.positives))
     count = self.positives.sum(-1, dtype=jnp.int32)
     total = jnp.where(self.positives, values, jnp.zeros_like(values)).sum(-1)
     return total / jnp.maximum(count, 1).astype(values.dtype)
+
+
+def any_of(mask: jax.Array) -> jax.Array:
+  """Computes ``mask.any(-1)``; on a CPU, a sum of integers is faster."""
+  return mask.sum(-1, dtype=jnp.int32) > 0
 
 
 def masked_logsumexp(z: jax.Array, mask: jax.Array) -> jax.Array:
@@ -66,12 +88,37 @@ def masked_logsumexp(z: jax.Array, mask: jax.Array) -> jax.Array:
 
   Of no entry it is ``-inf``, with gradient 0. ``z`` may be anything elsewhere.
   """
-  some = mask.any(-1)
   z = jnp.where(mask, z, -jnp.inf)
-  top = jax.lax.stop_gradient(jnp.where(some, z.max(-1), 0.0))
-  total = jnp.exp(z - top[..., None]).sum(-1)
-  one = jnp.ones_like(total)
-  return jnp.where(some, top + jnp.log(jnp.where(some, total, one)), -jnp.inf)
+  top = jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  none = top == -jnp.inf
+  top = jnp.where(none, jnp.zeros_like(top), top)
+  total = jnp.exp(z - top).sum(-1, keepdims=True)
+  value = top + jnp.log(jnp.where(none, jnp.ones_like(total), total))
+  return jnp.where(none, -jnp.inf, value)[..., 0]
+
+
+def negative_log_softmax(z: jax.Array, keep: jax.Array) -> jax.Array:
+  """Computes ``-log softmax(z)`` over the kept entries of the last axis.
+
+  It is accurate where the softmax is close to 1, and finite on dropped entries.
+  """
+  zero = jnp.zeros_like(z)
+  largest = jnp.where(keep, z, -jnp.inf).max(-1, keepdims=True)
+  is_top = keep & (z == jax.lax.stop_gradient(largest))
+  count = is_top.sum(-1, keepdims=True, dtype=jnp.int32).astype(z.dtype)
+  count = jnp.maximum(count, 1.0)
+  top = jnp.where(is_top, z, zero).sum(-1, keepdims=True) / count
+  # The sum leaves one of the largest entries out. A single one must not be
+  # subtracted from itself, also in the gradient.
+  gap = jnp.where(keep & ~(is_top & (count == 1.0)), z - top, zero)
+  terms = jnp.where(is_top, jnp.expm1(gap), jnp.exp(gap))
+  others = jnp.where(keep, terms, zero).sum(-1, keepdims=True) + (count - 1.0)
+  return jnp.log1p(others) - gap
+
+
+def diagonal(s: jax.Array) -> jax.Array:
+  """Marks the pairs of a query and the document of the same number."""
+  return prelude.class_ids(s) == prelude.class_ids(s, -2)
 
 
 def as_similarities(values: ArrayLike, name: str = "similarities") -> jax.Array:
@@ -102,8 +149,27 @@ def as_mask(values: ArrayLike, name: str, like: jax.Array) -> jax.Array:
   return array
 
 
+def as_positives(
+  positives: ArrayLike | None, similarities: jax.Array
+) -> jax.Array | None:
+  """Checks the positives, of which None is the diagonal."""
+  if positives is not None:
+    mask = jnp.asarray(as_mask(positives, "positives", similarities))
+    return checks.shard_alike("positives", mask, similarities)
+  queries, documents = similarities.shape[-2:]
+  if documents < queries:
+    raise ValueError(
+      "similarities must have at least as many documents as queries if the "
+      f"positives are the diagonal, got shape {similarities.shape}. Pass "
+      "positives=."
+    )
+  return None
+
+
 class PairLoss:
   """A loss that is a formula over `Pairs`; made by `pair_loss`."""
+
+  __name__: str
 
   def __init__(
     self, formula: Formula, hyperparameters: Hyperparameters
@@ -121,6 +187,7 @@ class PairLoss:
     more: Mapping[str, ArrayLike] | None = None,
     labelled: bool = True,
     settings: Mapping[str, Hashable] | None = None,
+    domains: Mapping[str, Domain] | None = None,
     **values: Any,
   ) -> jax.Array:
     """Checks and prepares the arguments, and computes the loss of each query.
@@ -133,6 +200,8 @@ class PairLoss:
       labelled: Whether the loss has positives. Without them, all kept pairs are
         negatives.
       settings: Static keyword arguments of the formula that are no numbers.
+      domains: Narrower domains of hyper-parameters, such as those that depend
+        on the number of documents.
       **values: Hyper-parameters.
 
     Returns:
@@ -149,35 +218,28 @@ class PairLoss:
           f"{score.shape}. Nothing is broadcast."
         )
       others.append(checks.shard_alike(name, score, array))
-    if positives is not None:
-      mask = as_mask(positives, "positives", array)
-      positives = checks.shard_alike("positives", jnp.asarray(mask), array)
-    elif labelled and array.shape[-1] < array.shape[-2]:
-      raise ValueError(
-        "similarities must have at least as many documents as queries where "
-        f"positives are the diagonal, got shape {array.shape}. Pass positives=."
-      )
+    mask = as_positives(positives, array) if labelled else None
     readable = checks.is_concrete(used_with=(array, *others))
     batch = array.shape[:-1]
     rows = None if readable else np.zeros(batch, bool)
     if where is not None:
-      mask = as_mask(where, "where", array)
-      known = readable and checks.is_concrete(mask)
-      rows = np.asarray(mask).any(-1) if known else np.zeros(batch, bool)
-      where = checks.shard_alike("where", jnp.asarray(mask), array)
+      where = as_mask(where, "where", array)
+      readable = readable and checks.is_concrete(where)
+      rows = np.zeros(batch, bool)
+      if readable:
+        rows = np.any(np.asarray(where), axis=-1)
+      where = checks.shard_alike("where", jnp.asarray(where), array)
     dtype = checks.compute_dtype(*(x.dtype for x in (array, *others)))
-    numbers, static = self.hyperparameters.split(
-      self.hyperparameters.complete(values, self.__name__)
-    )
+    known = self.hyperparameters
+    known = known._replace(domains=known.domains | dict(domains or {}))
+    numbers, static = known.split(known.complete(values, self.__name__))
     arrays = {
       n: checks.shard_alike(n, x, array, array.ndim - 1) if x.ndim else x
-      for n, x in self.hyperparameters.as_arrays(
-        numbers, dtype, batch, rows
-      ).items()
+      for n, x in known.as_arrays(numbers, dtype, batch, rows).items()
     }
     static += tuple((settings or {}).items())
     return _evaluate(
-      self, static, labelled, (array, *others), positives, where, arrays
+      self, static, labelled, (array, *others), mask, where, arrays
     )
 
 
@@ -196,32 +258,32 @@ def _evaluate(
   s, *others = (x.astype(wide) for x in scores)
   is_diagonal = labelled and positives is None
   if is_diagonal:
-    positives = prelude.class_ids(s) == prelude.class_ids(s, -2)
+    positives = diagonal(s)
   elif positives is None:
     positives = jnp.zeros_like(s, bool)
   # A negative of -inf cannot be retrieved, like one that is dropped.
   keep = positives | (s != -jnp.inf)
   if where is not None:
     keep &= where
-    numbers = loss.hyperparameters.placeholders(numbers, where.any(-1))
+    numbers = loss.hyperparameters.placeholders(numbers, any_of(where))
   zero = jnp.zeros_like(s)
-  invalid = keep & ~jnp.isfinite(s)
+  # 1, and NaN for a query with an invalid number: 0 times that is NaN.
+  bad = jnp.where(keep, 0.0 * s, zero)
   for x in others:
-    invalid |= keep & ~(x < jnp.inf)
-  invalid = invalid.any(-1)
-  # The factor is applied to scores and loss, so that all gradients are NaN too.
-  factor = prelude.nan_factor(invalid, wide)
-  finite = jnp.where(keep & jnp.isfinite(s), s, zero)
+    bad += jnp.where(keep & (x != -jnp.inf), 0.0 * x, zero)
+  factor = jax.lax.stop_gradient(1.0 + bad.sum(-1))
   pairs = Pairs(
-    jnp.where(keep, finite * factor[..., None], zero),
+    jnp.where(keep, s, zero),
     positives & keep,
     keep & ~positives,
     tuple(jnp.where(keep, x, zero) for x in others),
     is_diagonal,
   )
-  value = loss.formula(pairs, **expanded(numbers), **dict(static))
+  value = loss.formula(pairs, **expanded(numbers), **dict(static)) * factor
+  if is_diagonal and where is None:
+    return value
   counted = pairs.positives if labelled else pairs.keep
-  return prelude.drop(value * factor, counted.any(-1) | invalid)
+  return prelude.drop(value, any_of(counted))
 
 
 def pair_loss(
