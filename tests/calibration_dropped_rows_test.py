@@ -59,7 +59,8 @@ def test_no_nan_check_fires(name):
     eager = f(scores, labels, where)
     results = f(on_device, labels, where), jax.jit(f)(scores, labels, where)
   for x in jax.tree.leaves(eager):
-    assert np.all(np.isfinite(x))
+    # The first threshold of a ROC curve is infinite.
+    assert np.all(np.isfinite(x[1:] if name == "roc_curve" else x))
   for result in results:
     # Two programs may round differently.
     for x, y in zip(*map(jax.tree.leaves, (result, eager)), strict=True):

@@ -56,6 +56,15 @@ from squentropy_jax.calibration._metrics_brier_decomposition import (
 from squentropy_jax.calibration._metrics_classwise import (
   classwise_calibration_error as classwise_calibration_error,
 )
+from squentropy_jax.calibration._metrics_roc import (
+  RocCurve as RocCurve,
+)
+from squentropy_jax.calibration._metrics_roc import (
+  auroc as auroc,
+)
+from squentropy_jax.calibration._metrics_roc import (
+  roc_curve as roc_curve,
+)
 from squentropy_jax.calibration._metrics_scores import (
   accuracy as accuracy,
 )

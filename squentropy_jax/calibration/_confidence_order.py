@@ -44,7 +44,8 @@ class ConfidenceOrder(NamedTuple):
 def sort_by_confidence(top: TopLabel) -> ConfidenceOrder:
   """Sorts rows by confidence and counts within groups of ties."""
   n = top.confidence.shape[0]
-  key = jnp.where(top.use, top.confidence, jnp.inf)
+  # NaN sorts after every number, infinity included.
+  key = jnp.where(top.use, top.confidence, jnp.nan)
   key, hit = jax.lax.sort((key, top.hit.astype(jnp.int32)), num_keys=1)
   size = jnp.sum(top.use, dtype=jnp.int32)
   rank = jnp.arange(n, dtype=jnp.int32)
@@ -64,3 +65,17 @@ def sort_by_confidence(top: TopLabel) -> ConfidenceOrder:
     num_hits=jnp.sum(hit, dtype=jnp.int32),
     invalid=jnp.any(top.invalid),
   )
+
+
+def area_of_order(order: ConfidenceOrder) -> Array:
+  """How often a hit has more confidence than a miss; half of the ties count."""
+  dtype = order.confidence.dtype
+  num_misses = (order.size - order.num_hits).astype(dtype)
+  # A hit ranks above the misses below its group and half of those in it.
+  below = (order.start - order.hits_below).astype(dtype)
+  level = (order.ties - order.hits).astype(dtype)
+  share_below = (below + level / 2) / num_misses
+  share = order.hits.astype(dtype) / order.ties.astype(dtype)
+  sum_ = jnp.sum(jnp.where(order.use, share * share_below, 0))
+  area = sum_ / order.num_hits.astype(dtype)
+  return jnp.where(order.invalid, jnp.nan, area)

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from squentropy_jax.calibration._confidence_order import (
   ConfidenceOrder,
+  area_of_order,
   sort_by_confidence,
 )
 from squentropy_jax.calibration._row_functions import top_label
@@ -89,17 +90,7 @@ def _excess_area(rows: ScoredRows) -> Array:
 
 @compiled_on_rows()
 def _auroc(rows: ScoredRows) -> Array:
-  ordered = sort_by_confidence(top_label(rows))
-  dtype = ordered.confidence.dtype
-  num_misses = (ordered.size - ordered.num_hits).astype(dtype)
-  # A hit ranks above the misses below its group and half of those in it.
-  below = (ordered.start - ordered.hits_below).astype(dtype)
-  level = (ordered.ties - ordered.hits).astype(dtype)
-  share_below = (below + level / 2) / num_misses
-  share = ordered.hits.astype(dtype) / ordered.ties.astype(dtype)
-  sum_ = jnp.sum(jnp.where(ordered.use, share * share_below, 0))
-  area = sum_ / ordered.num_hits.astype(dtype)
-  return jnp.where(ordered.invalid, jnp.nan, area)
+  return area_of_order(sort_by_confidence(top_label(rows)))
 
 
 def risk_coverage_curve(

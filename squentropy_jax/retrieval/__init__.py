@@ -24,6 +24,7 @@ Ranking metrics, such as the mean reciprocal rank, are those of `rax
 encoders on text.
 """
 
+from squentropy_jax.retrieval import mining as mining
 from squentropy_jax.retrieval._batch_negatives import (
   batch_negatives as batch_negatives,
 )

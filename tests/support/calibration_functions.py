@@ -33,7 +33,8 @@ def function(name):
 def arguments(name):
   """Scores ``[12, C]``, labels and ``where``, of which a fourth is False.
 
-  A function of confidences gets them and hits, both ``[12]``.
+  A function of confidences gets them and hits, both ``[12]``, and one of the
+  scores of two classes those of one and ids.
   """
   rng = np.random.default_rng(6)
   scores = rng.normal(size=(12, 2 if "beta" in name else 4)) * 2
@@ -46,4 +47,6 @@ def arguments(name):
     scores = scores > 0.2
   if kind == "confidence":
     scores, labels = scores.max(-1), labels == scores.argmax(-1)
+  if name in ("auroc", "roc_curve"):
+    scores, labels = scores[:, 0], np.int64(labels == 0)
   return scores, labels, np.arange(12) % 4 > 0

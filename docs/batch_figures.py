@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws the figures of weights and of mining: ``python docs/batch_figures.py``.
+
+They stand next to their pages, docs/weights.md and docs/mining.md.
+"""
+
+from collections.abc import Callable, Mapping
+import io
+import pathlib
+from typing import Any
+
+from figures import COLOURS, DASHES, smaller
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+import numpy as np
+
+from squentropy_jax import masking, retrieval, reweighting
+
+FOLDER = pathlib.Path(__file__).parent
+STRATEGIES = ("linupper", "quadratic", "extremes", "upper")
+
+
+def draw_weights(panels: Any) -> None:
+  """Weights of losses, and how often a patch is hidden."""
+  left, right = panels
+  each = jnp.linspace(0.5, 3.5, 61)
+  for style, strategy in enumerate(STRATEGIES):
+    weights = reweighting.loss_based_weights(
+      each, strategy=strategy, temperature=0.4
+    )
+    line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
+    left.plot(each, weights * each.size, label=strategy, **line)
+  left.set_title("weight, times the size of the batch", fontsize=9)
+  left.set_xlabel("loss", fontsize=8)
+  left.legend(fontsize=7, frameon=False)
+  predicted = jnp.arange(24.0)
+  keys = jax.random.split(jax.random.key(0), 4000)
+  masks = jax.jit(
+    jax.vmap(
+      lambda key, fraction: masking.hard_patch_mask(
+        key, predicted, hard_fraction=fraction
+      ),
+      (0, None),
+    )
+  )
+  for style, fraction in enumerate((0.0, 0.25, 0.5)):
+    mask = masks(keys, fraction)
+    line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
+    label = f"hard_fraction {fraction:g}"
+    right.plot(predicted + 1, mask.mean(axis=0), label=label, **line)
+  right.set_ylim(0.0, 1.05)
+  right.set_title("share of masks that hide the patch", fontsize=9)
+  right.set_xlabel("rank of the predicted loss, of 24", fontsize=8)
+  right.legend(fontsize=7, frameon=False)
+
+
+def draw_mining(panels: Any) -> None:
+  """Eight clusters of points, and the batches of one epoch."""
+  left, right = panels
+  rng = np.random.default_rng(0)
+  centres = rng.uniform(-2.0, 2.0, (5, 2))
+  points = centres[rng.integers(0, 5, 160)] + rng.normal(0.0, 0.4, (160, 2))
+  clusters = retrieval.mining.balanced_clusters(
+    jax.random.key(0), np.float32(points), 8
+  )
+  batches = retrieval.mining.cluster_batches(jax.random.key(1), clusters, 40)
+  groups = [np.flatnonzero(clusters == c) for c in range(8)]
+  for panel, parts in ((left, groups), (right, batches)):
+    for style, part in enumerate(parts):
+      marker = "os"[style // 4]
+      colour = COLOURS[style % 4]
+      # Clipped markers stand in groups, which `smaller` takes away.
+      look = {"ms": 3, "mew": 0, "color": colour, "clip_on": False}
+      panel.plot(*points[np.asarray(part)].T, marker, **look)
+    panel.set_aspect("equal")
+  left.set_title("8 clusters of 20", fontsize=9)
+  right.set_title("the 4 batches of an epoch", fontsize=9)
+
+
+FIGURES: Mapping[str, Callable[[Any], None]] = {
+  "mining": draw_mining,
+  "weights": draw_weights,
+}
+
+
+def main(folder: pathlib.Path = FOLDER) -> None:
+  """Every picture, with nothing in it that changes from run to run."""
+  settings = {
+    "svg.hashsalt": "squentropy_jax",
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+  }
+  with mpl.rc_context(settings):
+    for name, draw in FIGURES.items():
+      figure, panels = plt.subplots(
+        1, 2, figsize=(7.2, 2.7), layout="constrained"
+      )
+      draw(panels)
+      for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+      text = io.StringIO()
+      figure.savefig(text, format="svg", facecolor="white")
+      path = folder / f"{name}.svg"
+      path.write_text(smaller(text.getvalue()), encoding="utf-8")
+      plt.close(figure)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of the pages on weights and on mining."""
+
+import importlib
+import pathlib
+import sys
+from xml.etree import ElementTree
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+
+
+def test_pages_show_their_figures_as_they_are_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+  figures = importlib.import_module("batch_figures")
+  names = list(figures.FIGURES)
+  monkeypatch.setattr(figures, "FIGURES", {"weights": figures.draw_weights})
+  figures.main(tmp_path)
+  drawn = (tmp_path / "weights.svg").read_bytes()
+  assert drawn == (DOCS / "weights.svg").read_bytes(), (
+    "Run `python docs/batch_figures.py`."
+  )
+  for name in names:
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert f"]({name}.svg)" in page
+    text = (DOCS / f"{name}.svg").read_bytes()
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert b"font-face" not in text
+    assert len(text) < 30_000
