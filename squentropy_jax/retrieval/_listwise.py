@@ -88,12 +88,9 @@ def soft_contrastive(
       range.
 
   Examples:
-    >>> similarities = jnp.array([[0.8, 0.5, 0.1]])
-    >>> teacher_scores = jnp.array([[2.0, 1.0, -1.0]])
-    >>> loss = retrieval.soft_contrastive(
-    ...   similarities, teacher_scores, temperature=0.5
-    ... )
-    >>> print(loss)
+    >>> scores = jnp.array([[0.8, 0.5, 0.1]])
+    >>> teacher = jnp.array([[2.0, 1.0, -1.0]])
+    >>> print(retrieval.soft_contrastive(scores, teacher, temperature=0.5))
     [0.7901]
 
   References:
