@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.elementwise import sigmoid
-from squentropy_jax._core.rows import Transform as Transform
+from squentropy_jax._core.transform import Transform as Transform
 
 
 def log_z(stats: RowStats) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 from support import heads
 from support.layouts import LAYOUTS
 
-from squentropy_jax import fused, losses, rows
+from squentropy_jax import fused, losses, retrieval, rows
 
 BATCH, WIDTH, CLASSES = (4, 4), 6, 16
 RNG = np.random.default_rng(0)
@@ -143,6 +143,33 @@ def test_named_classes_always_stay():
   agrees(
     value_and_gradients(head)(FEATURES, KERNEL),
     value_and_gradients(exact)(FEATURES, KERNEL),
+  )
+
+
+def test_info_nce_of_a_matrix_of_documents():
+  """Documents of the same source as the query are no negatives."""
+  queries, documents = FEATURES.reshape(-1, WIDTH), KERNEL.T
+  sources = np.arange(CLASSES) // 2
+  info_nce = functools.partial(retrieval.info_nce, temperature=0.5)
+
+  def head(queries, documents):
+    return fused.linear_loss(
+      info_nce,
+      queries,
+      documents,
+      np.arange(CLASSES),
+      class_axis=0,
+      row_keys=sources,
+      class_keys=sources,
+    ).sum()
+
+  def dense(queries, documents):
+    possible = (sources[:, None] != sources) | np.eye(CLASSES, dtype=bool)
+    return info_nce(queries @ documents.T, where=possible).sum()
+
+  found = heads.jit(jax.value_and_grad(head, (0, 1)))(queries, documents)
+  agrees(
+    found, heads.jit(jax.value_and_grad(dense, (0, 1)))(queries, documents)
   )
 
 

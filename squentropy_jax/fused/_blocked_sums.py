@@ -12,7 +12,8 @@ import numpy as np
 from squentropy_jax._core import checks, varying
 from squentropy_jax._core import labels as prelude
 from squentropy_jax._core.hyperparameters import Static, expanded
-from squentropy_jax._core.rows import RowLoss, Transform
+from squentropy_jax._core.rows import RowLoss
+from squentropy_jax._core.transform import Transform
 
 Sums = tuple[jax.Array, dict[str, jax.Array]]
 

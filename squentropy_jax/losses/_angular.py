@@ -12,7 +12,8 @@ import jax
 
 from squentropy_jax._core import angles, class_sums, elementwise
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax._core.rows import Transform, row_loss
+from squentropy_jax._core.rows import row_loss
+from squentropy_jax._core.transform import Transform
 
 _BY_SCALE = Transform(multiply_by="scale")
 

@@ -18,7 +18,8 @@ from squentropy_jax._core.distributions import (
   row_unit,
 )
 from squentropy_jax._core.elementwise import sigmoid, softplus
-from squentropy_jax._core.rows import Transform, row_loss
+from squentropy_jax._core.rows import row_loss
+from squentropy_jax._core.transform import Transform
 
 
 @row_loss(uniform=uniform_cross_entropy)

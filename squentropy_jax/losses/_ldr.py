@@ -21,7 +21,8 @@ from squentropy_jax._core.distributions import (
   possible_logits,
 )
 from squentropy_jax._core.elementwise import HUGE, softplus
-from squentropy_jax._core.rows import Transform, row_loss
+from squentropy_jax._core.rows import row_loss
+from squentropy_jax._core.transform import Transform
 
 # Log-odds above which ``softplus`` is the identity in any dtype.
 _FAR = 1e9

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.distributions import possible_logits
 from squentropy_jax._core.elementwise import nan_if_infinite, quotient, softplus
-from squentropy_jax._core.rows import Transform, row_loss
+from squentropy_jax._core.rows import row_loss
+from squentropy_jax._core.transform import Transform
 
 # A variance below so many ulp of the square of the mean counts as 0.
 _ULPS = 32

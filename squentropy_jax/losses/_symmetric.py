@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from squentropy_jax._core import elementwise
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.elementwise import sigmoid, softplus
-from squentropy_jax._core.rows import Transform, row_loss
+from squentropy_jax._core.rows import row_loss
+from squentropy_jax._core.transform import Transform
 
 
 @row_loss(

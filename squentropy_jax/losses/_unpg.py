@@ -13,7 +13,8 @@ import numpy as np
 
 from squentropy_jax._core import angles, checks, class_sums, elementwise
 from squentropy_jax._core.class_sums import RowStats
-from squentropy_jax._core.rows import Transform, row_loss
+from squentropy_jax._core.rows import row_loss
+from squentropy_jax._core.transform import Transform
 
 
 @jax.jit

@@ -11,7 +11,8 @@ from squentropy_jax._core import checks
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.elementwise import softplus
 from squentropy_jax._core.hyperparameters import Hyperparameters, expanded
-from squentropy_jax._core.rows import Transform, row_loss
+from squentropy_jax._core.rows import row_loss
+from squentropy_jax._core.transform import Transform
 from squentropy_jax.retrieval._pairs import (
   Pairs,
   any_of,
