@@ -10,7 +10,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from squentropy_jax import calibration
+from squentropy_jax import calibration, heads
 from squentropy_jax.calibration import _scored_rows
 
 
@@ -108,3 +108,105 @@ class CalibrationMetric(nnx.Metric):
   def compute(self) -> Array:
     """Returns the error of all batches; NaN without any example."""
     return self.error(self.stats)
+
+
+class CosineHead(nnx.Module):
+  r"""Computes the cosines of features and learned class vectors, times a scale.
+
+  Use it as the last layer of a classifier whose features are compared by their
+  angles. For the margin losses, use a scale of 1, because they have a scale of
+  their own.
+
+  .. math::
+    z_k = \text{scale} \, \frac{h \cdot w_k}{\lVert h \rVert \, \lVert w_k
+      \rVert}
+
+  Args:
+    in_features: The width :math:`d` of the features.
+    num_classes: The number of classes :math:`C`.
+    scale: Multiplies the cosines.
+    rngs: The random streams, of which ``params`` is used.
+
+  Examples:
+    >>> from flax import nnx
+    >>> from squentropy_jax.nn.nnx import CosineHead
+    >>> head = CosineHead(4, 3, rngs=nnx.Rngs(0))
+    >>> head(jnp.ones((2, 4))).shape
+    (2, 3)
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    num_classes: int,
+    *,
+    scale: float = 10.0,
+    rngs: nnx.Rngs,
+  ) -> None:
+    init = nnx.initializers.normal(1.0)
+    self.kernel = nnx.Param(init(rngs.params(), (in_features, num_classes)))
+    self.scale = scale
+
+  def __call__(self, features: ArrayLike) -> Array:
+    """Returns the logits ``[..., C]`` of features ``[..., d]``."""
+    return self.scale * heads.cosine_logits(features, self.kernel[...])
+
+
+class FourierHead(nnx.Module):
+  r"""Computes logits of ordered bins whose probabilities form a smooth density.
+
+  Use it where the classes are the bins of a number. It is a linear layer with
+  :math:`2 (N + 1)` outputs, followed by
+  :func:`squentropy_jax.heads.fourier_coefficients` and
+  :func:`squentropy_jax.heads.fourier_logits`. Its parameters start at a
+  hundredth of the usual size, which makes the first density nearly free of
+  the features.
+
+  Args:
+    in_features: The width of the features.
+    num_bins: The number of bins.
+    num_frequencies: The number of frequencies :math:`N`, below half of
+      ``num_bins``.
+    epsilon: Added to the probability of each bin.
+    rngs: The random streams, of which ``params`` is used.
+
+  Examples:
+    >>> from flax import nnx
+    >>> from squentropy_jax.nn.nnx import FourierHead
+    >>> head = FourierHead(4, 10, num_frequencies=3, rngs=nnx.Rngs(0))
+    >>> head(jnp.ones((2, 4))).shape
+    (2, 10)
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    num_bins: int,
+    *,
+    num_frequencies: int,
+    epsilon: float = 1e-5,
+    rngs: nnx.Rngs,
+  ) -> None:
+    size = 2 * (num_frequencies + 1)
+    init = nnx.initializers.lecun_normal()
+    self.kernel = nnx.Param(0.01 * init(rngs.params(), (in_features, size)))
+    # Not 0, where the density of features of 0 would have no gradient.
+    first = nnx.initializers.normal(1.0)
+    self.bias = nnx.Param(0.01 * first(rngs.params(), (size,)))
+    self.num_bins = num_bins
+    self.epsilon = epsilon
+
+  def coefficients(self, features: ArrayLike) -> Array:
+    """Returns the coefficients, for `heads.fourier_smoothness`."""
+    bias = jnp.broadcast_to(
+      self.bias[...], (*jnp.shape(features)[:-1], self.bias.shape[0])
+    )
+    a = jnp.matmul(features, self.kernel[...]) + bias
+    real, imag = jnp.split(a, 2, axis=-1)
+    return heads.fourier_coefficients(jax.lax.complex(real, imag))
+
+  def __call__(self, features: ArrayLike) -> Array:
+    """Returns the logits ``[..., num_bins]`` of features ``[..., d]``."""
+    return heads.fourier_logits(
+      self.coefficients(features), self.num_bins, epsilon=self.epsilon
+    )
