@@ -183,6 +183,9 @@ def test_an_invalid_similarity_is_never_ignored(case, bad):
   second = second_of(case)
   filled = SIMILARITIES.copy()
   filled[1, 3] = bad
+  if case.has_positives and not case.of_batch:
+    # This query has no positive, and so no loss.
+    filled[2, 3] = bad
   value, gradient, _ = evaluate(case, filled, second, everything())
   assert np.isnan(value[1])
   assert np.isnan(gradient[1]).any()
@@ -208,6 +211,9 @@ def test_finite_at_ties_and_with_sharp_numbers_and_without_positives(case):
       for numbers in (case.numbers, sharp):
         results = evaluate(case, similarities, second, keep, **numbers)
         chex.assert_tree_all_finite(results)
+        if numbers is case.numbers:
+          _, expected = reference(case, similarities, second, keep)
+          np.testing.assert_allclose(results[0], expected, rtol=1e-5, atol=1e-5)
         if case.has_positives:
           value, gradient, _ = results
           empty = ~(POSITIVES & keep).any(-1)

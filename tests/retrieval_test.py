@@ -82,6 +82,13 @@ def test_a_small_divergence_is_accurate_in_float32():
   )
 
 
+def test_a_divergence_is_never_negative():
+  scores = np.random.default_rng(0).normal(size=(200, 3)).astype(F32)
+  judge = np.nextafter(scores, F32(9))
+  loss = retrieval.symmetric_kl(scores, judge, temperature=1.0)
+  assert (loss >= 0).all()
+
+
 # Limits of the contrastive losses.
 
 

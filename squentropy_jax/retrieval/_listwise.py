@@ -88,16 +88,14 @@ def soft_contrastive(
       range.
 
   Examples:
-    >>> similarities = jnp.array([[0.8, 0.5, 0.1]])
-    >>> teacher_scores = jnp.array([[2.0, 1.0, -1.0]])
-    >>> loss = retrieval.soft_contrastive(
-    ...   similarities, teacher_scores, temperature=0.5
-    ... )
-    >>> print(loss)
+    >>> scores = jnp.array([[0.8, 0.5, 0.1]])
+    >>> teacher = jnp.array([[2.0, 1.0, -1.0]])
+    >>> print(retrieval.soft_contrastive(scores, teacher, temperature=0.5))
     [0.7901]
 
   References:
-    Choi et al., `LG-ANNA-Embedding <https://arxiv.org/abs/2506.07438>`_, 2025.
+    LG AI Research, `LG-ANNA-Embedding technical report
+    <https://arxiv.org/abs/2506.07438>`_, 2025.
 
   .. seealso:: :func:`squentropy_jax.retrieval.symmetric_kl`
   """
@@ -123,10 +121,8 @@ def _symmetric_kl(pairs: Pairs, *, temperature: jax.Array) -> jax.Array:
   log_p = jnp.where(pairs.keep, log_p, zero)
   p, q = jnp.exp(log_p), jnp.where(possible, jnp.exp(log_q), zero)
   ratio = log_p - log_q
-  # (p - q) log(p / q) is never negative, and p - q does not cancel.
-  near = jnp.abs(ratio) < 1.0
-  excess = jnp.where(near, q * jnp.expm1(jnp.where(near, ratio, zero)), p - q)
-  terms = jnp.where(possible, excess * ratio, weighted(p, zero + jnp.inf))
+  # Both factors have the same sign, so that no terms cancel.
+  terms = jnp.where(possible, (p - q) * ratio, weighted(p, zero + jnp.inf))
   return jnp.where(pairs.keep, terms, zero).sum(-1) / 2.0
 
 

@@ -270,6 +270,9 @@ def _evaluate(
   if where is not None:
     keep &= where
     numbers = loss.hyperparameters.placeholders(numbers, any_of(where))
+  if labelled and not loss.in_blocks:
+    # A query without a positive has no loss, and so nothing of it is read.
+    keep &= any_of(positives & keep)[..., None]
   zero = jnp.zeros_like(s)
   # 1, and NaN for a query with an invalid number: 0 times that is NaN.
   bad = jnp.where(keep, 0.0 * s, zero)

@@ -41,6 +41,8 @@ def triplet_margin(
   Avoid when all other positives of a batch may serve as negatives:
   :func:`squentropy_jax.retrieval.top_k_margin` chooses the hardest of them.
 
+  With the negatives :math:`n_j`,
+
   .. math::
     \sum_j \max\bigl(0,\, \lVert a - p \rVert^2 - \lVert a - n_j \rVert^2
                     + m\bigr)
