@@ -69,4 +69,4 @@ def test_a_head_learns_in_an_nnx_loop(kind):
     return loss
 
   found = [float(step(module, optimizer)) for _ in range(40)]
-  assert found[-1] < 0.8 * found[0]
+  assert found[-1] < found[0] - 0.1

@@ -25,8 +25,9 @@ def vectors(shape, rng=RNG):
 def triplet_reference(a, p, n, margin, keep):
   near = np.square(a - p).sum(-1)[..., None]
   far = np.square(a[..., None, :] - n).sum(-1)
-  over = np.maximum(0, near - far + np.asarray(margin)[..., None])
-  return np.where(keep, over, 0).sum(-1)
+  return np.where(
+    keep, np.maximum(0, near - far + np.asarray(margin)[..., None]), 0
+  ).sum(-1)
 
 
 @pytest.mark.x64

@@ -66,9 +66,8 @@ def batch_negatives(
 
   Examples:
     >>> features = jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
-    >>> similarities, mask = retrieval.batch_negatives(
-    ...   features, jnp.array([0, 0, 1])
-    ... )
+    >>> labels = jnp.array([0, 0, 1])
+    >>> similarities, mask = retrieval.batch_negatives(features, labels)
     >>> print(similarities, mask)
     [0.     0.     0.7071] [False  True  True]
 
@@ -88,17 +87,17 @@ def batch_negatives(
   count = array.shape[0]
   ids = _as_ids(labels, count)
   if where is not None:
-    where = checks.as_array(where, "where")
-    if where.dtype != jnp.bool_:
+    mask = checks.as_array(where, "where")
+    if mask.dtype != jnp.bool_:
       raise TypeError(
-        f"where must be boolean, got dtype {where.dtype}. Pass where != 0."
+        f"where must be boolean, got dtype {mask.dtype}. Pass where != 0."
       )
-    if where.shape != (count,):
+    if mask.shape != (count,):
       raise ValueError(
         f"where must have the shape {(count,)}, one value for each example, "
-        f"got {where.shape}."
+        f"got {mask.shape}."
       )
-    where = jnp.asarray(where)
+    where = jnp.asarray(mask)
   dtype = checks.compute_dtype(array.dtype)
   reach = checks.as_scalar("whisker", whisker, dtype, "[-inf, inf]")
   return _negatives(array.astype(dtype), ids, where, reach, axis_name)

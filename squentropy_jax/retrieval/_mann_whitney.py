@@ -185,7 +185,7 @@ def _sums_bwd(
     (jnp.zeros_like(inverse), jnp.zeros_like(blocks.scores)),
     (batch, inverse, blocks, cotangent),
   )
-  own = 0  # Where the similarities of this device begin.
+  own: Any = 0  # Where the similarities of this device begin.
   if axis_name is not None:
     own = jax.lax.axis_index(axis_name) * (count * size)
     own //= jax.lax.axis_size(axis_name)
@@ -220,7 +220,8 @@ def _sums_bwd(
   if axis_name is not None:
     by_score = jax.lax.psum_scatter(by_score, axis_name, tiled=True)
   by_score = by_score.ravel()[: batch.scores.size].reshape(batch.scores.shape)
-  return _Batch(by_score, None, None), by_inverse
+  none: Any = None  # Masks have no gradient.
+  return _Batch(by_score, none, none), by_inverse
 
 
 _sums.defvjp(_sums_fwd, _sums_bwd)

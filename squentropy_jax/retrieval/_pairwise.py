@@ -26,6 +26,8 @@ def pairwise_ranking(
   Avoid when the best few of a long list matter most:
   :func:`squentropy_jax.retrieval.soft_top_k_loss`.
 
+  With the pairs :math:`P`,
+
   .. math::
     \frac{1}{|P|} \sum_{(i, j) \in P} \log\bigl(1 + e^{x_j - x_i}\bigr),
     \qquad P = \{(i, j) : y_i > y_j\}
@@ -53,7 +55,8 @@ def pairwise_ranking(
 
   Examples:
     >>> predictions = jnp.array([0.2, -0.1, 0.5])
-    >>> print(retrieval.pairwise_ranking(predictions, jnp.array([1, 2, 3])))
+    >>> loss = retrieval.pairwise_ranking(predictions, jnp.array([1, 2, 3]))
+    >>> print(f"{loss:.4f}")
     0.6154
 
   References:

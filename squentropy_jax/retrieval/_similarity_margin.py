@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Margin losses of the hardest documents of each query."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -167,9 +169,10 @@ def top_k_margin(
     >>> similarities = jnp.array([[0.8, 0.6, 0.1], [0.2, 0.7, 0.65]])
     >>> print(retrieval.top_k_margin(similarities, num_negatives=1))
     [0.1  0.25]
-    >>> print(
-    ...   retrieval.top_k_margin(similarities, num_negatives=2, temperature=0.1)
+    >>> loss = retrieval.top_k_margin(
+    ...   similarities, num_negatives=2, temperature=0.1, margin=0.3
     ... )
+    >>> print(loss)
     [0.0499 0.1248]
 
   References:
@@ -178,7 +181,7 @@ def top_k_margin(
 
   .. seealso:: :func:`squentropy_jax.retrieval.multi_positive_margin`
   """
-  values = {"margin": margin, "num_negatives": num_negatives}
+  values: dict[str, Any] = {"margin": margin, "num_negatives": num_negatives}
   loss = _plain
   if temperature is not None:
     loss, values = _weighted, values | {"temperature": temperature}

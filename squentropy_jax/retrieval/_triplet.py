@@ -41,6 +41,8 @@ def triplet_margin(
   Avoid when all other positives of a batch may serve as negatives:
   :func:`squentropy_jax.retrieval.top_k_margin` chooses the hardest of them.
 
+  With the negatives :math:`n_j`,
+
   .. math::
     \sum_j \max\bigl(0,\, \lVert a - p \rVert^2 - \lVert a - n_j \rVert^2
                     + m\bigr)
@@ -67,8 +69,9 @@ def triplet_margin(
   Examples:
     >>> anchor, positive = jnp.array([1.0, 0.0]), jnp.array([0.8, 0.6])
     >>> negatives = jnp.array([[0.6, 0.8], [-1.0, 0.0]])
-    >>> print(retrieval.triplet_margin(anchor, positive, negatives, margin=0.5))
-    0.1
+    >>> loss = retrieval.triplet_margin(anchor, positive, negatives, margin=0.5)
+    >>> print(f"{loss:.4f}")
+    0.1000
 
   References:
     Zhu, Gao, Ke, Qiao and Sun, `Coarse-to-Fine: Learning Compact Discriminative
@@ -94,19 +97,21 @@ def triplet_margin(
     )
   rows = None
   if where is not None:
-    where = checks.as_array(where, "where")
-    if where.dtype != jnp.bool_:
+    mask = checks.as_array(where, "where")
+    if mask.dtype != jnp.bool_:
       raise TypeError(
-        f"where must be boolean, got dtype {where.dtype}. Pass where != 0."
+        f"where must be boolean, got dtype {mask.dtype}. Pass where != 0."
       )
-    if where.shape != n.shape[:-1]:
+    if mask.shape != n.shape[:-1]:
       raise ValueError(
         f"where must have the shape {n.shape[:-1]}, one value for each "
-        f"negative, got {where.shape}. Nothing is broadcast."
+        f"negative, got {mask.shape}. Nothing is broadcast."
       )
-    known = checks.is_concrete(where, used_with=(a, p, n))
-    rows = np.asarray(where).any(-1) if known else np.zeros(batch, bool)
-    where = jnp.asarray(where)
+    known = checks.is_concrete(mask, used_with=(a, p, n))
+    rows = np.zeros(batch, bool)
+    if known:
+      rows = np.asarray(np.any(np.asarray(mask), axis=-1))
+    where = jnp.asarray(mask)
   dtype = checks.compute_dtype(a.dtype, p.dtype, n.dtype)
   numbers = _HYPERPARAMETERS.as_arrays({"margin": margin}, dtype, batch, rows)
   return _triplet_margin(a, p, n, where, numbers)
@@ -186,8 +191,8 @@ def local_descriptor_triplet(
     >>> negative = jnp.array([[0.8, -0.6], [-0.8, 0.6]])
     >>> features = jnp.stack([anchor, positive, negative])
     >>> loss = retrieval.local_descriptor_triplet(features, jnp.ones((3, 2)))
-    >>> print(loss)
-    0.1
+    >>> print(f"{loss:.4f}")
+    0.1000
 
   References:
     Zhu, Gao, Ke, Qiao and Sun, `Coarse-to-Fine: Learning Compact Discriminative
