@@ -11,13 +11,13 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 def test_pages_show_their_figures_as_they_are_drawn(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
-  figures = importlib.import_module("batch_figures")
+  figures = importlib.import_module("page_figures")
   names = list(figures.FIGURES)
   monkeypatch.setattr(figures, "FIGURES", {"weights": figures.draw_weights})
   figures.main(tmp_path)
   drawn = (tmp_path / "weights.svg").read_bytes()
   assert drawn == (DOCS / "weights.svg").read_bytes(), (
-    "Run `python docs/batch_figures.py`."
+    "Run `python docs/page_figures.py`."
   )
   for name in names:
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the figures of weights and of mining: ``python docs/batch_figures.py``.
+"""Draws the figures of guides in docs: ``python docs/page_figures.py``.
 
-They stand next to their pages, docs/weights.md and docs/mining.md.
+Each stands next to its page, such as docs/weights.svg next to docs/weights.md.
 """
 
 from collections.abc import Callable, Mapping
+import csv
 import io
 import pathlib
 from typing import Any
@@ -16,7 +17,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 import numpy as np
 
-from squentropy_jax import masking, retrieval, reweighting
+from squentropy_jax import heads, masking, retrieval, reweighting
 
 FOLDER = pathlib.Path(__file__).parent
 STRATEGIES = ("linupper", "quadratic", "extremes", "upper")
@@ -79,8 +80,41 @@ def draw_mining(panels: Any) -> None:
   right.set_title("the 4 batches of an epoch", fontsize=9)
 
 
+def draw_output_layers(panels: Any) -> None:
+  """Bins of random Fourier heads, and the time of a step of many classes."""
+  left, right = panels
+  rng = np.random.default_rng(2)
+  for style, number in enumerate((1, 3, 9)):
+    a = rng.normal(size=(2, number + 1)).astype(np.float32)
+    c = heads.fourier_coefficients(jax.lax.complex(a[0], a[1]))
+    line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
+    bins = jnp.exp(heads.fourier_logits(c, 50))
+    left.plot(np.arange(50), bins, label=f"{number} frequencies", **line)
+  left.set_title("probability", fontsize=9)
+  left.set_xlabel("bin, of 50", fontsize=8)
+  left.legend(fontsize=7, frameon=False)
+  table = pathlib.Path(__file__).parents[1] / "benchmarks/results/factored.csv"
+  with table.open(encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  labels = {"dense": "SGD on the whole kernel", "factored": "factored layer"}
+  for style, (step, label) in enumerate(labels.items()):
+    found = [row for row in rows if row["step"] == step]
+    line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
+    right.loglog(
+      [int(row["classes"]) for row in found],
+      [float(row["milliseconds"]) for row in found],
+      label=label,
+      marker="o",
+      **line,
+    )
+  right.set_title("milliseconds of a step, two CPU cores", fontsize=9)
+  right.set_xlabel("classes", fontsize=8)
+  right.legend(fontsize=7, frameon=False)
+
+
 FIGURES: Mapping[str, Callable[[Any], None]] = {
   "mining": draw_mining,
+  "output_layers": draw_output_layers,
   "weights": draw_weights,
 }
 
