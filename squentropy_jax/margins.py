@@ -323,8 +323,8 @@ def adaptive(
     ... )
     >>> labels = jnp.array([0, 1, 2, 0])
     >>> scale, margin = margins.adaptive(cosines, labels, alpha=0.1)
-    >>> print(scale, margin)
-    45.78831 0.5958788
+    >>> print(f"{scale:.2f} {margin:.4f}")
+    45.79 0.5959
 
   References:
     Zhu et al., `Coarse-to-Fine: Learning Compact Discriminative Representation

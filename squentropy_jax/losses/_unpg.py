@@ -183,8 +183,8 @@ def unpg(
   Examples:
     >>> cosines = jnp.array([[0.6, 0.2, -0.1], [0.8, 0.3, 0.7]])
     >>> negatives = jnp.array([0.3, 0.9]), jnp.array([True, False])
-    >>> print(losses.unpg(cosines, jnp.array([0, 2]), negatives))
-    [ 0.04   28.8   ]
+    >>> print(losses.unpg(cosines, jnp.array([0, 2]), negatives, scale=10.0))
+    [2.4197 6.0158]
 
   References:
     Jung et al., `Unified Negative Pair Generation toward Well-discriminative
