@@ -7,7 +7,9 @@ test target.
 
 import gc
 import os
+import pathlib
 import sys
+import tempfile
 
 import pytest
 
@@ -23,6 +25,29 @@ if "xla_force_host_platform_device_count" not in os.environ.get(
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
   ).strip()
+
+# Compiling is most of the time. What one test compiles serves the others, and
+# the processes that they start. Each worker has its own folder, so that no
+# program is read while another worker writes it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  PROGRAMS = tempfile.TemporaryDirectory(prefix="squentropy_programs_")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
+else:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    pathlib.Path(
+      os.environ["JAX_COMPILATION_CACHE_DIR"],
+      os.environ["PYTEST_XDIST_WORKER"],
+    )
+  )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# XLA makes the same program, of the same memory and the same collectives, but
+# LLVM does not optimise it: that would take longer than the tests save by it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# These bound errors in ulp or compile for other devices: they run first, and
+# with all optimisations.
+OPTIMIZED = ("accuracy_test", "compile_test", "dense_sums_test")
 
 if __name__ == "__main__":
   # Before the imports below: pytest wants to be the first to see its plugins.
@@ -67,6 +92,14 @@ def _group(item: pytest.Item) -> str:
   return "study" if stem.startswith("study") else stem
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+  jax.config.update(
+    "jax_disable_most_optimizations",
+    quick and item.path.stem not in OPTIMIZED,
+  )
+
+
 def pytest_collection_modifyitems(
   config: pytest.Config, items: list[pytest.Item]
 ) -> None:
@@ -79,6 +112,7 @@ def pytest_collection_modifyitems(
     of_leg = ("x64" in has) == x64 and (full or "full" not in has)
     (chosen if of_leg else others).append(item)
     item.add_marker(pytest.mark.xdist_group(_group(item)))
-  items[:] = chosen
+  # Functions keep the programs that earlier tests have compiled.
+  items[:] = sorted(chosen, key=lambda item: item.path.stem not in OPTIMIZED)
   if others:
     config.hook.pytest_deselected(items=others)

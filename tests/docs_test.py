@@ -2,6 +2,7 @@
 """README and docs/ show code that runs, and name what exists."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -25,19 +26,48 @@ def code(text):
   return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
-@pytest.mark.parametrize("page", [n for n, text in TEXTS.items() if code(text)])
-def test_code_of_a_page_runs_as_pasted(page, tmp_path):
-  # In a new process, with one device and the default settings of jax.
+# Each page in names of its own, and none may leave a setting of jax changed.
+RUN_PAGES = """
+import json, sys, traceback
+import jax
+values, errors = dict(jax.config.values), {}
+for name, text in json.load(sys.stdin).items():
+  errors[name] = ""
+  try:
+    exec(compile(text, name, "exec"), {"__name__": "__main__"})
+    changed = [k for k, v in jax.config.values.items() if values.get(k) != v]
+    assert not changed, f"the page changes {changed} for the pages after it"
+  except Exception:
+    errors[name] = traceback.format_exc()
+with open("errors.json", "w") as file:
+  json.dump(errors, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory):
+  """The error of each page, or an empty string."""
+  # In a new process, with one device and the default settings of jax. One for
+  # all pages, because a start of jax takes longer than most of them.
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  pages = {name: "\n".join(code(text)) for name, text in TEXTS.items()}
+  folder = tmp_path_factory.mktemp("pages")
   out = subprocess.run(
-    [sys.executable, "-W", "error", "-c", "\n".join(code(TEXTS[page]))],
-    cwd=tmp_path,
+    [sys.executable, "-W", "error", "-c", RUN_PAGES],
+    input=json.dumps(pages),
+    cwd=folder,
     env=environment | {"PYTHONPATH": str(source.ROOT)},
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=600,
   )
   assert out.returncode == 0, out.stderr
+  return json.loads((folder / "errors.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", [n for n, text in TEXTS.items() if code(text)])
+def test_code_of_a_page_runs_as_pasted(page, errors):
+  assert not errors[page], errors[page]
 
 
 def test_quick_start_is_short():
