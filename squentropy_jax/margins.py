@@ -218,18 +218,19 @@ def _adaptive(
   arguments: prelude.Arguments,
 ) -> tuple[jax.Array, jax.Array]:
   ready = prelude.prepare(arguments, arguments.logits.ndim - 1, _ADAPTIVE)
-  assert ready.ids is not None
+  logits, ids = ready.logits, ready.ids
+  assert ids is not None
   alpha, min_scale = ready.numbers["alpha"], ready.numbers["min_scale"]
   keep = ready.keep
   if keep is None:
-    keep = jnp.ones(ready.ids.shape, bool)
+    keep = jnp.ones(ids.shape, bool)
   kept = _gathered(keep, axis_name)
 
   def at_scale(scale: jax.Array) -> class_sums.RowStats:
     sums = dense_sums.class_sums(
-      scale * ready.logits,
-      ready.ids,
-      axis=ready.logits.ndim - 1,
+      scale * logits,
+      ids,
+      axis=logits.ndim - 1,
       keep=None,
       reads=class_sums.sums_for(frozenset({"rest_lse"})),
     )

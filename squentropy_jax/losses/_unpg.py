@@ -104,7 +104,6 @@ def _unpg(
   base: str,
   negatives_lse: jax.Array,
 ) -> jax.Array:
-  kind = "subtracted" if base == "cosface" else "added"
   alone = stats.rest_lse == -jnp.inf
   rest_lse = jnp.where(alone, jnp.zeros_like(stats.rest_lse), stats.rest_lse)
   # The log-odds are more accurate than the difference of two logarithms.
@@ -113,7 +112,10 @@ def _unpg(
     negatives_lse - stats.target,
     stats.log_odds + elementwise.softplus(negatives_lse - rest_lse),
   )
-  lowered = angles.lowered(stats, scale, **{kind: margin})
+  if base == "cosface":
+    lowered = angles.lowered(stats, scale, subtracted=margin)
+  else:
+    lowered = angles.lowered(stats, scale, added=margin)
   return elementwise.softplus(log_odds + lowered)
 
 
