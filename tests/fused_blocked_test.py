@@ -173,6 +173,11 @@ def test_metrics_see_the_logits_that_the_loss_divides():
   z = dense_logits() / 2
   want = np.log(np.exp(z).sum(-1)).sum()
   np.testing.assert_allclose(found.metrics["log_z"], want, rtol=1e-5)
+  # Or multiplies, here in a loss with a static choice.
+  pairs = np.zeros(2, np.float32), np.ones(2, bool)
+  loss = functools.partial(losses.unpg, negatives=pairs, scale=0.5)
+  found = blocked(loss, PARAMS, FEATURES, LABELS, metrics={"log_z": rows.log_z})
+  np.testing.assert_allclose(found.metrics["log_z"], want, rtol=1e-5)
   without = jax.eval_shape(lambda: blocked(loss, PARAMS, FEATURES, LABELS))
   assert without.metrics == {}
 

@@ -72,8 +72,7 @@ def test_a_file_name_occurs_once():
   names = collections.Counter(path.name for path in paths)
   twice = {name for name, count in names.items() if count > 1}
   # squentropy_jax.rows has formulas, and _core.rows what evaluates them.
-  # squentropy_jax.heads is for users, and tests/support/heads.py for tests.
-  assert twice <= {"__init__.py", "__main__.py", "heads.py", "rows.py"}
+  assert twice <= {"__init__.py", "__main__.py", "rows.py"}
 
 
 @pytest.mark.parametrize(

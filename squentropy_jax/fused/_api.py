@@ -315,8 +315,8 @@ def linear_loss_sum(
       forward pass if the memory budget allows it.
     label_smoothing: See `linear_loss`.
     metrics: Row formulas by name, such as ``{"accuracy": rows.correct}``.
-      Booleans count as 0 and 1. If the loss divides the logits by a
-      hyper-parameter, the formulas get the statistics of the divided logits.
+      Booleans count as 0 and 1. If the loss divides or multiplies the logits by
+      a hyper-parameter, the formulas get the statistics of the result.
       For a target distribution, each metric is the expected value over its
       classes. Label smoothing does not change them.
     tail: See `linear_loss`.

@@ -80,8 +80,8 @@ def blocked_loss_sum(
       loss and gradient 0, even if their features, labels or hyper-parameters
       are NaN or out of range.
     metrics: Row formulas by name, such as ``{"accuracy": rows.correct}``.
-      Booleans count as 0 and 1. If the loss divides the logits by a
-      hyper-parameter, the formulas get the statistics of the divided logits.
+      Booleans count as 0 and 1. If the loss divides or multiplies the logits by
+      a hyper-parameter, the formulas get the statistics of the result.
 
   Returns:
     The sum of the weighted losses, the sum of the weights, and the weighted
@@ -147,8 +147,9 @@ def blocked_loss_sum(
     where, weights, batch, labels=given, used_with=(features, params)
   )
 
+  numbers, static = chosen.hyperparameters.split(values)
   axes = varying.axes_of(
-    features, *jax.tree.leaves((given, where, weights, values))
+    features, *jax.tree.leaves((given, where, weights, numbers))
   )
   # Of the shape and type of a block. Its values are not read.
   example = jnp.zeros((size, *features.shape[len(batch) :]), features.dtype)
@@ -161,7 +162,6 @@ def blocked_loss_sum(
     given, batch, num_classes, readable=readable, keep=known
   )
   dtype = checks.compute_dtype(out.dtype)
-  numbers, static = chosen.hyperparameters.split(values)
   arrays = chosen.hyperparameters.as_arrays(numbers, dtype, batch, known)
 
   def flat(x: Any) -> jax.Array:

@@ -81,10 +81,13 @@ class Block(NamedTuple):
     values = numbers | dict(self.static)
     loss = self.loss.evaluate(z, labels, where=keep, **values)
     z, labels = lax.stop_gradient((z, labels))
-    divisor = self.loss.transform and self.loss.transform.divide_by
-    if self.metrics and divisor:
-      # Fused heads have the statistics of the divided logits, and no others.
-      z = Transform(divisor)(z.astype(self.dtype), expanded(numbers))
+    transform = self.loss.transform
+    if self.metrics and transform and transform.scaled_by:
+      # Fused heads have the statistics of the scaled logits, and no others.
+      scaling = Transform(
+        transform.divide_by, multiply_by=transform.multiply_by
+      )
+      z = scaling(z.astype(self.dtype), expanded(numbers))
     found = {
       name: metric.evaluate(z, labels, where=keep)
       for name, metric in self.metrics.items()
