@@ -184,7 +184,7 @@ def softplus_attention(
     >>> query = keys[:, :1]
     >>> weights = attention.softplus_attention(query, keys, keys)
     >>> print(weights[0, 0, 0])
-    [0.4949 0.1684 0.1684 0.1684]
+    [0.4975 0.1675 0.1675 0.1675]
     >>> weights = attention.softplus_attention(query, keys, keys, power=15)
     >>> print(weights[0, 0, 0])
     [1. 0. 0. 0.]
