@@ -5,6 +5,7 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from squentropy_jax import attention as attention
 from squentropy_jax import calibration as calibration
 from squentropy_jax import confusion as confusion
 from squentropy_jax import fused as fused

@@ -15,6 +15,7 @@ from support import source
 
 import squentropy_jax
 from squentropy_jax import (
+  attention,
   calibration,
   confusion,
   fused,
@@ -69,6 +70,7 @@ def test_examples_in_docstrings(path):
   tree = ast.parse(path.read_text(encoding="utf-8"))
   module = importlib.import_module(source.dotted(path))
   names = vars(module) | {
+    "attention": attention,
     "calibration": calibration,
     "confusion": confusion,
     "fused": fused,

@@ -12,7 +12,14 @@ from support import source
 LAYERS = (
   ("_core",),
   # Small public modules that import `_core` only.
-  ("confusion", "masking", "regression", "reweighting", "rows"),
+  (
+    "attention",
+    "confusion",
+    "masking",
+    "regression",
+    "reweighting",
+    "rows",
+  ),
   ("losses", "retrieval", "calibration"),
   (),
   ("nn",),
