@@ -22,6 +22,8 @@ from squentropy_jax import (
   margins,
   regression,
   reweighting,
+  special,
+  transforms,
 )
 
 PUBLIC = source.public()
@@ -76,7 +78,9 @@ def test_examples_in_docstrings(path):
     "np": np,
     "regression": regression,
     "reweighting": reweighting,
+    "special": special,
     "squentropy_jax": squentropy_jax,
+    "transforms": transforms,
   }
   documented = ast.Module | ast.ClassDef | ast.FunctionDef
   runner = doctest.DocTestRunner(

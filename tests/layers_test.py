@@ -12,7 +12,7 @@ from support import source
 LAYERS = (
   ("_core",),
   # Small public modules that import `_core` only.
-  ("confusion", "regression", "reweighting", "rows"),
+  ("confusion", "regression", "reweighting", "rows", "special"),
   ("losses", "retrieval", "calibration"),
   (),
   ("nn",),
