@@ -33,8 +33,8 @@ _LOG_2 = {
 _UPPER = {"float32": -(2**12), "float64": -(2**27)}
 # The largest block of pass 1 on a CPU: 256 KiB of float32, which a cache holds.
 _BLOCK = 2**16
-# So few numbers are added one by one.
-_BRANCHES = 8
+# So many numbers are added one by one.
+_GROUP = 4
 
 
 def _power_of_2(exponent: jax.Array) -> jax.Array:
@@ -104,19 +104,24 @@ def _sum_of(pairs: Pair, axis: int) -> Pair:
 
 
 def _tree_sum(x: jax.Array) -> jax.Array:
-  """The sum over axis 1, as a tree; XLA adds one by one on a CPU.
-
-  It adds slices, because XLA would merge reductions into one.
-  """
-  while (size := x.shape[1]) > _BRANCHES:
-    half = size // 2
-    total = x[:, :half] + x[:, half : 2 * half]
-    x = (
-      total
-      if size % 2 == 0
-      else jnp.concatenate([total, x[:, 2 * half :]], axis=1)
-    )
-  return x.sum(axis=1, keepdims=True)
+  """The sum over axis 1, as a tree; XLA adds one by one on a CPU."""
+  outer, size, *after = x.shape
+  groups = size // _GROUP
+  if groups < 2:
+    return x.sum(axis=1, keepdims=True)
+  even = x[:, : groups * _GROUP].reshape(outer, groups, _GROUP, *after)
+  # A reduction first: XLA does not vectorise exponentials inside additions of
+  # slices. Then slices, because XLA would merge two reductions.
+  total = even.sum(axis=2)
+  while (length := total.shape[1]) > 1:
+    half = length // 2
+    pairs = total[:, :half] + total[:, half : 2 * half]
+    if length % 2:
+      pairs = jnp.concatenate([pairs, total[:, 2 * half :]], axis=1)
+    total = pairs
+  if size % _GROUP:
+    total += x[:, groups * _GROUP :].sum(axis=1, keepdims=True)
+  return total
 
 
 def _block_sum(x: jax.Array) -> Pair:
@@ -203,7 +208,9 @@ def _softmax_and_log(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
   # A row with +inf has no softmax.
   total_mantissa = jnp.where(mantissa == jnp.inf, jnp.nan, mantissa)
   # Pass 2 computes the exponentials again instead of reading them.
-  softmax = _shrink(_exp(x), exponent) / total_mantissa
+  part, own = _exp(x)
+  # Divided first: a product with the power may be below the normal numbers.
+  softmax = _shrink((part / total_mantissa, own), exponent)
   return softmax, _log(total).squeeze(axis)
 
 
@@ -329,8 +336,8 @@ def scaled_add(a: Pair, b: Pair) -> Pair:
   Examples:
     >>> a, b = (special.scaled_exp(jnp.float32(x)) for x in (1000.0, 1001.0))
     >>> mantissa, exponent = special.scaled_add(a, b)
-    >>> print(jnp.log(mantissa) + exponent * jnp.log(2.0))
-    1001.3132
+    >>> print(f"{jnp.log(mantissa) + exponent * jnp.log(2.0):.3f}")
+    1001.313
 
   References:
     Dukhan and Ablavatski, `The Two-Pass Softmax Algorithm

@@ -34,7 +34,9 @@ FUNCTIONS = [n for n, value in PUBLIC.items() if not inspect.isclass(value)]
 def test_docstring_has_its_sections(name):
   text = inspect.getdoc(PUBLIC[name]) or ""
   parameters = inspect.signature(PUBLIC[name]).parameters
-  sections = ["Args:", "Returns:", "Examples:", "References:"]
+  sections = ["Returns:", "Examples:", "References:"]
+  if parameters:
+    sections.insert(0, "Args:")
   if "labels" in parameters:  # Invalid labels raise.
     sections.insert(2, "Raises:")
   at = [text.find(f"\n{section}\n") for section in sections]
