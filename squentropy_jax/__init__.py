@@ -17,6 +17,7 @@ from squentropy_jax import regression as regression
 from squentropy_jax import retrieval as retrieval
 from squentropy_jax import reweighting as reweighting
 from squentropy_jax import rows as rows
+from squentropy_jax import special as special
 from squentropy_jax._core.class_sums import RowStats as RowStats
 from squentropy_jax._core.rows import row_loss as row_loss
 from squentropy_jax.losses._squentropy import squentropy as squentropy
@@ -26,16 +27,17 @@ from squentropy_jax.losses._squentropy import (
 
 if _TYPE_CHECKING:
   from squentropy_jax import nn as nn
+  from squentropy_jax import transforms as transforms
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> _Any:
-  # Loaded on first use, because it needs flax.
-  if name == "nn":
-    return _importlib.import_module("squentropy_jax.nn")
+  # Loaded on first use, because they need flax and optax.
+  if name in ("nn", "transforms"):
+    return _importlib.import_module(f"squentropy_jax.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-  return sorted([*globals(), "nn"])
+  return sorted({*globals(), "nn", "transforms"})
