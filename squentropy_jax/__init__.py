@@ -10,6 +10,7 @@ from squentropy_jax import confusion as confusion
 from squentropy_jax import fused as fused
 from squentropy_jax import losses as losses
 from squentropy_jax import margins as margins
+from squentropy_jax import probes as probes
 from squentropy_jax import regression as regression
 from squentropy_jax import reweighting as reweighting
 from squentropy_jax import rows as rows

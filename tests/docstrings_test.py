@@ -20,6 +20,7 @@ from squentropy_jax import (
   fused,
   losses,
   margins,
+  probes,
   regression,
   reweighting,
 )
@@ -74,6 +75,7 @@ def test_examples_in_docstrings(path):
     "losses": losses,
     "margins": margins,
     "np": np,
+    "probes": probes,
     "regression": regression,
     "reweighting": reweighting,
     "squentropy_jax": squentropy_jax,
