@@ -13,6 +13,7 @@ from squentropy_jax import heads as heads
 from squentropy_jax import losses as losses
 from squentropy_jax import margins as margins
 from squentropy_jax import masking as masking
+from squentropy_jax import probes as probes
 from squentropy_jax import regression as regression
 from squentropy_jax import retrieval as retrieval
 from squentropy_jax import reweighting as reweighting
