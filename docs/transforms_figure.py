@@ -81,7 +81,7 @@ def norms(learning_rate: float) -> jax.Array:
     return (optax.apply_updates(params, updates), state, factor), norm
 
   start = params, optimizer.init(params), multiplier.init()
-  return jax.jit(lambda c: jax.lax.scan(step, c, None, length=200)[1])(start)
+  return jax.jit(lambda c: jax.lax.scan(step, c, None, length=300)[1])(start)
 
 
 def main(path: pathlib.Path = PATH) -> None:
@@ -104,7 +104,7 @@ def main(path: pathlib.Path = PATH) -> None:
     left.set_title("steps until all are correct", fontsize=9)
     left.set_xlabel("step size", fontsize=8)
     for style, (name, rate) in enumerate(
-      (("no bound", 0.0), ("with the bound 0.1", 0.3))
+      (("no bound", 0.0), ("with the bound 0.1", 1.0))
     ):
       line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
       right.plot(norms(rate), label=name, **line)

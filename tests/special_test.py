@@ -12,6 +12,7 @@ import pytest
 from support.contract import jit
 
 from squentropy_jax import special
+from squentropy_jax._core import scaled_sums
 
 DTYPES = [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)]
 INF, NAN = np.inf, np.nan
@@ -26,7 +27,9 @@ both = jit(softmax_and_lse)
 # Optimised: products and sums become one rounded operation where they can.
 optimized = jax.jit(softmax_and_lse)
 in_blocks = jit(
-  lambda x, axis, block: special._log(special._sum_in_blocks(x, axis, block)),
+  lambda x, axis, block: scaled_sums.log(
+    scaled_sums.sum_in_blocks(x, axis, block)
+  ),
   static_argnums=(1, 2),
 )
 scaled_exp = jit(special.scaled_exp)
@@ -173,7 +176,7 @@ def test_the_sum_is_commutative_and_has_a_neutral_element():
 
 def test_powers_of_2_are_exact():
   exponents = np.arange(-130, 1)
-  found = np.float64(jit(special._power_of_2)(jnp.float32(exponents)))
+  found = np.float64(jit(scaled_sums.power_of_2)(jnp.float32(exponents)))
   true = np.where(exponents < -126, 0.0, 2.0**exponents)
   np.testing.assert_array_equal(found, true)
 
@@ -296,7 +299,9 @@ def test_blocks_change_only_the_order_of_the_sum(shape, axis, block):
 
 def test_the_form_without_blocks_has_the_same_values():
   x = rows(np.float32)
-  whole = jit(lambda x: special._log(special._sum_of(special._exp(x), 1)))
+  whole = jit(
+    lambda x: scaled_sums.log(scaled_sums.sum_of(scaled_sums.exp(x), 1))
+  )
   np.testing.assert_allclose(whole(x)[:, 0], both(x)[1], rtol=3e-7, atol=3e-7)
 
 
@@ -365,7 +370,7 @@ def test_shards_of_the_classes_merge_without_a_maximum():
     every = [lax.all_gather(part, "x") for part in pair]
     parts = [(every[0][i], every[1][i]) for i in range(4)]
     mantissa, exponent = functools.reduce(special.scaled_add, parts)
-    return special._log((mantissa, exponent)), special.two_pass_softmax(z)
+    return scaled_sums.log((mantissa, exponent)), special.two_pass_softmax(z)
 
   program = jit(
     jax.shard_map(
@@ -387,7 +392,7 @@ def test_shards_of_the_classes_merge_without_a_maximum():
 
 
 def test_blocks_inside_shard_map(monkeypatch):
-  monkeypatch.setattr(special, "_BLOCK", 8)
+  monkeypatch.setattr(scaled_sums, "BLOCK", 8)
   mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
   x = RNG.normal(size=(6, 20)).astype(np.float32)
   sharded = jit(
