@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the figure of docs/attention.md: ``python docs/attention_figure.py``.
+"""The figure of docs/attention.md; `page_figures` draws it.
 
 Left: the weights of one row. Right: the weight of one key that is similar to
 the query, as the number of other keys grows.
@@ -7,18 +7,14 @@ the query, as the number of other keys grows.
 
 from collections.abc import Callable, Mapping
 import functools
-import io
-import pathlib
+from typing import Any
 
 import figures
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
-from matplotlib import pyplot as plt
 
 from squentropy_jax import attention
 
-FOLDER = pathlib.Path(__file__).parent
 WIDTH = 64
 SIMILAR = 0.8
 LENGTHS = (16, 64, 256, 1024, 4096, 16384)
@@ -72,42 +68,21 @@ def by_length(
   return LENGTHS, found
 
 
-def main(folder: pathlib.Path = FOLDER) -> None:
-  """Writes attention.svg, with nothing in it that changes from run to run."""
-  settings = {
-    "svg.hashsalt": "squentropy_jax",
-    "svg.fonttype": "none",
-    "font.sans-serif": ["DejaVu Sans"],
-  }
-  with mpl.rc_context(settings):
-    figure, panels = plt.subplots(
-      1, 2, figsize=(7.2, 2.7), layout="constrained"
-    )
-    for style, (name, function) in enumerate(FUNCTIONS.items()):
-      line = {
-        "color": figures.COLOURS[style],
-        "linestyle": figures.DASHES[style],
-        "lw": 1.6,
-      }
-      panels[0].plot(*row(function), label=name, **line)
-      panels[1].plot(*by_length(function), **line)
-    panels[0].legend(fontsize=7, frameon=False)
-    panels[0].set_ylim(-0.005, 0.2)
-    panels[0].set_xticks([-1.0, -0.5, 0.0, 0.5, 1.0])
-    panels[0].set_xlabel("cosine of key and query", fontsize=8)
-    panels[0].set_title("weight, 201 keys", fontsize=9)
-    panels[1].set_xscale("log", base=2)
-    panels[1].set_xlabel("number of keys", fontsize=8)
-    panels[1].set_title("weight of one similar key", fontsize=9)
-    for panel in panels:
-      panel.spines[["top", "right"]].set_visible(False)
-      panel.tick_params(labelsize=8)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", facecolor="white")
-    plt.close(figure)
-  svg = figures.smaller(text.getvalue())
-  (folder / "attention.svg").write_text(svg, encoding="utf-8")
-
-
-if __name__ == "__main__":
-  main()
+def draw(panels: Any) -> None:
+  """Weights by cosine, and by the number of keys."""
+  for style, (name, function) in enumerate(FUNCTIONS.items()):
+    line = {
+      "color": figures.COLOURS[style],
+      "linestyle": figures.DASHES[style],
+      "lw": 1.6,
+    }
+    panels[0].plot(*row(function), label=name, **line)
+    panels[1].plot(*by_length(function), **line)
+  panels[0].legend(fontsize=7, frameon=False)
+  panels[0].set_ylim(-0.005, 0.2)
+  panels[0].set_xticks([-1.0, -0.5, 0.0, 0.5, 1.0])
+  panels[0].set_xlabel("cosine of key and query", fontsize=8)
+  panels[0].set_title("weight, 201 keys", fontsize=9)
+  panels[1].set_xscale("log", base=2)
+  panels[1].set_xlabel("number of keys", fontsize=8)
+  panels[1].set_title("weight of one similar key", fontsize=9)

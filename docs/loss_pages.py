@@ -27,7 +27,7 @@ CAPTIONS = {
   "angular": (
     "The angle between the features and the labelled class vector varies; the "
     "other cosines are 0.2 and -0.1, and the scale is 10. Left: the loss. "
-    "Right: its derivative in the angle, for one degree."
+    "Right: its derivative with respect to the angle in degrees."
   ),
   "anyloss": (
     "The score of one positive varies, in a batch of five examples, with an "

@@ -10,12 +10,14 @@ import io
 import pathlib
 from typing import Any
 
+import attention_figure
 from figures import COLOURS, DASHES, smaller
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 import numpy as np
+import transforms_figure
 
 from squentropy_jax import heads, masking, retrieval, reweighting
 
@@ -113,8 +115,10 @@ def draw_output_layers(panels: Any) -> None:
 
 
 FIGURES: Mapping[str, Callable[[Any], None]] = {
+  "attention": attention_figure.draw,
   "mining": draw_mining,
   "output_layers": draw_output_layers,
+  "transforms": transforms_figure.draw,
   "weights": draw_weights,
 }
 

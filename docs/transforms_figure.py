@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws docs/transforms.svg: ``python docs/transforms_figure.py``."""
+"""The figure of docs/transforms.md; `page_figures` draws it."""
 
-import io
-import pathlib
-import sys
 from typing import Any
 
-from figures import COLOURS, DASHES, smaller
+from figures import COLOURS, DASHES
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
-from matplotlib import pyplot as plt
 import optax
 
 from squentropy_jax import losses, transforms
 
-PATH = pathlib.Path(__file__).with_name("transforms.svg")
 STEP_SIZES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 LIMIT = 20_000
 
@@ -84,45 +78,25 @@ def norms(learning_rate: float) -> jax.Array:
   return jax.jit(lambda c: jax.lax.scan(step, c, None, length=300)[1])(start)
 
 
-def main(path: pathlib.Path = PATH) -> None:
-  """Draws both panels, with nothing in them that changes from run to run."""
-  settings = {
-    "svg.hashsalt": "squentropy_jax",
-    "svg.fonttype": "none",
-    "font.sans-serif": ["DejaVu Sans"],
-  }
-  with mpl.rc_context(settings):
-    figure, (left, right) = plt.subplots(
-      1, 2, figsize=(7.2, 2.7), layout="constrained"
-    )
-    names = ("gradient descent", "with scale_by_error_mass")
-    for style, name in enumerate(names):
-      steps = [steps_to_separate(bool(style), size) for size in STEP_SIZES]
-      line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
-      shown = [n if n < LIMIT else float("nan") for n in steps]
-      left.loglog(STEP_SIZES, shown, label=name, marker="o", ms=3, **line)
-    left.set_title("steps until all are correct", fontsize=9)
-    left.set_xlabel("step size", fontsize=8)
-    for style, (name, rate) in enumerate(
-      (("no bound", 0.0), ("with the bound 0.1", 1.0))
-    ):
-      line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
-      right.plot(norms(rate), label=name, **line)
-    right.axhline(0.1, color="0.8", lw=0.8, zorder=0)
-    right.set_ylim(0.0)
-    right.set_title("norm of the gradient", fontsize=9)
-    right.set_xlabel("step", fontsize=8)
-    for panel in (left, right):
-      panel.legend(fontsize=7, frameon=False)
-      panel.spines[["top", "right"]].set_visible(False)
-      panel.tick_params(labelsize=8)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", facecolor="white")
-    path.write_text(smaller(text.getvalue()), encoding="utf-8")
-    if len(sys.argv) > 1:
-      figure.savefig(sys.argv[1], dpi=110, facecolor="white")
-    plt.close(figure)
-
-
-if __name__ == "__main__":
-  main()
+def draw(panels: Any) -> None:
+  """Steps by the step size, and the norm of the gradient by the step."""
+  left, right = panels
+  names = ("gradient descent", "with scale_by_error_mass")
+  for style, name in enumerate(names):
+    steps = [steps_to_separate(bool(style), size) for size in STEP_SIZES]
+    line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
+    shown = [n if n < LIMIT else float("nan") for n in steps]
+    left.loglog(STEP_SIZES, shown, label=name, marker="o", ms=3, **line)
+  left.set_title("steps until all are correct", fontsize=9)
+  left.set_xlabel("step size", fontsize=8)
+  for style, (name, rate) in enumerate(
+    (("no bound", 0.0), ("with the bound 0.1", 1.0))
+  ):
+    line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
+    right.plot(norms(rate), label=name, **line)
+  right.axhline(0.1, color="0.8", lw=0.8, zorder=0)
+  right.set_ylim(0.0)
+  right.set_title("norm of the gradient", fontsize=9)
+  right.set_xlabel("step", fontsize=8)
+  for panel in panels:
+    panel.legend(fontsize=7, frameon=False)

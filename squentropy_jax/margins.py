@@ -45,14 +45,14 @@ def elastic(
 
   Args:
     key: A key of :func:`jax.random.key`, a new one for every step. On several
-      devices each needs its own.
+      devices, each device needs its own key.
     shape: The batch shape.
     mean: The mean margin: a scalar or an array of the batch shape.
     stddev: The standard deviation, 0 or more: a scalar or an array of the batch
       shape.
 
   Returns:
-    The margins, of the batch shape, constants to differentiation.
+    The margins, of the batch shape. They have no gradient.
 
   Raises:
     TypeError: If ``key`` is not a key, or a number is not real.
@@ -93,19 +93,19 @@ def ranked(
   where: jax.typing.ArrayLike | None = None,
   axis_name: AxisName | None = None,
 ) -> jax.Array:
-  r"""Gives the largest margins of a batch to the examples with small cosines.
+  r"""Gives the largest margins of a batch to the smallest cosines.
 
   Use it between :func:`squentropy_jax.margins.elastic` and an angular loss, so
   that examples far from their class vector get the larger margins. All examples
-  are one batch. For target cosines :math:`c_i`, and draws sorted as
+  are one batch. For target cosines :math:`c_i`, and margins sorted as
   :math:`m_{(1)} \ge m_{(2)} \ge \dots`,
 
   .. math::
-    m_i = m_{(r_i)}, \qquad r_i = \text{rank of } c_i \text{ from below} .
+    m_i = m_{(r_i)}, \qquad r_i = \text{rank of } c_i \text{, smallest first} .
 
   This is the rule of the paper. The authors' code applies the inverse
-  permutation, which gives other margins. Among equal cosines the first gets the
-  larger margin.
+  permutation, which gives other margins. Of equal cosines, the first one gets
+  the larger margin.
 
   Args:
     margins: Drawn margins, any shape, any floating dtype.
@@ -117,8 +117,8 @@ def ranked(
       The examples of all its devices are then one batch.
 
   Returns:
-    The margins, of the shape of ``margins``, float32 or wider, constants to
-    differentiation.
+    The margins, of the shape of ``margins``, float32 or wider. They have no
+    gradient.
 
   Raises:
     TypeError: If an argument has the wrong dtype.
@@ -276,9 +276,9 @@ def adaptive(
   r"""Computes the scale and the margin of a cosine softmax from a batch.
 
   Use it in every step for the ``scale`` and the ``margin`` of
-  :func:`squentropy_jax.losses.cosface`, which then need no tuning. Do not use
-  the margin to evaluate. For the lower median :math:`c` of the labelled cosines
-  of the batch,
+  :func:`squentropy_jax.losses.cosface`, which then need no tuning. Evaluate
+  without the margin. For the lower median :math:`c` of the labelled cosines of
+  the batch,
 
   .. math::
     s = \max \Bigl(\text{min\_scale}, \;
@@ -286,13 +286,12 @@ def adaptive(
     m = \max \Bigl(0, \; c - \frac{1}{s} \log \frac{B \alpha}{1 - \alpha}
       \Bigr) ,
 
-  where :math:`B_i = \sum_{k \ne y} e^{s c_{ik}}` and :math:`B` is that of the
-  example with the median cosine. With this margin, that example predicts its
-  class with probability :math:`\alpha`. Without a margin, and with this scale,
-  a cosine of 1 would have a probability of 0.9999999 where the median has
-  :math:`\alpha`. Everything is computed from logarithms: a scale of 350 does
-  not overflow. Where the median is 1 or more, :math:`1 - c` is replaced by one
-  ulp.
+  where :math:`B_i = \sum_{k \ne y} e^{s c_{ik}}` and :math:`B` is the
+  :math:`B_i` of the example with the median cosine. If the margin is above 0,
+  that example predicts its class with probability :math:`\alpha`. If the scale
+  is also above ``min_scale``, the probability would be 0.9999999 for a labelled
+  cosine of 1. The computation uses logarithms, so a scale of 350 does not
+  overflow. If the median is 1 or more, :math:`1 - c` is replaced by one ulp.
 
   Args:
     cosines: Cosines, shape ``[..., num_classes]``, any floating dtype. All
@@ -300,9 +299,10 @@ def adaptive(
     labels: Class ids, integers of shape ``[...]``.
     alpha: The probability of the median example, in (0, 1), a scalar.
     min_scale: The smallest scale, above 0, a scalar.
-    background: How the batch gives :math:`B`, a static choice:
-      ``"median_row"``, that of the example with the median cosine, the first
-      among equals; ``"median"``, the lower median of all; ``"mean"``, the mean.
+    background: Which :math:`B` to use, a static choice. ``"median_row"`` is
+      that of the example with the median cosine, or of the first of them.
+      ``"median"`` is the lower median of all :math:`B_i`, and ``"mean"`` their
+      mean.
     where: Which examples to keep, booleans of shape ``[...]``, or which
       classes, booleans of the cosines' shape. If no example is kept, the scale
       is ``min_scale`` and the margin 0.
@@ -310,12 +310,12 @@ def adaptive(
       The examples of all its devices are then one batch.
 
   Returns:
-    The scale and the margin, scalars, float32 or wider, constants to
-    differentiation. Both are NaN if a class id of a kept example is invalid.
+    The scale and the margin, scalars, float32 or wider. They have no gradient.
+    Both are NaN if a class id of a kept example is invalid.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, if a number is no scalar or out of
+    ValueError: If a shape does not fit, if a number is not a scalar or out of
       range, or if a concrete class id is out of range.
 
   Examples:

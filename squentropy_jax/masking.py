@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Masks of patches for masked autoencoders, from easy to difficult.
+r"""Masks for masked autoencoders that hide difficult patches.
 
-A teacher predicts the loss of every patch of the whole input, and the patches
-that it finds difficult are hidden. The teacher is the moving average of the
-trained parameters, ``optax.incremental_update(params, teacher, 1 - decay)``.
+A teacher sees the whole input and predicts the loss of every patch. The masks
+hide the patches with the largest predicted losses. The teacher is the moving
+average of the trained parameters,
+``optax.incremental_update(params, teacher, 1 - decay)``.
 """
 
 from typing import Any
@@ -75,30 +76,31 @@ def hard_patch_mask(
 
   Use to train a masked autoencoder on patches that are difficult to
   reconstruct, with a ``hard_fraction`` that rises during the training (see
-  :func:`hard_fraction`). With 0 it is uniform random masking.
+  :func:`hard_fraction`). With ``hard_fraction=0``, the masks are uniformly
+  random.
 
   Of :math:`L` patches, :math:`M` are hidden. :math:`H` of them are those with
-  the largest predicted losses, in random order where these are equal. The
-  others are drawn uniformly without replacement:
+  the largest predicted losses, with ties broken at random. The others are drawn
+  uniformly without replacement:
 
   .. math::
     M = L - \lfloor L (1 - \text{mask\_ratio}) \rfloor, \qquad
     H = \lfloor M \cdot \text{hard\_fraction} \rfloor
 
-  A product that is an integer up to a few ulp counts as that integer.
+  A product within a few ulp of an integer is rounded to that integer.
 
   Args:
     key: A key of :func:`jax.random.key`, a new one for every step.
-    predicted_losses: Predictions of a teacher, which has seen the whole input,
-      shape ``[..., L]``, any floating dtype.
+    predicted_losses: Predictions of a teacher that sees the whole input, shape
+      ``[..., L]``, any floating dtype.
     mask_ratio: The share of hidden patches, in [0, 1], a static float.
     hard_fraction: The share of the hidden patches that are the most difficult
       ones, in [0, 1]: a scalar or one value for each mask, shape ``[...]``.
 
   Returns:
-    The mask, booleans of shape ``[..., L]``. True is hidden: exactly
-    :math:`M` entries of each row. NaN ranks as the smallest loss. A traced
-    ``hard_fraction`` that is NaN ranks as 0, and others are clipped to [0, 1].
+    The mask, booleans of shape ``[..., L]``, True for hidden patches. Exactly
+    :math:`M` entries of each row are True. NaN ranks as the smallest loss. A
+    traced ``hard_fraction`` is clipped to [0, 1], and NaN is taken as 0.
 
   Raises:
     TypeError: If the dtype of an argument does not fit, or ``mask_ratio`` is

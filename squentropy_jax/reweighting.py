@@ -84,9 +84,9 @@ def calibrated_loss_derivatives(
     d_i = -\min\bigl((1 + \lambda g)^{1 / \lambda}_{(i)}, \text{clip}\bigr)
           \cdot \min(1, 1 / s_i)^{[\text{tail}]} - 10^{-6} .
 
-  Up to margin 1 the derivatives increase with the margin, as those of a convex
-  loss do. All are negative, which makes the loss calibrated. Each depends on
-  the order of all margins of the batch.
+  Up to margin 1 the derivatives increase with the margin, as for a convex loss.
+  All are negative, which makes the loss calibrated. Each depends on the order
+  of all margins of the batch.
 
   Args:
     key: A key of :func:`jax.random.key`, a new one for every step.
@@ -100,8 +100,8 @@ def calibrated_loss_derivatives(
       and use no draw.
 
   Returns:
-    The derivatives, of the margins' shape, float32 or wider; constants to
-    differentiation.
+    The derivatives, of the margins' shape, float32 or wider. They have no
+    gradient.
 
   Raises:
     TypeError: If ``key`` is not a key or ``margins`` not floating.
@@ -199,13 +199,13 @@ def loss_based_weights(
   where: jax.typing.ArrayLike | None = None,
   axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
-  r"""Computes weights of the examples of a batch from all of its losses.
+  r"""Computes weights of the examples of a batch from their losses.
 
-  Use when easy examples dominate a long training run. ``"linupper"`` gives
-  them less weight, and all losses above the middle of the range the same. Start
-  the training with equal weights, because its first losses say little. Avoid
-  with wrong labels, which have high losses; ``"quadratic"`` gives them less
-  weight.
+  Use when easy examples dominate a long training run. ``"linupper"`` gives easy
+  examples less weight, and the same weight to all losses above the middle of
+  the range. Start the training with equal weights, because the first losses do
+  not show which examples are easy. Avoid with wrong labels, which have high
+  losses, or use ``"quadratic"``, which gives high losses less weight.
 
   With the smallest loss :math:`a` and the largest :math:`b` of the batch,
 
@@ -218,18 +218,18 @@ def loss_based_weights(
   ================  ============================  ===========================
   strategy          :math:`s(h)`                  large weights
   ================  ============================  ===========================
-  ``"linupper"``    :math:`\min(h + \delta,       all but easy examples
+  ``"linupper"``    :math:`\min(h + \delta,       all but the smallest losses
                     \delta)`
-  ``"quadratic"``   :math:`1 - h^2 / \delta^2`    examples of middling loss
-  ``"extremes"``    :math:`|h|`                   easy and difficult examples
-  ``"upper"``       :math:`(h + \delta) / 2`      difficult examples
+  ``"quadratic"``   :math:`1 - h^2 / \delta^2`    losses in the middle
+  ``"extremes"``    :math:`|h|`                   smallest and largest losses
+  ``"upper"``       :math:`(h + \delta) / 2`      largest losses
   ================  ============================  ===========================
 
-  They maximise :math:`\sum_i w_i s_i - \tau \, \mathrm{KL}(w \Vert u)` with the
-  uniform weights :math:`u`. They are uniform as :math:`\tau \to \infty`, or if
-  all losses are equal. Scaling or shifting all losses does not change them. The
-  loss of the batch is ``(weights * losses).sum()``, or on several devices the
-  ``psum`` of that.
+  The weights maximise :math:`\sum_i w_i s_i - \tau \, \mathrm{KL}(w \Vert u)`
+  with the uniform weights :math:`u`. They become uniform as
+  :math:`\tau \to \infty`, and are uniform if all losses are equal. Scaling or
+  shifting all losses does not change the weights. The loss of the batch is
+  ``(weights * losses).sum()``, or on several devices the ``psum`` of that.
 
   Args:
     losses: The loss of each example, any shape, any floating dtype; all entries
@@ -244,8 +244,8 @@ def loss_based_weights(
 
   Returns:
     The weights, of the losses' shape, float32 or wider. They add up to 1 over
-    the batch of all devices, and to 0 if every entry is dropped. Constants to
-    differentiation. NaN if a kept loss is NaN or infinite.
+    the batch of all devices, and to 0 if every entry is dropped. They have no
+    gradient. They are NaN if a kept loss is NaN or infinite.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
@@ -320,7 +320,7 @@ def class_weights(
   r"""Computes weights of classes from their numbers of examples.
 
   Use when rare classes matter as much as frequent ones: multiply the loss of
-  each example by ``weights[labels]``, or pass that as ``weights=`` to
+  each example by ``weights[labels]``, or pass this array as ``weights=`` to
   :func:`squentropy_jax.fused.linear_loss_sum`. For a network that fits its
   training set, :func:`logit_adjustment` has more effect than weights.
 
@@ -339,8 +339,8 @@ def class_weights(
     beta: :math:`\beta` of the effective number, in [0, 1).
 
   Returns:
-    The weights ``[C]``, float32 or wider; 0 for classes without examples.
-    Constants to differentiation. NaN if a traced count is below 0 or all are 0.
+    The weights ``[C]``, float32 or wider; 0 for classes without examples. They
+    have no gradient. They are NaN if a traced count is below 0 or all are 0.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
@@ -390,8 +390,8 @@ def logit_adjustment(
 
   With :math:`\tau = 1`, the logits that minimise the cross-entropy of the
   biased logits are those of a problem in which all classes are equally
-  frequent. A class without examples gets ``-inf``, also at :math:`\tau = 0`:
-  it is an impossible class of the loss.
+  frequent. A class without examples gets ``-inf``, also at :math:`\tau = 0`,
+  which removes it from the loss.
 
   Args:
     counts: The number of examples of each class, integers or floats of shape
@@ -399,7 +399,7 @@ def logit_adjustment(
     tau: :math:`\tau`, 0 or more.
 
   Returns:
-    The bias ``[C]``, float32 or wider. A constant to differentiation. NaN if a
+    The bias ``[C]``, float32 or wider. It has no gradient. It is NaN if a
     traced count is below 0 or all are 0.
 
   Raises:

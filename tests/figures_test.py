@@ -47,13 +47,3 @@ def test_figures_are_small_and_hold_no_font():
     sizes.append(len(text))
   assert max(sizes) < 30_000
   assert sum(sizes) < 350_000
-
-
-def test_the_figure_of_attention_is_current(tmp_path, monkeypatch):
-  monkeypatch.syspath_prepend(FOLDER.parent)
-  importlib.import_module("attention_figure").main(tmp_path)
-  drawn = (tmp_path / "attention.svg").read_bytes()
-  assert len(drawn) < 30_000
-  assert drawn == (FOLDER.parent / "attention.svg").read_bytes(), (
-    "Run `python docs/attention_figure.py`."
-  )

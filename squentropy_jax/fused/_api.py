@@ -199,9 +199,9 @@ def linear_loss(
       whose probabilities sum to more than 1.01 is NaN. ``"ignore"`` adds
       nothing to the losses of the named classes.
     row_keys: Integers of shape ``[...]``, with ``class_keys``. A class whose
-      key is that of a row is impossible in this row, unless its labels name it.
-      Use them in retrieval, where a document of the same source as the query
-      is no negative.
+      key equals the key of a row is impossible in this row, unless it is a
+      label of the row. Use keys in retrieval if a document of the same source
+      as the query must not be a negative.
     class_keys: Integers of shape ``[V]``, sharded as the classes are.
 
   Returns:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Output layers.
 
-They are cosines of features and classes, a density over ordered bins, and a
-kernel of very many classes that SGD updates without a pass over it.
+The module has functions for the cosines of features and class vectors, for the
+logits of ordered bins, and for a layer of very many classes that exact SGD
+updates without a pass over all classes.
 """
 
 from squentropy_jax.heads._cosine import cosine_logits as cosine_logits

@@ -123,7 +123,7 @@ def cosine_logits(
   .. math::
     c_k = \frac{h \cdot w_k}{\lVert h \rVert \, \lVert w_k \rVert} .
 
-  A vector of zeros has the cosine 0 with every other one. If the cosines of a
+  A vector of zeros has the cosine 0 with every vector. If the cosines of a
   batch take too much memory, pass the results of `normalize` and `unit_columns`
   to a fused head.
 
@@ -176,10 +176,10 @@ def unit_columns(
   .. math::
     w_k \leftarrow w_k / \lVert w_k \rVert .
 
-  After a projection, the kernel is a matrix of cosines for normalised features.
-  Under plain gradient descent, projecting after a step and normalising in the
-  forward pass agree to first order in the step size. Under Adam they do not,
-  because the radial part of the gradient enters its averages.
+  After a projection, the products of normalised features and the kernel are
+  cosines. Under plain gradient descent, projecting after a step and normalising
+  in the forward pass agree to first order in the step size. Under Adam they do
+  not agree, because Adam averages the radial part of the gradient too.
 
   Args:
     kernel: Class vectors, shape ``[d, C]``, or ``[C, d]`` with
@@ -234,8 +234,8 @@ def extend_classes(
 ) -> jax.Array:
   r"""Appends a class to a kernel, from features of examples of that class.
 
-  Use it to predict a class that was not trained. The existing classes do not
-  change. For the features :math:`h_i` of the examples,
+  Use it to predict a class that the model was not trained on. The existing
+  classes do not change. For the features :math:`h_i` of the examples,
 
   .. math::
     w = \frac{\sum_i h_i / \lVert h_i \rVert}
@@ -251,14 +251,14 @@ def extend_classes(
     class_axis: The class axis of ``kernel``.
 
   Returns:
-    The kernel with one class more, the last, in the kernel's dtype. Its class
-    vector is NaN under ``jax.jit`` where the function would raise a ValueError:
-    if no example is kept, or if the normalised features cancel.
+    The kernel with the new class as its last class, in the kernel's dtype.
+    Under ``jax.jit`` the new class vector is NaN if no example is kept, or if
+    the sum of the normalised features is 0.
 
   Raises:
     TypeError: If an argument has the wrong dtype.
-    ValueError: If a shape does not fit, if no example is kept, or if the
-      normalised features cancel, so that their mean has no direction.
+    ValueError: If a shape does not fit, if no example is kept, or if the sum of
+      the normalised features is 0.
 
   Examples:
     >>> kernel = jnp.array([[1.0], [0.0]])

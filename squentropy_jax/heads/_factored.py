@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An output layer of very many classes whose exact SGD step costs no pass."""
+"""An output layer whose exact SGD step does not pass over all classes."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,15 @@ from squentropy_jax._core import labels as prelude
 
 
 class FactoredOutput(NamedTuple):
-  r"""A kernel :math:`W` of :math:`D` classes as a product that SGD can update.
+  r"""A kernel of :math:`D` classes as a product that SGD can update.
+
+  With :math:`W` the transposed kernel, of shape ``[D, d]``,
 
   .. math::
-    W = V U + 1 \omega^T
+    W = V U + 1 \omega^T .
 
-  A step of gradient descent changes few rows of :math:`V`, and the small
-  arrays. It is made by `factored_init`.
+  A step of gradient descent changes a few rows of :math:`V`, and the small
+  arrays. `factored_init` returns a `FactoredOutput`.
 
   Attributes:
     rows: :math:`V`, shape ``[D, d]``.
@@ -41,16 +43,21 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
-  r"""Factors a kernel for exact SGD whose step does not depend on its size.
+  r"""Factors a kernel for SGD steps that do not pass over all classes.
 
-  Use it with a loss of the spherical family, which sees the outputs
-  :math:`o = W h` of an example only through the target's output, their sum and
-  their sum of squares: :func:`squentropy_jax.losses.zscore`,
+  Use it with a loss of the spherical family. Such a loss depends only on the
+  target's output, and on the sum and the sum of squares of the outputs of an
+  example with the features :math:`h`,
+
+  .. math:: o = W h ,
+
+  where :math:`W` is the transposed kernel. The losses are
+  :func:`squentropy_jax.losses.zscore`,
   :func:`squentropy_jax.losses.taylor_softmax`,
   :func:`squentropy_jax.losses.spherical_softmax` and
   :func:`squentropy_jax.losses.rescaled_square`. A step for :math:`m` examples
   costs about :math:`8 m d^2` multiplications, where plain SGD costs
-  :math:`3 m d D`. Only plain SGD can be factored. Momentum and Adam cannot.
+  :math:`3 m d D`. Only plain SGD is possible, without momentum.
 
   Args:
     kernel: Shape ``[d, D]``, float32 or wider (narrower ones are widened).
@@ -92,9 +99,10 @@ def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
 
 
 def factored_kernel(state: FactoredOutput) -> jax.Array:
-  r"""Computes the kernel that the factors stand for.
+  r"""Computes the kernel from its factors.
 
-  Use it to evaluate or to store a model. It takes a pass over all classes.
+  Use it to evaluate or to store a model. It takes a pass over all classes. The
+  kernel is
 
   .. math:: W^T = (V U + 1 \omega^T)^T
 
@@ -123,12 +131,12 @@ def factored_kernel(state: FactoredOutput) -> jax.Array:
 
 
 def factored_stabilize(state: FactoredOutput) -> FactoredOutput:
-  r"""Multiplies the factors out, which removes their rounding errors.
+  r"""Recomputes the factors, to remove their rounding errors.
 
-  Use it every some hundred steps. The factors drift apart slowly, faster if a
-  step comes close to ``1 = 2 * learning_rate * grad_total_sq * |h|**2``, where
-  :math:`U` is singular. It sets :math:`U` to the identity, and takes a pass
-  over all classes.
+  Use it every few hundred steps. The factors slowly become inconsistent through
+  rounding. This is faster if ``2 * learning_rate * grad_total_sq * |h|**2`` is
+  close to 1 in a step, where :math:`U` becomes singular. The function sets
+  :math:`U` to the identity, and takes a pass over all classes.
 
   .. math:: V \leftarrow V U + 1 \omega^T, \quad U \leftarrow I, \quad
     \omega \leftarrow 0
@@ -161,13 +169,14 @@ def factored_forward(
   features: jax.typing.ArrayLike,
   ids: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  r"""Computes some outputs, the sum and the sum of squares of all outputs.
+  r"""Computes outputs of some classes, and sums over all classes.
 
   Use it as the forward pass of a step. The loss of an example with target
   output ``outputs[i, 0]`` is
-  ``loss.spherical(outputs[i, 0], total[i], total_sq[i], D)``; its derivatives
-  by the three are what `factored_update` takes. With the outputs
-  :math:`o = W h` of an example,
+  ``loss.spherical(outputs[i, 0], total[i], total_sq[i], D)``. Pass its
+  derivatives with respect to the first three arguments to `factored_update`.
+  With the outputs :math:`o = W h` of an example, :math:`\bar w` the field
+  ``row_sum`` and :math:`Q` the field ``gram``,
 
   .. math::
     o_{k} \text{ for } k \text{ in ids}, \quad \sum_k o_k = h \cdot \bar w,
@@ -223,20 +232,23 @@ def factored_update(
   grad_total_sq: jax.typing.ArrayLike,
   learning_rate: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, FactoredOutput]:
-  r"""Computes the gradient of the features and the factors after a step of SGD.
+  r"""Takes a step of SGD, and computes the gradient of the features.
 
-  Use it after `factored_forward`. The kernel becomes exactly
-  :math:`W - \eta \, \partial L / \partial W` for the loss :math:`L` whose
-  derivatives are given. Only the rows of ``ids`` and the small factors change,
-  so that the cost does not depend on the number of classes.
+  Use it after `factored_forward`. For the loss :math:`L` whose derivatives are
+  given, the transposed kernel becomes exactly
+
+  .. math:: W - \eta \, \frac{\partial L}{\partial W} .
+
+  Only the rows of ``ids`` and the small factors change, so that the cost does
+  not depend on the number of classes.
 
   Args:
     state: The factors. Donate them to the compiled step.
     features: Shape ``[m, d]``, as in `factored_forward`.
     ids: Class ids, integers of shape ``[m, K]``.
     grad_outputs: The derivatives of the loss by ``outputs``, shape ``[m, K]``.
-    grad_total: Its derivatives by ``total``, shape ``[m]``.
-    grad_total_sq: Its derivatives by ``total_sq``, shape ``[m]``.
+    grad_total: The derivatives of the loss by ``total``, shape ``[m]``.
+    grad_total_sq: The derivatives of the loss by ``total_sq``, shape ``[m]``.
     learning_rate: The step size :math:`\eta`, a number.
 
   Returns:

@@ -9,7 +9,7 @@ from squentropy_jax._core import checks
 
 
 def fourier_coefficients(a: jax.typing.ArrayLike) -> jax.Array:
-  r"""Computes the Fourier coefficients of a density that is never negative.
+  r"""Computes Fourier coefficients of a function that is never negative.
 
   Use it between a linear layer with :math:`2 (N + 1)` outputs, the real and
   imaginary parts of ``a``, and `fourier_logits`. The coefficients are the
@@ -80,9 +80,9 @@ def fourier_logits(
     \text{logits}_j = \log \Bigl(\frac{f(z_j)}{\sum_l f(z_l)} +
       \text{epsilon}\Bigr).
 
-  Choose :math:`N` below half of ``num_bins``. Since ``epsilon`` is added, the
-  softmax of the logits differs from the bins by about ``epsilon``, and the
-  cross-entropy has a lower bound above 0.
+  Choose :math:`N` below half of ``num_bins``. Because of ``epsilon``, the
+  softmax of the logits differs from the probabilities of the bins by less than
+  ``num_bins * epsilon``, and the cross-entropy is always above 0.
 
   Args:
     coefficients: From `fourier_coefficients`, complex, shape ``[..., N + 1]``.
@@ -100,7 +100,7 @@ def fourier_logits(
   Examples:
     >>> c = heads.fourier_coefficients(jnp.array([1.0, 0.5 - 0.25j]))
     >>> print(heads.fourier_logits(c, 4))
-    [-3.037  -1.1477 -0.794  -1.7   ]
+    [-3.037  -1.1477 -0.794  -1.7001]
 
   References:
     Gillman et al., `Fourier Head: Helping Large Language Models Learn Complex
@@ -136,16 +136,16 @@ def fourier_logits(
 
 
 def fourier_smoothness(coefficients: jax.typing.ArrayLike) -> jax.Array:
-  r"""Computes the penalty of each example for a density that is not smooth.
+  r"""Computes a penalty of each example on high frequencies.
 
-  Use it to keep the high frequencies small: add its mean times a small number,
-  such as 1e-6, to the loss.
+  Use it for a smoother density: add the mean penalty times a small number, such
+  as 1e-6, to the loss.
 
   .. math::
     2 \sum_{k=1}^N 2 \pi^2 k^2 \lvert c_k \rvert^2
 
-  The coefficients are not divided by :math:`c_0`, so it also depends on the
-  scale of ``a``.
+  The coefficients are not divided by :math:`c_0`, so the penalty also depends
+  on the scale of the argument of `fourier_coefficients`.
 
   Args:
     coefficients: From `fourier_coefficients`, complex, shape ``[..., N + 1]``.

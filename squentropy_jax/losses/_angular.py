@@ -2,10 +2,10 @@
 """Angular losses: softmax losses of cosines, with a margin between angles.
 
 They take the cosines between features and one vector per class, as
-`heads.cosine_logits` computes them. Use them when classes come and go, as in
-face recognition and retrieval: `heads.extend_classes` adds a class without
-training. ``docs/angular_heads.md`` has code for that, for fused heads, and for
-margins that are drawn or adapted to the batch.
+`heads.cosine_logits` computes them. Use them when classes are added after
+training, as in face recognition and retrieval: `heads.extend_classes` adds a
+class without training. ``docs/angular_heads.md`` has code for new classes, for
+fused heads, and for margins that are drawn or adapted to the batch.
 """
 
 import jax
@@ -51,23 +51,23 @@ def normalized_softmax(
   .. math::
     \ell(c, y) = \log \sum_k e^{s c_k} - s c_y .
 
-  Soft labels give the expected loss. The least loss of :math:`C` evenly spread
-  class vectors, in features of width :math:`C - 1` or more, is
-  :math:`\log(1 + (C - 1) e^{-s C / (C - 1)})`.
+  Soft labels give the expected loss. With :math:`C` evenly spread class
+  vectors, which need features of width :math:`C - 1` or more, the smallest loss
+  is :math:`\log(1 + (C - 1) e^{-s C / (C - 1)})`.
 
   Args:
     cosines: Cosines, shape ``[..., num_classes]``, any floating dtype.
     labels: Class ids, integers of shape ``[...]``, or target distributions,
       floats of shape ``[..., num_classes]``.
-    scale: What the cosines are multiplied by, above 0: a scalar or one value
-      for each example, shape ``[...]``.
+    scale: Multiplies the cosines, above 0: a scalar or one value for each
+      example, shape ``[...]``.
     axis: The class axis of ``cosines``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
       classes, booleans of the cosines' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine exceeds 1 in size by more than 1/64.
+    the labelled cosine is outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
@@ -113,8 +113,8 @@ def cosface(
   Use when features of one class should be close together and far from those of
   other classes, as in face recognition. Its gradient is bounded at every angle.
 
-  Avoid when calibrated probabilities are needed. If training does not start to
-  converge, a smaller scale or margin helps.
+  Avoid when calibrated probabilities are needed. If the loss does not decrease
+  at the start of training, use a smaller scale or margin.
 
   For one example with cosines :math:`c \in [-1, 1]^C`, class :math:`y`, margin
   :math:`m` and scale :math:`s`,
@@ -122,23 +122,24 @@ def cosface(
   .. math::
     \ell(c, y) = \log \Bigl(1 + \sum_{k \ne y} e^{s (c_k - c_y + m)} \Bigr) .
 
-  Soft labels give the expected loss. The margin is not used to predict.
+  Soft labels give the expected loss. Predictions use the cosines without the
+  margin.
 
   Args:
     cosines: Cosines, shape ``[..., num_classes]``, any floating dtype.
     labels: Class ids, integers of shape ``[...]``, or target distributions,
       floats of shape ``[..., num_classes]``.
-    margin: What is subtracted from the labelled cosine: a scalar or one value
-      for each example, shape ``[...]``.
-    scale: What the cosines are multiplied by, above 0: a scalar or one value
-      for each example, shape ``[...]``.
+    margin: Subtracted from the labelled cosine: a scalar or one value for each
+      example, shape ``[...]``.
+    scale: Multiplies the cosines, above 0: a scalar or one value for each
+      example, shape ``[...]``.
     axis: The class axis of ``cosines``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
       classes, booleans of the cosines' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine exceeds 1 in size by more than 1/64.
+    the labelled cosine is outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
@@ -187,8 +188,8 @@ def arcface(
   Use when features of one class should be close together and far from those of
   other classes, as in face recognition. The margin is the same at every angle.
 
-  Avoid when calibrated probabilities are needed. If training does not start to
-  converge, a smaller scale or margin helps.
+  Avoid when calibrated probabilities are needed. If the loss does not decrease
+  at the start of training, use a smaller scale or margin.
 
   For one example with cosines :math:`c \in [-1, 1]^C`, class :math:`y`, margin
   :math:`m`, scale :math:`s` and :math:`\theta = \arccos c_y`,
@@ -202,22 +203,23 @@ def arcface(
     \end{cases}
 
   The second case is in the authors' code and not in the paper. Without it the
-  labelled logit would increase again at large angles. At :math:`\pi - m` the
-  function falls by :math:`\cos m + m \sin m - 1`, which is not negative for
-  :math:`0 \le m \le 2.33`. A negative margin has the first case alone, and so
-  has every margin with ``monotonic=False``. Soft labels give the expected loss.
-  Predictions use the cosines without the margin. The derivative in the labelled
-  cosine is :math:`\cos m + c_y \sin m / \sin \theta`, which grows without bound
-  at small angles. Where :math:`\sin \theta` is 0 its second term is left out.
+  labelled logit would increase again at large angles. At :math:`\pi - m`,
+  :math:`\psi` falls by :math:`\cos m + m \sin m - 1`, which is not negative for
+  :math:`0 \le m \le 2.33`. If the margin is negative or ``monotonic=False``,
+  only the first case applies. Soft labels give the expected loss. Predictions
+  use the cosines without the margin. The derivative of :math:`\psi` with
+  respect to :math:`c_y` is :math:`\cos m + c_y \sin m / \sin \theta`, which
+  grows without bound at small angles. Where :math:`\sin \theta` is 0, the
+  second term of the derivative is left out.
 
   Args:
     cosines: Cosines, shape ``[..., num_classes]``, any floating dtype.
     labels: Class ids, integers of shape ``[...]``, or target distributions,
       floats of shape ``[..., num_classes]``.
-    margin: The angle in radians that is added to the labelled one: a scalar or
-      one value for each example, shape ``[...]``.
-    scale: What the cosines are multiplied by, above 0: a scalar or one value
-      for each example, shape ``[...]``.
+    margin: The angle in radians that is added to the labelled angle: a scalar
+      or one value for each example, shape ``[...]``.
+    scale: Multiplies the cosines, above 0: a scalar or one value for each
+      example, shape ``[...]``.
     monotonic: Whether the labelled logit goes on decreasing at large angles, a
       static bool.
     axis: The class axis of ``cosines``.
@@ -226,7 +228,7 @@ def arcface(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine exceeds 1 in size by more than 1/64.
+    the labelled cosine is outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
@@ -281,8 +283,8 @@ def sphereface(
   Use when examples far from their class vector should have a larger margin than
   close ones.
 
-  Avoid when calibrated probabilities are needed, or a fixed margin, as in
-  :func:`squentropy_jax.losses.arcface`.
+  Avoid when calibrated probabilities are needed. If the margin should be the
+  same at every angle, use :func:`squentropy_jax.losses.arcface`.
 
   For one example with cosines :math:`c \in [-1, 1]^C`, class :math:`y`, margin
   :math:`m`, scale :math:`s` and :math:`t = m \arccos c_y`,
@@ -291,11 +293,11 @@ def sphereface(
     \ell(c, y) = \log \Bigl(1 + \sum_{k \ne y} e^{s (c_k - \psi)} \Bigr), \qquad
     \psi = (-1)^j \cos t - 2 j, \quad j = \lfloor t / \pi \rfloor .
 
-  This is the cosine of the multiplied angle, continued so that it decreases
-  from 0 to :math:`\pi`. It has a continuous derivative. The margin need not be
-  an integer. The first paper does not normalise the features. Its scale is
-  their norm, which can be passed as ``scale``, one value for each example. Soft
-  labels give the expected loss. Predictions use the cosines without the margin.
+  Up to :math:`t = \pi`, :math:`\psi` is the cosine of the multiplied angle.
+  Beyond, it continues to decrease, and its derivative is continuous. The margin
+  need not be an integer. The paper does not normalise the features. To do the
+  same, pass their norms as ``scale``, one value for each example. Soft labels
+  give the expected loss. Predictions use the cosines without the margin.
 
   Args:
     cosines: Cosines, shape ``[..., num_classes]``, any floating dtype.
@@ -303,15 +305,15 @@ def sphereface(
       floats of shape ``[..., num_classes]``.
     margin: The factor of the labelled angle, 1 or more: a scalar or one value
       for each example, shape ``[...]``.
-    scale: What the cosines are multiplied by, above 0: a scalar or one value
-      for each example, shape ``[...]``.
+    scale: Multiplies the cosines, above 0: a scalar or one value for each
+      example, shape ``[...]``.
     axis: The class axis of ``cosines``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
       classes, booleans of the cosines' shape.
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine exceeds 1 in size by more than 1/64.
+    the labelled cosine is outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
@@ -378,10 +380,11 @@ def combined_margin(
   r"""Computes the cross-entropy of scaled cosines with three kinds of margin.
 
   Use when margins of different kinds should be combined. The ArcFace paper
-  reports good results for 1, 0.3 and 0.2.
+  reports good results for ``multiplicative=1``, ``additive=0.3`` and
+  ``cosine=0.2``.
 
-  Avoid when one kind of margin is enough. By default there is none, and the
-  loss is that of :func:`squentropy_jax.losses.normalized_softmax`.
+  Avoid when one kind of margin is enough. By default there is no margin, and
+  the loss is that of :func:`squentropy_jax.losses.normalized_softmax`.
 
   For one example with cosines :math:`c \in [-1, 1]^C`, class :math:`y`, margins
   :math:`m_1, m_2, m_3`, scale :math:`s` and :math:`t = m_1 \arccos c_y + m_2`,
@@ -390,8 +393,8 @@ def combined_margin(
     \ell(c, y) = \log \Bigl(1 + \sum_{k \ne y} e^{s (c_k - \psi + m_3)}
       \Bigr), \qquad \psi = \cos t \;\text{ for }\; 0 \le t \le \pi .
 
-  With ``monotonic`` the function goes on decreasing beyond :math:`\pi`: as in
-  :func:`squentropy_jax.losses.arcface` for :math:`m_1 = 1`, and else as
+  With ``monotonic``, :math:`\psi` goes on decreasing for :math:`t > \pi`: as in
+  :func:`squentropy_jax.losses.arcface` for :math:`m_1 = 1`, and otherwise as
   :math:`(-1)^j \cos t - 2 j` with :math:`j = \lfloor t / \pi \rfloor`, as in
   :func:`squentropy_jax.losses.sphereface`. Soft labels give the expected loss.
   Predictions use the cosines without the margins.
@@ -402,12 +405,12 @@ def combined_margin(
       floats of shape ``[..., num_classes]``.
     multiplicative: The factor of the labelled angle, above 0: a scalar or one
       value for each example, shape ``[...]``.
-    additive: The angle in radians that is added to it: a scalar or one value
-      for each example, shape ``[...]``.
-    cosine: What is subtracted from the cosine: a scalar or one value for each
+    additive: The angle in radians that is added to the multiplied angle: a
+      scalar or one value for each example, shape ``[...]``.
+    cosine: Subtracted from the cosine of the changed angle: a scalar or one
+      value for each example, shape ``[...]``.
+    scale: Multiplies the cosines, above 0: a scalar or one value for each
       example, shape ``[...]``.
-    scale: What the cosines are multiplied by, above 0: a scalar or one value
-      for each example, shape ``[...]``.
     monotonic: Whether the labelled logit goes on decreasing at large angles, a
       static bool.
     axis: The class axis of ``cosines``.
@@ -416,7 +419,7 @@ def combined_margin(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine exceeds 1 in size by more than 1/64.
+    the labelled cosine is outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.

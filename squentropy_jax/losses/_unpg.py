@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unified negative pair generation: pairs of the batch as negatives.
 
-An angular loss gets the similarities between features of different classes as
-additional logits.
+The loss adds the similarities between features of different classes to an
+angular loss, as additional logits.
 """
 
 from typing import Any
@@ -151,8 +151,8 @@ def unpg(
   where :math:`\psi` lowers the labelled cosine as in
   :func:`squentropy_jax.losses.cosface` or
   :func:`squentropy_jax.losses.arcface`. All examples have the same pairs.
-  ``retrieval.batch_negatives`` computes them and leaves out outliers, as the
-  paper does. Gradients flow to the similarities, and so to both features of a
+  ``retrieval.batch_negatives`` computes the pairs and leaves out outliers, as
+  in the paper. Gradients flow to the similarities, and so to both features of a
   pair. Without pairs the loss is that of ``base``. Soft labels give the
   expected loss. In a fused head, bind the pairs as
   ``functools.partial(losses.unpg, negatives=negatives)``.
@@ -161,12 +161,12 @@ def unpg(
     cosines: Cosines, shape ``[..., num_classes]``, any floating dtype.
     labels: Class ids, integers of shape ``[...]``, or target distributions,
       floats of shape ``[..., num_classes]``.
-    negatives: A pair of similarities, floats of any shape, and a mask, booleans
-      of the same shape, True for the similarities that count.
-    margin: That of ``base``: a scalar or one value for each example, shape
-      ``[...]``.
-    scale: What the cosines are multiplied by, above 0: a scalar or one value
-      for each example, shape ``[...]``.
+    negatives: The tuple ``(similarities, mask)``: floats of any shape, and
+      booleans of the same shape that are True for the similarities to use.
+    margin: The margin of ``base``: a scalar or one value for each example,
+      shape ``[...]``.
+    scale: Multiplies the cosines, above 0: a scalar or one value for each
+      example, shape ``[...]``.
     base: ``"cosface"`` or ``"arcface"``, a static choice.
     axis: The class axis of ``cosines``.
     where: Which examples to keep, booleans of shape ``[...]``, or which
@@ -174,7 +174,7 @@ def unpg(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine exceeds 1 in size by more than 1/64.
+    the labelled cosine is outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.

@@ -6,21 +6,26 @@ where=None)`` of similarities ``[..., Q, D]``, such as the cosines of Q queries
 and D documents. It returns one number for each query, ``[..., Q]``. Leading
 axes are separate batches. The result is float32 or wider.
 
-``positives`` are booleans of the similarities' shape. None is the diagonal:
-document i is the positive of query i, and further documents are negatives. For
-the loss in both directions, add that of the transposed similarities.
+``positives`` is boolean and has the similarities' shape. None means the
+diagonal: document i is the positive of query i, and all other documents are its
+negatives. For the loss in both directions, add the loss of the transposed
+similarities.
 
-``where`` are booleans of the similarities' shape. A dropped pair has gradient
-exactly 0, whatever it holds. A query without a positive has loss 0, and so the
-mean over the others is ``loss.sum() / (positives & where).any(-1).sum()``. A
-negative of ``-inf`` is a dropped pair. Any other similarity that is infinite or
-NaN makes the loss of its query infinite or NaN.
+``where`` is boolean and has the similarities' shape. A dropped pair has
+gradient 0, even if its similarity is NaN. A query without a positive has loss
+0. The mean over the other queries is
+``loss.sum() / (positives & where).any(-1).sum()``. A negative with the
+similarity ``-inf`` is dropped. Any other similarity that is infinite or NaN
+makes the loss of its query infinite or NaN.
 
 Numeric hyper-parameters are scalars or have one value for each query. They may
 be traced and differentiated.
 
-Ranking metrics, such as the mean reciprocal rank, are those of `rax
-<https://github.com/google/rax>`_. ``examples/contrastive.py`` trains two
+Functions of features, scores or logits, such as `triplet_margin` and `rerank`,
+describe their own arguments.
+
+For ranking metrics, such as the mean reciprocal rank, use
+`rax <https://github.com/google/rax>`_. ``examples/contrastive.py`` trains two
 encoders on text.
 """
 

@@ -25,8 +25,8 @@ def batch_negatives(
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes similarities of all pairs of a batch with different labels.
 
-  Use when a loss of cosines and classes is to see the negative pairs of the
-  batch too: pass the result to :func:`squentropy_jax.losses.unpg`.
+  Use when an angular loss should also push apart the features of different
+  classes: pass the result to :func:`squentropy_jax.losses.unpg`.
 
   Avoid when the batch is so large that its :math:`B^2 / 2` pairs do not fit in
   memory, or when its labels are often wrong.
@@ -39,14 +39,15 @@ def batch_negatives(
     Q_1 - r (Q_3 - Q_1) \le v \le Q_3 + r (Q_3 - Q_1), \qquad
     Q_1 = v_{\lfloor n / 4 \rfloor}, \quad Q_3 = v_{\lfloor 3 n / 4 \rfloor} .
 
-  There is no interpolation. The quartiles are constants to differentiation. The
-  gradient flows into both features of every kept pair.
+  The quartiles are not interpolated and have no gradient. The gradient of a
+  kept similarity flows into both features of the pair.
 
   Args:
     features: Features ``[B, d]``, any floating dtype. They are normalised.
-    labels: Class ids, integers ``[B]``. They are compared only, so that any
-      integer is valid.
-    whisker: :math:`r`, a scalar; ``inf`` keeps all pairs.
+    labels: Class ids, integers ``[B]``. Any integer is valid, because the
+      labels are only compared.
+    whisker: :math:`r`, a scalar, as for the whiskers of a box plot. ``inf``
+      keeps all pairs.
     where: Which examples to keep, booleans ``[B]``. The pairs of a dropped
       example are left out.
     axis_name: The axis of ``shard_map`` over which the batch is spread, or a

@@ -72,8 +72,8 @@ def info_nce(
   batch as negatives.
 
   Avoid when a query has many positives, which then compete for probability:
-  :func:`squentropy_jax.retrieval.decoupled_softmax` leaves each positive's
-  competitors to the negatives.
+  :func:`squentropy_jax.retrieval.decoupled_softmax` compares each positive with
+  the negatives only.
 
   For a query with similarities :math:`s` and positives :math:`P`,
 
@@ -81,9 +81,10 @@ def info_nce(
     \ell = \frac{1}{|P|} \sum_{p \in P}
       \log \sum_j e^{(s_j - s_p) / \text{temperature}} ,
 
-  where :math:`j` runs over all documents. With one positive for each query the
-  loss is the softmax cross-entropy of the similarities, divided by the
-  temperature. In a fused head it does not store the similarities:
+  where :math:`j` runs over all documents. With one positive for each query, the
+  loss is the softmax cross-entropy with the logits
+  :math:`s / \text{temperature}`. A fused head computes it without storing the
+  similarities:
   ``fused.linear_loss(functools.partial(retrieval.info_nce, temperature=0.05),
   queries, documents, ids, class_axis=0)``.
 
@@ -142,7 +143,7 @@ def decoupled_softmax(
   Use when queries have several positives, as in classification with many
   labels: a positive is not pushed away from its query by another one.
 
-  Avoid when each query has one positive, where the loss is
+  Avoid when each query has one positive, because the loss is then
   :func:`squentropy_jax.retrieval.info_nce`.
 
   For a query with similarities :math:`s`, positives :math:`P` and negatives
@@ -203,7 +204,8 @@ def positive_aware_negatives(
   as similar as the positive is left out:
   ``where=positives | positive_aware_negatives(similarities, positives)``.
 
-  Avoid when training has just begun, because the similarities then say little.
+  Avoid when training has just begun, because the similarities are not yet
+  reliable.
 
   With :math:`s_+` the lowest similarity of the query's positives, a negative is
   usable if
@@ -212,9 +214,10 @@ def positive_aware_negatives(
     s_n < s_+ - (1 - \text{ratio}) \, |s_+|
     \qquad \text{or} \qquad s_n < s_+ - \text{margin} .
 
-  For a positive similarity, the first rule is :math:`s_n < \text{ratio} \cdot
-  s_+`. The absolute value keeps the threshold below a negative one. All
-  negatives of a query without a positive are usable.
+  For a positive similarity, the first rule is
+  :math:`s_n < \text{ratio} \cdot s_+`. The absolute value keeps the threshold
+  below a negative :math:`s_+`. All negatives of a query without a positive are
+  usable.
 
   Args:
     similarities: Similarities, shape ``[..., queries, documents]``, any

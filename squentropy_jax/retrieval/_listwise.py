@@ -47,13 +47,13 @@ def soft_contrastive(
   teacher_temperature: jax.typing.ArrayLike = 1.0,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Computes the cross-entropy of the documents, with a teacher's scores.
+  r"""Computes the cross-entropy of the documents against a teacher's scores.
 
   Use when a slower model, such as a reranker, has scored the documents of each
   query, and several of them may be relevant.
 
-  Avoid when the scores are of several scales, because their softmax then says
-  little.
+  Avoid when the scores of different queries have different scales, because one
+  teacher temperature does not fit all of them.
 
   For a query with similarities :math:`s` and teacher scores :math:`r`,
 
@@ -64,15 +64,16 @@ def soft_contrastive(
       \frac{r}{\text{teacher temperature}} \Bigr) .
 
   A teacher score of 0 for one document and ``-inf`` for the others gives
-  :func:`squentropy_jax.retrieval.info_nce`. The paper does not state its
-  loss of soft labels; this one is the usual choice. Teacher scores have a
-  gradient: apply :func:`jax.lax.stop_gradient` if the teacher is trained too.
+  :func:`squentropy_jax.retrieval.info_nce`. The paper does not state which loss
+  it uses for soft labels. This one is the usual choice. Gradients flow into the
+  teacher scores: apply :func:`jax.lax.stop_gradient` if the teacher is trained
+  too.
 
   Args:
     similarities: Similarities, shape ``[..., queries, documents]``, any
       floating dtype.
-    teacher_scores: The teacher's scores, floats of the similarities' shape.
-      Those of ``-inf`` have probability 0.
+    teacher_scores: The teacher's scores, floats of the similarities' shape. A
+      document with the score ``-inf`` has probability 0.
     temperature: Divides the similarities, above 0: a scalar or one value for
       each query, shape ``[..., queries]``.
     teacher_temperature: Divides the teacher's scores, above 0: a scalar or one
@@ -133,13 +134,15 @@ def symmetric_kl(
   temperature: jax.typing.ArrayLike = 0.02,
   where: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Computes the mean of both divergences between similarities and a judge.
+  r"""Computes the symmetric divergence of similarities and a judge's scores.
 
-  Use when a judge has scored the documents of each query on the scale of the
-  similarities, so that one temperature fits both.
+  Use when a judge, such as a large language model, has scored the documents of
+  each query on the scale of the similarities, so that one temperature fits
+  both.
 
-  Avoid when a judge's score may be ``-inf``, where the loss is infinite:
-  :func:`squentropy_jax.retrieval.soft_contrastive` uses one divergence only.
+  Avoid when a judge's score may be ``-inf``, because the loss is then infinite.
+  Use :func:`squentropy_jax.retrieval.soft_contrastive`, which has one of the
+  two divergences.
 
   With :math:`p` and :math:`q` the softmax of the similarities and of the
   judge's scores, both divided by the temperature,
@@ -150,16 +153,16 @@ def symmetric_kl(
       = \frac{1}{2} \sum_j (p_j - q_j) \log \frac{p_j}{q_j} .
 
   The loss is half of the Jeffreys divergence, not the Jensen-Shannon
-  divergence. The logarithms are exact: the authors' code adds 1e-8 inside
-  them, which changes the loss at low temperatures. Judge scores have a
-  gradient: apply :func:`jax.lax.stop_gradient` if the judge is trained too.
+  divergence. The logarithms are exact: the authors' code adds 1e-8 inside them,
+  which changes the loss at low temperatures. Gradients flow into the judge's
+  scores: apply :func:`jax.lax.stop_gradient` if the judge is trained too.
 
   Args:
     similarities: Similarities, shape ``[..., queries, documents]``, any
       floating dtype.
     judge_scores: The judge's scores, floats of the similarities' shape.
-    temperature: Divides both, above 0: a scalar or one value for each query,
-      shape ``[..., queries]``.
+    temperature: Divides similarities and scores, above 0: a scalar or one value
+      for each query, shape ``[..., queries]``.
     where: Which pairs to keep, booleans of the similarities' shape.
 
   Returns:
@@ -202,13 +205,14 @@ def rerank(
   list_logits: jax.typing.ArrayLike,
   position: jax.typing.ArrayLike,
 ) -> jax.Array:
-  r"""Computes the loss of a reranker that answers yes or no, and picks one.
+  r"""Computes the loss of a language model that reranks documents.
 
-  Use when a language model is trained as a reranker, with one prompt for a
-  query and a document, and one for a query and a list of documents.
+  Use when a language model is trained as a reranker, with one prompt that asks
+  whether a document answers a query, and one that asks for the best document of
+  a list.
 
-  Avoid when scores of the documents are available:
-  :func:`squentropy_jax.retrieval.info_nce` needs no answers.
+  Avoid when the model gives one score to each document: use
+  :func:`squentropy_jax.retrieval.info_nce`.
 
   The loss is the sum of three cross-entropies: of the answer yes for the
   positive document, of no for the hardest negative, and of the positive's

@@ -282,29 +282,30 @@ def mann_whitney(
 ) -> jax.Array:
   r"""Computes the loss of positives against the negatives of the whole batch.
 
-  Use when one threshold of similarity is to separate positives from negatives
-  for all queries. InfoNCE compares the documents of each query only, and does
-  not change when a number is added to all similarities of a query.
+  Use when one threshold of similarity should separate the positives from the
+  negatives of all queries. InfoNCE compares the documents of each query only,
+  and does not change when a number is added to all similarities of a query.
 
   Avoid when the order of the documents of a query is all that matters, or a
   batch is so large that :math:`Q^2 D` comparisons take too long.
 
-  With :math:`P_q` the positives of the query and :math:`N` the negatives of all
-  queries,
+  With :math:`P_q` the positives of query :math:`q` and :math:`N` the negatives
+  of all queries,
 
   .. math::
     \frac{1}{|P_q|} \sum_{p \in P_q} \frac{1}{|N|} \sum_{n \in N}
       \log\bigl(1 + e^{(s_n - s_p) / \tau}\bigr) .
 
-  The sum over the negatives, ``reduction="sum"``, is that of the paper. It
-  grows with the square of the batch. The mean over positives bounds the
-  probability that a negative is above a positive, 1 minus the area under the
-  ROC curve, from above by the loss over :math:`\log 2`.
+  The paper has the sum over the negatives, ``reduction="sum"``, which grows
+  with the square of the batch size. The default loss divided by :math:`\log 2`
+  is an upper bound of the probability that a negative is more similar than a
+  positive, which is 1 minus the area under the ROC curve.
 
   The comparisons are computed in blocks, and again for the gradient, so that
-  the memory is of the order of the similarities. The time is that of
-  ``Q * Q * D`` comparisons for each positive of the query that has the most.
-  The loss has derivatives in reverse mode, and in forward mode of these.
+  the memory is proportional to the number of similarities. The time is
+  proportional to ``Q * Q * D`` times the largest number of positives of a
+  query. The loss supports reverse-mode differentiation, and forward mode over
+  reverse mode.
 
   Args:
     similarities: Similarities ``[..., Q, D]``, any floating dtype. Leading axes
@@ -316,8 +317,8 @@ def mann_whitney(
     reduction: ``"mean"`` or ``"sum"`` over the negatives.
     where: Which pairs to keep, booleans of the same shape.
     axis_name: The axis of ``shard_map`` over which the queries are spread, or a
-      tuple of axes. Negatives are then those of all devices. None as
-      ``positives`` is the diagonal of the similarities of each device.
+      tuple of axes. The negatives are then those of all devices. Without
+      ``positives``, the positives are the diagonal on each device.
 
   Returns:
     The loss of each query, ``[..., Q]``, float32 or wider; 0 without a positive

@@ -18,12 +18,12 @@ def pairwise_ranking(
   *,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  r"""Computes the logistic loss of the pairs of a list in the wrong order.
+  r"""Computes the logistic loss of the order of each pair of a list.
 
-  Use when only the order of predictions matters, for example of a predictor of
-  the losses of image patches. The loss is that of RankNet.
+  Use when only the order of the predictions matters, for example if a model
+  predicts the losses of image patches. It is the loss of RankNet.
 
-  Avoid when the best few of a long list matter most:
+  Avoid when the best few of a long list matter most: use
   :func:`squentropy_jax.retrieval.soft_top_k_loss`.
 
   With the pairs :math:`P`,
@@ -32,10 +32,10 @@ def pairwise_ranking(
     \frac{1}{|P|} \sum_{(i, j) \in P} \log\bigl(1 + e^{x_j - x_i}\bigr),
     \qquad P = \{(i, j) : y_i > y_j\}
 
-  Pairs of equal targets are left out. Each other pair counts once; to count it
-  in both orders gives the same mean. The loss depends on the order of the
-  targets only. It is :math:`\log 2` for equal predictions, and 0 if all targets
-  are equal. Time and memory are of the order of ``L * L`` for a list.
+  Pairs of equal targets are left out. Each other pair counts once. The loss
+  depends only on the order of the targets, not on their values. It is
+  :math:`\log 2` for equal predictions, and 0 if all targets are equal. Time and
+  memory are proportional to ``L * L`` for a list.
 
   Args:
     predictions: Scores :math:`x`, ``[..., L]``, any floating dtype.

@@ -126,11 +126,11 @@ def top_k_margin(
 ) -> jax.Array:
   r"""Computes the margin loss of each positive against the hardest negatives.
 
-  Use when a batch has hard negatives, for example batches of clusters of
-  similar items, and easy negatives should not contribute.
+  Use when a batch has hard negatives, for example because it consists of
+  clusters of similar items, and easy negatives should not contribute.
 
-  Avoid when the similarities of a batch are all low at the start: with no
-  negative within the margin the gradient is 0.
+  Avoid when all negatives are easy: if no negative is within the margin, the
+  gradient is 0.
 
   With the :math:`k` largest similarities :math:`s_j` of negatives,
 
@@ -138,12 +138,12 @@ def top_k_margin(
     \frac{1}{k} \sum_{j=1}^{k} w_j \ell_j, \qquad
     \ell_j = \max(0,\, s_j - s_+ + m) .
 
-  Without ``temperature`` all :math:`w_j` are 1. With it, :math:`w` is the
-  softmax of :math:`s_j / \tau \cdot [\ell_j > 0]`, through which the gradient
-  flows. Negatives beyond the margin take part in this softmax with logit 0.
-  A query with several positives has the mean over them. Which negatives are
-  the hardest is constant to differentiation. The divisor is :math:`k` also
-  where fewer negatives exist.
+  Without ``temperature`` all :math:`w_j` are 1. With ``temperature``, :math:`w`
+  is the softmax of :math:`s_j / \tau \cdot [\ell_j > 0]`, through which the
+  gradient flows. Negatives beyond the margin take part in this softmax with
+  logit 0. The loss of a query with several positives is the mean over them. The
+  choice of the hardest negatives is not differentiated. The divisor is
+  :math:`k` also where fewer negatives exist.
 
   Args:
     similarities: Similarities ``[..., Q, D]``, any floating dtype.
@@ -152,8 +152,8 @@ def top_k_margin(
     margin: :math:`m`, at least 0, a scalar or of shape ``[..., Q]``.
     num_negatives: :math:`k`, static, at least 1 and below ``D``.
     temperature: :math:`\tau`, above 0, a scalar or of shape ``[..., Q]``.
-    where: Which pairs to keep, booleans of the same shape. Drop true pairs that
-      are not to be trained on.
+    where: Which pairs to keep, booleans of the same shape. Drop known positives
+      that should not be trained on.
 
   Returns:
     The loss of each query, ``[..., Q]``, float32 or wider; 0 without a positive
@@ -227,7 +227,7 @@ def multi_positive_margin(
   Use when a query has many positives, and the few that are ranked lowest matter
   most.
 
-  Avoid when each query has one positive:
+  Avoid when each query has one positive: use
   :func:`squentropy_jax.retrieval.top_k_margin`.
 
   With the :math:`P` lowest similarities :math:`s_i` of positives and the
@@ -236,11 +236,12 @@ def multi_positive_margin(
   .. math::
     \frac{1}{P N} \sum_{i=1}^{P} \sum_{j=1}^{N} w_{ij} \ell_{ij}, \qquad
     \ell_{ij} = \max(0,\, s_j - s_i + m), \qquad
-    w_i = \mathrm{softmax}_j(\ell_{ij}) .
+    w_{ij} = \mathrm{softmax}_j(\ell_{ij}) .
 
-  Pairs beyond the margin have the logit -100 in the softmax, through which the
-  gradient flows. The divisor is :math:`P N` also where fewer positives or
-  negatives exist. Which of them are the hardest is constant to differentiation.
+  Pairs with :math:`\ell_{ij} = 0` have the logit -100 in the softmax, through
+  which the gradient flows. The divisor is :math:`P N` also where fewer
+  positives or negatives exist. The choice of the hardest documents is not
+  differentiated.
 
   Args:
     similarities: Similarities ``[..., Q, D]``, any floating dtype.

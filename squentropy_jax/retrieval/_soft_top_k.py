@@ -104,22 +104,24 @@ def soft_top_k(
 
   Use when a choice of k documents must be differentiable.
 
-  Avoid when the number of documents is at most k, where every probability is 1.
+  Avoid when the number of documents is at most k, because every probability is
+  then 1.
 
   The probabilities of a query sum to k,
 
   .. math::
     q_j = \frac{1}{1 + e^{-\alpha (s_j + t)}}, \qquad \sum_j q_j = k .
 
-  The number :math:`t` is found by bisection, and its derivatives are those of
-  the implicit function. A large :math:`\alpha` gives the hard choice, a small
-  one :math:`k` divided by the number of documents.
+  The number :math:`t` is found by bisection, and its derivatives by the
+  implicit function theorem. For large :math:`\alpha` the probabilities approach
+  1 for the k best documents and 0 for the others. For small :math:`\alpha` all
+  approach :math:`k` divided by the number of documents.
 
   Args:
     similarities: Similarities, shape ``[..., queries, documents]``, any
       floating dtype. Those of ``-inf`` have probability 0.
-    k: The sum of the probabilities, above 0 and below the number of documents:
-      a scalar or one value for each query, shape ``[..., queries]``.
+    k: The sum of the probabilities of a query, above 0 and below the number of
+      documents: a scalar or one value for each query, shape ``[..., queries]``.
     alpha: The sharpness, above 0: a scalar or one value for each query.
 
   Returns:
@@ -170,8 +172,8 @@ def soft_top_k_loss(
 ) -> jax.Array:
   r"""Computes the cross-entropy of positives being among the k best documents.
 
-  Use when the first k documents count and their order does not, such as with a
-  reranker behind the retriever.
+  Use when the set of the first k documents matters and their order does not,
+  for example if a reranker follows.
 
   Avoid when the similarities are cosines, unless they are divided by a
   temperature first.
@@ -183,8 +185,8 @@ def soft_top_k_loss(
     \ell = -\frac{1}{|P|} \sum_{p \in P} \log q_p .
 
   The positives compete with each other for the k places. With two documents,
-  :math:`k = 1` and :math:`\alpha = 2`, the loss is the softmax cross-entropy.
-  A query that keeps at most k documents has loss 0.
+  :math:`k = 1` and :math:`\alpha = 2`, the loss is the softmax cross-entropy. A
+  query with at most k kept documents has loss 0.
 
   Args:
     similarities: Similarities, shape ``[..., queries, documents]``, any

@@ -35,11 +35,12 @@ def triplet_margin(
 ) -> jax.Array:
   r"""Computes the triplet margin loss of an anchor against several negatives.
 
-  Use when each anchor has one positive and negatives of its own, for example
-  mined ones.
+  Use when each anchor has one positive and its own negatives, for example those
+  of :func:`squentropy_jax.retrieval.mining.hard_negative_slots`.
 
-  Avoid when all other positives of a batch may serve as negatives:
-  :func:`squentropy_jax.retrieval.top_k_margin` chooses the hardest of them.
+  Avoid when all other positives of a batch may serve as negatives: use
+  :func:`squentropy_jax.retrieval.top_k_margin`, which chooses the hardest of
+  them.
 
   With the negatives :math:`n_j`,
 
@@ -48,8 +49,7 @@ def triplet_margin(
                     + m\bigr)
 
   The vectors are used as they are: normalise them first for a loss of cosine
-  similarities. The gradient is 0 where a negative is beyond the margin, and
-  exactly at it.
+  similarities. A negative at or beyond the margin has gradient 0.
 
   Args:
     anchor: Vectors ``[..., d]``, any floating dtype.
@@ -148,26 +148,25 @@ def local_descriptor_triplet(
 ) -> jax.Array:
   r"""Computes a triplet loss of the local descriptors that match in two images.
 
-  Use when images are described by many local descriptors, and two of one tuple
-  show the same object: the first is the anchor, the second the positive, the
-  others are negatives.
+  Use when each image has many local descriptors, and the images are ordered as
+  an anchor, a positive that shows the same object, and negatives.
 
-  Avoid when images have one vector each:
+  Avoid when images have one vector each: use
   :func:`squentropy_jax.retrieval.triplet_margin`.
 
   For unit descriptors, the loss is a sum over matches :math:`(a, p)` of anchor
-  and positive and over the negative images,
+  and positive and over the negative images :math:`t`,
 
   .. math::
     \sum_{(a, p)} \sum_t \max\bigl(0,\, \lVert a - p \rVert^2
       - \min_{n \in t} \lVert a - n \rVert^2 + m\bigr) .
 
-  Two descriptors match if each is the nearest to the other, if :math:`p` is not
-  further than ``max_ratio`` times the distance of the second nearest to
-  :math:`a` in the positive, and if fewer than half of the positive's
-  descriptors have more attention than :math:`p`. Which descriptors match, and
-  which are nearest, is constant to differentiation. Without a match the loss
-  and the gradient are 0.
+  Two descriptors match if each is the nearest to the other, if the distance
+  from :math:`a` to :math:`p` is at most ``max_ratio`` times the distance from
+  :math:`a` to the second nearest descriptor of the positive, and if fewer than
+  half of the positive's descriptors have more attention than :math:`p`. The
+  choice of matches and of nearest descriptors is not differentiated. Without a
+  match the loss and the gradient are 0.
 
   Args:
     features: Descriptors ``[T, L, d]`` of ``T`` images, any floating dtype.

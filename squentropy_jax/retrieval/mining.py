@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which examples share a batch, and which negatives an example gets."""
+"""Chooses the examples of each batch, and negatives for each example."""
 
 import functools
 from typing import Any
@@ -55,13 +55,15 @@ def balanced_clusters(
   *,
   num_iters: int = 10,
 ) -> jax.Array:
-  r"""Computes clusters of the rows of a set, all of the same size.
+  r"""Splits the rows of an array into clusters of equal size.
 
   Use with :func:`cluster_batches` to put similar examples into one batch, where
   they are difficult negatives of each other. Normalise the features if the loss
-  uses cosines. Avoid at the start of a training, when features say little.
+  uses cosines. Avoid with an untrained model, whose features do not show which
+  examples are similar.
 
-  The set is split into two, and each part again. A split is balanced 2-means:
+  The rows are split into two parts, and each part is split again. A split is
+  balanced 2-means:
 
   .. math::
     \min_{S, c} \sum_{i \in S} |x_i - c_1|^2 + \sum_{i \notin S} |x_i - c_0|^2
@@ -69,7 +71,7 @@ def balanced_clusters(
 
   by ``num_iters`` assignments, each the best one for its centroids: the rows
   are sorted by :math:`\langle x_i, c_1 - c_0 \rangle`. The first centroids are
-  two random rows. Clusters of neighbouring ids are close to each other.
+  two random rows. Clusters with neighbouring ids are similar.
 
   The time grows with :math:`N d \log K`. On a CPU a million rows need 130 MiB
   in addition to their features in float32.
@@ -78,7 +80,7 @@ def balanced_clusters(
     key: A key of :func:`jax.random.key`.
     features: One row for each example, shape ``[N, d]``, any floating dtype.
     num_clusters: :math:`K`, a static int in [1, N].
-    num_iters: Assignments of every split, a static int.
+    num_iters: The number of assignments in each split, a static int.
 
   Returns:
     The cluster of each row, int32 in ``[0, num_clusters)``, shape ``[N]``. The
@@ -153,8 +155,9 @@ def cluster_batches(
   r"""Draws the batches of one epoch, with the examples of a cluster together.
 
   Use with :func:`balanced_clusters`, and a new key for each epoch. Clusters of
-  one example each, ``jnp.arange(N)``, give batches in random order; the paper
-  starts with these and doubles the size of the clusters during the training.
+  one example each, ``jnp.arange(N)``, give batches in random order. The paper
+  starts with such batches and doubles the size of the clusters during the
+  training.
 
   .. math::
     \text{ids} = \bigl(\sigma_{\pi(1)}, \sigma_{\pi(2)}, \dots\bigr)
@@ -171,10 +174,11 @@ def cluster_batches(
     batch_size: Examples of a batch, a static int.
 
   Returns:
-    Row numbers, int32 of shape ``[num_batches, batch_size]``. Each occurs once.
-    The last batch is filled with -1: pass ``where=ids >= 0`` to the loss,
-    because JAX reads the index -1 as the last row. Examples of a traced cluster
-    below 0 are left out, so that there is more -1 at the end.
+    Row numbers, int32 of shape ``[num_batches, batch_size]``. Each row number
+    occurs once. The last batch is filled with -1: pass ``where=ids >= 0`` to
+    the loss, because JAX reads the index -1 as the last row. If ``assignments``
+    is traced, examples with a cluster below 0 are left out, and more entries at
+    the end are -1.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
@@ -311,20 +315,21 @@ def hard_negative_slots(
 ) -> jax.Array:
   r"""Draws negatives of each anchor among the examples that a model confuses.
 
-  Use once an epoch, with predictions of the whole training set, to fill the
-  tuples of a triplet loss.
+  Use once an epoch, with predictions of the whole training set, to choose the
+  ``negatives`` of :func:`squentropy_jax.retrieval.triplet_margin`.
 
   For an anchor of class :math:`y` whose predicted class is :math:`\hat y`, each
-  slot comes from one of three pools:
+  of its negatives comes from one of three pools:
 
   .. math::
     \{i : y_i \ne y, \hat y_i = y\}, \qquad
     \{i : y_i = \hat y\}, \qquad \{i : y_i \ne y\} .
 
-  If the prediction is right, :math:`\hat y = y`, they have the probabilities
-  1/2, 0 and 1/2. If it is wrong, 0.33, 0.335 and 0.335. A slot whose pool is
-  empty, or used up by the slots before, comes from the last pool. The examples
-  of an anchor are distinct, unless there are fewer others than slots.
+  If the prediction is right, :math:`\hat y = y`, the pools have the
+  probabilities 1/2, 0 and 1/2. If the prediction is wrong, the probabilities
+  are 0.33, 0.335 and 0.335. If a pool is empty or used up, the negative comes
+  from the last pool. The negatives of an anchor are distinct, unless fewer than
+  ``num_slots`` examples have other classes.
 
   Args:
     key: A key of :func:`jax.random.key`.
@@ -336,8 +341,9 @@ def hard_negative_slots(
 
   Returns:
     Row numbers, int32 of shape ``[A, num_slots]``, never of the anchor's own
-    class. -1 where no other class exists, and for an anchor that is traced and
-    out of range, or whose label is; such labels are never drawn.
+    class. All those of an anchor are -1 if no other class exists, or if the
+    anchor or its label is traced and out of range. Examples with such a label
+    are never drawn.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
