@@ -71,6 +71,10 @@ def elastic(
   .. seealso:: :func:`squentropy_jax.margins.ranked`
   """
   checks.check_key(key)
+  if not isinstance(shape, tuple | list):
+    raise TypeError(
+      f"shape must be a tuple, the batch shape, got {shape!r}. Pass ({shape},)."
+    )
   shape = tuple(shape)
   dtype = jnp.zeros(()).dtype
   numbers = _ELASTIC.as_arrays({"mean": mean, "stddev": stddev}, dtype, shape)
@@ -149,6 +153,8 @@ def ranked(
     start = jax.lax.axis_index(axis_name) * draws.size
     found = jax.lax.dynamic_slice_in_dim(found, start, draws.size)
   found = found.reshape(draws.shape)
+  # NaN ranks as the largest cosine, and must not pass for it.
+  found = jnp.where(jnp.isnan(cosines), jnp.nan, found)
   return jnp.where(keep, found, jnp.zeros_like(found))
 
 
@@ -243,7 +249,8 @@ def _adaptive(
   # A rounded cosine may be 1 or more.
   distance = jnp.maximum(1.0 - median, float(jnp.finfo(median.dtype).eps))
   scale = jnp.maximum(min_scale, (np.log(_FULL_ODDS) - odds) / distance)
-  every = _gathered(at_scale(scale).rest_lse, axis_name)
+  rest = at_scale(scale).rest_lse
+  every = _gathered(rest, axis_name)
   every = jnp.where(kept, every, -jnp.inf)
   if background == "median_row":
     log_background = every[place]
@@ -258,9 +265,13 @@ def _adaptive(
   margin = jnp.maximum(median - (safe + odds) / scale, 0.0)
   margin = jnp.where(empty, jnp.zeros_like(margin), margin)
   scale = jnp.where(kept.any(), scale, min_scale)
-  invalid = _gathered(ready.invalid, axis_name).any()
+  # A median passes over NaN.
+  is_nan = keep & (jnp.isnan(target) | jnp.isnan(rest))
+  invalid = _gathered(ready.invalid | is_nan, axis_name).any()
   factor = prelude.nan_factor(invalid, scale.dtype)
-  return jax.lax.stop_gradient((scale * factor, margin * factor))
+  found = jax.lax.stop_gradient((scale * factor, margin * factor))
+  # The same on all devices, which the type of a gathered array does not say.
+  return found if axis_name is None else jax.lax.pmax(found, axis_name)
 
 
 def adaptive(

@@ -141,8 +141,23 @@ def test_derivatives_at_the_ends_are_those_without_the_sine():
   expected = [np.cos(0.5), 1.7**2, 4 * np.cos(0.1), 9.0]
   for end in (1.0, 1.0 + EPS):
     np.testing.assert_allclose(derivatives(F32(end)), expected, rtol=1e-5)
-  # An integer margin is smooth at the other end too.
-  np.testing.assert_allclose(derivatives(F32(-1.0))[3], 9.0, rtol=1e-4)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("margin", [2.0, 3.0, 4.0, 5.0])
+def test_an_integer_margin_is_smooth_at_a_cosine_of_minus_one(margin):
+  """Compiled or not: the number of half turns is decided by rounding there."""
+
+  def loss(target):
+    cosines = jnp.stack([target, jnp.full_like(target, 0.5)])
+    return losses.sphereface(cosines, 0, margin=margin, scale=1.0)
+
+  # psi is 1 - 2 m there, and its derivative m^2.
+  expected = -(margin**2) / (1 + np.exp(0.5 - 2 * margin))
+  for dtype in (jnp.float32, jnp.float64):
+    for gradient in (jax.grad(loss), jit(jax.grad(loss))):
+      at_end = gradient(jnp.asarray(-1.0, dtype))
+      np.testing.assert_allclose(at_end, expected, rtol=1e-5)
 
 
 @pytest.mark.x64

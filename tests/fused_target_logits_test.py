@@ -149,5 +149,7 @@ def test_invalid_labels():
     fused.target_logits(
       FEATURES, KERNEL, (LABELS[..., None], COTANGENT[..., None])
     )
+  with pytest.raises(TypeError, match=r"for target_logits.*labels.argmax"):
+    fused.target_logits(FEATURES, KERNEL, np.ones((*BATCH, CLASSES)))
   with pytest.raises(ValueError, match="gather must be 'auto'"):
     fused.target_logits(FEATURES, KERNEL, LABELS, gather="tile")

@@ -192,7 +192,7 @@ def test_several_devices_are_one_batch():
       cosines, labels, where=keep, axis_name=axis_name, background="mean"
     )
     found = margins.ranked(drawn, target, where=keep, axis_name=axis_name)
-    return jnp.stack([*pair, *mean])[None], found
+    return jnp.stack([*pair, *mean]), found
 
   arguments = COSINES, LABELS, KEEP, drawn, target
   rows = P("data")
@@ -205,9 +205,33 @@ def test_several_devices_are_one_batch():
       devices=jax.devices()[:4],
     ),
     in_specs=rows,
-    out_specs=rows,
+    # The type says that the numbers are the same on all devices.
+    out_specs=(P(), rows),
   )
   numbers, found = jit(sharded)(*arguments)
   expected = jit(every)(*arguments)
-  np.testing.assert_allclose(numbers, np.repeat(expected[0], 4, 0), rtol=1e-6)
+  np.testing.assert_allclose(numbers, expected[0], rtol=1e-6)
   np.testing.assert_array_equal(found, expected[1])
+
+
+def test_nan_is_no_large_cosine():
+  """A median passes over NaN, and a sort puts it last."""
+  cosines = COSINES.copy()
+  cosines[2, 0] = np.nan
+  for background in ("median_row", "median", "mean"):
+    for label in (0, 1):
+      labels = np.full(8, label)
+      pair = margins.adaptive(cosines, labels, background=background)
+      assert np.isnan(pair).all()
+    pair = margins.adaptive(
+      cosines, labels, background=background, where=np.arange(8) != 2
+    )
+    assert np.isfinite(pair).all()
+  target = np.array([np.nan, 0.5, 0.1], F32)
+  found = margins.ranked(np.array([0.1, 0.5, 0.9], F32), target)
+  np.testing.assert_array_equal(np.isnan(found), [True, False, False])
+
+
+def test_the_shape_of_draws_is_a_tuple():
+  with pytest.raises(TypeError, match=r"shape must be a tuple.*Pass \(3,\)"):
+    margins.elastic(jax.random.key(0), 3, mean=0.5, stddev=0.1)

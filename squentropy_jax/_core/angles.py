@@ -91,6 +91,9 @@ def _value_and_partials(
   at_end = sine == 0
   inner = factor * moved_sin / jnp.where(at_end, jnp.ones_like(sine), sine)
   end *= factor * factor * jnp.where(cosine > 0, 1.0, -1.0)
+  if monotonic:
+    # At a multiple of pi, rounding decides about the number of half turns.
+    end = jnp.abs(end)
   by_cosine = jnp.where(at_end, end, inner)
   by_factor, by_added = -moved_sin * angle, -moved_sin
   if monotonic:

@@ -94,6 +94,7 @@ def linear_row_stats(
     Milakov and Gimelshein, `Online normalizer calculation for softmax
     <https://arxiv.org/abs/1805.02867>`_, 2018.
   """
+  _arguments.refuse_soft_labels("linear_row_stats", labels)
   call, arguments, _ = _arguments.checked(
     features,
     kernel,
@@ -110,7 +111,6 @@ def linear_row_stats(
     reduce_dtype=reduce_dtype,
     plan=plan,
   )
-  _arguments.refuse_pair("linear_row_stats", arguments.labels)
   _plan.refuse_grad_in_forward(call.plan)
   return _stats(call, arguments)
 

@@ -265,11 +265,18 @@ def with_temperature(
   return arguments._replace(numbers=Numbers(arrays, None))
 
 
-def refuse_pair(head: str, labels: Any) -> None:
+def refuse_soft_labels(head: str, labels: Any) -> None:
+  """Raises for target distributions, which only losses have a use for."""
   if isinstance(labels, tuple):
     raise TypeError(
       f"labels must be class ids for {head}, one per row, got a pair. Pass the "
       "pair to linear_loss."
+    )
+  dtype = checks.as_array(labels, "labels").dtype
+  if jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(
+      f"labels must be class ids for {head}, integers, got {dtype}. Pass "
+      "labels.argmax(-1) of a target distribution."
     )
 
 

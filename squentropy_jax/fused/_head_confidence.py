@@ -109,6 +109,7 @@ def linear_confidence(
     Guo et al., `On Calibration of Modern Neural Networks
     <https://arxiv.org/abs/1706.04599>`_, 2017.
   """
+  _arguments.refuse_soft_labels("linear_confidence", labels)
   call, arguments, keep = _arguments.checked(
     features,
     kernel,
@@ -125,7 +126,6 @@ def linear_confidence(
     reduce_dtype=reduce_dtype,
     plan=plan,
   )
-  _arguments.refuse_pair("linear_confidence", arguments.labels)
   _plan.refuse_grad_in_forward(call.plan)
   arguments = _arguments.with_temperature(temperature, call, arguments, keep)
   return _confidence(call, arguments)

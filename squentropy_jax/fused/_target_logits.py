@@ -84,6 +84,7 @@ def target_logits(
       "gather must be 'auto', 'kernel' or 'rows' for target_logits, which has "
       "no tiles, got 'tile'. Pass gather='kernel'."
     )
+  _arguments.refuse_soft_labels("target_logits", labels)
   call, arguments, _ = _arguments.checked(
     features,
     kernel,
@@ -100,7 +101,6 @@ def target_logits(
     reduce_dtype=reduce_dtype,
     plan=None,
   )
-  _arguments.refuse_pair("target_logits", arguments.labels)
   return _target_logits(call, arguments)
 
 
