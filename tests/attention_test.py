@@ -129,12 +129,13 @@ def test_power_from_one_to_large():
 
 
 def test_uniform_rows_stay_uniform():
-  k = np.repeat(normal(1, 1, 33), 65, axis=0)
+  # Of one direction: the cosines are equal up to rounding errors.
+  k = normal(1, 1, 33) * np.linspace(1, 3, 65, dtype=np.float32)[:, None, None]
   q = np.concatenate([normal(5, 1, 33, seed=1), np.zeros((1, 1, 33))])
   q = q.astype(np.float32)
   eye = np.eye(65, dtype=np.float32)[:, None]
   for hyper in ({}, {"power": 15.0}):
-    close(softplus_attention(q, k, eye, **hyper), 1 / 65, atol=4 * EPS / 65)
+    close(softplus_attention(q, k, eye, **hyper), 1 / 65, atol=20 * EPS / 65)
 
   def total(k):
     return (attention.softplus_attention(q, k, eye, power=15.0) ** 2).sum()
