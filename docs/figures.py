@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the figures of docs/losses: ``python docs/figures.py``.
+"""Draws the figures of the documentation: ``python docs/figures.py``.
 
-Each shows losses of one family and their derivatives, as a rule against the
-margin: the logit of the labelled class, where the other logits are 0, -1, -2.
+Each figure of docs/losses shows losses of one family and their derivatives, as
+a rule against the margin: the logit of the labelled class, where the other
+logits are 0, -1, -2.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,16 +12,22 @@ import io
 import pathlib
 import re
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from squentropy_jax import confusion, losses, reweighting
+from squentropy_jax import confusion, losses, probes, reweighting
 
 FOLDER = pathlib.Path(__file__).parent / "losses"
 OTHERS = jnp.array([0.0, -1.0, -2.0])
+SETTINGS = {
+  "svg.hashsalt": "squentropy_jax",
+  "svg.fonttype": "none",
+  "font.sans-serif": ["DejaVu Sans"],
+}
 # None of them is an integer, where two logits are equal and some losses jump.
 POINTS = jnp.linspace(-5.0, 5.0, 80)
 # Distinct for colour-blind readers, and by their dashes in print.
@@ -241,6 +248,17 @@ def smaller(svg: str) -> str:
   return "\n".join(line for line in lines if line) + "\n"
 
 
+def save(figure: Any, path: pathlib.Path) -> None:
+  """Writes a figure as a small SVG, or as pixels for another suffix."""
+  if path.suffix == ".svg":
+    text = io.StringIO()
+    figure.savefig(text, format="svg", facecolor="white")
+    path.write_text(smaller(text.getvalue()), encoding="utf-8")
+  else:
+    figure.savefig(path, dpi=110, facecolor="white")
+  plt.close(figure)
+
+
 def draw(family: str, path: pathlib.Path) -> None:
   """One picture: losses on the left, derivatives on the right."""
   figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.7), layout="constrained")
@@ -258,25 +276,58 @@ def draw(family: str, path: pathlib.Path) -> None:
     panel.axhline(0.0, color="0.8", lw=0.8, zorder=0)
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8)
-  if path.suffix == ".svg":
-    text = io.StringIO()
-    figure.savefig(text, format="svg", facecolor="white")
-    path.write_text(smaller(text.getvalue()), encoding="utf-8")
-  else:
-    figure.savefig(path, dpi=110, facecolor="white")
-  plt.close(figure)
+  save(figure, path)
+
+
+def draw_probes(path: pathlib.Path) -> None:
+  """Probabilities of class 1 by classifiers of eight points on a line."""
+  x = jnp.array([[-2.0], [-1.2], [-0.5], [0.4], [0.1], [0.9], [1.5], [3.0]])
+  labels = jnp.array([0, 0, 0, 0, 1, 1, 1, 1])
+  line = jnp.linspace(-3.0, 4.0, 141)[:, None]
+  gaussian = probes.fit_gaussian(x, labels, 2)
+  logits = {
+    "fit_gaussian": probes.gaussian_logits(gaussian, line),
+    "fit_logistic": probes.linear_logits(
+      probes.fit_logistic(x, labels, 2), line
+    ),
+  }
+  kernels = {
+    f"exponent {exponent:g}": probes.singular_kernel_log_probs(
+      line, x, labels, 2, exponent=exponent
+    )
+    for exponent in (0.3, 1.0, 4.0)
+  }
+  figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.7), layout="constrained")
+  titles = ("linear classifiers", "singular_kernel_log_probs")
+  for panel, title, curves in zip(
+    panels, titles, (logits, kernels), strict=True
+  ):
+    for style, (name, scores) in enumerate(curves.items()):
+      probability = jax.nn.softmax(scores, axis=-1)[:, 1]
+      panel.plot(
+        line[:, 0],
+        probability,
+        label=name,
+        color=COLOURS[style],
+        linestyle=DASHES[style],
+        lw=1.6,
+      )
+    panel.plot(x[:, 0], labels, "o", color="0.4", ms=4, zorder=3)
+    panel.legend(fontsize=7, frameon=False)
+    panel.set_xlabel("feature", fontsize=8)
+    panel.set_title(title, fontsize=9)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+  panels[0].set_ylabel("probability of class 1", fontsize=8)
+  save(figure, path)
 
 
 def main(folder: pathlib.Path = FOLDER, suffix: str = ".svg") -> None:
   """Every picture, with nothing in it that changes from run to run."""
-  settings = {
-    "svg.hashsalt": "squentropy_jax",
-    "svg.fonttype": "none",
-    "font.sans-serif": ["DejaVu Sans"],
-  }
-  with mpl.rc_context(settings):
+  with mpl.rc_context(SETTINGS):
     for family in FIGURES:
       draw(family, folder / f"{family}{suffix}")
+    draw_probes(folder / f"../probes{suffix}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of docs/losses: one for each family, drawn reproducibly."""
+"""The figures: one for each family and one of probes, drawn reproducibly."""
 
 import importlib.util
 import pathlib
@@ -35,6 +35,8 @@ def test_a_figure_is_drawn_the_same_every_time(tmp_path):
   assert drawn[0] == (FOLDER / "square.svg").read_bytes(), (
     "Run `python docs/figures.py`."
   )
+  page = FOLDER.parent / "probes.svg"
+  assert (tmp_path / "probes.svg").read_bytes() == page.read_bytes()
 
 
 def test_figures_are_small_and_hold_no_font():
