@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the figures of docs/losses: ``python docs/figures.py``.
+"""Draws the figures of the documentation: ``python docs/figures.py``.
 
-Each shows losses of one family and their derivatives, as a rule against the
-margin: the logit of the labelled class, where the other logits are 0, -1, -2.
+Each figure of docs/losses shows losses of one family and their derivatives, as
+a rule against the margin: the logit of the labelled class, where the other
+logits are 0, -1, -2.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ import io
 import pathlib
 import re
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,11 @@ from squentropy_jax import confusion, losses, retrieval, reweighting
 
 FOLDER = pathlib.Path(__file__).parent / "losses"
 OTHERS = jnp.array([0.0, -1.0, -2.0])
+SETTINGS = {
+  "svg.hashsalt": "squentropy_jax",
+  "svg.fonttype": "none",
+  "font.sans-serif": ["DejaVu Sans"],
+}
 # None of them is an integer, where two logits are equal and some losses jump.
 POINTS = jnp.linspace(-5.0, 5.0, 80)
 ANGLES = jnp.linspace(0.5, 179.5, 80)  # In degrees.
@@ -297,6 +304,17 @@ def smaller(svg: str) -> str:
   return "\n".join(line for line in lines if line) + "\n"
 
 
+def save(figure: Any, path: pathlib.Path) -> None:
+  """Writes a figure as a small SVG, or as pixels for another suffix."""
+  if path.suffix == ".svg":
+    text = io.StringIO()
+    figure.savefig(text, format="svg", facecolor="white")
+    path.write_text(smaller(text.getvalue()), encoding="utf-8")
+  else:
+    figure.savefig(path, dpi=110, facecolor="white")
+  plt.close(figure)
+
+
 def draw(family: str, path: pathlib.Path) -> None:
   """One picture: losses on the left, derivatives on the right."""
   points = RANGES.get(family, POINTS)
@@ -315,23 +333,12 @@ def draw(family: str, path: pathlib.Path) -> None:
     panel.axhline(0.0, color="0.8", lw=0.8, zorder=0)
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8)
-  if path.suffix == ".svg":
-    text = io.StringIO()
-    figure.savefig(text, format="svg", facecolor="white")
-    path.write_text(smaller(text.getvalue()), encoding="utf-8")
-  else:
-    figure.savefig(path, dpi=110, facecolor="white")
-  plt.close(figure)
+  save(figure, path)
 
 
 def main(folder: pathlib.Path = FOLDER, suffix: str = ".svg") -> None:
   """Every picture, with nothing in it that changes from run to run."""
-  settings = {
-    "svg.hashsalt": "squentropy_jax",
-    "svg.fonttype": "none",
-    "font.sans-serif": ["DejaVu Sans"],
-  }
-  with mpl.rc_context(settings):
+  with mpl.rc_context(SETTINGS):
     for family in FIGURES:
       draw(family, folder / f"{family}{suffix}")
 

@@ -6,12 +6,11 @@ Each stands next to its page, such as docs/weights.svg next to docs/weights.md.
 
 from collections.abc import Callable, Mapping
 import csv
-import io
 import pathlib
 from typing import Any
 
 import attention_figure
-from figures import COLOURS, DASHES, smaller
+from figures import COLOURS, DASHES, SETTINGS, save
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -19,7 +18,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 import transforms_figure
 
-from squentropy_jax import heads, masking, retrieval, reweighting
+from squentropy_jax import heads, masking, probes, retrieval, reweighting
 
 FOLDER = pathlib.Path(__file__).parent
 STRATEGIES = ("linupper", "quadratic", "extremes", "upper")
@@ -114,10 +113,50 @@ def draw_output_layers(panels: Any) -> None:
   right.legend(fontsize=7, frameon=False)
 
 
+def draw_probes(panels: Any) -> None:
+  """Probabilities of class 1 by classifiers of eight points on a line."""
+  x = jnp.array([[-2.0], [-1.2], [-0.5], [0.4], [0.1], [0.9], [1.5], [3.0]])
+  labels = jnp.array([0, 0, 0, 0, 1, 1, 1, 1])
+  line = jnp.linspace(-3.0, 4.0, 141)[:, None]
+  gaussian = probes.fit_gaussian(x, labels, 2)
+  logits = {
+    "fit_gaussian": probes.gaussian_logits(gaussian, line),
+    "fit_logistic": probes.linear_logits(
+      probes.fit_logistic(x, labels, 2), line
+    ),
+  }
+  kernels = {
+    f"exponent {exponent:g}": probes.singular_kernel_log_probs(
+      line, x, labels, 2, exponent=exponent
+    )
+    for exponent in (0.3, 1.0, 4.0)
+  }
+  titles = ("linear classifiers", "singular_kernel_log_probs")
+  for panel, title, curves in zip(
+    panels, titles, (logits, kernels), strict=True
+  ):
+    for style, (name, scores) in enumerate(curves.items()):
+      probability = jax.nn.softmax(scores, axis=-1)[:, 1]
+      panel.plot(
+        line[:, 0],
+        probability,
+        label=name,
+        color=COLOURS[style],
+        linestyle=DASHES[style],
+        lw=1.6,
+      )
+    panel.plot(x[:, 0], labels, "o", color="0.4", ms=4, zorder=3)
+    panel.legend(fontsize=7, frameon=False)
+    panel.set_xlabel("feature", fontsize=8)
+    panel.set_title(title, fontsize=9)
+  panels[0].set_ylabel("probability of class 1", fontsize=8)
+
+
 FIGURES: Mapping[str, Callable[[Any], None]] = {
   "attention": attention_figure.draw,
   "mining": draw_mining,
   "output_layers": draw_output_layers,
+  "probes": draw_probes,
   "transforms": transforms_figure.draw,
   "weights": draw_weights,
 }
@@ -125,12 +164,7 @@ FIGURES: Mapping[str, Callable[[Any], None]] = {
 
 def main(folder: pathlib.Path = FOLDER) -> None:
   """Every picture, with nothing in it that changes from run to run."""
-  settings = {
-    "svg.hashsalt": "squentropy_jax",
-    "svg.fonttype": "none",
-    "font.sans-serif": ["DejaVu Sans"],
-  }
-  with mpl.rc_context(settings):
+  with mpl.rc_context(SETTINGS):
     for name, draw in FIGURES.items():
       figure, panels = plt.subplots(
         1, 2, figsize=(7.2, 2.7), layout="constrained"
@@ -139,11 +173,7 @@ def main(folder: pathlib.Path = FOLDER) -> None:
       for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
-      text = io.StringIO()
-      figure.savefig(text, format="svg", facecolor="white")
-      path = folder / f"{name}.svg"
-      path.write_text(smaller(text.getvalue()), encoding="utf-8")
-      plt.close(figure)
+      save(figure, folder / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of docs/losses and docs/attention.md, drawn reproducibly."""
+"""The figures of docs/losses: one for each family, drawn reproducibly."""
 
 import importlib.util
 import pathlib

@@ -14,7 +14,9 @@ def test_pages_show_their_figures_as_they_are_drawn(tmp_path, monkeypatch):
   figures = importlib.import_module("page_figures")
   names = list(figures.FIGURES)
   # The others take long.
-  few = {name: figures.FIGURES[name] for name in ("attention", "weights")}
+  few = {
+    name: figures.FIGURES[name] for name in ("attention", "probes", "weights")
+  }
   monkeypatch.setattr(figures, "FIGURES", few)
   figures.main(tmp_path)
   for name in few:

@@ -195,7 +195,7 @@ def test_singular_covariance_raises_or_gives_nan(kind):
     x[:, 3] = x[:, 0] + x[:, 1]
   params = fit(x, LABELS, num_classes=4, covariance=kind)
   for score in (probes.gaussian_logits, probes.mahalanobis_score):
-    with pytest.raises(ValueError, match="singular one. Fit with ridge="):
+    with pytest.raises(ValueError, match=r"singular one\. Fit with ridge="):
       score(params, x)
   assert np.isnan(jit(probes.mahalanobis_score)(params, x)).all()
   fixed = params._replace(ridge=jnp.float32(1e-2))

@@ -121,9 +121,9 @@ def optimal_activation(dim: int) -> Callable[[ArrayLike], jax.Array]:
     \quad (d \ge 2), \qquad
     \phi = (h_1 + h_7) / \sqrt 2 \quad (d = 1)
 
-  with the polynomials :math:`h_i` of :func:`dual_activation`. The derivatives of
-  the dual activation are :math:`A = D'(0) = 2^{-d/2}` and :math:`B = D'(1) = 2`;
-  for :math:`d = 1` they are 1/2 and 4.
+  with the polynomials :math:`h_i` of :func:`dual_activation`. The dual
+  activation :math:`D` has :math:`A = D'(0) = 2^{-d/2}` and
+  :math:`B = D'(1) = 2`. For :math:`d = 1` they are 1/2 and 4.
 
   Args:
     dim: The dimension :math:`d` of the sphere, a static int, 1 or more.
@@ -136,7 +136,7 @@ def optimal_activation(dim: int) -> Callable[[ArrayLike], jax.Array]:
   Examples:
     >>> activation = probes.optimal_activation(2)
     >>> print(activation(jnp.array([-1.0, 0.0, 1.0])))
-    [-1.2845  0.      1.2845]
+    [-0.1298  0.      0.1298]
     >>> print(probes.infinite_depth_limit(activation.hermite_coefficients))
     singular_kernel
 

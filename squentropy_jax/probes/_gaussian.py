@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
-from squentropy_jax.probes._arguments import (
+from squentropy_jax.probes._read_examples import (
   Examples,
   as_features,
   as_num_classes,
@@ -172,8 +172,8 @@ def fit_gaussian(
     [[1.  0. ]
      [5.  4.5]]
     >>> print(params.covariance)
-    [[1.     0.25  ]
-     [0.25   0.0625]]
+    [[1.    0.25 ]
+     [0.25  0.125]]
 
   References:
     Lee et al., `A Simple Unified Framework for Detecting Out-of-Distribution

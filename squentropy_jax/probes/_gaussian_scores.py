@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
-from squentropy_jax.probes._arguments import as_features, product
 from squentropy_jax.probes._gaussian import (
   ExtendedGaussian,
   TiedGaussian,
   check_gaussian,
 )
+from squentropy_jax.probes._read_examples import as_features, product
 
 _PRIORS = ("uniform", "empirical")
 
@@ -59,13 +59,17 @@ def _read_factor(
   factor = _factor(
     params.covariance.astype(dtype), jnp.asarray(params.ridge).astype(dtype)
   )
-  if checks.is_concrete(factor, params.covariance):
-    if jnp.isnan(factor).any() and jnp.isfinite(params.covariance).all():
-      raise ValueError(
-        "params must have a positive definite covariance, got a singular one. "
-        "Fit with ridge= above 0, which fewer examples than features and "
-        "constant features need."
-      )
+  if (
+    checks.is_concrete(factor, params.covariance, params.ridge)
+    and jnp.isnan(factor).any()
+    and jnp.isfinite(params.covariance).all()
+    and jnp.isfinite(params.ridge)
+  ):
+    raise ValueError(
+      "params must have a positive definite covariance, got a singular one. "
+      "Fit with ridge= above 0, which fewer examples than features and "
+      "constant features need."
+    )
   return factor
 
 

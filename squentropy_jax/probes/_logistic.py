@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
 from squentropy_jax._core.varying import vary_like
-from squentropy_jax.probes._arguments import (
+from squentropy_jax.probes._read_examples import (
   Examples,
   as_features,
   as_num_classes,
@@ -54,6 +54,10 @@ class _Point(NamedTuple):
   value: jax.Array
   gradient: jax.Array  # [d + 1, C]
   probabilities: jax.Array  # [n, C]
+
+
+# The number of steps, the least change before the last one, the last one.
+_State = tuple[jax.Array, jax.Array, jax.Array, _Point]
 
 
 def _at(problem: _Problem, weights: jax.Array, logits: jax.Array) -> _Point:
@@ -161,7 +165,7 @@ def _minimise(problem: _Problem) -> jax.Array:
   dtype = problem.x.dtype
   eps = float(jnp.finfo(dtype).eps)
 
-  def goes_on(state: tuple[jax.Array, ...]) -> jax.Array:
+  def goes_on(state: _State) -> jax.Array:
     count, best, last, point = state
     size = 1 + jnp.max(jnp.abs(point.logits))
     small = last <= 8 * eps * size
@@ -169,7 +173,7 @@ def _minimise(problem: _Problem) -> jax.Array:
     stalled = (last > best / 2) & (best <= 1e-3 * size)
     return ~(small | stalled) & (count < _NEWTON_STEPS)
 
-  def advance(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+  def advance(state: _State) -> _State:
     count, best, last, point = state
     new, change = _step(problem, point)
     return count + 1, jnp.minimum(best, last), change, new
@@ -231,8 +235,8 @@ def fit_logistic(
   r"""Fits a linear classifier by penalised cross-entropy (a linear probe).
 
   Use it to measure what frozen features know about the classes, or to combine
-  scores of several layers. With few examples for each class,
-  :func:`fit_gaussian` is often more accurate.
+  scores of several layers. :func:`fit_gaussian` is a closed form, which may
+  need fewer examples.
 
   .. math::
     \min_{W, b} \; -\sum_i \log \mathrm{softmax}(W^\top x_i + b)_{y_i}
@@ -265,7 +269,7 @@ def fit_logistic(
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])
     >>> params = probes.fit_logistic(x, jnp.array([0, 0, 1, 1]), 2)
     >>> print(jax.nn.softmax(probes.linear_logits(params, x))[:, 1])
-    [0.1086 0.3319 0.6681 0.8914]
+    [0.1149 0.3361 0.6639 0.8851]
 
   References:
     Zheng et al., `Revisiting Discriminative vs. Generative Classifiers: Theory

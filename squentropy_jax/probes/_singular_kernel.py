@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
 from squentropy_jax._core.varying import vary_like
-from squentropy_jax.probes._arguments import (
+from squentropy_jax.probes._read_examples import (
   as_features,
   as_num_classes,
   product,
@@ -136,7 +136,7 @@ def _log_probs(
   sizes = min(m, _QUERIES), min(n, _POINTS)
   blocks = _Block(*(_pad(x, sizes[1]) for x in block))
   out = jax.lax.map(
-    lambda args: _of_queries(*args, blocks, num_classes),
+    lambda pair: _of_queries(pair[0], pair[1], blocks, num_classes),
     (_pad(queries, sizes[0]), _pad(exponent, sizes[0])),
   )
   out = out.reshape(-1, num_classes)[:m]

@@ -78,15 +78,15 @@ def read_examples(
       "Pass one class id for each row."
     )
   if where is not None:
-    where = checks.as_array(where, "where")
-    if where.dtype != jnp.bool_:
+    mask: Any = checks.as_array(where, "where")
+    if mask.dtype != jnp.bool_:
       raise TypeError(
-        f"where must be boolean, got dtype {where.dtype}. Pass where != 0."
+        f"where must be boolean, got dtype {mask.dtype}. Pass where != 0."
       )
-    if where.shape != batch:
+    if mask.shape != batch:
       raise ValueError(
-        f"where must have the batch shape {batch} of {name}, got "
-        f"{where.shape}. Nothing is broadcast."
+        f"where must have the batch shape {batch} of {name}, got {mask.shape}. "
+        "Nothing is broadcast."
       )
   ids = prelude.widen_ids(ids)
   readable = checks.is_concrete(where, used_with=(array,))
