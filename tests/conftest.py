@@ -5,9 +5,10 @@ As a program it runs pytest on the files it is given: the main of every Bazel
 test target.
 """
 
+import atexit
 import gc
 import os
-import pathlib
+import shutil
 import sys
 import tempfile
 
@@ -29,16 +30,13 @@ if "xla_force_host_platform_device_count" not in os.environ.get(
 # Compiling is most of the time. What one test compiles serves the others, and
 # the processes that they start. Each worker has its own folder, so that no
 # program is read while another worker writes it.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  PROGRAMS = tempfile.TemporaryDirectory(prefix="squentropy_programs_")
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
-else:
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    pathlib.Path(
-      os.environ["JAX_COMPILATION_CACHE_DIR"],
-      os.environ["PYTEST_XDIST_WORKER"],
-    )
-  )
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
+if FOLDER not in os.environ:
+  os.environ[FOLDER] = tempfile.mkdtemp(prefix="squentropy_programs_")
+  atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+if "PYTEST_XDIST_WORKER" in os.environ:
+  worker = os.environ["PYTEST_XDIST_WORKER"]
+  os.environ[FOLDER] = os.path.join(os.environ[FOLDER], worker)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
