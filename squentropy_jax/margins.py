@@ -15,7 +15,6 @@ from squentropy_jax._core.rows import row_loss
 from squentropy_jax.losses._ldr import _aldr_kl_temperature
 
 AxisName = Hashable | tuple[Hashable, ...]
-
 _ELASTIC = Hyperparameters({"mean": "(-inf, inf)", "stddev": "[0, inf)"}, {})
 _ADAPTIVE = Hyperparameters({"alpha": "(0, 1)", "min_scale": "(0, inf)"}, {})
 _BACKGROUNDS = ("median_row", "median", "mean")
@@ -139,9 +138,8 @@ def ranked(
 
   .. seealso:: :func:`squentropy_jax.margins.elastic`
   """
-  (draws, cosines), keep = entries.checked_arrays(
-    {"margins": margins, "target_cosines": target_cosines}, where
-  )
+  names = {"margins": margins, "target_cosines": target_cosines}
+  (draws, cosines), keep = entries.checked_arrays(names, where)
   draws, cosines = jax.lax.stop_gradient((draws, cosines))
   keep = jnp.ones(draws.shape, bool) if keep is None else keep
   every, kept = _gathered(draws, axis_name), _gathered(keep, axis_name)

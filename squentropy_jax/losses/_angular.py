@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Angular losses: softmax losses of cosines, with a margin between angles.
 
-They take the cosines between features and one vector per class, as
-`heads.cosine_logits` computes them. Use them when classes are added after
-training, as in face recognition and retrieval: `heads.extend_classes` adds a
-class without training. ``docs/angular_heads.md`` has code for new classes, for
-fused heads, and for margins that are drawn or adapted to the batch.
+They take the cosines between features and one vector per class. Use them when
+classes are added after training, as in face recognition and retrieval.
+``docs/angular_heads.md`` shows heads, margins that change, and new classes.
 """
 
 import jax
@@ -428,10 +426,8 @@ def combined_margin(
 
   Examples:
     >>> cosines = jnp.array([[0.6, 0.2, -0.1], [0.8, 0.3, 0.7]])
-    >>> loss = losses.combined_margin(
-    ...   cosines, jnp.array([0, 2]), additive=0.3, cosine=0.2
-    ... )
-    >>> print(loss)
+    >>> labels = jnp.array([0, 2])
+    >>> print(losses.combined_margin(cosines, labels, additive=0.3, cosine=0.2))
     [ 4.0631 34.7077]
 
   References:
