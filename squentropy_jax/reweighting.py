@@ -263,6 +263,7 @@ def loss_based_weights(
     ``"upper"`` is in their code only.
   """
   _check_choice("strategy", strategy, _STRATEGIES)
+  axis_name = checks.as_axis_names(axis_name)
   (array,), keep = entries.checked_arrays({"losses": losses}, where)
   numbers, _ = entries.checked_numbers(
     _OF_LOSSES, {"temperature": temperature, "delta": delta}, array, keep
