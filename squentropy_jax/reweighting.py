@@ -263,6 +263,7 @@ def loss_based_weights(
     ``"upper"`` is in their code only.
   """
   _check_choice("strategy", strategy, _STRATEGIES)
+  axis_name = checks.as_axis_names(axis_name)
   (array,), keep = entries.checked_arrays({"losses": losses}, where)
   numbers, _ = entries.checked_numbers(
     _OF_LOSSES, {"temperature": temperature, "delta": delta}, array, keep
@@ -382,9 +383,10 @@ def logit_adjustment(
   r"""Computes a bias of the logits that corrects for rare classes.
 
   Use for training on classes of very different frequency, to predict all of
-  them equally well. Add it to the logits in the loss, or pass it as ``bias=``
-  to a fused head, and leave it out for predictions. Avoid when the frequencies
-  are those of the test data and accuracy is what counts.
+  them equally well: for imbalanced or long-tailed data, and in place of class
+  weights. Add it to the logits in the loss, or pass it as ``bias=`` to a fused
+  head, and leave it out for predictions. Avoid when the frequencies are those
+  of the test data and accuracy is what counts.
 
   .. math:: b_c = \tau \log \frac{n_c}{\sum_k n_k}
 

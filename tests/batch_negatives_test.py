@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import contract
 
-from squentropy_jax import retrieval
+from squentropy_jax import losses, retrieval
 
 F32 = np.finfo(np.float32).eps
 RNG = np.random.default_rng(11)
@@ -56,11 +56,12 @@ def test_worked_numbers():
   np.testing.assert_allclose(values[mask], cosines[1:7], atol=1e-15)
   assert mask.sum() == 6
   # The loss of the card: class cosines .5, .3, -.2, CosFace, label 0.
-  logits = 16 * np.array([0.5 - 0.35, 0.3, -0.2])
-  extra = 16 * np.asarray(values[mask])
-  every = np.concatenate([logits, extra])
-  loss = np.log(np.exp(every).sum()) - logits[0]
-  np.testing.assert_allclose(loss, 2.773380549108, atol=1e-10)
+  row = functools.partial(
+    losses.unpg, np.array([0.5, 0.3, -0.2]), 0, margin=0.35, scale=16.0
+  )
+  np.testing.assert_allclose(row((values, mask)), 2.773380549108, atol=1e-10)
+  nothing = jitted(features, labels, whisker=-np.inf)
+  np.testing.assert_allclose(row(nothing), 2.487143666163, atol=1e-10)
 
 
 @pytest.mark.parametrize("whisker", [1.5, 0.3, 0.0, -0.4, -2.0])
@@ -180,7 +181,41 @@ def test_a_mesh_of_4_is_as_one_device():
   np.testing.assert_allclose(by_feature, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("names", ["data", ("data",), ["data"]])
+def test_the_pairs_of_a_mesh_are_the_same_on_every_device(names):
+  mesh = jax.make_mesh(
+    (3,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  sharded = jax.shard_map(
+    lambda *x: batch_negatives(*x[:2], where=x[2], axis_name=names),
+    mesh=mesh,
+    in_specs=P("data"),
+    out_specs=P(),
+  )
+  arrays = FEATURES, np.int32(LABELS), KEEP
+  if names != "data":  # Only the names are converted.
+    jax.eval_shape(sharded, *arrays)
+    return
+  found = contract.jit(sharded)(*arrays)
+  close(found, reference(FEATURES, LABELS, keep=KEEP))
+
+
+def test_a_batch_of_too_many_pairs_is_refused():
+  def shapes(count):
+    return (
+      jax.ShapeDtypeStruct((count, 2), np.float32),
+      jax.ShapeDtypeStruct((count,), np.int32),
+    )
+
+  jax.eval_shape(batch_negatives, *shapes(2**16))
+  with pytest.raises(ValueError, match=r"at most 65536 examples .*got 65537"):
+    jax.eval_shape(batch_negatives, *shapes(2**16 + 1))
+
+
 def test_bad_arguments_are_named():
+  for name in (3, ["data", 3]):
+    with pytest.raises(TypeError, match="axis_name must be None, a string or"):
+      batch_negatives(FEATURES, LABELS, axis_name=name)
   with pytest.raises(ValueError, match=r"features must have the shape \[exam"):
     batch_negatives(FEATURES[None], LABELS)
   with pytest.raises(TypeError, match="labels must be integers of shape"):

@@ -294,6 +294,30 @@ def test_a_mesh_of_4_is_as_one_device(several):
     np.testing.assert_allclose(found, expected, rtol=64 * F32, atol=1e-6)
 
 
+def test_the_diagonal_of_a_mesh_of_4_is_that_of_one_device():
+  s = np.random.default_rng(6).uniform(-1, 1, (8, 9)).astype(np.float32)
+  mesh = jax.make_mesh(
+    (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  sharded = jax.shard_map(
+    functools.partial(
+      retrieval.mann_whitney, temperature=0.2, axis_name=["data"]
+    ),
+    mesh=mesh,
+    in_specs=P("data"),
+    out_specs=P("data"),
+  )
+  everything = np.ones(s.shape, bool)
+  expected = reference(s, np.eye(8, 9, dtype=bool), everything, 0.2)
+  found = contract.jit(sharded)(s)
+  np.testing.assert_allclose(found, expected, rtol=64 * F32)
+  # A device that has only its own documents has no positive for its queries.
+  with pytest.raises(ValueError, match=r"for each query of all.*positives=\."):
+    jax.eval_shape(sharded, s[:, :7])
+  with pytest.raises(TypeError, match="axis_name must be None, a string or a"):
+    retrieval.mann_whitney(s, axis_name=3)
+
+
 @pytest.mark.parametrize("is_diagonal", [True, False])
 def test_memory_is_that_of_a_few_similarity_matrices(is_diagonal):
   shape = (1024, 1024)

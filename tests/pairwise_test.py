@@ -113,6 +113,8 @@ def test_bad_arguments_are_named():
   x = np.zeros((2, 3), np.float32)
   with pytest.raises(ValueError, match="targets must have the shape of pred"):
     ranking(x, x[0])
+  with pytest.raises(ValueError, match=r"must be lists of shape \[\.\.\., L\]"):
+    ranking(x[0, 0], x[0, 0])
   with pytest.raises(TypeError, match="targets must be integers or floats"):
     ranking(x, x > 0)
   with pytest.raises(TypeError, match="predictions must be floating"):

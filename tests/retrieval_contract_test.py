@@ -13,6 +13,8 @@ import pytest
 from retrieval_cases import CASES
 from support.contract import jit
 
+from squentropy_jax import retrieval
+
 EVERY = pytest.mark.parametrize("case", CASES, ids=repr)
 F32 = np.float32
 RNG = np.random.default_rng(13)
@@ -148,7 +150,12 @@ def test_numbers_may_have_a_value_for_each_query(case):
     assert gradient.shape == (QUERIES,)
     # The values of a query that has no pair may be anything.
     numbers[name][4] = np.nan
-  jax.eval_shape(lambda: case.loss(SIMILARITIES, second, where=KEEP, **numbers))
+  actual, _, of_dropped = evaluate(case, SIMILARITIES, second, KEEP, **numbers)
+  np.testing.assert_array_equal(actual, value)
+  assert value[4] == 0
+  for name, gradient in of_dropped.items():
+    assert gradient[4] == 0
+    np.testing.assert_array_equal(gradient, by_number[name])
 
 
 # Masks and queries without a loss.
@@ -290,6 +297,41 @@ def test_narrow_similarities_are_widened_first(case):
   np.testing.assert_array_equal(
     actual[1].astype(F32), expected[1].astype(narrow.dtype).astype(F32)
   )
+
+
+OTHERS = {
+  "local_descriptor_triplet": [(3, 2, 4), (3, 2)],
+  "pairwise_ranking": [(5,), (5,)],
+  "positive_aware_negatives": [(3, 4)],
+  "rerank": [(2, 2), (2, 2), (2, 5)],
+  "soft_top_k": [(3, 4)],
+  "triplet_margin": [(3, 4), (3, 4), (3, 2, 4)],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_functions_of_other_arguments_are_transformed_and_widened(name):
+  more = {"rerank": [np.array([4, 0])], "soft_top_k": [2]}.get(name, [])
+  function = getattr(retrieval, name)
+  rng = np.random.default_rng(3)
+  narrow = [
+    jnp.asarray(rng.normal(size=(2, *shape)), jnp.bfloat16)
+    for shape in OTHERS[name]
+  ]
+
+  def of(*arrays):
+    return function(*arrays, *more)
+
+  @jit
+  def both(*arrays):
+    return jax.vmap(of)(*arrays), of(*(x[1] for x in arrays))
+
+  mapped, one = both(*narrow)
+  expected = [of(*(x[k].astype(F32) for x in narrow)) for k in range(2)]
+  dtype = bool if name == "positive_aware_negatives" else F32
+  assert mapped.dtype == one.dtype == dtype
+  np.testing.assert_allclose(mapped, np.stack(expected), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(one, expected[1], rtol=1e-5, atol=1e-6)
 
 
 @EVERY

@@ -368,7 +368,7 @@ def test_rerank_is_the_sum_of_three_cross_entropies():
   )
   traced = jit(retrieval.rerank)(*answers, listed, np.array([0, 4, 1, -1, 2]))
   np.testing.assert_array_equal(np.isnan(traced), [0, 1, 0, 1, 0])
-  with pytest.raises(ValueError, match=r"position\[1\] = 4 is outside"):
+  with pytest.raises(ValueError, match=r"position\[1\] = 4 .* out of the call"):
     retrieval.rerank(*answers, listed, position + [0, 1, 0, 0, 0])
   with pytest.raises(ValueError, match=r"position must have the shape \(5,\)"):
     retrieval.rerank(*answers, listed, position[:4])

@@ -123,7 +123,7 @@ def test_weights_over_a_mesh(strategy):
   )
   def weights(each, keep):
     return reweighting.loss_based_weights(
-      each, strategy=strategy, where=keep, axis_name="data"
+      each, strategy=strategy, where=keep, axis_name=["data"]
     )
 
   got = weights(each, keep)
@@ -234,7 +234,9 @@ def test_errors_name_the_argument():
   for name in ("temperature", "delta"):
     with pytest.raises(ValueError, match=rf"{name} must be in \(0, inf\)"):
       weights(EACH, **{name: 0.0})
-  with pytest.raises(ValueError, match="temperature must be a scalar"):
+  with pytest.raises(TypeError, match="axis_name must be None, a string or a"):
+    weights(EACH, axis_name=[0])
+  with pytest.raises(ValueError, match=r"temperature must be a scalar, got"):
     weights(EACH, temperature=np.ones(16))
   with pytest.raises(TypeError, match="losses must be floating point"):
     weights(np.arange(3))

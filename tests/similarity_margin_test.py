@@ -147,3 +147,12 @@ def test_numbers_of_documents_that_are_out_of_range(count):
   ):
     with pytest.raises(error, match=f"{name} must be"):
       loss(s, **{name: count})
+
+
+def test_too_few_documents_say_what_to_pass():
+  with pytest.raises(ValueError, match=r"got 10\. Pass num_negatives=7 or"):
+    top_k(np.zeros((8, 8), np.float32))
+  with pytest.raises(ValueError, match=r"got 5\. Pass num_negatives=3 or"):
+    multi(np.zeros((4, 4), np.float32))
+  with pytest.raises(ValueError, match=r"got 1\. Pass more documents"):
+    top_k(np.zeros((1, 1), np.float32), num_negatives=1)

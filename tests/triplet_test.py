@@ -94,6 +94,12 @@ def test_bad_triplets_are_named():
     triplet(a, a, n, where=np.ones(3, bool))
   with pytest.raises(TypeError, match="where must be boolean"):
     triplet(a, a, n, where=np.ones((3, 2)))
+  with pytest.raises(ValueError, match=r"anchor must be vectors of shape \[\."):
+    triplet(np.float32(1), np.float32(1), n)
+  with pytest.raises(ValueError, match="positive must have the shape of anc"):
+    triplet(a, np.float32(1), n)
+  with pytest.raises(ValueError, match=r"negatives must have the shape"):
+    triplet(a, a, np.float32(1))
   with pytest.raises(TypeError, match="anchor must be floating"):
     triplet(np.zeros((3, 4), int), a, n)
   with pytest.raises(ValueError, match="margin must be in"):

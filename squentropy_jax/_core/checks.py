@@ -286,6 +286,22 @@ def as_count(name: str, value: Any) -> int:
   return count
 
 
+def as_axis_names(axis_name: Any) -> tuple[str, ...] | None:
+  """Converts the name of a mesh axis, or a sequence of names, to a tuple.
+
+  No name is None.
+  """
+  if axis_name is None:
+    return None
+  names = (axis_name,) if isinstance(axis_name, str) else axis_name
+  if isinstance(names, tuple | list) and all(isinstance(n, str) for n in names):
+    return tuple(names) or None
+  raise TypeError(
+    "axis_name must be None, a string or a tuple of strings, the names of mesh "
+    f"axes, got {axis_name!r}."
+  )
+
+
 def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
   """Returns a static setting that is one of some names."""
   if isinstance(value, str) and value in choices:

@@ -111,6 +111,8 @@ def _as_number(
 ) -> jax.Array:
   value = checks.as_array(value, name) if np.ndim(value) else value
   shape = np.shape(value)
+  if shape and not batch:
+    raise ValueError(f"{name} must be a scalar, got shape {shape}.")
   if shape not in ((), batch):
     raise ValueError(
       f"{name} must be a scalar or have the batch shape {batch}, one value for "

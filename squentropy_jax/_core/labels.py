@@ -119,13 +119,19 @@ def refuse_first(
     raise ValueError(f"{place} = {values[row]} is outside {interval}. {advice}")
 
 
-def check_label_range(ids: Any, num_classes: int, keep: Any, name: str) -> None:
+def check_label_range(
+  ids: Any,
+  num_classes: int,
+  keep: Any,
+  name: str,
+  advice: str = "Drop padded examples with where=.",
+) -> None:
   """Raises for the first kept label outside ``[0, num_classes)``."""
   values = np.asarray(ids)
   bad = (values < 0) | (values > num_classes - 1)
   more = f" {_STACK}" if num_classes == 1 else ""
-  advice = f"Drop padded examples with where=.{more}"
-  refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
+  interval = f"[0, {num_classes})"
+  refuse_first(values, bad, keep, interval, advice + more, name)
 
 
 def narrow_labels(labels: Any, num_classes: int) -> Any:
@@ -139,11 +145,16 @@ def narrow_labels(labels: Any, num_classes: int) -> Any:
 
 
 def read_ids(
-  ids: Any, num_classes: int, keep: Any, readable: bool, name: str = "labels"
+  ids: Any,
+  num_classes: int,
+  keep: Any,
+  readable: bool,
+  name: str = "labels",
+  **advice: str,
 ) -> Any:
   """Checks the range of kept ids if they can be read; see `narrow_labels`."""
   if readable and checks.is_concrete(ids):
-    check_label_range(ids, num_classes, keep, name)
+    check_label_range(ids, num_classes, keep, name, **advice)
   return narrow_labels(ids, num_classes)
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Similarities of the examples of a batch that have different labels."""
 
-from collections.abc import Hashable
+from collections.abc import Sequence
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,9 @@ from squentropy_jax._core import checks
 from squentropy_jax._core.labels import as_distinct, widen_ids
 from squentropy_jax._core.unit_vectors import unit
 
+# With more, the number of pairs is above the largest int32.
+_MAX_EXAMPLES = 2**16
+
 
 def batch_negatives(
   features: ArrayLike,
@@ -21,7 +23,7 @@ def batch_negatives(
   *,
   whisker: ArrayLike = 1.5,
   where: ArrayLike | None = None,
-  axis_name: Hashable | None = None,
+  axis_name: str | Sequence[str] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes similarities of all pairs of a batch with different labels.
 
@@ -51,8 +53,8 @@ def batch_negatives(
     where: Which examples to keep, booleans ``[B]``. The pairs of a dropped
       example are left out.
     axis_name: The axis of ``shard_map`` over which the batch is spread, or a
-      tuple of axes. The result then has the pairs of all devices, on every
-      device.
+      tuple of axes. The result then has the pairs of all devices, the same on
+      every device, so that ``P()`` may be its ``out_specs``.
 
   Returns:
     The similarities of the pairs ``i < j``, of shape ``[B (B - 1) / 2]``,
@@ -61,9 +63,10 @@ def batch_negatives(
     True there.
 
   Raises:
-    TypeError: If ``features`` is not floating, ``labels`` are not integers, or
-      ``where`` is not boolean.
-    ValueError: If shapes do not fit, or a concrete ``whisker`` is NaN.
+    TypeError: If ``features`` is not floating, ``labels`` are not integers,
+      ``where`` is not boolean, or ``axis_name`` is no name.
+    ValueError: If shapes do not fit, there are more than 65536 examples, or a
+      concrete ``whisker`` is NaN.
 
   Examples:
     >>> features = jnp.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
@@ -86,6 +89,14 @@ def batch_negatives(
       "Reshape other batch axes into one."
     )
   count = array.shape[0]
+  names = checks.as_axis_names(axis_name)
+  devices = 1 if names is None else jax.lax.axis_size(names)
+  if count * devices > _MAX_EXAMPLES:
+    raise ValueError(
+      f"features must have at most {_MAX_EXAMPLES} examples on all devices, "
+      f"because int32 counts their pairs, got {count * devices}. Pass a part "
+      "of the batch."
+    )
   ids = _as_ids(labels, count)
   if where is not None:
     mask = checks.as_array(where, "where")
@@ -101,7 +112,7 @@ def batch_negatives(
     where = jnp.asarray(mask)
   dtype = checks.compute_dtype(array.dtype)
   reach = checks.as_scalar("whisker", whisker, dtype, "[-inf, inf]")
-  return _negatives(array.astype(dtype), ids, where, reach, axis_name)
+  return _negatives(array.astype(dtype), ids, where, reach, names)
 
 
 def _as_ids(labels: ArrayLike, count: int) -> jax.Array:
@@ -117,6 +128,20 @@ def _as_ids(labels: ArrayLike, count: int) -> jax.Array:
       f"got {np.shape(ids)}."
     )
   return as_distinct("labels", widen_ids(ids))
+
+
+def _gather(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+  """Concatenates the rows of all devices.
+
+  A sum has a type that is the same on all devices, which all_gather has not.
+  """
+  every = jnp.zeros((jax.lax.axis_size(names), *x.shape), x.dtype)
+  every = every.at[jax.lax.axis_index(names)].set(x)
+  if x.dtype == jnp.bool_:
+    every = jax.lax.psum(every.astype(jnp.int32), names) > 0
+  else:
+    every = jax.lax.psum(every, names)
+  return every.reshape(-1, *x.shape[1:])
 
 
 def _pairs(count: int) -> tuple[jax.Array, jax.Array]:
@@ -136,16 +161,15 @@ def _negatives(
   ids: jax.Array,
   keep: jax.Array | None,
   whisker: jax.Array,
-  axis_name: Any,
+  names: tuple[str, ...] | None,
 ) -> tuple[jax.Array, jax.Array]:
   if keep is not None:
     zero = jnp.zeros_like(features)
     features = jnp.where(keep[:, None], features, zero)
   vectors = unit(features)
-  if axis_name is not None:
+  if names is not None:
     vectors, ids, keep = jax.tree.map(
-      lambda x: jax.lax.all_gather(x, axis_name, tiled=True),
-      (vectors, ids, keep),
+      lambda x: _gather(x, names), (vectors, ids, keep)
     )
   first, second = _pairs(len(vectors))
   if not first.size:

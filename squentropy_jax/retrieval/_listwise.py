@@ -281,7 +281,14 @@ def rerank(
       f"list_logits, got {np.shape(ids)}."
     )
   readable = checks.is_concrete(used_with=(listed, *answers))
-  ids = prelude.read_ids(ids, listed.shape[-1], None, readable, "position")
+  ids = prelude.read_ids(
+    ids,
+    listed.shape[-1],
+    None,
+    readable,
+    "position",
+    advice="Leave padded lists out of the call.",
+  )
   picked = _position(listed, ids)
   return _answered(picked, *answers)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Mann-Whitney loss: positives against the negatives of all queries."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from squentropy_jax._core import checks
 from squentropy_jax._core.elementwise import rounding_error, sigmoid
 from squentropy_jax._core.labels import class_ids
 from squentropy_jax._core.varying import axes_of, vary, vary_like
-from squentropy_jax.retrieval._pairs import Pairs, pair_loss
+from squentropy_jax.retrieval._pairs import Pairs, as_similarities, pair_loss
 
 _T = TypeVar("_T")
 # Comparisons of a positive and a negative that are in memory at once.
@@ -232,8 +233,7 @@ def _of_batch(
 ) -> jax.Array:
   batch = _Batch(pairs.similarities, pairs.positives, pairs.negatives)
   inverse = jnp.broadcast_to(1.0 / temperature, (len(batch.scores), 1))[:, 0]
-  names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-  axes = axes_of(batch, inverse) | {n for n in names if n is not None}
+  axes = axes_of(batch, inverse) | set(axis_name or ())
   # So that their cotangents may vary, which are then summed where needed.
   batch, inverse = vary((batch, inverse), frozenset(axes))
   sums = _sums(batch, inverse, pairs.is_diagonal, axis_name)
@@ -243,6 +243,20 @@ def _of_batch(
     # Not a product of both, which could be above the largest int32.
     total /= jnp.maximum(sums.negatives, 1).astype(total.dtype)
   return total
+
+
+def _diagonal_of_all(s: jax.Array, names: tuple[str, ...]) -> jax.Array:
+  """The diagonal, of which this device has the rows of its queries."""
+  queries, documents = s.shape[-2:]
+  total = queries * jax.lax.axis_size(names)
+  if documents < total:
+    raise ValueError(
+      "similarities must have a document for each query of all devices if the "
+      f"positives are the diagonal, got {documents} documents for {total} "
+      "queries. Pass positives=."
+    )
+  first = jax.lax.axis_index(names) * queries
+  return class_ids(s) == class_ids(s, -2) + first
 
 
 @pair_loss(
@@ -278,7 +292,7 @@ def mann_whitney(
   temperature: ArrayLike = 0.01,
   reduction: str = "mean",
   where: ArrayLike | None = None,
-  axis_name: Hashable | None = None,
+  axis_name: str | Sequence[str] | None = None,
 ) -> jax.Array:
   r"""Computes the loss of positives against the negatives of the whole batch.
 
@@ -318,14 +332,16 @@ def mann_whitney(
     where: Which pairs to keep, booleans of the same shape.
     axis_name: The axis of ``shard_map`` over which the queries are spread, or a
       tuple of axes. The negatives are then those of all devices. Without
-      ``positives``, the positives are the diagonal on each device.
+      ``positives``, each device must have all documents, and the positives are
+      the diagonal of the similarities of all devices.
 
   Returns:
     The loss of each query, ``[..., Q]``, float32 or wider; 0 without a positive
     in the query or a negative in the batch.
 
   Raises:
-    TypeError: If ``similarities`` is not floating or a mask is not boolean.
+    TypeError: If ``similarities`` is not floating, a mask is not boolean, or
+      ``axis_name`` is no name.
     ValueError: If shapes do not fit, ``reduction`` is unknown, or a concrete
       ``temperature`` is not above 0.
 
@@ -343,12 +359,13 @@ def mann_whitney(
   """
   if reduction not in ("mean", "sum"):
     raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')
-  if isinstance(axis_name, list):
-    axis_name = tuple(axis_name)
+  names = checks.as_axis_names(axis_name)
+  if positives is None and names is not None:
+    positives = _diagonal_of_all(as_similarities(similarities), names)
   return _mann_whitney(
     similarities,
     positives,
     temperature=temperature,
     where=where,
-    settings={"reduction": reduction, "axis_name": axis_name},
+    settings={"reduction": reduction, "axis_name": names},
   )

@@ -66,7 +66,12 @@ def pairwise_ranking(
     ICML 2005. Wang, Song, Fan, Wang, Xie and Zhang, `Hard Patches Mining for
     Masked Image Modeling <https://arxiv.org/abs/2304.05919>`_, CVPR 2023.
   """
-  x = checks.as_logits(predictions, "predictions")
+  x = checks.as_floats(predictions, "predictions")
+  if x.ndim == 0:
+    raise ValueError(
+      "predictions must be lists of shape [..., L], got a scalar. Pass the "
+      "scores of all entries of a list as one array."
+    )
   y = checks.as_array(targets, "targets")
   real = jnp.issubdtype(y.dtype, jnp.floating)
   if not (real or jnp.issubdtype(y.dtype, jnp.integer)):

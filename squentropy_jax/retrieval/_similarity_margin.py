@@ -17,7 +17,12 @@ _BEYOND_MARGIN = -100.0
 def _check_count(name: str, count: int, documents: int) -> None:
   if count >= documents:
     raise ValueError(
-      f"{name} must be below the number of documents {documents}, got {count}."
+      f"{name} must be below the number of documents {documents}, got {count}. "
+      + (
+        f"Pass {name}={documents - 1} or less."
+        if documents > 1
+        else "Pass more documents."
+      )
     )
 
 

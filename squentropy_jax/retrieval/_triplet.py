@@ -80,9 +80,14 @@ def triplet_margin(
 
   .. seealso:: :func:`squentropy_jax.retrieval.local_descriptor_triplet`
   """
-  a = checks.as_logits(anchor, "anchor")
-  p = checks.as_logits(positive, "positive")
-  n = checks.as_logits(negatives, "negatives")
+  a = checks.as_floats(anchor, "anchor")
+  p = checks.as_floats(positive, "positive")
+  n = checks.as_floats(negatives, "negatives")
+  if a.ndim == 0:
+    raise ValueError(
+      "anchor must be vectors of shape [..., d], got a scalar. For vectors of "
+      "one number pass anchor[..., None]."
+    )
   if p.shape != a.shape:
     raise ValueError(
       f"positive must have the shape of anchor {a.shape}, got {p.shape}. "
