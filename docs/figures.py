@@ -294,12 +294,23 @@ def smaller(svg: str) -> str:
   for old, new in (
     (r"<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", ""),
     (r'( d| x| y|transform)="[^"]*"', attribute),
-    # Groups do nothing but bear names, and rotations are by 0 degrees.
-    (r'<g id="[^"]*">|<g>|</g>| transform="rotate\(-0 [^"]*"', ""),
+    # Rotations are by 0 degrees.
+    (r' transform="rotate\(-0 [^"]*"', ""),
     (font, ""),
     (r"(?<=butt)}", f"{font}}}"),
   ):
     svg = re.sub(old, new, svg, flags=re.S)
+  is_kept: list[bool] = []
+
+  def group(match: re.Match) -> str:
+    # Most groups do nothing but bear names.
+    tag = match.group()
+    if tag != "</g>":
+      is_kept.append(not re.fullmatch(r'<g( id="[^"]*")?>', tag))
+      return tag if is_kept[-1] else ""
+    return tag if is_kept.pop() else ""
+
+  svg = re.sub(r"<g\b[^>]*>|</g>", group, svg)
   lines = [line.strip() for line in svg.splitlines()]
   return "\n".join(line for line in lines if line) + "\n"
 

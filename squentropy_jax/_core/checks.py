@@ -83,9 +83,11 @@ def as_jax(values: Any, dtype: Any = None) -> jax.Array:
   nothing, and would raise an error for a NaN in a dropped row.
   """
   array = values if isinstance(values, jax.Array) else jnp.asarray(values)
-  # Not ``dtype in (None, ...)``: NumPy says that float64 equals None.
-  same = dtype is None or dtype == array.dtype
-  return array if same else array.astype(dtype)
+  if dtype is None:
+    return array
+  # Without jax_enable_x64, an explicit float64 would give a warning.
+  dtype = jax.dtypes.canonicalize_dtype(dtype)
+  return array if dtype == array.dtype else array.astype(dtype)
 
 
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
