@@ -59,6 +59,10 @@ LOSSES: dict[str, Function] = {
   "decoupled_softmax, two positives": with_several(retrieval.decoupled_softmax),
   "soft_top_k_loss": retrieval.soft_top_k_loss,
   "soft_contrastive": lambda s: retrieval.soft_contrastive(s, s[::-1]),
+  "top_k_margin": retrieval.top_k_margin,
+  "multi_positive_margin": with_several(
+    functools.partial(retrieval.multi_positive_margin, num_positives=2)
+  ),
   "symmetric_kl": lambda s: retrieval.symmetric_kl(s, s[::-1]),
 }
 
@@ -163,10 +167,10 @@ def main() -> None:
   for name, what in OPTIONAL.items():
     if not importlib.util.find_spec(name):
       console.print(f"{name} is not installed: {what} is left out.")
-  every = []
   for title, shape in SHAPES.items():
     rows = measure(shape)
-    every += rows
+    # At once: an interrupted run keeps the shapes it has measured.
+    path = runner.append("retrieval", rows)
     table = Table(title=f"{title}: value and gradient, float32")
     for column in ("function", "ms", "ratio to plain", "temporary/array"):
       side = "left" if column == "function" else "right"
@@ -180,4 +184,4 @@ def main() -> None:
         f"{100 * float(share):.1f} %" if share else "",
       )
     console.print(table)
-  console.print(f"Added to {runner.append('retrieval', every)}")
+  console.print(f"Added to {path}")
