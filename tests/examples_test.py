@@ -15,7 +15,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path):
-  # Elsewhere, with one device and the default settings of jax.
+  # Elsewhere, with one device and the default settings of jax, except the
+  # optimisations that conftest.py leaves out.
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   out = subprocess.run(
     [sys.executable, "-W", "error", path],
