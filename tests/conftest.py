@@ -5,12 +5,9 @@ As a program it runs pytest on the files it is given: the main of every Bazel
 test target.
 """
 
-import atexit
 import gc
 import os
-import shutil
 import sys
-import tempfile
 
 import pytest
 
@@ -27,25 +24,14 @@ if "xla_force_host_platform_device_count" not in os.environ.get(
     + " --xla_force_host_platform_device_count=8"
   ).strip()
 
-# Compiling is most of the time. What one test compiles serves the others, and
-# the processes that they start. Each worker has its own folder, so that no
-# program is read while another worker writes it.
-FOLDER = "JAX_COMPILATION_CACHE_DIR"
-if FOLDER not in os.environ:
-  os.environ[FOLDER] = tempfile.mkdtemp(prefix="squentropy_programs_")
-  atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
-if "PYTEST_XDIST_WORKER" in os.environ:
-  worker = os.environ["PYTEST_XDIST_WORKER"]
-  os.environ[FOLDER] = os.path.join(os.environ[FOLDER], worker)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
 # XLA makes the same program, of the same memory and the same collectives, but
 # LLVM does not optimise it: that would take longer than the tests save by it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # These bound errors in ulp or compile for other devices: they run first, and
 # with all optimisations.
 OPTIMIZED = ("accuracy_test", "compile_test", "dense_sums_test")
+# How many tests a worker has finished.
+FINISHED = pytest.StashKey[int]()
 
 if __name__ == "__main__":
   # Before the imports below: pytest wants to be the first to see its plugins.
@@ -96,6 +82,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     "jax_disable_most_optimizations",
     quick and item.path.stem not in OPTIMIZED,
   )
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+  """Drops the compiled programs now and then: all take several gigabytes."""
+  count = item.config.stash.get(FINISHED, 0) + 1
+  item.config.stash[FINISHED] = count
+  if count % 250 == 0:
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(
