@@ -65,7 +65,7 @@ INVALID = {
   "dense targets": (
     {"labels": np.full((ROWS, CLASSES), 1 / CLASSES, np.float32)},
     TypeError,
-    "A dense target distribution is as large as the logits",
+    "labels must be class ids",
   ),
   "boolean labels": (
     {"labels": LABELS > 0},

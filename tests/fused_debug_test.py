@@ -98,7 +98,7 @@ def readable(labels=LABELS, layout=None, **changed):
     }
     | changed
   )
-  return _arguments.known_rows(arguments, layout or Layout())[0]
+  return _arguments.known_rows_of(arguments, layout or Layout())[0]
 
 
 def of_processes():

@@ -73,7 +73,7 @@ class HeadArguments(NamedTuple):
   class_keys: jax.Array | None = None
 
 
-def _known_rows(
+def known_rows_of(
   arguments: HeadArguments, layout: Layout
 ) -> tuple[bool, np.ndarray | None]:
   return known_rows(
@@ -179,7 +179,7 @@ def checked(
     checked_weights(weights, batch, num_classes),
   )
   keys = checked_keys(row_keys, class_keys, batch, num_classes)
-  readable, keep = _known_rows(arguments, layout)
+  readable, keep = known_rows_of(arguments, layout)
   name = "ids" if queries else "labels"
   labels = _targets.read(labels, total, keep, readable, name)
   operand = _head.checked_dtype("compute_dtype", compute_dtype)
@@ -236,7 +236,7 @@ def with_loss(
   bucket = _tail.checked(
     tail, row_loss, smoothing is not None, arguments.labels, metrics
   )
-  if bucket and _known_rows(arguments, call.layout)[0]:
+  if bucket and known_rows_of(arguments, call.layout)[0]:
     _tail.check_probabilities(arguments.labels[1], keep)
   chosen = HeadLoss(row_loss, static, as_metrics(metrics), bucket)
   refuse_traced(chosen.metrics, dtype)
