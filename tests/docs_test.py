@@ -47,9 +47,9 @@ with open("errors.json", "w") as file:
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory):
   """The error of each page, or an empty string."""
-  # In a new process, with one device and the default settings of jax, except the
-  # optimisations that conftest.py leaves out. One process for all pages, because
-  # a start of jax takes longer than most of them.
+  # In a new process, with one device and the default settings of jax, except
+  # the optimisations that conftest.py leaves out. One process for all pages,
+  # because a start of jax takes longer than most of them.
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   pages = {name: "\n".join(code(text)) for name, text in TEXTS.items()}
   folder = tmp_path_factory.mktemp("pages")
