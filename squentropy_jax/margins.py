@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Margins, scales and temperatures that are chosen from the data."""
 
-from collections.abc import Hashable
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squentropy_jax._core import checks, class_sums, dense_sums, entries
+from squentropy_jax._core import (
+  checks,
+  class_sums,
+  dense_sums,
+  entries,
+  varying,
+)
 from squentropy_jax._core import labels as prelude
 from squentropy_jax._core.hyperparameters import Hyperparameters
 from squentropy_jax._core.rows import row_loss
 from squentropy_jax.losses._ldr import _aldr_kl_temperature
 
-AxisName = Hashable | tuple[Hashable, ...]
 _ELASTIC = Hyperparameters({"mean": "(-inf, inf)", "stddev": "[0, inf)"}, {})
 _ADAPTIVE = Hyperparameters({"alpha": "(0, 1)", "min_scale": "(0, inf)"}, {})
 _BACKGROUNDS = ("median_row", "median", "mean")
@@ -81,12 +85,9 @@ def elastic(
   return jax.lax.stop_gradient(numbers["mean"] + numbers["stddev"] * draws)
 
 
-def _gathered(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+def _gathered(x: jax.Array, names: tuple[str, ...] | None) -> jax.Array:
   """The entries of all devices in one axis."""
-  flat = x.ravel()
-  if axis_name is None:
-    return flat
-  return jax.lax.all_gather(flat, axis_name, tiled=True)
+  return x.ravel() if names is None else varying.gathered(x.ravel(), names)
 
 
 def ranked(
@@ -94,7 +95,7 @@ def ranked(
   target_cosines: jax.typing.ArrayLike,
   *,
   where: jax.typing.ArrayLike | None = None,
-  axis_name: AxisName | None = None,
+  axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
   r"""Gives the largest margins of a batch to the smallest cosines.
 
@@ -138,17 +139,18 @@ def ranked(
 
   .. seealso:: :func:`squentropy_jax.margins.elastic`
   """
-  names = {"margins": margins, "target_cosines": target_cosines}
-  (draws, cosines), keep = entries.checked_arrays(names, where)
+  arrays = {"margins": margins, "target_cosines": target_cosines}
+  (draws, cosines), keep = entries.checked_arrays(arrays, where)
   draws, cosines = jax.lax.stop_gradient((draws, cosines))
   keep = jnp.ones(draws.shape, bool) if keep is None else keep
-  every, kept = _gathered(draws, axis_name), _gathered(keep, axis_name)
+  names = checks.as_axis_names(axis_name)
+  every, kept = _gathered(draws, names), _gathered(keep, names)
   # The kept first, so that they share the kept draws.
-  order = jnp.lexsort((_gathered(cosines, axis_name), ~kept))
+  order = jnp.lexsort((_gathered(cosines, names), ~kept))
   largest_first = -jnp.sort(-jnp.where(kept, every, -jnp.inf))
   found = largest_first[jnp.argsort(order)]
-  if axis_name is not None:
-    start = jax.lax.axis_index(axis_name) * draws.size
+  if names is not None:
+    start = jax.lax.axis_index(names) * draws.size
     found = jax.lax.dynamic_slice_in_dim(found, start, draws.size)
   found = found.reshape(draws.shape)
   # NaN ranks as the largest cosine, and must not pass for it.
@@ -218,7 +220,7 @@ def _lower_median(x: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _adaptive(
   background: str,
-  axis_name: AxisName | None,
+  names: tuple[str, ...] | None,
   arguments: prelude.Arguments,
 ) -> tuple[jax.Array, jax.Array]:
   ready = prelude.prepare(arguments, arguments.logits.ndim - 1, _ADAPTIVE)
@@ -228,7 +230,7 @@ def _adaptive(
   keep = ready.keep
   if keep is None:
     keep = jnp.ones(ids.shape, bool)
-  kept = _gathered(keep, axis_name)
+  kept = _gathered(keep, names)
 
   def at_scale(scale: jax.Array) -> class_sums.RowStats:
     sums = dense_sums.class_sums(
@@ -241,14 +243,14 @@ def _adaptive(
     return class_sums.row_stats(sums)
 
   target = at_scale(jnp.ones_like(alpha)).target
-  targets = _gathered(target, axis_name)
+  targets = _gathered(target, names)
   median, place = _lower_median(targets, kept)
   odds = jnp.log(alpha) - jnp.log1p(-alpha)
   # A rounded cosine may be 1 or more.
   distance = jnp.maximum(1.0 - median, float(jnp.finfo(median.dtype).eps))
   scale = jnp.maximum(min_scale, (np.log(_FULL_ODDS) - odds) / distance)
   rest = at_scale(scale).rest_lse
-  every = _gathered(rest, axis_name)
+  every = _gathered(rest, names)
   every = jnp.where(kept, every, -jnp.inf)
   if background == "median_row":
     log_background = every[place]
@@ -265,11 +267,9 @@ def _adaptive(
   scale = jnp.where(kept.any(), scale, min_scale)
   # A median passes over NaN.
   is_nan = keep & (jnp.isnan(target) | jnp.isnan(rest))
-  invalid = _gathered(ready.invalid | is_nan, axis_name).any()
+  invalid = _gathered(ready.invalid | is_nan, names).any()
   factor = prelude.nan_factor(invalid, scale.dtype)
-  found = jax.lax.stop_gradient((scale * factor, margin * factor))
-  # The same on all devices, which the type of a gathered array does not say.
-  return found if axis_name is None else jax.lax.pmax(found, axis_name)
+  return jax.lax.stop_gradient((scale * factor, margin * factor))
 
 
 def adaptive(
@@ -280,7 +280,7 @@ def adaptive(
   min_scale: jax.typing.ArrayLike = 32.0,
   background: str = "median_row",
   where: jax.typing.ArrayLike | None = None,
-  axis_name: AxisName | None = None,
+  axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes the scale and the margin of a cosine softmax from a batch.
 
@@ -365,7 +365,8 @@ def adaptive(
     values={"alpha": alpha, "min_scale": min_scale},
     name="cosines",
   )
-  return _adaptive(background, axis_name, arguments)
+  names = checks.as_axis_names(axis_name)
+  return _adaptive(background, names, arguments)
 
 
 def aldr_kl_temperature(

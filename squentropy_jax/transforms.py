@@ -79,8 +79,9 @@ def error_mass(
       keep = keep.any(axis)
     count = keep.sum(dtype=jnp.int32).astype(errors.dtype)
   total = errors.sum()
-  if axis_name is not None:
-    total, count = lax.psum((total, count), axis_name)
+  names = checks.as_axis_names(axis_name)
+  if names is not None:
+    total, count = lax.psum((total, count), names)
   return total / jnp.maximum(count, 1.0)
 
 
@@ -238,6 +239,7 @@ def output_gradient_norm(
 
   .. seealso:: :func:`constraint_multiplier`
   """
+  names = checks.as_axis_names(axis_name)
   checks.check_interval("rho", rho, "[0, inf)")
   if radius is not None:
     checks.check_interval("radius", radius, "(0, inf)")
@@ -253,7 +255,7 @@ def output_gradient_norm(
         f"{jnp.shape(out)}. Pass a batch that is not empty."
       )
     value = jnp.mean(out.astype(checks.compute_dtype(out.dtype)))
-    return value if axis_name is None else lax.pmean(value, axis_name)
+    return value if names is None else lax.pmean(value, names)
 
   gradient = jax.grad(mean)
   first = gradient(params)

@@ -5,16 +5,19 @@ import jax
 import jax.numpy as jnp
 
 
-def unit(x: jax.Array) -> jax.Array:
-  """Scales vectors along the last axis to length 1.
+def unit(x: jax.Array, axis: int = -1) -> jax.Array:
+  """Scales vectors along an axis to length 1.
 
   A vector of zeros stays as it is, with gradient 0. The squares of large and
   small vectors do not overflow or underflow.
   """
-  size = jax.lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True))
+  size = jax.lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
   is_zero = size == 0
-  one = jnp.ones_like(size)
-  # The result does not depend on the size, so its derivative is left out.
-  x = x / jnp.where(is_zero, one, size)
-  square = jnp.where(is_zero, one, jnp.square(x).sum(-1, keepdims=True))
-  return jnp.where(is_zero, jnp.zeros_like(x), x / jnp.sqrt(square))
+  # The result does not depend on this divisor, so it is a constant. The
+  # reciprocal of a larger one would be subnormal, which a CPU takes for 0.
+  size = jnp.minimum(size, float(jnp.finfo(x.dtype).max) / 8.0)
+  scaled = x / jnp.where(is_zero, jnp.ones_like(size), size)
+  square = jnp.square(scaled).sum(axis, keepdims=True)
+  square = jnp.where(is_zero, jnp.ones_like(square), square)
+  unit = scaled * jax.lax.rsqrt(square)
+  return jnp.where(is_zero, jnp.zeros_like(unit), unit)

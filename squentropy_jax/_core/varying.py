@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 
 
 def axes_of(*trees: Any) -> frozenset[str]:
@@ -30,3 +31,17 @@ def vary(tree: Any, axes: frozenset[str]) -> Any:
 def vary_like(tree: Any, like: Any) -> Any:
   """Makes every array of the tree vary over the axes that ``like`` does."""
   return vary(tree, axes_of(like))
+
+
+def gathered(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+  """Concatenates the rows of all devices.
+
+  A sum has a type that is the same on all devices, which all_gather has not.
+  """
+  every = jnp.zeros((lax.axis_size(names), *x.shape), x.dtype)
+  every = every.at[lax.axis_index(names)].set(x)
+  if x.dtype == jnp.bool_:
+    every = lax.psum(every.astype(jnp.int32), names) > 0
+  else:
+    every = lax.psum(every, names)
+  return every.reshape(-1, *x.shape[1:])

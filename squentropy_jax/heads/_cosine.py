@@ -9,6 +9,7 @@ import numpy as np
 
 from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.unit_vectors import unit
 
 # A mean of unit vectors that is shorter than so many ulp is a rounding error.
 _SHORTEST = 16.0
@@ -17,16 +18,7 @@ _SHORTEST = 16.0
 @functools.partial(jax.jit, static_argnums=1, inline=True)
 def _normalize(x: jax.Array, axis: int) -> jax.Array:
   wide = x.astype(checks.compute_dtype(x.dtype))
-  size = jax.lax.stop_gradient(jnp.abs(wide).max(axis, keepdims=True))
-  zero = size == 0
-  # The result does not depend on this divisor, so it is a constant. The
-  # reciprocal of a larger one would be subnormal, which a CPU takes for 0.
-  size = jnp.minimum(size, float(jnp.finfo(wide.dtype).max) / 8.0)
-  scaled = wide / jnp.where(zero, jnp.ones_like(size), size)
-  square = jnp.square(scaled).sum(axis, keepdims=True)
-  square = jnp.where(zero, jnp.ones_like(square), square)
-  unit = scaled * jax.lax.rsqrt(square)
-  return jnp.where(zero, jnp.zeros_like(unit), unit).astype(x.dtype)
+  return unit(wide, axis).astype(x.dtype)
 
 
 def normalize(x: jax.typing.ArrayLike, axis: int = -1) -> jax.Array:
@@ -221,8 +213,8 @@ def _prototype(features: jax.Array, keep: jax.Array) -> jax.Array:
   count = jnp.maximum(keep.sum(dtype=jnp.int32), 1).astype(total.dtype)
   length = jnp.sqrt(jnp.square(total / count).sum())
   shortest = _SHORTEST * float(jnp.finfo(total.dtype).eps)
-  unit = _normalize(total, 0)
-  return unit * jnp.where(length > shortest, 1.0, jnp.nan).astype(total.dtype)
+  mean = _normalize(total, 0)
+  return mean * jnp.where(length > shortest, 1.0, jnp.nan).astype(total.dtype)
 
 
 def extend_classes(

@@ -190,7 +190,8 @@ def fit_gaussian(
     )
   examples = read_examples(features, labels, classes, where)
   added = checks.as_scalar("ridge", ridge, examples.features.dtype, "[0, inf)")
-  return _fit_jit(examples, added, classes, covariance == "full", axis_name)
+  names = checks.as_axis_names(axis_name)
+  return _fit_jit(examples, added, classes, covariance == "full", names)
 
 
 def _outer(x: jax.Array, weights: jax.Array, full: bool) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 from squentropy_jax._core import checks
 from squentropy_jax._core.labels import as_distinct, widen_ids
 from squentropy_jax._core.unit_vectors import unit
+from squentropy_jax._core.varying import gathered
 
 # With more, the number of pairs is above the largest int32.
 _MAX_EXAMPLES = 2**16
@@ -130,20 +131,6 @@ def _as_ids(labels: ArrayLike, count: int) -> jax.Array:
   return as_distinct("labels", widen_ids(ids))
 
 
-def _gather(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
-  """Concatenates the rows of all devices.
-
-  A sum has a type that is the same on all devices, which all_gather has not.
-  """
-  every = jnp.zeros((jax.lax.axis_size(names), *x.shape), x.dtype)
-  every = every.at[jax.lax.axis_index(names)].set(x)
-  if x.dtype == jnp.bool_:
-    every = jax.lax.psum(every.astype(jnp.int32), names) > 0
-  else:
-    every = jax.lax.psum(every, names)
-  return every.reshape(-1, *x.shape[1:])
-
-
 def _pairs(count: int) -> tuple[jax.Array, jax.Array]:
   """The two examples of each pair, without a constant of that size."""
   example = jnp.arange(count, dtype=jnp.int32)
@@ -169,7 +156,7 @@ def _negatives(
   vectors = unit(features)
   if names is not None:
     vectors, ids, keep = jax.tree.map(
-      lambda x: _gather(x, names), (vectors, ids, keep)
+      lambda x: gathered(x, names), (vectors, ids, keep)
     )
   first, second = _pairs(len(vectors))
   if not first.size:
