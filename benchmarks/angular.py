@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import runner
 from benchmarks.retrieval import torch_value_and_gradient, value_and_gradient
@@ -132,24 +131,14 @@ def measure(shape: tuple[int, int]) -> list[dict[str, Any]]:
 
 def main() -> None:
   """Measures every shape, prints a table for each and appends to the CSV."""
-  console = Console(width=100)
   if not importlib.util.find_spec(PEER):
-    console.print(f"{PEER} is not installed: its losses are left out.")
+    Console().print(f"{PEER} is not installed: its losses are left out.")
+  columns = {
+    "function": "function",
+    "milliseconds": "ms",
+    "ratio_to_softmax": "ratio to softmax",
+    "temporary_share_of_cosines": "temporary/cosines",
+  }
   for title, shape in SHAPES.items():
-    rows = measure(shape)
-    # At once: an interrupted run keeps the shapes it has measured.
-    path = runner.append("angular", rows)
-    table = Table(title=f"{title}: value and gradient, float32")
-    for column in ("function", "ms", "ratio to softmax", "temporary/cosines"):
-      side = "left" if column == "function" else "right"
-      table.add_column(column, justify=side)
-    for row in rows:
-      share = row["temporary_share_of_cosines"]
-      table.add_row(
-        row["function"],
-        row["milliseconds"],
-        row["ratio_to_softmax"],
-        f"{100 * float(share):.1f} %" if share else "",
-      )
-    console.print(table)
-  console.print(f"Added to {path}")
+    title = f"{title}: value and gradient, float32"
+    runner.report("angular", title, measure(shape), columns)

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 import sklearn.metrics
 
 from benchmarks import runner
@@ -142,21 +141,12 @@ def main() -> None:
   for name in OPTIONAL:
     if not importlib.util.find_spec(name):
       console.print(f"{name} is not installed: its ECE is left out.")
+  columns = {
+    "function": "function",
+    "milliseconds": "ms",
+    "ratio_to_softmax": "ratio to softmax",
+    "temporary_share_of_array": "temporary/array",
+  }
   for title, shape in SHAPES.items():
-    rows = measure(shape)
-    # At once: an interrupted run keeps the shapes it has measured.
-    path = runner.append("calibration", rows)
-    table = Table(title=f"{title}: {shape[0]} x {shape[1]}, float32")
-    for column in ("function", "ms", "ratio to softmax", "temporary/array"):
-      side = "left" if column == "function" else "right"
-      table.add_column(column, justify=side)
-    for row in rows:
-      share = row["temporary_share_of_array"]
-      table.add_row(
-        row["function"],
-        row["milliseconds"],
-        row["ratio_to_softmax"],
-        f"{100 * float(share):.1f} %" if share else "",
-      )
-    console.print(table)
-  console.print(f"Added to {path}")
+    title = f"{title}: {shape[0]} x {shape[1]}, float32"
+    runner.report("calibration", title, measure(shape), columns)

@@ -17,8 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import runner
 import squentropy_jax
@@ -147,30 +145,16 @@ def measure(shape: tuple[int, ...], axis: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  """Measures every shape, prints a table for each and appends the CSV."""
-  console = Console(width=100)
+  """Measures every shape, prints a table for each and appends to the CSV."""
+  columns = {
+    "loss": "loss",
+    "mode": "mode",
+    "milliseconds": "ms",
+    "ratio_to_optax": "ratio to optax",
+    "ratio_of_minima": "of minima",
+    "temporary_share_of_logits": "temporary/logits",
+  }
   for title, (shape, axis) in SHAPES.items():
     rows = measure(shape, axis)
-    # At once: an interrupted run keeps the shapes it has measured.
-    path = runner.append("dense", rows)
-    table = Table(title=f"{title}: {rows[0]['shape']}, class axis {axis}")
-    for column in (
-      "loss",
-      "mode",
-      "ms",
-      "ratio to optax",
-      "of minima",
-      "temporary/logits",
-    ):
-      table.add_column(column, justify="left" if column == "loss" else "right")
-    for row in rows:
-      table.add_row(
-        row["loss"],
-        row["mode"],
-        row["milliseconds"],
-        row["ratio_to_optax"],
-        row["ratio_of_minima"],
-        f"{100 * float(row['temporary_share_of_logits']):.1f} %",
-      )
-    console.print(table)
-  console.print(f"Added to {path}")
+    title = f"{title}: {rows[0]['shape']}, class axis {axis}"
+    runner.report("dense", title, rows, columns)

@@ -11,8 +11,6 @@ import time
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import runner
 from squentropy_jax import heads, losses
@@ -89,23 +87,14 @@ def measure(classes: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  """Measures every number of classes and appends to the CSV."""
-  console = Console(width=100)
-  table = Table(title=f"A step of {ROWS} rows of width {WIDTH}, float32")
-  for column in ("classes", "step", "ms", "ratio to dense", "temporary MiB"):
-    side = "left" if column == "step" else "right"
-    table.add_column(column, justify=side)
+  """Measures every number of classes, prints tables and appends to the CSV."""
+  columns = {
+    "classes": "classes",
+    "step": "step",
+    "milliseconds": "ms",
+    "ratio_to_dense": "ratio to dense",
+    "temporary_mib": "temporary MiB",
+  }
+  title = f"A step of {ROWS} rows of width {WIDTH}, float32"
   for classes in CLASSES:
-    rows = measure(classes)
-    # At once: an interrupted run keeps what it has measured.
-    path = runner.append("factored", rows)
-    for row in rows:
-      table.add_row(
-        str(row["classes"]),
-        row["step"],
-        row["milliseconds"],
-        row["ratio_to_dense"],
-        row["temporary_mib"],
-      )
-  console.print(table)
-  console.print(f"Added to {path}")
+    runner.report("factored", title, measure(classes), columns)

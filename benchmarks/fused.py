@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import runner
 import squentropy_jax
@@ -355,7 +354,7 @@ def measure(
 
 
 def main() -> None:
-  """Measures every shape, prints a table for each and appends the CSV."""
+  """Measures every shape, prints a table for each and appends to the CSV."""
   console = Console(width=140)
   on_cpu = jax.default_backend() == "cpu"
   columns = {
@@ -372,16 +371,9 @@ def main() -> None:
   }
   for title, shape in (CPU_SHAPES if on_cpu else OTHER_SHAPES).items():
     found = measure(title, shape)
-    # At once: an interrupted run keeps the shapes it has measured.
-    path = runner.append("fused", found)
     sizes = f"{shape.rows} x {shape.width} x {shape.classes}"
-    table = Table(title=f"{title}: {sizes}, {found[0]['dtype']}")
-    for column, short in columns.items():
-      text = column in ("loss", "mode", "floor")
-      table.add_column(short, justify="left" if text else "right")
-    for row in found:
-      table.add_row(*(str(row[column]) for column in columns))
-    console.print(table)
+    title = f"{title}: {sizes}, {found[0]['dtype']}"
+    runner.report("fused", title, found, columns)
     if on_cpu:
       error = error_of_bfloat16(shape)
       console.print(
@@ -390,4 +382,3 @@ def main() -> None:
   absent = [m for m in ("jax_cce", "tokamax", "torch") if not imported(m)]
   if absent:
     console.print(f"Peers that are not installed: {', '.join(absent)}")
-  console.print(f"Added to {path}")

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import runner
 from squentropy_jax import retrieval
@@ -167,21 +166,12 @@ def main() -> None:
   for name, what in OPTIONAL.items():
     if not importlib.util.find_spec(name):
       console.print(f"{name} is not installed: {what} is left out.")
+  columns = {
+    "function": "function",
+    "milliseconds": "ms",
+    "ratio_to_plain": "ratio to plain",
+    "temporary_share_of_array": "temporary/array",
+  }
   for title, shape in SHAPES.items():
-    rows = measure(shape)
-    # At once: an interrupted run keeps the shapes it has measured.
-    path = runner.append("retrieval", rows)
-    table = Table(title=f"{title}: value and gradient, float32")
-    for column in ("function", "ms", "ratio to plain", "temporary/array"):
-      side = "left" if column == "function" else "right"
-      table.add_column(column, justify=side)
-    for row in rows:
-      share = row["temporary_share_of_array"]
-      table.add_row(
-        row["function"],
-        row["milliseconds"],
-        row["ratio_to_plain"],
-        f"{100 * float(share):.1f} %" if share else "",
-      )
-    console.print(table)
-  console.print(f"Added to {path}")
+    title = f"{title}: value and gradient, float32"
+    runner.report("retrieval", title, measure(shape), columns)

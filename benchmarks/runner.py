@@ -7,11 +7,14 @@ import datetime
 import importlib.metadata
 import os
 import pathlib
+import re
 import time
 from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 import squentropy_jax
 
@@ -83,3 +86,38 @@ def append(name: str, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
       writer.writeheader()
     writer.writerows(full)
   return path
+
+
+def report(
+  name: str,
+  title: str,
+  rows: Sequence[Mapping[str, Any]],
+  columns: Mapping[str, str],
+) -> None:
+  """Adds rows to results/NAME.csv and prints them as a table.
+
+  ``columns`` has the name in the CSV of each column that is printed, and its
+  heading. Shares are printed in percent. Call it for each shape: an interrupted
+  run keeps what it has measured.
+  """
+  table = Table(title=title)
+  for column, heading in columns.items():
+    side = "right" if _is_number(rows, column) else "left"
+    table.add_column(heading, justify=side)
+  for row in rows:
+    table.add_row(*(_shown(column, row[column]) for column in columns))
+  console = Console(width=140)
+  console.print(table)
+  console.print(f"Added to {append(name, rows)}")
+
+
+def _is_number(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+  """Whether a column has numbers, of which some may be missing."""
+  return all(
+    re.fullmatch(r"[-+.\de]*", str(row[column])) is not None for row in rows
+  )
+
+
+def _shown(column: str, value: Any) -> str:
+  is_share = column.startswith("temporary_share") and value != ""
+  return f"{100 * float(value):.1f} %" if is_share else str(value)

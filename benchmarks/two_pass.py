@@ -15,8 +15,6 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import runner
 from squentropy_jax import special
@@ -139,22 +137,13 @@ def measure(
 
 def main() -> None:
   """Measures every shape, prints a table for each and appends to the CSV."""
-  console = Console(width=100)
+  columns = {
+    "result": "result",
+    "function": "function",
+    "milliseconds": "ms",
+    "ratio_to_jax_nn": "ratio to jax.nn",
+    "temporary_share_of_array": "memory",
+  }
   for title, shape in SHAPES.items():
-    rows = measure(shape)
-    # At once: an interrupted run keeps the shapes it has measured.
-    path = runner.append("two_pass", rows)
-    table = Table(title=f"{title}: {shape[0]} x {shape[1]}, float32")
-    for column in ("result", "function", "ms", "ratio to jax.nn", "memory"):
-      side = "left" if column in ("result", "function") else "right"
-      table.add_column(column, justify=side)
-    for row in rows:
-      table.add_row(
-        row["result"],
-        row["function"],
-        row["milliseconds"],
-        row["ratio_to_jax_nn"],
-        f"{100 * float(row['temporary_share_of_array']):.1f} %",
-      )
-    console.print(table)
-  console.print(f"Added to {path}")
+    title = f"{title}: {shape[0]} x {shape[1]}, float32"
+    runner.report("two_pass", title, measure(shape), columns)
