@@ -334,3 +334,19 @@ def test_row_stats_type():
   stats = HEADS["linear_row_stats"](FEATURES, KERNEL, LABELS)
   assert isinstance(stats, RowStats)
   assert {x.shape for x in stats} == {(ROWS,)}
+
+
+@pytest.mark.parametrize("name", ["compute_dtype", "reduce_dtype"])
+def test_dtype_in_every_form(name):
+  """A class, a dtype and a name of a dtype are the same setting."""
+  forms = (jnp.bfloat16, jnp.dtype(jnp.bfloat16), "bfloat16")
+  first, *others = (
+    jax.eval_shape(
+      functools.partial(HEADS["linear_loss_sum"], **{name: form}),
+      FEATURES,
+      KERNEL,
+      LABELS,
+    )
+    for form in forms
+  )
+  assert all(other == first for other in others)

@@ -92,7 +92,9 @@ def checked_dtype(name: str, dtype: Any) -> np.dtype | None:
   if dtype is None:
     return None
   try:
-    found = np.dtype(dtype) if not hasattr(dtype, "shape") else None
+    # np.dtype of an array is that of its entries; a dtype has a shape too.
+    is_array = hasattr(dtype, "shape") and not isinstance(dtype, np.dtype)
+    found = None if is_array else np.dtype(dtype)
   except TypeError:
     found = None
   if found == np.float64 and not jax.config.read("jax_enable_x64"):
