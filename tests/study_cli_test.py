@@ -167,7 +167,7 @@ def test_table_verdict_and_place_are_printed(study_copy, capsys, monkeypatch):
   assert "short: 2 epochs" in text
   assert "long: 4 epochs" in text
   assert re.search(r"squentropy 0\.\d+ ± 0\.\d+ 0\.\d+ ± 0\.\d+", text)
-  assert "Calibration. After 2 epochs, " in text
+  assert "Calibration. After stopped training, " in text
   assert f"Report: {study_copy}/report.html" in text
   assert "squentropy (3 of 3): already trained" in captured.err
   assert _cli.main([*words, "--quiet"]) == 0
