@@ -177,7 +177,8 @@ def _definitions(results: Results) -> str:
     "Stopped training ends each run at the epoch that is best on the "
     f"validation rows ({settings.stopping}). A run is finished when its best "
     "epoch lies in the first half of its training so far and at least "
-    f"{_stopping.FEWEST_EPOCHS} epochs have passed, or after "
+    f"{_stopping.FEWEST_EPOCHS} epochs and {_stopping.FEWEST_STEPS} steps have "
+    "passed, or after "
     f"{settings.max_epochs} epochs.",
   ]
   if settings.folds > 1:
