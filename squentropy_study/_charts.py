@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from squentropy_jax.calibration import plots
+from squentropy_study import _results
 from squentropy_study._results import Method, Results
 
 CURVES = {
@@ -91,6 +92,7 @@ def _draw_curve(ax: Axes, results: Results, name: str) -> None:
       continue
     seen.add(method.loss)
     epochs = results.curve_epochs(method.loss)
+    # A curve ends with the first run that ended.
     values = results.curve(method, name)
     index = results.settings.losses.index(method.loss)
     color = _COLORS[index % len(_COLORS)]
@@ -105,7 +107,7 @@ def _draw_curve(ax: Axes, results: Results, name: str) -> None:
     ax.fill_between(
       epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.18
     )
-  for epoch in results.settings.epochs[:-1]:
+  for epoch in results.settings.epochs:
     ax.axvline(epoch, color="0.5", linewidth=1, linestyle=":")
   # A logarithmic axis cannot show a training that diverged.
   drawn = np.concatenate([line.get_ydata() for line in ax.lines])
@@ -148,10 +150,9 @@ def _draw_bins(ax: Axes, results: Results, method: Method, length: str) -> None:
   for line in ax.lines:
     line.set_color(matplotlib.rcParams["text.color"])
   ax.get_legend().remove()
-  epochs = results.settings.training_lengths[length]
   ece = results.per_seed(method, length, "ece").mean()
-  plural = "s" if epochs > 1 else ""
-  ax.set_title(f"{epochs} epoch{plural}: ECE {ece:.3f}")
+  title = _results.length_title(results.settings, length)
+  ax.set_title(f"{title}: ECE {ece:.3f}")
 
 
 def reliability(

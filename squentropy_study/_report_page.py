@@ -12,8 +12,9 @@ from squentropy_study import (
   _evaluation,
   _models,
   _page_template,
+  _program,
   _results,
-  _train,
+  _stopping,
   _verdict,
 )
 from squentropy_study._results import Measure, Method, Results
@@ -103,8 +104,8 @@ def _one_table(
   """Returns a group of rows per measure and a column per training length."""
   lengths = results.settings.training_lengths
   head = "".join(
-    f'<th scope="col">{length}: {epochs} epoch{"s" if epochs > 1 else ""}</th>'
-    for length, epochs in lengths.items()
+    f'<th scope="col">{_results.length_title(results.settings, length)}</th>'
+    for length in lengths
   )
   lines = [f'<tr><th scope="col"><span hidden>Loss</span></th>{head}</tr>']
   for measure in measures:
@@ -169,19 +170,25 @@ def _definitions(results: Results) -> str:
     "NLL is the mean negative logarithm of the predicted probability of the "
     "label.",
     "Temperature scaling divides the logits by a number that is fitted on the "
-    f"calibration rows, between {low:g} and {high:g}. Above 1 means that the "
+    f"validation rows, between {low:g} and {high:g}. Above 1 means that the "
     "classifier was over-confident, below 1 under-confident.",
     "A seed decides the initial weights and the order of the rows. All losses "
-    "use the same seeds and the same training, calibration and test rows.",
+    "use the same seeds and the same training, validation and test rows.",
+    "Stopped training ends each run at the epoch that is best on the "
+    f"validation rows ({settings.stopping}). A run is finished when its best "
+    "epoch lies in the first half of its training so far and at least "
+    f"{_stopping.FEWEST_EPOCHS} epochs and {_stopping.FEWEST_STEPS} steps have "
+    "passed, or after "
+    f"{settings.max_epochs} epochs.",
   ]
   if settings.folds > 1:
     items.append(
-      "Each fold tests on one part of the rows, fits the temperature on the "
-      "next part and trains on the others."
+      "Each fold tests on one part of the rows, validates on the next part and "
+      "trains on the others."
     )
-  if len(settings.epochs) > 1:
+  if settings.epochs:
     items.append(
-      "The shorter training length is an earlier point of the same training. "
+      "All training lengths are points of the same training. "
       "That is exact, because the learning rate is constant and nothing else "
       "depends on the length."
     )
@@ -202,11 +209,11 @@ def _setup(results: Results, config: dict) -> str:
   notes = {"Data": "; ".join(config["notes"])} if config["notes"] else {}
   facts = {
     **notes,
-    "Rows": f"{rows['train']} training, {rows['calibration']} calibration and "
+    "Rows": f"{rows['train']} training, {rows['validation']} validation and "
     f"{rows['test']} test rows, stratified by class, data seed "
     f"{settings.data_seed}",
     "Model": _models.MODELS[settings.model].description
-    + f"; standardised features, clipped to ±{_train.MOST_DEVIATIONS}",
+    + f"; standardised features, clipped to ±{_program.MOST_DEVIATIONS}",
     "Optimizer": f"{_models.OPTIMIZER_NOTES[settings.optimizer]}, constant "
     f"learning rate {settings.learning_rate:g}, batches of "
     f"{min(settings.batch_size, rows['train'])} rows",
@@ -257,11 +264,13 @@ def html(results: Results, config: dict) -> bytes:
   """
   settings = results.settings
   result = results.run_results[settings.losses[0]]
-  classes = result.test_logits.shape[-1]
+  classes = result.test_scores.shape[-1]
   chance = [results.chance_ece(*key) for key in results.evaluations]
-  lengths = " and ".join(map(str, settings.epochs))
-  plural = "s" if settings.epochs != (1,) else ""
-  shorter = " Dotted line: the shorter training length."
+  lengths = ", ".join(
+    _results.length_title(settings, length)
+    for length in settings.training_lengths
+  )
+  fixed = " Dotted line: a fixed training length."
   runs = "folds and seeds" if settings.folds > 1 else "seeds"
   body = _BODY.substitute(
     verdict=_statements(_verdict.verdict(results)),
@@ -284,7 +293,7 @@ def html(results: Results, config: dict) -> bytes:
     reliability=_reliability(results),
     training_note=escape(
       f"Line: mean over {runs}. Band: range over {runs}."
-      + (shorter if len(settings.epochs) > 1 else "")
+      + (fixed if settings.epochs else "")
     ),
     training=_training(results),
     definitions=_definitions(results),
@@ -294,8 +303,8 @@ def html(results: Results, config: dict) -> bytes:
   page = _page_template.PAGE.substitute(
     title=escape(f"Losses compared on {settings.data}"),
     subtitle=escape(
-      f"{len(settings.losses)} losses, {settings.repeats}, evaluated after "
-      f"{lengths} epoch{plural} on {config['rows']['test']} test rows of "
+      f"{len(settings.losses)} losses, {settings.repeats}, evaluated "
+      f"({lengths}) on {config['rows']['test']} test rows of "
       f"{classes} classes"
     ),
     body=body,

@@ -19,9 +19,9 @@ def results_table(results: Results) -> Table:
     pad_edge=False,
   )
   result.add_column("mean ± standard deviation over seeds")
-  for length, epochs in settings.training_lengths.items():
-    plural = "s" if epochs > 1 else ""
-    result.add_column(f"{length}: {epochs} epoch{plural}", justify="right")
+  for length in settings.training_lengths:
+    title = _results.length_title(settings, length)
+    result.add_column(title, justify="right")
   for measure in _results.MEASURES:
     if not measure.main:
       continue

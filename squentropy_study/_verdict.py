@@ -74,6 +74,8 @@ def interval(difference: Difference, decimals: int) -> str:
 
 def _after(results: Results, length: str) -> str:
   epochs = results.settings.training_lengths[length]
+  if epochs is None:
+    return "After stopped training"
   return f"After {epochs} epoch{'s' if epochs > 1 else ''}"
 
 

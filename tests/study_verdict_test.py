@@ -14,12 +14,22 @@ from squentropy_study._evaluation import Evaluation, Metrics
 from squentropy_study._results import Method, Results
 from squentropy_study._train import RunResult
 
+
+class _Fixed(Settings):
+  """Settings without stopped training."""
+
+  @property
+  def training_lengths(self):
+    lengths = super().training_lengths
+    return {key: value for key, value in lengths.items() if value}
+
+
 NOISE = np.array([-1.0, 0.0, 1.0, 2.0, -2.0])
 
 
 def _results_with(ece, nll=None, seeds=5, epochs=(40, 300), losses=None):
   """Results whose ECE per loss and training length has these means."""
-  settings = Settings(
+  settings = _Fixed(
     "digits", losses=losses or tuple(ece), seeds=seeds, epochs=epochs
   )
   nothing = np.zeros((len(epochs), 1, seeds), np.int32)
