@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from squentropy_study import _data_files
 from squentropy_study._study_error import StudyError, unknown_name
+from squentropy_study._table_options import NO_OPTIONS, TableOptions
 
 # Without cross-validation one part of four fits the temperature and one part
 # is the test part.
@@ -29,6 +30,9 @@ class Dataset(NamedTuple):
     labels: ``[rows]``, int32 class ids from 0.
     classes: Names of the classes.
     notes: Sentences on how the file was turned into numbers.
+    warnings: Sentences on what may be wrong with the data.
+    row_numbers: ``[rows]``, the number of each row in the file, from 0; None if
+      all rows of the file are used.
   """
 
   name: str
@@ -36,6 +40,8 @@ class Dataset(NamedTuple):
   labels: np.ndarray
   classes: tuple[str, ...]
   notes: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
+  row_numbers: np.ndarray | None = None
 
 
 class FoldRows(NamedTuple):
@@ -104,13 +110,16 @@ def short_name(name: str) -> str:
   return Path(path.stem).stem if _data_files.is_compressed(path) else path.stem
 
 
-def load_data(name: str, label: str | None = None) -> Dataset:
+def load_data(
+  name: str, label: str | None = None, options: TableOptions = NO_OPTIONS
+) -> Dataset:
   """Loads a bundled data set or a data file.
 
   Args:
     name: A bundled data set (``digits``, ``iris``, ``wine``,
       ``breast_cancer``) or the path of a CSV, TSV, Parquet or NPZ file.
     label: The column of a table with the classes.
+    options: How a table is turned into features and labels.
 
   Returns:
     The data set.
@@ -129,11 +138,12 @@ def load_data(name: str, label: str | None = None) -> Dataset:
       if path.suffix or path.name != name:
         raise StudyError(f"there is no file {name}; check the path")
       raise unknown_name("data set", name, names())
-    return Dataset(name, *_data_files.read(path, label))
-  if label is not None:
+    return Dataset(name, *_data_files.read(path, label, options))
+  option = "--label" if label is not None else options.used()
+  if option:
     raise StudyError(
-      f"{name} already has labels, so it has no column to choose; leave out "
-      "--label"
+      f"{name} already has features and labels, so it has no column to choose; "
+      f"leave out {option}"
     )
   bunch = _BUNDLED[name]()
   classes = tuple(map(str, bunch.target_names))
@@ -185,6 +195,9 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
   return dataset._replace(
     features=dataset.features[index],
     labels=dataset.labels[index],
+    row_numbers=index
+    if dataset.row_numbers is None
+    else dataset.row_numbers[index],
     notes=(*dataset.notes, note),
   )
 
@@ -196,7 +209,8 @@ def _check_counts(dataset: Dataset, least: int, purpose: str) -> None:
     rows = f"{counts.min()} row{'s' if counts.min() != 1 else ''}"
     raise StudyError(
       f"class {rare!r} of {dataset.name} has {rows}, but {purpose} needs at "
-      f"least {least} rows of each class; add rows, or remove the class"
+      f"least {least} rows of each class; add rows, drop rare classes with "
+      f"--min-class {least}, or pool them with --merge-rare {least}"
     )
 
 

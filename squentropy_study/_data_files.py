@@ -5,18 +5,17 @@ import csv
 import gzip
 import io
 from pathlib import Path
-from typing import Any
 import zipfile
 
 import numpy as np
 import pandas as pd
 
-from squentropy_study import _encoding
+from squentropy_study import _encoding, _label_column
 from squentropy_study._encoding import EncodedTable
+from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import UNREADABLE, StudyError
+from squentropy_study._table_options import NO_OPTIONS, TableOptions
 
-# Missing values in a column of features, in addition to pandas' own list.
-_MISSING = ["?", "<null>"]
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _COMPRESSED = (".gz", ".zip")
 
@@ -74,36 +73,21 @@ def _header(text: str, separator: str) -> list[str]:
   return first
 
 
-def _class_values(texts: pd.Series) -> pd.Series:
-  """Converts class names to numbers where that keeps them distinct."""
-  present = texts[~texts.str.strip().isin(_encoding.MISSING_LABELS)]
-  numbers = pd.to_numeric(present, errors="coerce")
-  numeric = np.isfinite(numbers).all()
-  if numbers.dtype.kind == "f":
-    numeric &= (numbers.abs() < 2**53).all()
-  return numbers.astype(object).reindex(texts.index) if numeric else texts
-
-
-def _delimited(path: Path, label: str | None) -> pd.DataFrame:
-  """Reads a CSV or TSV file."""
+def _delimited(path: Path) -> RawTable:
+  """Reads a CSV or TSV file as text."""
   separator = _SEPARATORS[_kind(path)]
   text = _text(path)
   header = _header(text, separator)
   _encoding.check_names(str(path), [name.strip() for name in header])
-  layout: dict[str, Any] = {"sep": separator, "skipinitialspace": True}
-  frame = pd.read_csv(io.StringIO(text), na_values=_MISSING, **layout)
-  if label is None or label not in frame.columns:
-    return frame
-  # Read as text, because a class named "None" is not a missing label.
-  texts = pd.read_csv(
+  frame = pd.read_csv(
     io.StringIO(text),
-    usecols=[label],
+    sep=separator,
+    skipinitialspace=True,
     dtype=str,
     keep_default_na=False,
-    **layout,
-  )
-  frame[label] = _class_values(texts[label])
-  return frame
+  ).astype(object)
+  frame = frame.map(str.strip)
+  return RawTable(frame.where(frame != "", None), from_text=True)
 
 
 def _npz(path: Path) -> EncodedTable:
@@ -126,18 +110,19 @@ def _npz(path: Path) -> EncodedTable:
     x = np.where(np.isfinite(x), x, np.nan)
   if np.isnan(x).all():
     raise ValueError("x has no finite value")
-  ids, classes, kept = _encoding.class_ids(f"y of {path}", y)
+  ids, classes, kept = _label_column.class_ids(f"y of {path}", y)
   x = x[kept]
-  notes = _encoding.without_label((~kept).sum())
+  notes = _label_column.without_label(int((~kept).sum()))
   if missing_values := np.isnan(x).sum():
     notes.append(
       f"{missing_values} missing or infinite values are replaced by the mean "
       "of the training rows"
     )
-  return EncodedTable(x, ids, classes, tuple(notes))
+  rows = np.flatnonzero(kept)
+  return EncodedTable(x, ids, classes, tuple(notes), row_numbers=rows)
 
 
-def _read(path: Path, label: str | None) -> EncodedTable:
+def _read(path: Path, label: str | None, options: TableOptions) -> EncodedTable:
   kind = _kind(path)
   delimited = kind in _SEPARATORS
   if path.is_dir():
@@ -157,24 +142,33 @@ def _read(path: Path, label: str | None) -> EncodedTable:
         f"{path} has its labels in the array y, so it has no column to choose; "
         "leave out --label"
       )
+    if option := options.used():
+      raise StudyError(
+        f"{path} has no columns with names; leave out {option}, or save the "
+        "table as a Parquet file"
+      )
     return _npz(path)
-  frame = _delimited(path, label) if delimited else pd.read_parquet(path)
+  table = _delimited(path) if delimited else RawTable(pd.read_parquet(path))
   if label is None:
-    names = ", ".join(map(str, frame.columns[:8]))
+    names = ", ".join(map(str, table.frame.columns[:8]))
     raise StudyError(
       f"{path}: choose the column of the classes with --label, one of {names}"
-      + (" ..." if len(frame.columns) > 8 else "")
+      + (" ..." if len(table.frame.columns) > 8 else "")
     )
-  return _encoding.encode_table(str(path), frame, label)
+  _, encoded = _encoding.fit_encoder(str(path), table, label, options=options)
+  return encoded
 
 
-def read(path: Path, label: str | None) -> EncodedTable:
+def read(
+  path: Path, label: str | None, options: TableOptions = NO_OPTIONS
+) -> EncodedTable:
   """Reads a data file.
 
   Args:
     path: A CSV, TSV, Parquet or NPZ file. A CSV or TSV file may be compressed
       (``.gz``, ``.zip``). An NPZ file has arrays ``x`` and ``y``.
     label: The column of a table with the classes.
+    options: How a table is turned into features and labels.
 
   Returns:
     Its rows.
@@ -184,7 +178,7 @@ def read(path: Path, label: str | None) -> EncodedTable:
       needs a package that is not installed.
   """
   try:
-    return _read(path, label)
+    return _read(path, label, options)
   except ImportError as error:
     raise StudyError(
       f"{path}: reading a Parquet file needs a package that is not installed "

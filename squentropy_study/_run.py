@@ -13,6 +13,7 @@ from squentropy_study import (
   _report_page,
   _results,
   _store,
+  _table_checks,
   _train,
 )
 from squentropy_study._results import Results
@@ -84,22 +85,28 @@ def run(
   """
   out = Path(out)
   losses = [_loss_specs.parse(loss) for loss in settings.losses]
-  dataset = _data.load_data(settings.data, settings.label)
+  dataset = _data.load_data(
+    settings.data, settings.label, settings.table_options
+  )
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
   _models.check_shape(settings.model, settings.data, shape)
   folds = _data.fold(dataset, settings.folds, settings.data_seed)
+  repeats = _table_checks.repeats_note(
+    dataset.features, dataset.labels, folds.train, folds.test.rows
+  )
+  notes = (*dataset.warnings, *dataset.notes, *repeats)
   _store.prepare(
     out,
     settings,
     command or settings.command(str(out)),
     folds.row_counts,
-    dataset.notes,
+    notes,
     _data.digest(dataset),
     fresh=fresh,
   )
-  for note in dataset.notes:
+  for note in notes:
     on_note(note)
   for loss in losses:
     if _store.has_run_result(out, loss.text):

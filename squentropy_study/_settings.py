@@ -9,6 +9,7 @@ import shlex
 
 from squentropy_study import _loss_specs, _models
 from squentropy_study._study_error import StudyError, unknown_name
+from squentropy_study._table_options import TableOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Settings:
     batch_size: Rows per step; all training rows if there are fewer.
     learning_rate: Constant learning rate.
     data_seed: Seed of the sample of rows and of the folds.
+    drop: Columns of a table to leave out.
+    categorical: Columns to one-hot encode, whatever they look like.
+    numeric: Columns to read as numbers, whatever they look like.
+    missing: Values that mean a missing value, in addition to empty cells.
+    min_class: Drop the rows of classes with fewer rows.
+    merge_rare: Pool the classes with fewer rows in one class.
+    merge_case: Merge labels that differ only in upper and lower case.
+    dedupe: Keep only the first of several rows with equal features and label.
   """
 
   data: str
@@ -46,6 +55,14 @@ class Settings:
   batch_size: int = 128
   learning_rate: float = 1e-3
   data_seed: int = 0
+  drop: tuple[str, ...] = ()
+  categorical: tuple[str, ...] = ()
+  numeric: tuple[str, ...] = ()
+  missing: tuple[str, ...] = ()
+  min_class: int | None = None
+  merge_rare: int | None = None
+  merge_case: bool = False
+  dedupe: bool = False
 
   def __post_init__(self) -> None:
     """Raises StudyError for settings that cannot be run."""
@@ -87,6 +104,13 @@ class Settings:
       raise StudyError(
         f"data seed must be between 0 and 2**32 - 1, got {self.data_seed}"
       )
+    _ = self.table_options  # Raises for options that contradict each other.
+
+  @property
+  def table_options(self) -> TableOptions:
+    """How a table is turned into features and labels."""
+    names = [field.name for field in dataclasses.fields(TableOptions)]
+    return TableOptions(**{name: getattr(self, name) for name in names})
 
   @property
   def runs(self) -> int:
@@ -127,4 +151,5 @@ class Settings:
     for option, values in options.items():
       if values:
         words += [option, *map(str, values)]
+    words += self.table_options.words()
     return shlex.join(words)

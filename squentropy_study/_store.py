@@ -109,10 +109,9 @@ def read_config(folder: str | Path) -> dict[str, Any] | None:
 
 def read_settings(out: Path, config: dict) -> Settings:
   """Returns the settings in the configuration of a folder."""
-  lists = ("losses", "epochs")
   try:
     fields: dict[str, Any] = {
-      key: tuple(value) if key in lists else value
+      key: tuple(value) if isinstance(value, list) else value
       for key, value in config["settings"].items()
     }
     return Settings(**fields)
