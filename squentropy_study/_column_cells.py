@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from squentropy_study._study_error import StudyError
+from squentropy_study._table_options import written
 from squentropy_study._written_numbers import read_numbers
 
 # Texts that mean a missing value in a column of features: "?" and "<null>" of
@@ -101,7 +102,8 @@ def _typed(name: str, column: pd.Series) -> tuple[str, Any] | None:
   if pd.api.types.is_complex_dtype(dtype):
     raise StudyError(
       f"column {name!r} holds complex numbers; write the real and the "
-      f"imaginary part in two columns, or leave it out with --drop {name}"
+      "imaginary part in two columns, or leave it out with "
+      f"{written('drop', name)}"
     )
   if pd.api.types.is_bool_dtype(dtype):
     return "booleans", column

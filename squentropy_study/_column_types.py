@@ -25,12 +25,14 @@ from squentropy_study._column_notes import (
   number_text,
 )
 from squentropy_study._study_error import StudyError
-from squentropy_study._table_options import TableOptions
+from squentropy_study._table_options import TableOptions, written
 
 # Share of the cells of a column that must be numbers or dates.
 _ENOUGH = 0.95
 # Share from which a column of categories is called one of numbers with words.
 _MANY = 0.5
+# There are at most as many spellings of true and false.
+_MOST_SPELLINGS = 50
 # A text with a number and a unit, such as "12.5 kg".
 _MEASURE = re.compile(r"[-+]?\d[\d.,]* ?[^\W\d_]{1,8}")
 # A user may ask for more, up to what a network can still be trained on.
@@ -91,7 +93,7 @@ def _remarks_of_numbers(
     count = cell_count(cells.counts[odd].sum())
     text = f"{name} ({count}, such as {most_common(cells, odd)})"
     remarks.append(Remark("odd", text))
-  signs = _written_numbers.currencies(cells.values[~odd])
+  signs = _written_numbers.currencies(cells.values[decorated])
   if len(signs) > 1:
     warnings.append(
       f"column {name!r} has amounts in several currencies "
@@ -116,7 +118,7 @@ def _sentinel_warning(
       text = number_text(value)
     warnings.append(
       f"{text} in column {name!r} ({cell_count(count)}) looks like a missing "
-      f"value; if it is one, use --missing {text}"
+      f"value; if it is one, use {written('missing', text)}"
     )
   return warnings
 
@@ -224,9 +226,10 @@ def _categorical(
   if asked:
     if len(categories) > _MOST_ON_REQUEST:
       raise StudyError(
-        f"--categorical {name}: the column has {len(categories)} categories, "
-        f"but at most {_MOST_ON_REQUEST} can be one-hot encoded; leave it out "
-        f"with --drop {name}, or replace it by fewer categories"
+        f"{written('categorical', name)}: the column has {len(categories)} "
+        f"categories, but at most {_MOST_ON_REQUEST} can be one-hot encoded; "
+        f"leave it out with {written('drop', name)}, or replace it by fewer "
+        "categories"
       )
     return one_hot
   names_rows = _table_checks.names_rows(name, size, len(categories))
@@ -243,9 +246,10 @@ def _categorical(
 def _texts(name: str, cells: Cells, decimal: str, asked: bool) -> Decision:
   """Decides on a column of texts."""
   counts = cells.counts
-  truth = boolean_values(cells)
-  if not asked and not np.isnan(truth).any():
-    return _numeric(name, cells, truth, ColumnEncoder(name, "boolean"))
+  if not asked and len(counts) <= _MOST_SPELLINGS:
+    truth = boolean_values(cells)
+    if not np.isnan(truth).any():
+      return _numeric(name, cells, truth, ColumnEncoder(name, "boolean"))
   numbers = _read_numbers(cells, decimal)
   code = _is_code(cells, numbers)
   if asked or (numbers.share >= _ENOUGH and not code):
@@ -288,8 +292,8 @@ def _check_asked(name: str, cells: Cells, decimal: str) -> None:
   if len(cells.values):
     such = f"such as {most_common(cells, np.ones(len(cells.values), bool))}"
   raise StudyError(
-    f"--numeric {name}: no cell of the column is a number ({such}); leave out "
-    "this option, or name another column"
+    f"{written('numeric', name)}: no cell of the column is a number ({such}); "
+    "leave out this option, or name another column"
   )
 
 

@@ -71,11 +71,10 @@ def _add_table_options(run: argparse.ArgumentParser) -> None:
   ):
     table.add_argument(
       f"--{name}",
-      action="extend",
-      nargs="+",
+      action="append",
       default=[],
       metavar="COLUMN",
-      help=f"{text}; may name several columns",
+      help=f"{text}; may be given several times",
     )
   table.add_argument(
     "--missing",

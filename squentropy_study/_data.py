@@ -11,7 +11,8 @@ import numpy as np
 from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from squentropy_study import _data_files
+from squentropy_study import _data_files, _encoding
+from squentropy_study._encoding import EncodedTable
 from squentropy_study._study_error import StudyError, unknown_name
 from squentropy_study._table_options import NO_OPTIONS, TableOptions
 
@@ -139,15 +140,17 @@ def load_data(
         raise StudyError(f"there is no file {name}; check the path")
       raise unknown_name("data set", name, names())
     return Dataset(name, *_data_files.read(path, label, options))
-  option = "--label" if label is not None else options.used()
-  if option:
+  if label is not None:
     raise StudyError(
-      f"{name} already has features and labels, so it has no column to choose; "
-      f"leave out {option}"
+      f"{name} already has labels, so it has no column to choose; leave out "
+      "--label"
     )
   bunch = _BUNDLED[name]()
   classes = tuple(map(str, bunch.target_names))
-  return Dataset(name, bunch.data, bunch.target.astype(np.int32), classes)
+  encoded = EncodedTable(bunch.data, bunch.target.astype(np.int32), classes)
+  if options != NO_OPTIONS:
+    encoded = _encoding.apply_options(name, encoded, options)
+  return Dataset(name, *encoded)
 
 
 def describe(name: str) -> str:

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 
-from squentropy_study import _encoding, _label_column
+from squentropy_study import _encoding, _label_column, _table_encoder
 from squentropy_study._encoding import EncodedTable
 from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import UNREADABLE, StudyError
@@ -78,7 +78,7 @@ def _delimited(path: Path) -> RawTable:
   separator = _SEPARATORS[_kind(path)]
   text = _text(path)
   header = _header(text, separator)
-  _encoding.check_names(str(path), [name.strip() for name in header])
+  _table_encoder.check_names(str(path), [name.strip() for name in header])
   frame = pd.read_csv(
     io.StringIO(text),
     sep=separator,
@@ -142,12 +142,7 @@ def _read(path: Path, label: str | None, options: TableOptions) -> EncodedTable:
         f"{path} has its labels in the array y, so it has no column to choose; "
         "leave out --label"
       )
-    if option := options.used():
-      raise StudyError(
-        f"{path} has no columns with names; leave out {option}, or save the "
-        "table as a Parquet file"
-      )
-    return _npz(path)
+    return _encoding.apply_options(str(path), _npz(path), options)
   table = _delimited(path) if delimited else RawTable(pd.read_parquet(path))
   if label is None:
     names = ", ".join(map(str, table.frame.columns[:8]))

@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import json
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +12,11 @@ from squentropy_study import _column_types, _label_column, _table_checks
 from squentropy_study._column_cells import Cells, read_cells
 from squentropy_study._column_encoder import ColumnEncoder
 from squentropy_study._column_notes import Decision, Remark, notes
-from squentropy_study._label_column import row_count
+from squentropy_study._label_column import Labels, row_count
 from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
-from squentropy_study._table_options import NO_OPTIONS, TableOptions
+from squentropy_study._table_encoder import TableEncoder, check_names
+from squentropy_study._table_options import NO_OPTIONS, TableOptions, written
 
 
 class EncodedTable(NamedTuple):
@@ -40,76 +40,6 @@ class EncodedTable(NamedTuple):
   row_numbers: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class TableEncoder:
-  """How a table becomes features, so that new rows become features alike.
-
-  Attributes:
-    label: The column with the classes.
-    classes: Names of the classes.
-    columns: How each column of features is encoded.
-    missing: Values that count as missing, as text.
-  """
-
-  label: str
-  classes: tuple[str, ...]
-  columns: tuple[ColumnEncoder, ...]
-  missing: tuple[str, ...] = ()
-
-  @property
-  def features(self) -> tuple[str, ...]:
-    """Names of the features, such as ``size`` and ``colour=red``."""
-    return tuple(name for column in self.columns for name in column.features)
-
-  def to_json(self) -> str:
-    """Returns the encoder as JSON."""
-    return json.dumps(dataclasses.asdict(self), indent=1)
-
-  @classmethod
-  def from_json(cls, text: str) -> "TableEncoder":
-    """Returns the encoder that :meth:`to_json` wrote."""
-    fields = json.loads(text)
-    return cls(
-      fields["label"],
-      tuple(fields["classes"]),
-      tuple(map(ColumnEncoder.from_dict, fields["columns"])),
-      tuple(fields["missing"]),
-    )
-
-  def transform(self, table: RawTable) -> np.ndarray:
-    """Turns new rows into the features of the study.
-
-    Args:
-      table: The rows. Other columns than those of the encoder, such as the
-        label, are ignored.
-
-    Returns:
-      ``[rows, features]`` float64. A missing number is NaN. A category that
-      the table of the study did not have is a row of zeros.
-
-    Raises:
-      StudyError: A column is missing, or holds values of another kind.
-    """
-    names = [str(name) for name in table.frame.columns]
-    frame = table.frame.set_axis(names, axis=1)
-    absent = [c.name for c in self.columns if c.name not in names]
-    if absent:
-      raise StudyError(
-        f"the new rows have no column {', '.join(map(repr, absent))}; add the "
-        "columns that the table of the study has"
-      )
-    check_names("the table of new rows", names)
-    blocks = [c.encode(frame[c.name], self.missing) for c in self.columns]
-    return np.concatenate(blocks, axis=1)
-
-
-def check_names(source: str, names: Sequence[str]) -> None:
-  """Raises if two columns have the same name, as the label may be one."""
-  if len(set(names)) < len(names):
-    twice = next(name for name in names if names.count(name) > 1)
-    raise StudyError(f"{source} has two columns {twice!r}; rename one of them")
-
-
 def _check_columns(
   source: str, names: Sequence[str], label: str, options: TableOptions
 ) -> None:
@@ -120,8 +50,8 @@ def _check_columns(
     for column in getattr(options, option):
       if column == label:
         raise StudyError(
-          f"--{option} {column}: the column holds the labels; name a column of "
-          "features"
+          f"{written(option, column)}: the column holds the labels; name a "
+          "column of features"
         )
       if column not in names:
         raise unknown_name(
@@ -193,20 +123,22 @@ def _decide(
   return columns
 
 
-def _leaks(columns: _Columns, labels: np.ndarray) -> list[str]:
+def _leaks(
+  columns: _Columns, blocks: list[np.ndarray], labels: np.ndarray
+) -> list[str]:
   """Says which columns predict the label alone."""
   found = []
-  for encoder, cells in zip(columns.encoders, columns.cells, strict=True):
+  for encoder, block in zip(columns.encoders, blocks, strict=True):
+    values = block[:, 0]
     if encoder.kind == "categorical":
-      values = np.where(cells.codes < 0, np.nan, cells.codes)
-    else:
-      values = encoder.encode_cells(cells)[:, 0]
+      values = np.where(block.any(axis=1), block.argmax(axis=1), -1)
     accuracy = _table_checks.predicts_label(values, labels)
     if accuracy is not None:
+      drop = written("drop", encoder.name)
       found.append(
         f"column {encoder.name!r} alone predicts the label (accuracy "
         f"{accuracy:.3f} of a decision tree, cross-validated); if it is known "
-        f"only after the label, leave it out with --drop {encoder.name}"
+        f"only after the label, leave it out with {drop}"
       )
   return found
 
@@ -243,7 +175,7 @@ def fit_encoder(
   _check_columns(source, names, label, options)
   frame = table.frame.set_axis(names, axis=1)
   labels = _label_column.read_labels(
-    f"column {label!r} of {source}", frame[label], label, options
+    f"column {label!r} of {source}", frame[label], options
   )
   kept = frame.loc[labels.kept] if not labels.kept.all() else frame
   columns = _decide(source, table._replace(frame=kept), label, options)
@@ -257,19 +189,67 @@ def fit_encoder(
   features, ids = np.concatenate(blocks, axis=1), labels.ids
   row_numbers = np.flatnonzero(labels.kept)
   said = [*table.notes, *labels.notes, *notes(columns.remarks)]
-  warnings = [*labels.warnings, *columns.warnings, *_leaks(columns, ids)]
-  if options.dedupe:
-    first = _table_checks.first_of_equals(features, ids)
-    features, ids, row_numbers = features[first], ids[first], row_numbers[first]
-    if repeats := int((~first).sum()):
-      said.append(
-        f"{row_count(repeats)} with the features and the label of an earlier "
-        "row are dropped"
-      )
+  warnings = [
+    *labels.warnings,
+    *columns.warnings,
+    *_leaks(columns, blocks, ids),
+  ]
   encoded = EncodedTable(
     features, ids, labels.classes, tuple(said), tuple(warnings), row_numbers
   )
-  return encoder, encoded
+  return encoder, _deduped(encoded) if options.dedupe else encoded
+
+
+def _deduped(encoded: EncodedTable) -> EncodedTable:
+  """Keeps the first of several rows with equal features and label."""
+  first = _table_checks.first_of_equals(encoded.features, encoded.labels)
+  repeats = int((~first).sum())
+  if not repeats or encoded.row_numbers is None:
+    return encoded
+  note = f"{row_count(repeats)} with the features and the label of an earlier "
+  return encoded._replace(
+    features=encoded.features[first],
+    labels=encoded.labels[first],
+    row_numbers=encoded.row_numbers[first],
+    notes=(*encoded.notes, f"{note}row dropped, as asked by --dedupe"),
+  )
+
+
+def apply_options(
+  source: str, encoded: EncodedTable, options: TableOptions
+) -> EncodedTable:
+  """Applies the options on rows and classes to arrays of features and labels.
+
+  Args:
+    source: The name of the arrays in error messages.
+    encoded: Features and labels that were not columns of a table.
+    options: What the user asked for.
+
+  Returns:
+    The chosen rows and classes.
+
+  Raises:
+    StudyError: An option is about a column, or fewer than two classes are left.
+  """
+  if option := options.column_option():
+    raise StudyError(f"{source} has no columns with names; leave out {option}")
+  kept = np.ones(encoded.labels.size, bool)
+  labels = _label_column.choose_classes(
+    f"the label of {source}",
+    Labels(encoded.labels, encoded.classes, kept),
+    options,
+  )
+  rows = encoded.row_numbers
+  rows = np.arange(kept.size) if rows is None else rows
+  encoded = EncodedTable(
+    encoded.features[labels.kept],
+    labels.ids,
+    labels.classes,
+    (*encoded.notes, *labels.notes),
+    (*encoded.warnings, *labels.warnings),
+    rows[labels.kept],
+  )
+  return _deduped(encoded) if options.dedupe else encoded
 
 
 def encode_table(source: str, frame: pd.DataFrame, label: str) -> EncodedTable:

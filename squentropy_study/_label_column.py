@@ -172,14 +172,18 @@ def _merge_case(labels: Labels) -> Labels:
       names[number] = labels.classes[most]
   classes = tuple(c for k, c in enumerate(labels.classes) if names[k] == c)
   place = {text: number for number, text in enumerate(classes)}
-  merged = len(labels.classes) - len(classes)
+  merged = [
+    f"{example(text)} to {example(name)} ({row_count(count)})"
+    for text, name, count in zip(labels.classes, names, counts, strict=True)
+    if text != name
+  ]
   if not merged:
     return labels
-  note = f"{merged} spellings of labels that differ only in case are merged"
+  note = f"labels that differ only in case are merged: {', '.join(merged)}"
   return _regroup(labels, np.array([place[n] for n in names]), classes, note)
 
 
-def _without_rare(name: str, labels: Labels, options: TableOptions) -> Labels:
+def _without_rare(labels: Labels, options: TableOptions) -> Labels:
   """Drops or pools the classes with few rows, as the user asked."""
   least = options.min_class or options.merge_rare or 1
   counts = np.bincount(labels.ids, minlength=len(labels.classes))
@@ -245,15 +249,37 @@ def _warnings(labels: Labels) -> list[str]:
   return found
 
 
-def read_labels(
-  name: str, column: pd.Series, label: str, options: TableOptions
-) -> Labels:
+def choose_classes(name: str, labels: Labels, options: TableOptions) -> Labels:
+  """Merges, drops and pools classes as the user asked.
+
+  Args:
+    name: The name of the labels in error messages.
+    labels: The labels.
+    options: What the user asked for.
+
+  Returns:
+    The labels, with notes, and with warnings on those that look alike.
+
+  Raises:
+    StudyError: Fewer than two classes are left.
+  """
+  if options.merge_case:
+    labels = _merge_case(labels)
+  labels = _without_rare(labels, options)
+  if len(labels.classes) < 2:
+    raise StudyError(
+      f"{name} has fewer than two classes left ({'; '.join(labels.notes)}); "
+      "leave out the option, or use it with a smaller number"
+    )
+  return labels._replace(warnings=(*labels.warnings, *_warnings(labels)))
+
+
+def read_labels(name: str, column: pd.Series, options: TableOptions) -> Labels:
   """Turns the label column of a table into class ids.
 
   Args:
     name: The name of the column in error messages.
     column: The column, of any dtype.
-    label: The name of the column in options.
     options: What the user asked for.
 
   Returns:
@@ -265,16 +291,8 @@ def read_labels(
   """
   ids, classes, kept = class_ids(name, column)
   notes = tuple(without_label(int((~kept).sum())))
-  labels = Labels(ids, classes, kept, notes)
-  if options.merge_case:
-    labels = _merge_case(labels)
-  labels = _without_rare(name, labels, options)
+  labels = choose_classes(name, Labels(ids, classes, kept, notes), options)
   number, rows = len(labels.classes), labels.ids.size
-  if number < 2:
-    raise StudyError(
-      f"{name} has fewer than two classes left ({'; '.join(labels.notes)}); "
-      "leave out the option, or use it with a smaller number"
-    )
   many = number > max(_MANY_CLASSES, rows / 2) or number > _MOST_CLASSES
   # Who chooses the least number of rows of a class has looked at them.
   if many and options.min_class is None and options.merge_rare is None:
@@ -283,4 +301,4 @@ def read_labels(
       "another column with --label, or keep the classes of at least 20 rows "
       "with --min-class 20"
     )
-  return labels._replace(warnings=tuple(_warnings(labels)))
+  return labels

@@ -2,6 +2,7 @@
 """What a user may say about the columns and the labels of a table."""
 
 import dataclasses
+import shlex
 
 from squentropy_study._study_error import StudyError
 
@@ -69,12 +70,17 @@ class TableOptions:
         words += [option, str(value)]
     return words
 
-  def used(self) -> str | None:
-    """Returns the command-line name of an option that was given, if any."""
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) != field.default:
-        return f"--{field.name.replace('_', '-')}"
-    return None
+  def column_option(self) -> str | None:
+    """Returns an option on columns that was given, if any."""
+    names = ("drop", "categorical", "numeric", "missing")
+    return next((f"--{name}" for name in names if getattr(self, name)), None)
+
+
+def written(option: str, value: str) -> str:
+  """Returns an option with its value as one types it in a shell."""
+  # A value that begins with a minus sign looks like an option.
+  between = "=" if value.startswith("-") else " "
+  return f"--{option}{between}{shlex.quote(value)}"
 
 
 NO_OPTIONS = TableOptions()

@@ -22,7 +22,8 @@ _CODES = (
   r"USD|EUR|GBP|CHF|JPY|CNY|INR|SEK|NOK|DKK|PLN|CZK|HUF|CAD|AUD|NZD|BRL|MXN|"
   r"ZAR|KRW|TRY|SGD|HKD|US\$|R\$|kr\.?|Fr\.?|Rs\.?"
 )
-_CURRENCY = f"[$€£¥₹₽₩₺₴₫₪฿₱₦]|(?:{_CODES})"
+_CURRENCY = f"(?:{_CODES})|[$€£¥₹₽₩₺₴₫₪฿₱₦]"
+_SIGNS = re.compile(_CURRENCY)
 
 
 class WrittenNumbers(NamedTuple):
@@ -118,13 +119,7 @@ def read_numbers(
 
 def currencies(texts: Sequence[str] | np.ndarray) -> list[str]:
   """Returns the different currency signs of texts that are numbers."""
-  found = set()
-  for text in texts:
-    # The currency sign does not depend on the decimal mark.
-    for decimal in ".,":
-      if match := _pattern(decimal).fullmatch(text.translate(_SAME)):
-        found |= {match["currency"], match["unit"]} - {None, "%"}
-  return sorted(found)
+  return sorted({sign for text in texts for sign in _SIGNS.findall(text)})
 
 
 def is_code(text: str) -> bool:
