@@ -17,6 +17,7 @@ from squentropy_study._column_cells import (
 from squentropy_study._study_error import StudyError
 from squentropy_study._written_numbers import read_numbers
 
+_HELD = {"numeric": "numbers", "date": "dates", "boolean": "true and false"}
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -136,9 +137,9 @@ class ColumnEncoder:
       columns = [number_values(cells, self.decimal)]
     if len(cells.values) and np.isnan(columns[0]).all():
       raise StudyError(
-        f"column {self.name!r} was {self.kind} in the table of the study, but "
-        f"none of its values is {self.kind} here (such as "
-        f"{example(value_text(cells.values[0]))}); pass the same column as in "
+        f"column {self.name!r} held {_HELD[self.kind]} in the table of the "
+        "study, but holds none here, only values such as "
+        f"{example(value_text(cells.values[0]))}; pass the same column as in "
         "that table"
       )
     features = [cells.rows(values) for values in columns]

@@ -20,7 +20,9 @@ _ID_NAME = re.compile(
 # pandas and R write the row numbers first, in a column without a name.
 _NO_NAME = re.compile(r"(?:Unnamed: \d+(?:\.\d+)*)?")
 # Digits that people write for a missing number, such as -999 and 9999.
-_FILLER = re.compile(r"-?(?:9{2,}|8{2,}|7{2,})|-1")
+_FILLER = re.compile(r"-?(?:9{2,}|8{2,}|7{2,}|1)")
+# A table may have several, such as -888 for "refused" and -999 for "unknown".
+_MOST_SENTINELS = 3
 _FEWEST_OTHERS = 5
 _LEAK_ROWS = 5000
 _LEAK_ERROR = 0.005
@@ -85,23 +87,33 @@ def sentinels(
   order = np.argsort(values)
   values, counts = values[order], counts[order]
   found: list[tuple[float, int]] = []
-  # A table may have several, such as -998 for "refused" and -999 for "unknown".
-  while values.size > _FEWEST_OTHERS and len(found) < 4:
-    for end, others in ((0, slice(1, None)), (-1, slice(None, -1))):
-      rest = values[others]
-      gap = abs(values[end] - rest[end])
-      written = f"{values[end]:.0f}"
-      filler = float(written) == values[end] and _FILLER.fullmatch(written)
-      away = 0.5 if filler else 10.0
-      often = counts[end] >= (2 if filler else 3)
-      # A range of integers has steps of 1, so that -1 below 0 to 9 is no gap.
-      if often and gap > max(away * np.ptp(rest), 1):
-        found.append((float(values[end]), int(counts[end])))
-        values, counts = rest, counts[others]
+  for _ in range(2):
+    for size in range(
+      1, min(_MOST_SENTINELS, values.size - _FEWEST_OTHERS) + 1
+    ):
+      if _is_far(values, counts, size):
+        found += zip(
+          values[:size].tolist(), counts[:size].tolist(), strict=True
+        )
+        values, counts = values[size:], counts[size:]
         break
-    else:
-      break
+    # The other end is the first one of the negative values.
+    values, counts = -values[::-1], counts[::-1]
+    found = [(-value, count) for value, count in found]
   return found
+
+
+def _is_far(values: np.ndarray, counts: np.ndarray, size: int) -> bool:
+  """Whether the first values are repeated and far below the others."""
+  few, others = values[:size], values[size:]
+  filler = all(_FILLER.fullmatch(f"{value:.12g}") for value in few)
+  if size > 1 and not filler:
+    return False
+  away = 0.5 if filler else 10.0
+  often = (counts[:size] >= (2 if filler else 3)).all()
+  # Integers have steps of 1, so that -1 below 0 to 9 is no gap.
+  gap = others[0] - few[-1]
+  return bool(often and gap > max(away * np.ptp(others), 1))
 
 
 def _rows_of_sample(labels: np.ndarray) -> np.ndarray:
