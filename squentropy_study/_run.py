@@ -96,7 +96,8 @@ def run(
   repeats = _table_checks.repeats_note(
     dataset.features, dataset.labels, folds.train, folds.test.rows
   )
-  notes = (*dataset.warnings, *dataset.notes, *repeats)
+  warnings = [f"warning: {text}" for text in dataset.warnings]
+  notes = (*dataset.notes, *repeats, *warnings)
   _store.prepare(
     out,
     settings,
