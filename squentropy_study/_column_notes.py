@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said about the columns of a table: one sentence for each topic."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from squentropy_study._column_cells import Cells, example, value_text
 from squentropy_study._column_encoder import ColumnEncoder
+from squentropy_study._table_options import written
 
 # A column with more categories is probably a name or a key.
 MOST_CATEGORIES = 100
+# A message names at most so many columns.
+_LISTED = 20
 
 # Topics of the notes, in their order, and how each note begins.
 _TOPICS = {
@@ -55,13 +59,47 @@ class Decision(NamedTuple):
     encoder: How it becomes features; None if it is left out.
     remarks: What is to be said about it.
     warnings: Sentences on what may be wrong with it.
+    sentinels: Values that look like missing values, and their counts.
     identifies: Whether it is left out because it identifies the rows.
   """
 
   encoder: ColumnEncoder | None
   remarks: tuple[Remark, ...] = ()
   warnings: tuple[str, ...] = ()
+  sentinels: tuple[tuple[str, int], ...] = ()
   identifies: bool = False
+
+
+def listed(texts: Sequence[str]) -> str:
+  """Returns texts with commas, without the last ones if they are many."""
+  more = len(texts) - _LISTED
+  if more <= 0:
+    return ", ".join(texts)
+  return f"{', '.join(texts[:_LISTED])} and {more} more"
+
+
+def sentinel_warnings(
+  found: Sequence[tuple[str, tuple[tuple[str, int], ...]]],
+) -> list[str]:
+  """Says which values look like missing values, in which columns.
+
+  Args:
+    found: Names of columns, and the values that look missing there with their
+      counts.
+
+  Returns:
+    One sentence for each value.
+  """
+  columns: dict[str, list[str]] = {}
+  for name, values in found:
+    for value, count in values:
+      cells = "1 cell" if count == 1 else f"{count} cells"
+      columns.setdefault(value, []).append(f"{name} ({cells})")
+  return [
+    f"{value} looks like a missing value: {listed(names)}; if it is one, use "
+    f"{written('missing', value)}"
+    for value, names in columns.items()
+  ]
 
 
 def notes(remarks: list[Remark]) -> list[str]:
@@ -70,7 +108,7 @@ def notes(remarks: list[Remark]) -> list[str]:
     topic: [r.text for r in remarks if r.topic == topic] for topic in _TOPICS
   }
   return [
-    f"{_TOPICS[topic]}: {', '.join(found)}"
+    f"{_TOPICS[topic]}: {listed(found)}"
     for topic, found in texts.items()
     if found
   ]

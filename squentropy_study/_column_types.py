@@ -31,6 +31,7 @@ from squentropy_study._table_options import TableOptions, written
 _ENOUGH = 0.95
 # Share from which a column of categories is called one of numbers with words.
 _MANY = 0.5
+_EPOCH = np.datetime64("1970-01-01", "us")
 # There are at most as many spellings of true and false.
 _MOST_SPELLINGS = 50
 # A text with a number and a unit, such as "12.5 kg".
@@ -103,24 +104,17 @@ def _remarks_of_numbers(
   return remarks, warnings
 
 
-def _sentinel_warning(
-  name: str, values: np.ndarray, counts: np.ndarray, dates: bool
-) -> list[str]:
-  """Says which values look like missing values."""
-  warnings = []
+def _sentinels(
+  values: np.ndarray, counts: np.ndarray, dates: bool = False
+) -> tuple[tuple[str, int], ...]:
+  """Returns the values that look like missing values as text, with counts."""
+  found = []
   for value, count in _table_checks.sentinels(values, counts):
+    text = number_text(value)
     if dates:
-      moment = np.datetime64("1970-01-01", "us") + round(value) * (
-        _date_columns.DAY
-      )
-      text = _date_columns.date_text(moment)
-    else:
-      text = number_text(value)
-    warnings.append(
-      f"{text} in column {name!r} ({cell_count(count)}) looks like a missing "
-      f"value; if it is one, use {written('missing', text)}"
-    )
-  return warnings
+      text = _date_columns.date_text(_EPOCH + round(value) * _date_columns.DAY)
+    found.append((text, count))
+  return tuple(found)
 
 
 def _numeric(
@@ -144,10 +138,10 @@ def _numeric(
   if numbers.size == 1 and not missing:
     return Decision(None, (Remark("constant", name),))
   counts = np.bincount(place, cells.counts[known]).astype(int)
-  warnings = tuple(_sentinel_warning(name, numbers, counts, dates=False))
+  found = _sentinels(numbers, counts)
   encoder = dataclasses.replace(encoder, marks_missing=missing > 0)
   remarks = (Remark("imputed", f"{name} ({missing})"),) if missing else ()
-  return Decision(encoder, remarks, warnings)
+  return Decision(encoder, remarks, sentinels=found)
 
 
 def _dates(name: str, cells: Cells, dates: np.ndarray) -> Decision:
@@ -177,13 +171,11 @@ def _dates(name: str, cells: Cells, dates: np.ndarray) -> Decision:
     remarks.append(Remark("odd", text))
   if missing:
     remarks.append(Remark("imputed", f"{name} ({missing})"))
-  days = _date_columns.days_since(
-    dates[known], np.datetime64("1970-01-01", "us")
-  )
+  days = _date_columns.days_since(dates[known], _EPOCH)
   unique, place = np.unique(days, return_inverse=True)
   counts = np.bincount(place, cells.counts[known]).astype(int)
-  warnings = _sentinel_warning(name, unique, counts, dates=True)
-  return Decision(encoder, tuple(remarks), tuple(warnings))
+  found = _sentinels(unique, counts, dates=True)
+  return Decision(encoder, tuple(remarks), sentinels=found)
 
 
 def _look(names: list[str]) -> str:
@@ -258,11 +250,8 @@ def _texts(name: str, cells: Cells, decimal: str, asked: bool) -> Decision:
     if decision.encoder is None:
       return decision
     remarks, warnings = _remarks_of_numbers(name, cells, numbers, decimal)
-    return Decision(
-      decision.encoder,
-      (*remarks, *decision.remarks),
-      (*warnings, *decision.warnings),
-    )
+    remarks += decision.remarks
+    return decision._replace(remarks=tuple(remarks), warnings=tuple(warnings))
   dates = date_values(cells)
   if counts[~np.isnat(dates)].sum() >= _ENOUGH * counts.sum():
     return _dates(name, cells, dates)

@@ -11,7 +11,13 @@ import pandas as pd
 from squentropy_study import _column_types, _label_column, _table_checks
 from squentropy_study._column_cells import Cells, read_cells
 from squentropy_study._column_encoder import ColumnEncoder
-from squentropy_study._column_notes import Decision, Remark, notes
+from squentropy_study._column_notes import (
+  Decision,
+  Remark,
+  listed,
+  notes,
+  sentinel_warnings,
+)
 from squentropy_study._label_column import Labels, row_count
 from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
@@ -74,13 +80,14 @@ class _Columns(NamedTuple):
   cells: list[Cells]
   remarks: list[Remark]
   warnings: list[str]
+  sentinels: list[tuple[str, tuple[tuple[str, int], ...]]]
 
 
 def _decide(
   source: str, table: RawTable, label: str, options: TableOptions
 ) -> _Columns:
   """Decides what becomes of each column of the rows that have a label."""
-  columns = _Columns([], [], [], [])
+  columns = _Columns([], [], [], [], [])
   only_id: list[tuple[str, Cells, object]] = []
 
   def add(decision: Decision, cells: Cells) -> None:
@@ -88,6 +95,7 @@ def _decide(
     columns.warnings.extend(decision.warnings)
     if decision.encoder is not None:
       columns.encoders.append(decision.encoder)
+      columns.sentinels.append((decision.encoder.name, decision.sentinels))
       columns.cells.append(cells)
 
   for name in table.frame.columns:
@@ -134,13 +142,15 @@ def _leaks(
       values = np.where(block.any(axis=1), block.argmax(axis=1), -1)
     accuracy = _table_checks.predicts_label(values, labels)
     if accuracy is not None:
-      drop = written("drop", encoder.name)
-      found.append(
-        f"column {encoder.name!r} alone predicts the label (accuracy "
-        f"{accuracy:.3f} of a decision tree, cross-validated); if it is known "
-        f"only after the label, leave it out with {drop}"
-      )
-  return found
+      found.append((encoder.name, accuracy))
+  if not found:
+    return []
+  names = [f"{name} (accuracy {accuracy:.3f})" for name, accuracy in found]
+  return [
+    "one column alone predicts the label, by a cross-validated decision tree: "
+    f"{listed(names)}; if its values are known only after the label, leave it "
+    f"out with {written('drop', found[0][0])}"
+  ]
 
 
 def fit_encoder(
@@ -192,6 +202,7 @@ def fit_encoder(
   warnings = [
     *labels.warnings,
     *columns.warnings,
+    *sentinel_warnings(columns.sentinels),
     *_leaks(columns, blocks, ids),
   ]
   encoded = EncodedTable(

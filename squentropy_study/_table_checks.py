@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds columns and rows of a table that mislead a comparison of losses."""
 
+import hashlib
 import re
 
 import numpy as np
@@ -25,6 +26,7 @@ _FILLER = re.compile(r"-?(?:9{2,}|8{2,}|7{2,}|1)")
 _MOST_SENTINELS = 3
 _FEWEST_OTHERS = 5
 _LEAK_ROWS = 5000
+_ROWS_AT_ONCE = 4096
 _LEAK_ERROR = 0.005
 
 
@@ -183,10 +185,17 @@ def predicts_label(values: np.ndarray, labels: np.ndarray) -> float | None:
 def _row_keys(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns one number per row, equal for equal features and label."""
   flat = features.reshape(len(features), -1)
-  rows = np.column_stack([flat, labels]).astype(np.float64)
-  # Equal bytes mean equal rows: one form of NaN, and no negative zero.
-  rows = np.where(np.isnan(rows), np.nan, rows + 0.0)
-  keys, _ = pd.factorize(np.array([row.tobytes() for row in rows], object))
+  digests: list[bytes] = []
+  # In parts, because images would need several times their memory.
+  for start in range(0, len(flat), _ROWS_AT_ONCE):
+    part = slice(start, start + _ROWS_AT_ONCE)
+    rows = np.column_stack([flat[part], labels[part]]).astype(np.float64)
+    # Equal bytes mean equal rows: one form of NaN, and no negative zero.
+    rows = np.where(np.isnan(rows), np.nan, rows + 0.0)
+    digests += [
+      hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows
+    ]
+  keys, _ = pd.factorize(np.array(digests, object))
   return keys
 
 

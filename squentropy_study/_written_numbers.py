@@ -14,7 +14,9 @@ WORD, PLAIN, DECORATED, BOUND = range(4)
 
 _INFINITE = re.compile(r"[-+]?inf(?:inity)?", re.IGNORECASE)
 
-_LONGEST = 40
+_SHORT = 64
+# The largest float64 has 309 digits.
+_LONGEST = 400
 _PLAIN_CHARACTERS = frozenset("0123456789.+-eE")
 # Signs that Unicode has several of: minus, and spaces that do not break.
 _SAME = str.maketrans("\u2212\u00a0\u2009\u202f\u2019", "-   '")
@@ -100,7 +102,7 @@ def read_numbers(
   """
   # Most columns are plain, and NumPy reads those in one call. Its array has
   # the width of the longest text.
-  short = max(map(len, texts), default=0) <= _LONGEST
+  short = max(map(len, texts), default=0) <= _SHORT
   if short and decimal == "." and set().union(*texts) <= _PLAIN_CHARACTERS:
     try:
       values = np.array(texts, dtype=str).astype(np.float64)

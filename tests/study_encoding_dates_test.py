@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from support import tables
 
-from squentropy_study import StudyError, _date_columns
+from squentropy_study import StudyError, _data, _date_columns
 
 LABELS = ["a", "b"] * 60
 START = datetime.datetime(2023, 12, 30)
@@ -120,11 +120,26 @@ def test_date_that_means_a_missing_value_is_pointed_out(make):
   cells = [datetime.date(9999, 12, 31)] * 5 + DAYS[5:]
   table = make({"at": pd.Series(cells, dtype=object), "y": LABELS})
   _, encoded = tables.encode(table)
-  assert "9999-12-31 in column 'at' (5 cells) looks" in encoded.warnings[0]
-  assert "use --missing 9999-12-31" in encoded.warnings[0]
+  assert encoded.warnings == (
+    "9999-12-31 looks like a missing value: at (5 cells); if it is one, use "
+    "--missing 9999-12-31",
+  )
   _, encoded = tables.encode(table, missing=("9999-12-31",))
   assert encoded.warnings == ()
   assert np.isnan(encoded.features[:, 0]).sum() == 5
+
+
+def test_csv_and_parquet_are_treated_alike(tmp_path):
+  frame = pd.DataFrame({"at": np.array(DAYS, "M8[s]"), "y": LABELS})
+  frame.to_parquet(tmp_path / "mine.parquet")
+  frame.to_csv(tmp_path / "mine.csv", index=False)
+  parquet, csv = (
+    _data.load_data(str(tmp_path / f"mine.{kind}"), "y")
+    for kind in ("parquet", "csv")
+  )
+  assert csv.features.shape == (120, 3)
+  np.testing.assert_array_equal(csv.features, parquet.features)
+  assert csv.notes == parquet.notes
 
 
 def test_dates_cannot_be_read_as_numbers():
