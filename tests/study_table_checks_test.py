@@ -222,6 +222,10 @@ def test_options_on_rows_apply_to_arrays():
   deduped = _data.load_data("iris", options=options)
   assert deduped.features.shape == (149, 4)
   assert np.delete(np.arange(150), deduped.row_numbers).tolist() == [142]
+  drawn = _data.draw(deduped, 100, 0)
+  np.testing.assert_array_equal(
+    drawn.features, data.features[drawn.row_numbers]
+  )
   np.testing.assert_array_equal(
     deduped.features, data.features[deduped.row_numbers]
   )
