@@ -11,7 +11,13 @@ import numpy as np
 from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from squentropy_study import _data_files
+from squentropy_study import (
+  _column_types,
+  _encoding,
+  _read_file,
+  _read_text,
+)
+from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
 
 # Without cross-validation one part of four fits the temperature and one part
@@ -101,16 +107,29 @@ def names() -> tuple[str, ...]:
 def short_name(name: str) -> str:
   """Returns the name of a data set, or of a file without its endings."""
   path = Path(name)
-  return Path(path.stem).stem if _data_files.is_compressed(path) else path.stem
+  return Path(path.stem).stem if _read_text.is_compressed(path) else path.stem
 
 
-def load_data(name: str, label: str | None = None) -> Dataset:
-  """Loads a bundled data set or a data file.
+def load_data(
+  name: str,
+  label: str | None = None,
+  *,
+  encoding: str | None = None,
+  header: bool = True,
+) -> Dataset:
+  """Loads a bundled data set, a data file, or a folder of images.
 
   Args:
     name: A bundled data set (``digits``, ``iris``, ``wine``,
-      ``breast_cancer``) or the path of a CSV, TSV, Parquet or NPZ file.
+      ``breast_cancer``), or the path of a file of separated values (``.csv``,
+      ``.tsv``, ``.tab``, ``.txt``, ``.data``), an ARFF, Parquet, Excel or NPZ
+      file, or a folder with one folder of images per class. A file may be
+      compressed.
     label: The column of a table with the classes.
+    encoding: The encoding of a text without a byte order mark, such as
+      ``cp1252``; None is UTF-8.
+    header: Whether the first line of a text or workbook names the columns.
+      Without names, they are ``column1``, ``column2`` and so on.
 
   Returns:
     The data set.
@@ -129,11 +148,21 @@ def load_data(name: str, label: str | None = None) -> Dataset:
       if path.suffix or path.name != name:
         raise StudyError(f"there is no file {name}; check the path")
       raise unknown_name("data set", name, names())
-    return Dataset(name, *_data_files.read(path, label))
+    found = _read_file.read(path, label, encoding=encoding, header=header)
+    if isinstance(found, RawTable):
+      frame = _column_types.typed(found, label)
+      table = _encoding.encode_table(name, frame, str(label))
+      found = table._replace(notes=(*found.notes, *table.notes))
+    return Dataset(name, *found)
   if label is not None:
     raise StudyError(
       f"{name} already has labels, so it has no column to choose; leave out "
       "--label"
+    )
+  if encoding is not None or not header:
+    raise StudyError(
+      f"{name} is a bundled data set and no file; leave out --encoding and "
+      "--no-header"
     )
   bunch = _BUNDLED[name]()
   classes = tuple(map(str, bunch.target_names))

@@ -84,7 +84,12 @@ def run(
   """
   out = Path(out)
   losses = [_loss_specs.parse(loss) for loss in settings.losses]
-  dataset = _data.load_data(settings.data, settings.label)
+  dataset = _data.load_data(
+    settings.data,
+    settings.label,
+    encoding=settings.encoding,
+    header=settings.header,
+  )
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
