@@ -12,10 +12,10 @@ from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from squentropy_study import (
-  _column_types,
   _encoding,
   _read_file,
   _read_text,
+  _text_columns,
 )
 from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
@@ -150,7 +150,7 @@ def load_data(
       raise unknown_name("data set", name, names())
     found = _read_file.read(path, label, encoding=encoding, header=header)
     if isinstance(found, RawTable):
-      frame = _column_types.typed(found, label)
+      frame = _text_columns.typed(found, label)
       table = _encoding.encode_table(name, frame, str(label))
       found = table._replace(notes=(*found.notes, *table.notes))
     return Dataset(name, *found)
