@@ -16,7 +16,6 @@ from squentropy_study._study_error import StudyError
 _QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""")
 # Up to a comma, the end, or a comment after a space.
 _BARE = re.compile(r"[^,]*?(?=\s*(?:,|\s%|$))")
-_SPACE = re.compile(r"\s*")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)")
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 _ATTRIBUTE = re.compile(r"@attribute\s+", re.IGNORECASE)
@@ -60,19 +59,24 @@ def _unescape(text: str) -> str:
   return _ESCAPE.sub(character, text)
 
 
+def _skip_space(text: str, start: int) -> int:
+  while text[start : start + 1].isspace():
+    start += 1
+  return start
+
+
 def _value(text: str, start: int) -> _Value:
   """Reads a value, which may be quoted, and the space around it."""
-  start = _SPACE.match(text, start).end()  # type: ignore[union-attr]
+  start = _skip_space(text, start)
   quoted = _QUOTED.match(text, start)
   if quoted:
-    end = _SPACE.match(text, quoted.end()).end()  # type: ignore[union-attr]
+    end = _skip_space(text, quoted.end())
     return _Value(_unescape(quoted[2]), True, end)
   if text[start : start + 1] in ("'", '"'):
     raise ValueError("a quote is not closed")
   bare = _BARE.match(text, start)
   assert bare is not None
-  end = _SPACE.match(text, bare.end()).end()  # type: ignore[union-attr]
-  return _Value(bare[0], False, end)
+  return _Value(bare[0], False, _skip_space(text, bare.end()))
 
 
 def _next(text: str, end: int) -> int | None:
@@ -125,7 +129,7 @@ def _sparse(line: str, attributes: list[_Attribute]) -> list[str | None]:
   row = [attribute.default for attribute in attributes]
   start = 0 if inside.strip() else None
   while start is not None:
-    start = _SPACE.match(inside, start).end()  # type: ignore[union-attr]
+    start = _skip_space(inside, start)
     index = _INDEX.match(inside, start)
     if not index or int(index[1]) >= len(row):
       raise ValueError(

@@ -61,7 +61,7 @@ def find(
       where the decimal mark is a comma. It decides where the cells do not.
 
   Returns:
-    ``"."`` or ``","``, and a note if it is a comma.
+    ``"."`` or ``","``, and a note if any column has a comma.
   """
   commas = [_examples(column, ",") for column in columns]
   if not any(possible for _, possible in commas):
@@ -72,9 +72,14 @@ def find(
   if semicolons and not with_comma and not with_point:
     # Every number has three decimals.
     with_comma = [possible for _, possible in commas if possible]
-  more = len(with_comma) - len(with_point)
-  if more < 0 or (more == 0 and not (semicolons and with_comma)):
+  if not with_comma:
     return ".", ()
+  more = len(with_comma) - len(with_point)
+  if more < 0 or (more == 0 and not semicolons):
+    return ".", (
+      f"numbers have a decimal point, such as {with_point[0]}, but others have "
+      f"a decimal comma, such as {with_comma[0]}",
+    )
   note = f"numbers have a decimal comma, such as {with_comma[0]}"
   if with_point:
     note += f", but others have a decimal point, such as {with_point[0]}"

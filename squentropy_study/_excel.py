@@ -2,6 +2,7 @@
 """Excel workbooks."""
 
 import io
+import warnings
 
 import pandas as pd
 
@@ -43,17 +44,20 @@ def read(
       f"{source} has a password or is an old workbook; save it as .xlsx "
       "without a password, or as .csv"
     )
-  with pd.ExcelFile(io.BytesIO(data)) as book:
-    names = [str(name) for name in book.sheet_names]
-    # pandas would rename a second column of the same name.
-    cells = pd.read_excel(
-      book,
-      sheet_name=names[0],
-      header=None,
-      dtype=object,
-      keep_default_na=False,
-      na_values=[""],
-    )
+  with warnings.catch_warnings():
+    # The reader warns of every feature of Excel that it leaves out.
+    warnings.filterwarnings("ignore", module="openpyxl")
+    with pd.ExcelFile(io.BytesIO(data)) as book:
+      names = [str(name) for name in book.sheet_names]
+      # Without a header, because pandas renames columns of the same name.
+      cells = pd.read_excel(
+        book,
+        sheet_name=names[0],
+        header=None,
+        dtype=object,
+        keep_default_na=False,
+        na_values=[""],
+      )
   cells = cells.map(_stripped).dropna(how="all").dropna(axis=1, how="all")
   if len(cells) < 1 + header:
     raise StudyError(

@@ -172,6 +172,9 @@ def decode(
         f"{encoding}; leave out --encoding"
       )
   used = encoding or marked or "utf-8"
+  if used == "utf-8" and b"\0" in data:
+    # Before it is decoded, because UTF-16 is seldom valid UTF-8.
+    _refuse_zeros(data.decode("latin-1"), source)
   try:
     # Only the mark tells the byte order of UTF-16.
     text = data.decode(marked or used)

@@ -130,7 +130,13 @@ def test_note_on_a_decimal_comma():
       "point, such as 2.10",
     ),
   )
-  assert _decimal_mark.find(columns, semicolons=False) == (".", ())
+  assert _decimal_mark.find(columns, semicolons=False) == (
+    ".",
+    (
+      "numbers have a decimal point, such as 2.10, but others have a decimal "
+      "comma, such as 0,942",
+    ),
+  )
   assert _decimal_mark.find(columns[:1], semicolons=False)[1] == (
     "numbers have a decimal comma, such as 0,942",
   )

@@ -167,7 +167,7 @@ def test_study_reads_with_the_options_of_its_settings(tmp_path, monkeypatch):
 
   seen = []
 
-  def load(name, label, **options):
+  def load(name, label, *_, **options):
     seen.append((name, label, options))
     raise StudyError("enough")
 

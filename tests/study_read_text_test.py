@@ -126,6 +126,7 @@ def test_text_without_a_mark_has_the_encoding_that_is_named(tmp_path, encoding):
       None,
       "--encoding utf-16-be",
     ),
+    (TEXT.encode("utf-16-le"), None, "add --encoding utf-16-le"),
     (b"\x00\x01PK,\n1,2,3\n4", None, "is not text .character 0 has code 0"),
   ],
 )
