@@ -23,6 +23,7 @@ def test_grey_images(tmp_path):
   _save(tmp_path / "dogs" / "2.PNG", GREY)
   _save(tmp_path / "cats" / "1.png", GREY[::-1])
   _save(tmp_path / "cats" / "deep.png", GREY.astype(np.uint16) * 257)
+  _save(tmp_path / "cats" / "deep.tif", GREY.astype(np.uint16) * 257)
   (tmp_path / ".hidden").mkdir()
   (tmp_path / "None").mkdir()
   (tmp_path / "cats" / "notes.txt").write_text("none")
@@ -30,14 +31,14 @@ def test_grey_images(tmp_path):
   (tmp_path / "README.md").write_text("none")
   data = load_data(str(tmp_path))
   assert data.classes == ("cats", "dogs")
-  np.testing.assert_array_equal(data.labels, [0, 0, 1])
-  expected = np.stack([GREY[::-1], GREY, GREY])[..., None] / 255
+  np.testing.assert_array_equal(data.labels, [0, 0, 0, 1])
+  expected = np.stack([GREY[::-1], GREY, GREY, GREY])[..., None] / 255
   np.testing.assert_allclose(data.features, expected, rtol=1e-6)
   assert data.notes == (
     "folders without images are no classes: None",
     "1 file in the folders of classes is no image and is ignored, such as "
     "notes.txt",
-    "the classes are the folders of 3 images of 3 x 2 pixels",
+    "the classes are the folders of 4 images of 3 x 2 pixels",
   )
 
 
