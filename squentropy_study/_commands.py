@@ -119,11 +119,26 @@ def _parser() -> _Parser:
   run = commands.add_parser("run", help="train, compare and write a report")
   run.add_argument(
     "data",
-    help="a bundled data set (listed by: squentropy-study data), or a .csv, "
-    ".tsv, .parquet or .npz file; .csv and .tsv may be compressed (.gz, .zip)",
+    help="a bundled data set (listed by: squentropy-study data), a file "
+    "(separated values as .csv, .tsv, .tab, .txt or .data, .arff, .parquet, "
+    ".xlsx or .npz; also compressed as .gz, .zip, .bz2 or .xz), or a folder "
+    "with one folder of images per class",
   )
   run.add_argument(
     "--label", metavar="COLUMN", help="the column of a table to predict"
+  )
+  run.add_argument(
+    "--encoding",
+    metavar="NAME",
+    help="encoding of a text file, such as cp1252 (default: its byte order "
+    "mark, or UTF-8)",
+  )
+  run.add_argument(
+    "--no-header",
+    dest="header",
+    action="store_false",
+    help="the first line of the file has no names of columns; they are called "
+    "column1, column2, ...",
   )
   run.add_argument(
     "--rows",

@@ -17,8 +17,10 @@ class Settings:
   """Everything that decides the numbers of a study, apart from the data.
 
   Attributes:
-    data: Name of a bundled data set, or path of a file.
+    data: Name of a bundled data set, or path of a file or folder of images.
     label: The column of a table with the classes.
+    encoding: The encoding of a text without a byte order mark; None is UTF-8.
+    header: Whether the first line of a text or workbook names the columns.
     rows: Size of a stratified sample of the rows; None uses all rows.
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
     seeds: Number of seeds, numbered from 0. A seed decides the initial weights
@@ -45,6 +47,8 @@ class Settings:
 
   data: str
   label: str | None = None
+  encoding: str | None = None
+  header: bool = True
   rows: int | None = None
   losses: tuple[str, ...] = _loss_specs.DEFAULT
   seeds: int = 5
@@ -135,6 +139,7 @@ class Settings:
     """Returns the command line of this study, with every option."""
     options: dict[str, Sequence[object]] = {
       "--label": [] if self.label is None else [self.label],
+      "--encoding": [] if self.encoding is None else [self.encoding],
       "--rows": [] if self.rows is None else [self.rows],
       "--losses": self.losses,
       "--seeds": [self.seeds],
@@ -151,5 +156,7 @@ class Settings:
     for option, values in options.items():
       if values:
         words += [option, *map(str, values)]
+    if not self.header:
+      words.append("--no-header")
     words += self.table_options.words()
     return shlex.join(words)
