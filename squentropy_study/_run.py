@@ -86,7 +86,7 @@ def run(
   out = Path(out)
   losses = [_loss_specs.parse(loss) for loss in settings.losses]
   dataset = _data.load_data(
-    settings.data, settings.label, settings.table_options
+    settings.data, settings.label, options=settings.table_options
   )
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
