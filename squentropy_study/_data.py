@@ -239,10 +239,12 @@ def _check_counts(dataset: Dataset, least: int, purpose: str) -> None:
   if counts.min() < least:
     rare = dataset.classes[counts.argmin()]
     rows = f"{counts.min()} row{'s' if counts.min() != 1 else ''}"
+    enough = counts[counts < least].sum() >= least
+    pool = f", or pool them with --merge-rare {least}" if enough else ""
     raise StudyError(
       f"class {rare!r} of {dataset.name} has {rows}, but {purpose} needs at "
-      f"least {least} rows of each class; add rows, drop rare classes with "
-      f"--min-class {least}, or pool them with --merge-rare {least}"
+      f"least {least} rows of each class; add rows, or drop rare classes with "
+      f"--min-class {least}{pool}"
     )
 
 

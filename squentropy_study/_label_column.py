@@ -183,7 +183,7 @@ def _merge_case(labels: Labels) -> Labels:
   return _regroup(labels, np.array([place[n] for n in names]), classes, note)
 
 
-def _without_rare(labels: Labels, options: TableOptions) -> Labels:
+def _without_rare(name: str, labels: Labels, options: TableOptions) -> Labels:
   """Drops or pools the classes with few rows, as the user asked."""
   least = options.min_class or options.merge_rare or 1
   counts = np.bincount(labels.ids, minlength=len(labels.classes))
@@ -200,6 +200,13 @@ def _without_rare(labels: Labels, options: TableOptions) -> Labels:
       f"{row_count(counts[rare].sum())}: {listed}"
     )
   else:
+    rows = int(counts[rare].sum())
+    if rows < least:
+      raise StudyError(
+        f"{name} has {row_count(rows)} in classes with fewer than {least} "
+        f"rows, too few to pool them in one class: {listed}; drop them with "
+        f"--min-class {least}"
+      )
     pooled = _POOLED
     while pooled in classes:
       pooled = f"{pooled} classes"
@@ -207,7 +214,7 @@ def _without_rare(labels: Labels, options: TableOptions) -> Labels:
     classes = (*classes, pooled)
     note = (
       f"classes with fewer than {row_count(least)} are pooled in the class "
-      f"{pooled!r} of {row_count(counts[rare].sum())}: {listed}"
+      f"{pooled!r} of {row_count(rows)}: {listed}"
     )
   return _regroup(labels, group, classes, note)
 
@@ -265,7 +272,7 @@ def choose_classes(name: str, labels: Labels, options: TableOptions) -> Labels:
   """
   if options.merge_case:
     labels = _merge_case(labels)
-  labels = _without_rare(labels, options)
+  labels = _without_rare(name, labels, options)
   if len(labels.classes) < 2:
     raise StudyError(
       f"{name} has fewer than two classes left ({'; '.join(labels.notes)}); "

@@ -147,12 +147,19 @@ def test_rare_class_names_the_options(tmp_path):
   rows = [f"{x},{y}" for x, y in zip(NOISE, ["a", "b"] * 60, strict=True)]
   path.write_text("\n".join(["x,y", *rows, "3.5,odd"]) + "\n")
   data = _data.load_data(str(path), "y")
-  message = (
-    "class 'odd' of .* has 1 row, but .*"
-    "--min-class 4, or pool them with --merge-rare 4"
-  )
+  # One row cannot be pooled to a class of four.
+  message = r"class 'odd' of .* has 1 row, but .* with --min-class 4$"
   with pytest.raises(StudyError, match=message):
     _data.fold(data, 1, 0)
+  with pytest.raises(
+    StudyError, match=r"mine.csv has 1 row in classes .*'odd'"
+  ):
+    _data.load_data(str(path), "y", options=tables.options(merge_rare=4))
+  labels = data.labels.copy()
+  labels[:2] = 2
+  more = data._replace(labels=labels, classes=("a", "b", "c", "d"))
+  with pytest.raises(StudyError, match="4, or pool them with --merge-rare 4"):
+    _data.fold(more._replace(labels=np.append(labels, 3)), 1, 0)
 
 
 @pytest.mark.parametrize(("classes", "rows"), [(501, 50_000), (30, 50)])
