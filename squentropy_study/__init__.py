@@ -32,6 +32,7 @@ if TYPE_CHECKING:
   from squentropy_study._store import read_config
   from squentropy_study._study_error import StudyError
   from squentropy_study._summary_page import differences_figure
+  from squentropy_study._table_options import TableOptions
   from squentropy_study._train import RunResult
   from squentropy_study._verdict import Statement, verdict
 
@@ -50,6 +51,7 @@ __all__ = [
   "Settings",
   "Statement",
   "StudyError",
+  "TableOptions",
   "compare",
   "compare_values",
   "comparisons_csv",
@@ -89,6 +91,7 @@ _MODULES = {
   "_store": ("read_config",),
   "_study_error": ("StudyError",),
   "_summary_page": ("differences_figure",),
+  "_table_options": ("TableOptions",),
   "_train": ("RunResult",),
   "_verdict": ("Statement", "verdict"),
 }

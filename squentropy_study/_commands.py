@@ -87,6 +87,53 @@ def _seconds(text: str) -> float:
   return value
 
 
+def _add_table_options(run: argparse.ArgumentParser) -> None:
+  """Adds the options on columns and labels of a table."""
+  table = run.add_argument_group("columns and labels of a table")
+  for name, text in (
+    ("drop", "leave out a column"),
+    ("categorical", "one-hot encode a column, whatever it looks like"),
+    ("numeric", "read a column as numbers, whatever it looks like"),
+  ):
+    table.add_argument(
+      f"--{name}",
+      action="append",
+      default=[],
+      metavar="COLUMN",
+      help=f"{text}; may be given several times",
+    )
+  table.add_argument(
+    "--missing",
+    action="append",
+    default=[],
+    metavar="VALUE",
+    help="a value that means a missing value in a column of features, such as "
+    "-999; may be given several times",
+  )
+  table.add_argument(
+    "--min-class",
+    type=int,
+    metavar="N",
+    help="drop the rows of classes with fewer than N rows",
+  )
+  table.add_argument(
+    "--merge-rare",
+    type=int,
+    metavar="N",
+    help="pool the classes with fewer than N rows in one class",
+  )
+  table.add_argument(
+    "--merge-case",
+    action="store_true",
+    help="merge labels that differ only in upper and lower case",
+  )
+  table.add_argument(
+    "--dedupe",
+    action="store_true",
+    help="keep only the first of several rows with equal features and label",
+  )
+
+
 def _parser() -> _Parser:
   parser = _Parser(
     prog=_PROGRAM,
@@ -98,11 +145,26 @@ def _parser() -> _Parser:
   run = commands.add_parser("run", help="train, compare and write a report")
   run.add_argument(
     "data",
-    help="a bundled data set (listed by: squentropy-study data), or a .csv, "
-    ".tsv, .parquet or .npz file; .csv and .tsv may be compressed (.gz, .zip)",
+    help="a bundled data set (listed by: squentropy-study data), a file "
+    "(separated values as .csv, .tsv, .tab, .txt or .data, .arff, .parquet, "
+    ".xlsx or .npz; also compressed as .gz, .zip, .bz2 or .xz), or a folder "
+    "with one folder of images per class",
   )
   run.add_argument(
     "--label", metavar="COLUMN", help="the column of a table to predict"
+  )
+  run.add_argument(
+    "--encoding",
+    metavar="NAME",
+    help="encoding of a text file, such as cp1252 (default: its byte order "
+    "mark, or UTF-8)",
+  )
+  run.add_argument(
+    "--no-header",
+    dest="header",
+    action="store_false",
+    help="the first line of the file has no names of columns; they are called "
+    "column1, column2, ...",
   )
   run.add_argument(
     "--rows",
@@ -206,6 +268,7 @@ def _parser() -> _Parser:
     metavar="SEED",
     help="seed for the sample of rows and for the folds (default: %(default)s)",
   )
+  _add_table_options(run)
   run.add_argument(
     "--out",
     type=Path,
@@ -267,7 +330,10 @@ def _interrupted(settings: Settings, out: Path) -> str:
 def _run_study(arguments: argparse.Namespace, command: str) -> None:
   fields = [field.name for field in dataclasses.fields(Settings)]
   values = {name: getattr(arguments, name) for name in fields}
-  settings = Settings(**{**values, "losses": tuple(values["losses"])})
+  for name, value in values.items():
+    if isinstance(value, list):
+      values[name] = tuple(value)
+  settings = Settings(**values)
   out = arguments.out or Path("reports") / _data.short_name(settings.data)
   errors = Console(stderr=True)
   with contextlib.ExitStack() as stack:

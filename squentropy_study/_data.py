@@ -11,8 +11,15 @@ import numpy as np
 from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from squentropy_study import _data_files
+from squentropy_study import (
+  _encoding,
+  _read_file,
+  _read_text,
+)
+from squentropy_study._encoding import EncodedTable
+from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
+from squentropy_study._table_options import NO_OPTIONS, TableOptions
 
 # Without cross-validation one part of four is the validation part and one the
 # test part.
@@ -29,6 +36,9 @@ class Dataset(NamedTuple):
     labels: ``[rows]``, int32 class ids from 0.
     classes: Names of the classes.
     notes: Sentences on how the file was turned into numbers.
+    warnings: Sentences on what may be wrong with the data.
+    row_numbers: ``[rows]``, the number of each row in the file, from 0; None if
+      all rows of the file are used.
   """
 
   name: str
@@ -36,6 +46,8 @@ class Dataset(NamedTuple):
   labels: np.ndarray
   classes: tuple[str, ...]
   notes: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
+  row_numbers: np.ndarray | None = None
 
 
 class FoldRows(NamedTuple):
@@ -101,16 +113,31 @@ def names() -> tuple[str, ...]:
 def short_name(name: str) -> str:
   """Returns the name of a data set, or of a file without its endings."""
   path = Path(name)
-  return Path(path.stem).stem if _data_files.is_compressed(path) else path.stem
+  return Path(path.stem).stem if _read_text.is_compressed(path) else path.stem
 
 
-def load_data(name: str, label: str | None = None) -> Dataset:
-  """Loads a bundled data set or a data file.
+def load_data(
+  name: str,
+  label: str | None = None,
+  *,
+  options: TableOptions = NO_OPTIONS,
+  encoding: str | None = None,
+  header: bool = True,
+) -> Dataset:
+  """Loads a bundled data set, a data file, or a folder of images.
 
   Args:
     name: A bundled data set (``digits``, ``iris``, ``wine``,
-      ``breast_cancer``) or the path of a CSV, TSV, Parquet or NPZ file.
+      ``breast_cancer``), or the path of a file of separated values (``.csv``,
+      ``.tsv``, ``.tab``, ``.txt``, ``.data``), an ARFF, Parquet, Excel or NPZ
+      file, or a folder with one folder of images per class. A file may be
+      compressed.
     label: The column of a table with the classes.
+    options: How a table is turned into features and labels.
+    encoding: The encoding of a text without a byte order mark, such as
+      ``cp1252``; None is UTF-8.
+    header: Whether the first line of a text or workbook names the columns.
+      Without names, they are ``column1``, ``column2`` and so on.
 
   Returns:
     The data set.
@@ -129,15 +156,30 @@ def load_data(name: str, label: str | None = None) -> Dataset:
       if path.suffix or path.name != name:
         raise StudyError(f"there is no file {name}; check the path")
       raise unknown_name("data set", name, names())
-    return Dataset(name, *_data_files.read(path, label))
+    found = _read_file.read(path, label, encoding=encoding, header=header)
+    if isinstance(found, RawTable):
+      _, encoded = _encoding.fit_encoder(
+        name, found, str(label), options=options
+      )
+    else:
+      encoded = _encoding.apply_options(name, found, options)
+    return Dataset(name, *encoded)
   if label is not None:
     raise StudyError(
       f"{name} already has labels, so it has no column to choose; leave out "
       "--label"
     )
+  if encoding is not None or not header:
+    raise StudyError(
+      f"{name} is a bundled data set and no file; leave out --encoding and "
+      "--no-header"
+    )
   bunch = _BUNDLED[name]()
   classes = tuple(map(str, bunch.target_names))
-  return Dataset(name, bunch.data, bunch.target.astype(np.int32), classes)
+  encoded = EncodedTable(bunch.data, bunch.target.astype(np.int32), classes)
+  if options != NO_OPTIONS:
+    encoded = _encoding.apply_options(name, encoded, options)
+  return Dataset(name, *encoded)
 
 
 def describe(name: str) -> str:
@@ -185,6 +227,9 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
   return dataset._replace(
     features=dataset.features[index],
     labels=dataset.labels[index],
+    row_numbers=index
+    if dataset.row_numbers is None
+    else dataset.row_numbers[index],
     notes=(*dataset.notes, note),
   )
 
@@ -194,9 +239,12 @@ def _check_counts(dataset: Dataset, least: int, purpose: str) -> None:
   if counts.min() < least:
     rare = dataset.classes[counts.argmin()]
     rows = f"{counts.min()} row{'s' if counts.min() != 1 else ''}"
+    enough = counts[counts < least].sum() >= least
+    pool = f", or pool them with --merge-rare {least}" if enough else ""
     raise StudyError(
       f"class {rare!r} of {dataset.name} has {rows}, but {purpose} needs at "
-      f"least {least} rows of each class; add rows, or remove the class"
+      f"least {least} rows of each class; add rows, or drop rare classes with "
+      f"--min-class {least}{pool}"
     )
 
 

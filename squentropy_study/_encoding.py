@@ -2,20 +2,27 @@
 """Turns a table with names and missing values into numbers and class ids."""
 
 from collections.abc import Sequence
-import re
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from squentropy_study import _column_types, _label_column, _table_checks
+from squentropy_study._column_cells import Cells, read_cells
+from squentropy_study._column_encoder import ColumnEncoder
+from squentropy_study._column_notes import (
+  Decision,
+  Remark,
+  listed,
+  notes,
+  sentinel_warnings,
+)
+from squentropy_study._label_column import Labels, row_count
+from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
-
-# Labels of a row without a class; "None" and "NA" may be names of classes.
-MISSING_LABELS = ("", "?")
-# Names of classes that may have been meant as missing labels.
-_AMBIGUOUS_NAMES = frozenset(("na", "n/a", "nan", "none", "null"))
-# A column with more categories is probably a name or a key.
-_MOST_CATEGORIES = 100
+from squentropy_study._table_encoder import TableEncoder, check_names
+from squentropy_study._table_options import NO_OPTIONS, TableOptions, written
 
 
 class EncodedTable(NamedTuple):
@@ -26,161 +33,243 @@ class EncodedTable(NamedTuple):
     labels: ``[rows]``, int32 class ids from 0.
     classes: Names of the classes.
     notes: Sentences on how the table was turned into numbers.
+    warnings: Sentences on what may be wrong with the table.
+    row_numbers: ``[rows]``, the number of each row in the table, from 0; None
+      if all rows are used.
   """
 
   features: np.ndarray
   labels: np.ndarray
   classes: tuple[str, ...]
   notes: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
+  row_numbers: np.ndarray | None = None
 
 
-def _class_name(value: Any) -> str:
-  """Writes integral floats as integers where that is exact."""
-  if isinstance(value, float | np.floating):
-    value = float(value)
-    return str(int(value)) if abs(value) < 2**53 else str(value)
-  return str(value)
+def _check_columns(
+  source: str, names: Sequence[str], label: str, options: TableOptions
+) -> None:
+  """Raises if the label or an option names a column that is not there."""
+  if label not in names:
+    raise unknown_name(f"column of {source}", label, names)
+  for option in ("drop", "categorical", "numeric"):
+    for column in getattr(options, option):
+      if column == label:
+        raise StudyError(
+          f"{written(option, column)}: the column holds the labels; name a "
+          "column of features"
+        )
+      if column not in names:
+        raise unknown_name(
+          f"column of {source} in --{option}", column, list(names)
+        )
 
 
-def check_names(source: str, names: Sequence[str]) -> None:
-  """Raises if two columns have the same name, as the label may be one."""
-  if len(set(names)) < len(names):
-    twice = next(name for name in names if names.count(name) > 1)
-    raise StudyError(f"{source} has two columns {twice!r}; rename one of them")
-
-
-def without_label(rows: int) -> list[str]:
-  """Returns the note on rows that are dropped, if there are any."""
-  if rows == 1:
-    return ["1 row without a label is dropped"]
-  return [f"{rows} rows without a label are dropped"] if rows else []
-
-
-def class_ids(
-  name: str, labels: Any
-) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-  """Numbers the values of a label column from 0, in sorted order.
-
-  Args:
-    name: The name of the column in error messages.
-    labels: Values of any type, one per row. Spaces around text are removed.
-
-  Returns:
-    Ids ``[kept]`` int32, names of the classes, and a mask ``[rows]`` of the
-    rows that have a label.
-
-  Raises:
-    StudyError: The column has fewer than two values, or is not categorical.
-  """
-  series = pd.Series(labels)
-  if series.dtype.kind == "O":
-    stripped = [v.strip() if isinstance(v, str) else v for v in series]
-    series = pd.Series(stripped, dtype=object)
-    series = series.mask(series.isin(MISSING_LABELS))
-  kept = series.notna().to_numpy()
-  values = series[kept].infer_objects()
-  if values.dtype.kind == "c":
-    raise StudyError(
-      f"{name} must hold classes, got complex numbers; convert them to class "
-      "ids"
-    )
-  if values.dtype.kind == "f" and not np.equal(np.mod(values, 1), 0).all():
-    raise StudyError(
-      f"{name} must hold classes, got fractional numbers; choose another "
-      "column, or bin the values into classes"
-    )
-  if values.dtype.kind == "O":
-    values = values.astype(str)
-  ids, classes = pd.factorize(values, sort=True)
-  if len(classes) < 2:
-    found = f"one class ({classes[0]})" if len(classes) else "no class"
-    raise StudyError(
-      f"{name} has {found}, but a study needs at least two classes; choose "
-      "another column"
-    )
-  return ids.astype(np.int32), tuple(map(_class_name, classes)), kept
-
-
-def _numeric(column: pd.Series) -> np.ndarray | None:
-  """Returns the column as float64, or None if it is categorical."""
-  if column.dtype.kind in "biuf" or isinstance(
-    column.dtype, (pd.BooleanDtype, pd.Int64Dtype, pd.Float64Dtype)
-  ):
-    return column.to_numpy(np.float64, na_value=np.nan)
-  return None
-
-
-def _is_row_index(name: str, values: np.ndarray) -> bool:
-  """Whether a column is the index that pandas and R write first."""
-  # The name that pandas gives a column without one.
-  if not re.fullmatch(r"Unnamed: \d+(\.\d+)*", name):
-    return False
-  return bool((np.mod(values, 1) == 0).all()) and (
-    np.unique(values).size == values.size
+def _none_left(source: str, label: str, remarks: list[Remark]) -> StudyError:
+  reasons = "; ".join(notes(remarks)) or "it has no other column"
+  return StudyError(
+    f"{source} has no usable column of features in addition to {label!r}: "
+    f"{reasons}; add a column of features"
   )
 
 
-def _columns(frame: pd.DataFrame) -> tuple[list[np.ndarray], list[str]]:
-  """Returns the numeric columns, and notes on how they were made."""
-  columns, notes = [], []
-  one_hot, imputed, dropped, indices = [], [], [], []
-  for name in frame.columns:
-    column = frame[name]
-    values = _numeric(column)
-    if values is None:
-      if column.dtype.kind in "mM":
-        raise StudyError(
-          f"column {name!r} must be numeric or categorical, got times; convert "
-          "it to numbers, or remove it"
-        )
-      present = column.astype(object).where(column.notna(), None)
-      ids, categories = pd.factorize(present.map(str, na_action="ignore"))
-      if not 0 < len(categories) <= _MOST_CATEGORIES:
-        dropped.append(str(name))
-        continue
-      # A missing value is a row of zeros, a category like the others.
-      columns += [(ids == k).astype(np.float64) for k in range(len(categories))]
-      one_hot.append(str(name))
+class _Columns(NamedTuple):
+  """The columns of features, and what is said about all columns."""
+
+  encoders: list[ColumnEncoder]
+  cells: list[Cells]
+  remarks: list[Remark]
+  warnings: list[str]
+  sentinels: list[tuple[str, tuple[tuple[str, int], ...]]]
+
+
+def _decide(
+  source: str, table: RawTable, label: str, options: TableOptions
+) -> _Columns:
+  """Decides what becomes of each column of the rows that have a label."""
+  columns = _Columns([], [], [], [], [])
+  only_id: list[tuple[str, Cells, object]] = []
+
+  def add(decision: Decision, cells: Cells) -> None:
+    columns.remarks.extend(decision.remarks)
+    columns.warnings.extend(decision.warnings)
+    if decision.encoder is not None:
+      columns.encoders.append(decision.encoder)
+      columns.sentinels.append((decision.encoder.name, decision.sentinels))
+      columns.cells.append(cells)
+
+  for name in table.frame.columns:
+    if name == label:
       continue
-    values = np.where(np.isinf(values), np.nan, values)
-    missing = np.isnan(values)
-    if missing.all():
-      dropped.append(str(name))
+    if name in options.drop:
+      columns.remarks.append(Remark("dropped", name))
       continue
-    if _is_row_index(str(name), values):
-      indices.append(str(name))
-      continue
-    columns.append(values)
-    if missing.any():
-      columns.append(missing.astype(np.float64))
-      imputed.append(f"{name} ({missing.sum()})")
-  if one_hot:
-    notes.append(
-      f"categorical columns are one-hot encoded: {', '.join(one_hot)}"
+    column = table.frame[name]
+    cells = read_cells(name, column, options.missing)
+    decision = _column_types.decide(
+      name, column.dtype, cells, table.decimal, options
     )
-  if imputed:
-    notes.append(
-      "missing or infinite values are replaced by the mean of the training "
-      f"rows and marked in an added column: {', '.join(imputed)}"
+    if decision.identifies:
+      only_id.append((name, cells, column.dtype))
+    add(decision, cells)
+  if not columns.encoders and len(only_id) == 1:
+    # Without its only column there would be no study.
+    name, cells, dtype = only_id[0]
+    asked = dataclasses.replace(options, numeric=(*options.numeric, name))
+    try:
+      decision = _column_types.decide(name, dtype, cells, table.decimal, asked)
+    except StudyError:
+      raise _none_left(source, label, columns.remarks) from None
+    columns.remarks[:] = [r for r in columns.remarks if r.topic != "id"]
+    add(decision, cells)
+    columns.warnings.append(
+      f"column {name!r} seems to number the rows, and is used because there is "
+      "no other column of features; add columns that describe the rows"
     )
-  if indices:
-    notes.append(
-      "row indices without a column name are dropped, because they reveal the "
-      f"class in a sorted table: {', '.join(indices)}"
-    )
-  if dropped:
-    notes.append(
-      "empty columns and columns with more than "
-      f"{_MOST_CATEGORIES} categories are dropped: {', '.join(dropped)}"
-    )
-  return columns, notes
+  if not columns.encoders:
+    raise _none_left(source, label, columns.remarks)
+  return columns
+
+
+def _leaks(
+  columns: _Columns, blocks: list[np.ndarray], labels: np.ndarray
+) -> list[str]:
+  """Says which columns predict the label alone."""
+  found = []
+  for encoder, block in zip(columns.encoders, blocks, strict=True):
+    values = block[:, 0]
+    if encoder.kind == "categorical":
+      values = np.where(block.any(axis=1), block.argmax(axis=1), -1)
+    accuracy = _table_checks.predicts_label(values, labels)
+    if accuracy is not None:
+      found.append((encoder.name, accuracy))
+  if not found:
+    return []
+  names = [f"{name} (accuracy {accuracy:.3f})" for name, accuracy in found]
+  return [
+    "one column alone predicts the label, by a cross-validated decision tree: "
+    f"{listed(names)}; if its values are known only after the label, leave it "
+    f"out with {written('drop', found[0][0])}"
+  ]
+
+
+def fit_encoder(
+  source: str,
+  table: RawTable,
+  label: str,
+  *,
+  options: TableOptions = NO_OPTIONS,
+) -> tuple[TableEncoder, EncodedTable]:
+  """Decides how a table becomes features and class ids, and does it.
+
+  The type of a column is decided from all of its cells in rows that have a
+  label, so that it does not depend on the order of the rows.
+
+  Args:
+    source: The name of the table in error messages.
+    table: The table as it was read.
+    label: The column with the classes.
+    options: What the user says about columns and labels.
+
+  Returns:
+    The encoder, which turns new rows into features alike, and the rows of the
+    table.
+
+  Raises:
+    StudyError: The label column is missing, has fewer than two classes or looks
+      like an id, an option does not fit the table, or no column of features is
+      left.
+  """
+  names = [str(name) for name in table.frame.columns]
+  check_names(source, names)
+  _check_columns(source, names, label, options)
+  frame = table.frame.set_axis(names, axis=1)
+  labels = _label_column.read_labels(
+    f"column {label!r} of {source}", frame[label], options
+  )
+  kept = frame.loc[labels.kept] if not labels.kept.all() else frame
+  columns = _decide(source, table._replace(frame=kept), label, options)
+  encoder = TableEncoder(
+    label, labels.classes, tuple(columns.encoders), options.missing
+  )
+  blocks = [
+    encoder.encode_cells(cells)
+    for encoder, cells in zip(columns.encoders, columns.cells, strict=True)
+  ]
+  features, ids = np.concatenate(blocks, axis=1), labels.ids
+  row_numbers = np.flatnonzero(labels.kept)
+  said = [*table.notes, *labels.notes, *notes(columns.remarks)]
+  warnings = [
+    *labels.warnings,
+    *columns.warnings,
+    *sentinel_warnings(columns.sentinels),
+    *_leaks(columns, blocks, ids),
+  ]
+  encoded = EncodedTable(
+    features, ids, labels.classes, tuple(said), tuple(warnings), row_numbers
+  )
+  return encoder, _deduped(encoded) if options.dedupe else encoded
+
+
+def _deduped(encoded: EncodedTable) -> EncodedTable:
+  """Keeps the first of several rows with equal features and label."""
+  first = _table_checks.first_of_equals(encoded.features, encoded.labels)
+  repeats = int((~first).sum())
+  if not repeats or encoded.row_numbers is None:
+    return encoded
+  note = f"{row_count(repeats)} with the features and the label of an earlier "
+  return encoded._replace(
+    features=encoded.features[first],
+    labels=encoded.labels[first],
+    row_numbers=encoded.row_numbers[first],
+    notes=(*encoded.notes, f"{note}row dropped, as asked by --dedupe"),
+  )
+
+
+def apply_options(
+  source: str, encoded: EncodedTable, options: TableOptions
+) -> EncodedTable:
+  """Applies the options on rows and classes to arrays of features and labels.
+
+  Args:
+    source: The name of the arrays in error messages.
+    encoded: Features and labels that were not columns of a table.
+    options: What the user asked for.
+
+  Returns:
+    The chosen rows and classes.
+
+  Raises:
+    StudyError: An option is about a column, or fewer than two classes are left.
+  """
+  if option := options.column_option():
+    raise StudyError(f"{source} has no columns with names; leave out {option}")
+  kept = np.ones(encoded.labels.size, bool)
+  labels = _label_column.choose_classes(
+    f"the label of {source}",
+    Labels(encoded.labels, encoded.classes, kept),
+    options,
+  )
+  rows = encoded.row_numbers
+  rows = np.arange(kept.size) if rows is None else rows
+  encoded = EncodedTable(
+    encoded.features[labels.kept],
+    labels.ids,
+    labels.classes,
+    (*encoded.notes, *labels.notes),
+    (*encoded.warnings, *labels.warnings),
+    rows[labels.kept],
+  )
+  return _deduped(encoded) if options.dedupe else encoded
 
 
 def encode_table(source: str, frame: pd.DataFrame, label: str) -> EncodedTable:
   """Turns a table into features and class ids.
 
   Numeric columns are kept. A missing value stays NaN, and an added column
-  marks it. A categorical column is one-hot encoded.
+  marks it. A categorical column is one-hot encoded, and a date becomes days and
+  calendar features. Columns that are constant or identify the rows are left
+  out.
 
   Args:
     source: The name of the table in error messages.
@@ -188,7 +277,7 @@ def encode_table(source: str, frame: pd.DataFrame, label: str) -> EncodedTable:
     label: The column with the classes.
 
   Returns:
-    Features ``[rows, features]`` float64, labels, classes and notes.
+    Features ``[rows, features]`` float64, labels, classes, notes and warnings.
 
   Raises:
     StudyError: The label column is missing or has fewer than two classes, or
@@ -201,24 +290,5 @@ def encode_table(source: str, frame: pd.DataFrame, label: str) -> EncodedTable:
     >>> encode_table("my table", frame, "kind").classes
     ('a', 'b')
   """
-  names = [str(name) for name in frame.columns]
-  check_names(source, names)
-  if label not in names:
-    raise unknown_name(f"column of {source}", label, names)
-  frame = frame.set_axis(names, axis=1)
-  ids, classes, kept = class_ids(f"column {label!r} of {source}", frame[label])
-  notes = without_label((~kept).sum())
-  if ambiguous := [x for x in classes if x.lower() in _AMBIGUOUS_NAMES]:
-    notes.append(
-      "these labels are counted as classes; leave the label empty where it is "
-      f"missing: {', '.join(ambiguous)}"
-    )
-  columns, more = _columns(frame.loc[kept].drop(columns=label))
-  if not columns:
-    raise StudyError(
-      f"{source} has no usable column of features in addition to {label!r}: "
-      "all are empty, row indices, or have more than "
-      f"{_MOST_CATEGORIES} categories; add a column of features"
-    )
-  features = np.stack(columns, axis=1)
-  return EncodedTable(features, ids, classes, (*notes, *more))
+  _, encoded = fit_encoder(source, RawTable(frame), label)
+  return encoded

@@ -15,6 +15,7 @@ from squentropy_study import (
   _results,
   _run_files,
   _store,
+  _table_checks,
   _train,
 )
 from squentropy_study._results import Results
@@ -141,7 +142,13 @@ def run(
     0.9
   """
   out = Path(out)
-  dataset = _data.load_data(settings.data, settings.label)
+  dataset = _data.load_data(
+    settings.data,
+    settings.label,
+    options=settings.table_options,
+    encoding=settings.encoding,
+    header=settings.header,
+  )
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
@@ -151,16 +158,21 @@ def run(
   # A command that names only what is new does not reproduce the study.
   if command is None or settings != named:
     command = settings.command(str(out))
+  repeats = _table_checks.repeats_note(
+    dataset.features, dataset.labels, folds.train, folds.test.rows
+  )
+  warnings = [f"warning: {text}" for text in dataset.warnings]
+  notes = (*dataset.notes, *repeats, *warnings)
   _store.prepare(
     out,
     settings,
     command,
     folds.row_counts,
-    dataset.notes,
+    notes,
     _data.digest(dataset),
     fresh=fresh,
   )
-  for note in dataset.notes:
+  for note in notes:
     on_note(note)
   for number in range(len(settings.losses)):
     _train_loss(settings, number, folds, out, save_every, on_progress)

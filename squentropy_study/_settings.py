@@ -9,6 +9,7 @@ import shlex
 
 from squentropy_study import _loss_specs, _models
 from squentropy_study._study_error import StudyError, unknown_name
+from squentropy_study._table_options import TableOptions
 
 # What decides the epoch at which a run is stopped, and the class weights.
 STOPPING = ("refinement", "nll", "accuracy")
@@ -24,8 +25,10 @@ class Settings:
   """Everything that decides the numbers of a study, apart from the data.
 
   Attributes:
-    data: Name of a bundled data set, or path of a file.
+    data: Name of a bundled data set, or path of a file or folder of images.
     label: The column of a table with the classes.
+    encoding: The encoding of a text without a byte order mark; None is UTF-8.
+    header: Whether the first line of a text or workbook names the columns.
     rows: Size of a stratified sample of the rows; None uses all rows.
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
     seeds: Number of seeds, numbered from 0. A seed decides the initial weights
@@ -53,10 +56,20 @@ class Settings:
     batch_size: Rows per step; all training rows if there are fewer.
     learning_rate: Constant learning rate.
     data_seed: Seed of the sample of rows and of the folds.
+    drop: Columns of a table to leave out.
+    categorical: Columns to one-hot encode, whatever they look like.
+    numeric: Columns to read as numbers, whatever they look like.
+    missing: Values that mean a missing value, in addition to empty cells.
+    min_class: Drop the rows of classes with fewer rows.
+    merge_rare: Pool the classes with fewer rows in one class.
+    merge_case: Merge labels that differ only in upper and lower case.
+    dedupe: Keep only the first of several rows with equal features and label.
   """
 
   data: str
   label: str | None = None
+  encoding: str | None = None
+  header: bool = True
   rows: int | None = None
   losses: tuple[str, ...] = _loss_specs.DEFAULT
   seeds: int = 5
@@ -72,6 +85,14 @@ class Settings:
   batch_size: int = 128
   learning_rate: float = 1e-3
   data_seed: int = 0
+  drop: tuple[str, ...] = ()
+  categorical: tuple[str, ...] = ()
+  numeric: tuple[str, ...] = ()
+  missing: tuple[str, ...] = ()
+  min_class: int | None = None
+  merge_rare: int | None = None
+  merge_case: bool = False
+  dedupe: bool = False
 
   def __post_init__(self) -> None:
     """Raises StudyError for settings that cannot be run."""
@@ -123,6 +144,13 @@ class Settings:
       raise StudyError(
         f"data seed must be between 0 and 2**32 - 1, got {self.data_seed}"
       )
+    _ = self.table_options  # Raises for options that contradict each other.
+
+  @property
+  def table_options(self) -> TableOptions:
+    """How a table is turned into features and labels."""
+    names = [field.name for field in dataclasses.fields(TableOptions)]
+    return TableOptions(**{name: getattr(self, name) for name in names})
 
   @property
   def runs(self) -> int:
@@ -150,6 +178,7 @@ class Settings:
 
     options: dict[str, Sequence[object]] = {
       "--label": optional(self.label),
+      "--encoding": optional(self.encoding),
       "--rows": optional(self.rows),
       "--losses": self.losses,
       "--seeds": [self.seeds],
@@ -172,4 +201,7 @@ class Settings:
         words += [option, *map(str, values)]
     if not self.baselines:
       words.append("--no-baselines")
+    if not self.header:
+      words.append("--no-header")
+    words += self.table_options.words()
     return shlex.join(words)

@@ -117,10 +117,9 @@ def check_format(out: Path, config: dict) -> None:
 def read_settings(out: Path, config: dict) -> Settings:
   """Returns the settings in the configuration of a folder."""
   check_format(out, config)
-  lists = ("losses", "epochs")
   try:
     fields: dict[str, Any] = {
-      key: tuple(value) if key in lists else value
+      key: tuple(value) if isinstance(value, list) else value
       for key, value in config["settings"].items()
     }
     return Settings(**fields)

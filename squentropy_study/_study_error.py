@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 import csv
 import difflib
+import lzma
 import tokenize
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ UNREADABLE = (
   ValueError,
   LookupError,
   csv.Error,
+  lzma.LZMAError,
   tokenize.TokenError,
   zipfile.BadZipFile,
   zlib.error,

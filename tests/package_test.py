@@ -139,9 +139,9 @@ def test_imports_match_build_labels_and_setup():
     assert used[package] == labels[package], f"BUILD: {package}"
   # Those who use squentropy_jax.nn have flax, and of transforms optax.
   assert used["squentropy_jax"] - {"flax", "optax"} == core | asked["plots"]
-  # pandas imports pyarrow.
+  # pandas imports openpyxl and pyarrow.
   study = core | asked["study"] | asked["tables"]
-  assert used["squentropy_study"] | {"jax"} == study - {"pyarrow"}
+  assert used["squentropy_study"] | {"jax"} == study - {"openpyxl", "pyarrow"}
   replication = used["replication"] - study
   assert replication == asked["replication"]
   run = {"pytest_xdist", "setuptools"}  # Programs, not modules.
