@@ -242,8 +242,10 @@ def _report_studies(arguments: argparse.Namespace, command: str) -> None:
     _print_results(_run.report(folders[0]), folders[0], console)
     return
   out = arguments.out or Path("reports/summary")
-  comparisons = _summary_page.write(folders, out, command)
-  console.print(_summary_page.table(comparisons))
+  summary = _summary_page.write(folders, out, command)
+  console.print(_summary_page.table(summary), end="\n\n")
+  for text in (summary.conclusion, *summary.statements):
+    console.print(Text(text), end="\n\n")
   _print_plain(f"Report: {out / 'summary.html'}", console)
 
 

@@ -2,22 +2,24 @@
 """Compares losses over several studies, one data set each."""
 
 from collections.abc import Sequence
-import dataclasses
 import math
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from squentropy_study import _results, _store
+from squentropy_study import _results
 from squentropy_study._results import BASELINE
 from squentropy_study._study_error import StudyError
 
+# With 5 differences, the least p-value of the signed-rank test is 0.06.
+LEAST_SETS = 6
 _RESAMPLES = 10_000
 # Decimals to which a difference is rounded; all other metrics have 6.
 _DECIMALS = {"accuracy": 5}
+# All other metrics are better if they are smaller.
+_LARGER_IS_BETTER = frozenset(("accuracy",))
 
 
 class MethodAtLength(NamedTuple):
@@ -52,9 +54,10 @@ class Comparison(NamedTuple):
     mean: Mean of "this loss minus the other".
     median: Median of "this loss minus the other".
     low: Lower end of the 95 % confidence interval of the mean (BCa bootstrap
-      over data sets); NaN for fewer than three or equal differences.
+      over data sets); NaN for fewer than six or equal differences.
     high: Upper end of the interval.
-    p_value: Of the two-sided Wilcoxon signed-rank test.
+    p_value: Of the two-sided Wilcoxon signed-rank test; NaN for fewer than
+      six differences other than 0, which cannot give a p-value below 0.05.
     against: The other loss.
     against_probability_map: The map from its logits to probabilities.
   """
@@ -77,71 +80,6 @@ class Comparison(NamedTuple):
   p_value: float
   against: str = BASELINE
   against_probability_map: str = "softmax"
-
-
-def _read_rows(folder: Path) -> pd.DataFrame:
-  """Reads ``results.csv`` of a finished study."""
-  path = folder / "results.csv"
-  if not path.exists():
-    raise StudyError(
-      f"{folder} holds no finished study; run one with squentropy-study run"
-    )
-  try:
-    rows = pd.read_csv(path)
-  except (pd.errors.EmptyDataError, pd.errors.ParserError):
-    rows = pd.DataFrame()
-  missing = set(_results.ResultRow._fields) - set(rows.columns)
-  if missing or rows.empty:
-    lacking = f"column {min(missing)}" if missing else "rows"
-    raise StudyError(
-      f"{path} is not a table of results (it has no {lacking}); rewrite it "
-      f"with: squentropy-study report {folder}"
-    )
-  return rows
-
-
-def read_results(folders: Sequence[str | Path]) -> pd.DataFrame:
-  """Reads the results of several studies that differ in their data alone.
-
-  Args:
-    folders: Folders of finished studies.
-
-  Returns:
-    The rows of their ``results.csv``.
-
-  Raises:
-    StudyError: A folder holds no finished study, two folders hold the same
-      data, or a setting other than the data differs.
-  """
-  tables: dict[str, pd.DataFrame] = {}
-  digests: set[str] = set()
-  first: dict[str, Any] = {}
-  for folder in map(Path, folders):
-    rows, config = _read_rows(folder), _store.read_config(folder)
-    if config is None:
-      raise StudyError(
-        f"{folder} holds no study because its config.json is missing; run the "
-        "study again"
-      )
-    settings = dataclasses.asdict(_store.read_settings(folder, config))
-    settings.pop("label")
-    data = settings.pop("data")
-    digest = config.get("data_sha256") or data
-    if data in tables or digest in digests:
-      raise StudyError(
-        f"{folder} holds the data {data}, which another folder holds too; "
-        "leave one of them out"
-      )
-    first = first or settings
-    for key, expected in first.items():
-      if settings[key] != expected:
-        raise StudyError(
-          f"{folder} and {folders[0]} must differ in their data alone, but "
-          f"{key} is {settings[key]} and {expected}; run one of them again"
-        )
-    tables[data] = rows
-    digests.add(digest)
-  return pd.concat(tables.values(), ignore_index=True)
 
 
 def _check_pairs(rows: pd.DataFrame) -> None:
@@ -185,9 +123,19 @@ def dataset_means(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
   return result
 
 
+def rounded(values: np.ndarray, metric: str) -> np.ndarray:
+  """Rounds values, because the order of a sum changes their last digits."""
+  return np.round(values, _DECIMALS.get(metric, 6))
+
+
+def larger_is_better(metric: str) -> bool:
+  """Returns whether a larger value of a metric is the better one."""
+  return metric in _LARGER_IS_BETTER
+
+
 def _interval(differences: np.ndarray) -> tuple[float, float]:
   """Returns the interval of the mean; NaN where there is no variation."""
-  if differences.size < 3 or np.ptp(differences) == 0:
+  if differences.size < LEAST_SETS or np.ptp(differences) == 0:
     return (math.nan, math.nan)
   # Sorted, so that the result does not depend on the order of the data sets.
   ends = stats.bootstrap(
@@ -261,7 +209,7 @@ def compare_values(
 
   Args:
     method: The method.
-    metric: The metric; larger is better for ``accuracy`` alone.
+    metric: The metric.
     ours: One value per data set; NaN where the loss diverged.
     theirs: The values of the other method on the same data sets.
     against: Loss and probability map of the other method.
@@ -270,13 +218,10 @@ def compare_values(
     The comparison.
   """
   gone, other_gone = np.isnan(ours), np.isnan(theirs)
-  # Rounded, because the order of a sum changes its last digits.
-  values = np.round(
-    (ours - theirs)[~gone & ~other_gone], _DECIMALS.get(metric, 6)
-  )
-  gains = values if metric == "accuracy" else -values
+  values = rounded((ours - theirs)[~gone & ~other_gone], metric)
+  gains = values if larger_is_better(metric) else -values
   low, high = _interval(values)
-  differs = np.any(values != 0)
+  testable = np.count_nonzero(values) >= LEAST_SETS
   return Comparison(
     *method,
     metric=metric,
@@ -291,19 +236,19 @@ def compare_values(
     median=float(np.median(values)) if values.size else math.nan,
     low=low,
     high=high,
-    p_value=float(stats.wilcoxon(values).pvalue) if differs else 1.0,
+    p_value=float(stats.wilcoxon(values).pvalue) if testable else math.nan,
     against=against[0],
     against_probability_map=against[1],
   )
 
 
-def compare(
+def compare_studies(
   rows: pd.DataFrame, against: tuple[str, str] = (BASELINE, "softmax")
 ) -> list[Comparison]:
   """Compares every loss with one, at every training length, in every metric.
 
   Args:
-    rows: As returned by :func:`read_results`.
+    rows: As returned by :func:`squentropy_study.read_results`.
     against: Loss and probability map to compare with.
 
   Returns:

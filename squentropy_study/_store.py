@@ -27,7 +27,13 @@ CONFIG = "config.json"
 _FORMAT = 1
 _OUTPUTS = ("results.csv", "reliability.png", "training.png", "report.html")
 SUMMARY = "summary.csv"
-_SUMMARY_OUTPUTS = {SUMMARY, "summary.png", "summary.html"}
+_SUMMARY_OUTPUTS = {
+  SUMMARY,
+  "summary.png",
+  "summary.html",
+  "ranks.csv",
+  "ranks.png",
+}
 _PARTIAL = ".part"
 _RUNS = "runs"
 _CHECKPOINT = ".checkpoint"
