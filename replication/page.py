@@ -231,8 +231,8 @@ How to read the tables:
   two is a mean over folds and seeds. A positive difference is better for
   accuracy, and worse for all other measures.
 - **95 % interval** is a bootstrap interval (BCa) of the mean over data sets.
-- **p** is the p-value of the two-sided Wilcoxon signed-rank test. Fewer than six
-  data sets have neither an interval nor a test.
+- **p** is the p-value of the two-sided Wilcoxon signed-rank test. Fewer than
+  six data sets have neither an interval nor a test.
 - **Result** applies the rule of [the plan](plan.md#what-counts): the loss is
   better or worse than the other one if the interval excludes 0 and p < 0.05.
 - **Better, equal, worse** count data sets. On **diverged** ones, a run of the

@@ -98,7 +98,7 @@ def measure(rows: HeldOutLogits) -> tuple[Metrics, calibration.BinStats]:
 
 @jax.jit
 @jax.vmap
-def _recalibrate(
+def recalibrate(
   rows: HeldOutLogits, scores: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Fits a temperature per run; returns it and the scaled scores."""
@@ -123,7 +123,7 @@ def evaluate(fit: HeldOutLogits, test: HeldOutLogits) -> Evaluation:
   Returns:
     The evaluation.
   """
-  temperature, scaled = _recalibrate(fit, test.scores)
+  temperature, scaled = recalibrate(fit, test.scores)
   before, bins = measure(test)
   after, _ = measure(test._replace(scores=scaled))
   pooled = jax.tree.map(lambda sums: sums.sum(axis=0), bins)

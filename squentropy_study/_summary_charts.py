@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from squentropy_study import _charts, _comparisons, _summary_text
-from squentropy_study._rankings import Ranking
+from squentropy_study._average_ranks import Ranking
 from squentropy_study._results import BASELINE
 from squentropy_study._summary_text import TITLES
 

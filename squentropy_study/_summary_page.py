@@ -11,17 +11,17 @@ from rich import box
 from rich.table import Table
 
 from squentropy_study import (
+  _average_ranks,
   _comparisons,
   _page_template,
-  _rankings,
   _report_page,
   _several_studies,
   _store,
   _summary_charts,
   _summary_text,
 )
+from squentropy_study._average_ranks import Ranking
 from squentropy_study._comparisons import Comparison
-from squentropy_study._rankings import Ranking
 from squentropy_study._results import MEASURES, Measure
 from squentropy_study._summary_text import HEADLINE, Summary
 
@@ -258,7 +258,7 @@ def write(folders: Sequence[Path], out: Path, command: str) -> Summary:
   _store.make_summary_folder(out)
   files = {
     "summary.csv": _comparisons.comparisons_csv(summary.comparisons),
-    "ranks.csv": _rankings.rankings_csv(summary.rankings),
+    "ranks.csv": _average_ranks.rankings_csv(summary.rankings),
     "ranks.png": _summary_charts.ranks_figure(first),
     "summary.png": _summary_charts.differences_figure(
       rows, metrics=HEADLINE, against=summary.reference

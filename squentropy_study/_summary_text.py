@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from squentropy_study import _comparisons, _rankings
+from squentropy_study import _average_ranks, _comparisons
+from squentropy_study._average_ranks import Ranking
 from squentropy_study._comparisons import (
   LEAST_SETS,
   Comparison,
   MethodAtLength,
 )
-from squentropy_study._rankings import Ranking
 from squentropy_study._results import BASELINE, MEASURES
 
 # Metrics of the sentences and figures; the first one decides.
@@ -257,12 +257,13 @@ def summarize(rows: pd.DataFrame) -> Summary:
   table = _comparisons.dataset_means(rows)
   lengths = list(dict.fromkeys(method.training_length for method in table))
   rankings = [
-    _rankings.rank(table, length, metric)
+    _average_ranks.rank(table, length, metric)
     for length in lengths
     for metric in HEADLINE
   ]
   maps = {
-    m.loss: m.probability_map for m in _rankings.main_methods(table, lengths[0])
+    method.loss: method.probability_map
+    for method in _average_ranks.main_methods(table, lengths[0])
   }
   chosen = BASELINE if BASELINE in maps else rankings[0].losses[0]
   reference = (chosen, maps[chosen])

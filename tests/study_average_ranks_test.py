@@ -11,8 +11,8 @@ from scipy import stats
 from squentropy_study import (
   MethodAtLength,
   StudyError,
+  _average_ranks,
   _comparisons,
-  _rankings,
   _summary_page,
   _summary_text,
 )
@@ -55,7 +55,7 @@ def test_ranks_and_win_rates_by_hand():
     [0.2, 0.15, 0.1, 0.5],
     [0.3, 0.3, np.nan, 0.5],
   ]
-  ranking = _rankings.rank(_table(values), "stopped", "nll_scaled")
+  ranking = _average_ranks.rank(_table(values), "stopped", "nll_scaled")
   assert ranking.losses == ("squentropy", "cross_entropy", "focal")
   # A loss that diverged has the last rank, and equal losses share theirs.
   np.testing.assert_allclose(ranking.ranks, [6 / 4, 7 / 4, 11 / 4])
@@ -68,7 +68,7 @@ def test_ranks_and_win_rates_by_hand():
   # Four data sets are too few for a test.
   assert math.isnan(ranking.p_value)
   assert math.isnan(ranking.critical_difference)
-  by_accuracy = _rankings.rank(
+  by_accuracy = _average_ranks.rank(
     _table(values, "accuracy"), "stopped", "accuracy"
   )
   assert by_accuracy.losses[0] == "focal"
@@ -76,15 +76,15 @@ def test_ranks_and_win_rates_by_hand():
 
 def test_friedman_and_nemenyi():
   values = np.random.default_rng(0).normal(size=(3, 12))
-  ranking = _rankings.rank(_table(values), "stopped", "nll_scaled")
+  ranking = _average_ranks.rank(_table(values), "stopped", "nll_scaled")
   expected = stats.friedmanchisquare(*np.round(values, 6)).pvalue
   assert ranking.p_value == pytest.approx(expected, rel=1e-9)
   # Demsar (2006), table 5a: q is 2.343 for three classifiers.
   difference = 2.343 * math.sqrt(3 * 4 / (6 * 12))
   assert ranking.critical_difference == pytest.approx(difference, rel=1e-3)
-  equal = _rankings.rank(_table(np.ones((3, 6))), "stopped", "nll_scaled")
+  equal = _average_ranks.rank(_table(np.ones((3, 6))), "stopped", "nll_scaled")
   assert equal.p_value == 1
-  two = _rankings.rank(_table(values[:2]), "stopped", "nll_scaled")
+  two = _average_ranks.rank(_table(values[:2]), "stopped", "nll_scaled")
   assert math.isnan(two.p_value)
 
 
@@ -93,7 +93,7 @@ def test_losses_on_other_data_sets_raise():
   method = MethodAtLength("focal", "softmax", "stopped")
   table[method] = table[method].iloc[:4]
   with pytest.raises(StudyError, match="focal is missing on some data sets"):
-    _rankings.rank(table, "stopped", "nll_scaled")
+    _average_ranks.rank(table, "stopped", "nll_scaled")
 
 
 def test_holm_is_the_correction_of_p_values():
@@ -190,8 +190,9 @@ def test_digits_follow_the_interval(mean, low, high, expected):
 
 
 def test_ranks_are_written_as_a_table():
-  ranking = _rankings.rank(_table(np.ones((3, 6))), "stopped", "nll_scaled")
-  lines = _rankings.rankings_csv([ranking]).decode().splitlines()
+  table = _table(np.ones((3, 6)))
+  ranking = _average_ranks.rank(table, "stopped", "nll_scaled")
+  lines = _average_ranks.rankings_csv([ranking]).decode().splitlines()
   assert lines[0] == (
     "training_length,metric,sets,loss,average_rank,win_rate,best"
   )
