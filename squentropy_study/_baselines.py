@@ -4,7 +4,7 @@
 from collections.abc import Callable
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import warnings
 
 import numpy as np
@@ -118,8 +118,11 @@ def _two_columns(scores: np.ndarray) -> np.ndarray:
 def _fit_majority(part: _Part) -> _Scores:
   _, counts = np.unique(part.labels, return_counts=True)
   scores = np.log(counts / counts.sum())
-  shapes = ((len(rows), scores.size) for rows in (part.validation, part.test))
-  return _Scores(*(np.broadcast_to(scores, shape) for shape in shapes))
+  validation, test = (
+    np.broadcast_to(scores, (len(rows), scores.size))
+    for rows in (part.validation, part.test)
+  )
+  return _Scores(validation, test)
 
 
 def _fit_logistic(part: _Part) -> _Scores:
@@ -135,8 +138,11 @@ def _fit_logistic(part: _Part) -> _Scores:
       f"{LOGISTIC} was stopped after {steps} steps, because there are "
       f"{len(part.train)} training rows with {part.train.shape[1]} columns",
     )
-  scores = (model.decision_function(x) for x in (part.validation, part.test))
-  return _Scores(*map(_two_columns, scores), notes=notes)
+  validation, test = (
+    _two_columns(model.decision_function(x))
+    for x in (part.validation, part.test)
+  )
+  return _Scores(validation, test, notes)
 
 
 def _columns_of_trees(part: _Part) -> np.ndarray:
@@ -279,7 +285,7 @@ def has_baselines(out: Path) -> bool:
 
 def write_baselines(out: Path, baselines: dict[str, Baseline]) -> None:
   """Saves the baselines in the folder of a study."""
-  arrays = {}
+  arrays: dict[str, Any] = {}
   for name, baseline in baselines.items():
     for field, value in baseline._asdict().items():
       as_text = np.str_ if field == "notes" else None
