@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 import shlex
@@ -16,7 +17,9 @@ from rich.text import Text
 
 from squentropy_study import (
   _data,
+  _fingerprint,
   _loss_specs,
+  _loss_words,
   _models,
   _progress_bar,
   _run,
@@ -30,7 +33,7 @@ from squentropy_study._settings import Settings
 from squentropy_study._study_error import StudyError
 
 _PROGRAM = "squentropy-study"
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
   field.name: field.default for field in dataclasses.fields(Settings)
 }
 
@@ -44,11 +47,51 @@ class _Parser(argparse.ArgumentParser):
 
 def _epochs(text: str) -> tuple[int, ...]:
   try:
-    return tuple(int(item) for item in text.split(","))
+    return tuple(int(item) for item in text.split(",") if item)
   except ValueError:
     raise argparse.ArgumentTypeError(
-      f"expected increasing integers such as 40,300; got {text!r}"
+      f"expected increasing integers such as 40 300; got {text!r}"
     ) from None
+
+
+class _Join(argparse.Action):
+  """Joins the values of several words into one tuple."""
+
+  def __call__(
+    self,
+    parser: argparse.ArgumentParser,
+    namespace: argparse.Namespace,
+    values: Any,
+    option: str | None = None,
+  ) -> None:
+    setattr(namespace, self.dest, tuple(itertools.chain.from_iterable(values)))
+
+
+class _Losses(argparse.Action):
+  """Reads losses with spaces or commas between them."""
+
+  def __call__(
+    self,
+    parser: argparse.ArgumentParser,
+    namespace: argparse.Namespace,
+    values: Any,
+    option: str | None = None,
+  ) -> None:
+    # Not as a type, for which argparse replaces the message of the error.
+    setattr(namespace, self.dest, _loss_words.split(values))
+
+
+class _Version(argparse.Action):
+  """Prints the versions that a report of a problem should name."""
+
+  def __call__(
+    self, parser: argparse.ArgumentParser, *_: object, **__: object
+  ) -> None:
+    versions = _fingerprint.versions()
+    names = ("jax", "flax", "numpy", "scikit-learn", "python")
+    listed = ", ".join(f"{name} {versions[name]}" for name in names)
+    print(f"{_PROGRAM} {versions['squentropy_jax']} ({listed})")
+    parser.exit()
 
 
 def _seconds(text: str) -> float:
@@ -66,6 +109,9 @@ def _parser() -> _Parser:
     prog=_PROGRAM,
     description="Trains a classifier with several losses and several seeds, "
     "and compares accuracy, likelihood and calibration on your data.",
+  )
+  parser.add_argument(
+    "--version", nargs=0, action=_Version, help="print the versions and exit"
   )
   commands = parser.add_subparsers(dest="command", required=True)
 
@@ -87,10 +133,12 @@ def _parser() -> _Parser:
   run.add_argument(
     "--losses",
     nargs="+",
+    action=_Losses,
     default=_DEFAULTS["losses"],
     metavar="LOSS",
-    help="losses with hyper-parameters, for example squentropy:scale=0.5 "
-    f"(default: {' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
+    help="losses with hyper-parameters, for example squentropy:scale=0.5, "
+    "with spaces or commas between them (default: "
+    f"{' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
     "losses). Every loss also takes label smoothing, such as smoothing=0.1.",
   )
   run.add_argument(
@@ -101,10 +149,13 @@ def _parser() -> _Parser:
   )
   run.add_argument(
     "--epochs",
+    nargs="+",
     type=_epochs,
+    action=_Join,
     default=_DEFAULTS["epochs"],
-    metavar="N,N",
-    help="training lengths in epochs to report, increasing (default: 40,300)",
+    metavar="N",
+    help="training lengths in epochs to report, increasing, such as 40 300 "
+    f"(default: {' '.join(map(str, _DEFAULTS['epochs']))})",
   )
   run.add_argument(
     "--folds",
@@ -205,7 +256,7 @@ def _interrupted(settings: Settings, out: Path) -> str:
 def _run_study(arguments: argparse.Namespace, command: str) -> None:
   fields = [field.name for field in dataclasses.fields(Settings)]
   values = {name: getattr(arguments, name) for name in fields}
-  settings = Settings(**{**values, "losses": tuple(values["losses"])})
+  settings = Settings(**values)
   out = arguments.out or Path("reports") / _data.short_name(settings.data)
   errors = Console(stderr=True)
   with contextlib.ExitStack() as stack:
@@ -256,7 +307,8 @@ def _dispatch(words: Sequence[str]) -> None:
   elif arguments.command == "report":
     _report_studies(arguments, shlex.join([_PROGRAM, *words]))
   elif arguments.command == "losses":
-    print(*map(_loss_specs.signature, _loss_specs.names()), sep="\n")
+    for name in _loss_specs.names():
+      print(f"{_loss_specs.signature(name)}\n    {_loss_words.purpose(name)}")
   else:
     print(*map(_data.describe, _data.names()), sep="\n")
 

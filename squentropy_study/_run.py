@@ -25,20 +25,28 @@ class Progress(NamedTuple):
 
   Attributes:
     loss: The loss as text.
-    epoch: The last finished epoch.
-    value: Mean training loss over the runs in that epoch; None if an earlier
-      call finished the training.
+    number: Number of the loss, from 1.
+    losses: Number of losses of the study.
+    epoch: Number of epochs so far; may be fractional.
+    value: Mean training loss over the runs; None if an earlier call finished
+      the training.
+    finished: Whether the training with this loss has ended.
   """
 
   loss: str
-  epoch: int
+  number: int
+  losses: int
+  epoch: float
   value: float | None
+  finished: bool
 
 
 def _reporter(
-  on_progress: Callable[[Progress], None], loss: str
+  on_progress: Callable[[Progress], None], start: Progress, last: int
 ) -> Callable[[int, float], None]:
-  return lambda epoch, value: on_progress(Progress(loss, epoch, value))
+  return lambda epoch, value: on_progress(
+    start._replace(epoch=epoch, value=value, finished=epoch == last)
+  )
 
 
 def run(
@@ -101,16 +109,17 @@ def run(
   )
   for note in dataset.notes:
     on_note(note)
-  for loss in losses:
+  for number, loss in enumerate(losses, 1):
+    start = Progress(loss.text, number, len(losses), 0.0, None, False)
     if _store.has_run_result(out, loss.text):
-      on_progress(Progress(loss.text, settings.epochs[-1], None))
+      on_progress(start._replace(finished=True))
       continue
     checkpoint = _store.Checkpoint(out, loss.text, save_every)
     result = _train.train(
       settings,
       loss,
       folds,
-      _reporter(on_progress, loss.text),
+      _reporter(on_progress, start, settings.epochs[-1]),
       restore=checkpoint.restore,
       save=checkpoint.save,
     )
