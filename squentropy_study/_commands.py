@@ -125,6 +125,18 @@ def _parser() -> _Parser:
     "--label", metavar="COLUMN", help="the column of a table to predict"
   )
   run.add_argument(
+    "--time",
+    metavar="COLUMN",
+    help="train on the past: the test rows are the last quarter in the order "
+    "of this column, the validation rows the quarter before",
+  )
+  run.add_argument(
+    "--group",
+    metavar="COLUMN",
+    help="keep the rows with the same value in this column, such as those of a "
+    "customer, in the same part",
+  )
+  run.add_argument(
     "--rows",
     type=int,
     metavar="N",

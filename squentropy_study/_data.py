@@ -9,14 +9,10 @@ import warnings
 
 import numpy as np
 from sklearn import datasets as sklearn_datasets
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import train_test_split
 
-from squentropy_study import _data_files
+from squentropy_study import _data_files, _splits
 from squentropy_study._study_error import StudyError, unknown_name
-
-# Without cross-validation one part of four fits the temperature and one part
-# is the test part.
-_PARTS = 4
 
 
 class Dataset(NamedTuple):
@@ -29,6 +25,10 @@ class Dataset(NamedTuple):
     labels: ``[rows]``, int32 class ids from 0.
     classes: Names of the classes.
     notes: Sentences on how the file was turned into numbers.
+    times: ``[rows]``, numbers or dates that order the rows; None without
+      ``--time``.
+    groups: ``[rows]``, equal values for the rows of a group; None without
+      ``--group``.
   """
 
   name: str
@@ -36,6 +36,8 @@ class Dataset(NamedTuple):
   labels: np.ndarray
   classes: tuple[str, ...]
   notes: tuple[str, ...] = ()
+  times: np.ndarray | None = None
+  groups: np.ndarray | None = None
 
 
 class FoldRows(NamedTuple):
@@ -64,6 +66,7 @@ class Folds(NamedTuple):
     train: ``[folds, rows]``, training rows; equally many in each fold.
     calibration: Rows that fit the temperature.
     test: Rows that are reported.
+    notes: Sentences on the split.
   """
 
   features: np.ndarray
@@ -74,6 +77,7 @@ class Folds(NamedTuple):
   train: np.ndarray
   calibration: FoldRows
   test: FoldRows
+  notes: tuple[str, ...] = ()
 
   @property
   def row_counts(self) -> dict[str, int]:
@@ -151,7 +155,10 @@ def describe(name: str) -> str:
 def digest(dataset: Dataset) -> str:
   """Returns a SHA-256 of everything in a data set that decides numbers."""
   result = hashlib.sha256()
-  for array in (dataset.features, dataset.labels):
+  decisive = (dataset.features, dataset.labels, dataset.times, dataset.groups)
+  for array in (x for x in decisive if x is not None):
+    if array.dtype.kind == "O":
+      array = array.astype(str)
     result.update(f"{array.dtype.str} {array.shape} ".encode())
     result.update(np.ascontiguousarray(array).data)
   result.update(repr(dataset.classes).encode())
@@ -185,6 +192,8 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
   return dataset._replace(
     features=dataset.features[index],
     labels=dataset.labels[index],
+    times=None if dataset.times is None else dataset.times[index],
+    groups=None if dataset.groups is None else dataset.groups[index],
     notes=(*dataset.notes, note),
   )
 
@@ -225,42 +234,79 @@ def _standardization(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return mean, np.where(varies, 1 / np.where(varies, deviation, 1), 0)
 
 
-def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
-  """Splits the rows into stratified parts and assigns the parts to folds.
+def _split(
+  dataset: Dataset,
+  folds: int,
+  seed: int,
+  times: np.ndarray | None,
+  groups: np.ndarray | None,
+) -> _splits.Split:
+  """Assigns the rows to the parts of the folds."""
+  labels, size = dataset.labels, len(dataset.classes)
+  _splits.check_options(folds, time=times is not None, group=groups is not None)
+  if times is not None:
+    split, option = _splits.by_time(labels, times), "--time"
+  else:
+    parts = _splits.PARTS if folds == 1 else folds
+    _check_counts(
+      dataset, parts, "a split into training, calibration and test rows"
+    )
+    if groups is None:
+      return _splits.random(labels, folds, seed)
+    split, option = _splits.grouped(labels, folds, seed, groups), "--group"
+  notes = list(split.notes)
+  names = ("training", "validation", "test")
+  for name, part in zip(names, split[:3], strict=True):
+    for rows in part:
+      counts = np.bincount(labels[rows], minlength=size)
+      if counts.all():
+        continue
+      absent = dataset.classes[counts.argmin()]
+      text = f"class {absent!r} has no {name} row in the split of {option}"
+      if name == "training":
+        raise StudyError(f"{text}; drop its rows, or leave out {option}")
+      notes.append(text)
+  return split._replace(notes=tuple(dict.fromkeys(notes)))
+
+
+def fold(
+  dataset: Dataset,
+  folds: int,
+  seed: int,
+  *,
+  times: np.ndarray | None = None,
+  groups: np.ndarray | None = None,
+) -> Folds:
+  """Splits the rows into parts and assigns the parts to folds.
 
   Fold ``i`` tests on part ``i``, fits the temperature on the next part and
-  trains on all others. A single fold is the first fold of four.
+  trains on all others. A single fold is the first fold of four. The parts have
+  the same shares of the classes, except with times.
 
   Args:
     dataset: The rows.
     folds: Number of folds: 1, or 3 and more for cross-validation.
     seed: Seed of the split; the same for every loss and every training seed.
+    times: ``[rows]``, numbers or dates: the test part is the last quarter of
+      the rows in time, and the validation part the quarter before. There is
+      one fold.
+    groups: ``[rows]``, equal values for the rows of a group, of which none is
+      in two parts.
 
   Returns:
     The folds.
 
   Raises:
-    StudyError: A class has too few rows to be in every part.
+    StudyError: A class has too few rows to be in every part, or times or
+      groups cannot be split.
   """
-  parts = _PARTS if folds == 1 else folds
-  _check_counts(
-    dataset, parts, "a split into training, calibration and test rows"
-  )
-  splitter = StratifiedKFold(parts, shuffle=True, random_state=seed)
-  rows = np.arange(dataset.labels.size)
-  split = [index for _, index in splitter.split(rows, dataset.labels)]
+  split = _split(dataset, folds, seed, times, groups)
   # In float64, because a large offset would cancel in float32.
   features = dataset.features.astype(np.float64)
   mean, inverse = _standardization(features)
   features = ((features - mean) * inverse).astype(np.float32)
   order = np.random.default_rng(seed)
-  train, calibration, test = [], [], []
-  for number in range(folds):
-    after = (number + 1) % parts
-    others = [p for k, p in enumerate(split) if k not in (number, after)]
-    train.append(order.permutation(np.concatenate(others)))
-    calibration.append(split[after])
-    test.append(split[number])
+  train = [order.permutation(rows) for rows in split.train]
   # All folds train in one compiled program, so they need the same length.
   size = min(map(len, train))
   train = [rows[:size] for rows in train]
@@ -275,6 +321,7 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
     np.stack(shift).astype(np.float32),
     np.stack(scale).astype(np.float32),
     np.stack(train),
-    _pad(calibration),
-    _pad(test),
+    _pad(split.validation),
+    _pad(split.test),
+    split.notes,
   )

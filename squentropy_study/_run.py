@@ -97,17 +97,30 @@ def run(
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
   _models.check_shape(settings.model, settings.data, shape)
-  folds = _data.fold(dataset, settings.folds, settings.data_seed)
+  for option, column in (("time", dataset.times), ("group", dataset.groups)):
+    if getattr(settings, option) is not None and column is None:
+      raise StudyError(
+        f"{settings.data} has no column for --{option}, which needs a table; "
+        f"leave out --{option}"
+      )
+  folds = _data.fold(
+    dataset,
+    settings.folds,
+    settings.data_seed,
+    times=dataset.times,
+    groups=dataset.groups,
+  )
+  notes = (*dataset.notes, *folds.notes)
   _store.prepare(
     out,
     settings,
     command or settings.command(str(out)),
     folds.row_counts,
-    dataset.notes,
+    notes,
     _data.digest(dataset),
     fresh=fresh,
   )
-  for note in dataset.notes:
+  for note in notes:
     on_note(note)
   for number, loss in enumerate(losses, 1):
     start = Progress(loss.text, number, len(losses), 0.0, None, False)

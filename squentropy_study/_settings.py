@@ -7,7 +7,7 @@ import itertools
 import math
 import shlex
 
-from squentropy_study import _loss_specs, _models
+from squentropy_study import _loss_specs, _models, _splits
 from squentropy_study._study_error import StudyError, unknown_name
 
 
@@ -18,6 +18,9 @@ class Settings:
   Attributes:
     data: Name of a bundled data set, or path of a file.
     label: The column of a table with the classes.
+    time: The column of a table with times: training is on the past, and there
+      is one fold.
+    group: The column of a table with groups, which are not split.
     rows: Size of a stratified sample of the rows; None uses all rows.
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
     seeds: Number of seeds, numbered from 0. A seed decides the initial weights
@@ -46,6 +49,8 @@ class Settings:
   batch_size: int = 128
   learning_rate: float = 1e-3
   data_seed: int = 0
+  time: str | None = None
+  group: str | None = None
 
   def __post_init__(self) -> None:
     """Raises StudyError for settings that cannot be run."""
@@ -73,6 +78,9 @@ class Settings:
         "folds must be 1, or 3 and more (one part to test, one for the "
         f"temperature, the others to train); got {self.folds}"
       )
+    _splits.check_options(
+      self.folds, time=self.time is not None, group=self.group is not None
+    )
     if self.model not in _models.MODELS:
       raise unknown_name("model", self.model, _models.MODELS)
     if self.optimizer not in _models.OPTIMIZERS:
@@ -111,6 +119,8 @@ class Settings:
     """Returns the command line of this study, with every option."""
     options: dict[str, Sequence[object]] = {
       "--label": [] if self.label is None else [self.label],
+      "--time": [] if self.time is None else [self.time],
+      "--group": [] if self.group is None else [self.group],
       "--rows": [] if self.rows is None else [self.rows],
       "--losses": self.losses,
       "--seeds": [self.seeds],

@@ -11,8 +11,26 @@ import pandas as pd
 from squentropy_study import _results, _store
 from squentropy_study._study_error import StudyError
 
-# Settings that may differ between studies of different data.
-_OF_THE_DATA = ("data", "label", "time", "group")
+# Settings that may differ between studies: what they say of a table, and what
+# changes no number of a loss.
+_OF_THE_DATA = frozenset(
+  (
+    "data",
+    "label",
+    "time",
+    "group",
+    "drop",
+    "categorical",
+    "numeric",
+    "missing",
+    "min_class",
+    "merge_rare",
+    "merge_case",
+    "dedupe",
+    "reference",
+    "baselines",
+  )
+)
 
 
 def _read_rows(folder: Path) -> pd.DataFrame:
