@@ -28,7 +28,10 @@ FILE = "baselines.npz"
 # Bounds of the time of a fold. Boosting fits a tree per round and class.
 _ROUNDS = 100
 _TREES = 3000
-_CELLS_OF_TREES = 1e10
+_WORK_OF_TREES = 5e9
+# Of a tree with 31 leaves, for each column: passes over the rows, and bins.
+_PASSES = 5
+_BINS = 2 * 60 * 256
 _COLUMNS_OF_TREES = 1000
 _STEPS = 200
 _PRODUCTS = 3e10
@@ -171,17 +174,20 @@ def _fit_trees(part: _Part) -> _Scores:
   present = np.unique(part.labels)
   # Two classes need one tree per round.
   per_round = 1 if present.size == 2 else present.size
-  rounds = max(int(_CELLS_OF_TREES // (part.train.size * per_round)), _FEWEST)
+  rows, columns = part.train.shape
+  work = per_round * columns * (_PASSES * rows + _BINS)
+  rounds = max(int(_WORK_OF_TREES / work), _FEWEST)
   rounds = min(rounds, _ROUNDS, max(_TREES // per_round, 1))
   if rounds < _ROUNDS:
     notes.append(
       f"{TREES} have at most {rounds} instead of {_ROUNDS} rounds, because "
-      f"there are {len(part.train)} training rows and {present.size} classes"
+      f"there are {rows} training rows with {columns} columns and "
+      f"{present.size} classes"
     )
   model = HistGradientBoostingClassifier(
     max_iter=rounds,
     # The default, 20, leaves few rows without a split.
-    min_samples_leaf=min(max(len(part.train) // 50, 2), 20),
+    min_samples_leaf=min(max(rows // 50, 2), 20),
     early_stopping=False,
     random_state=0,
   )

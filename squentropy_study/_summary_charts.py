@@ -3,8 +3,10 @@
 
 from collections.abc import Sequence
 import math
+import textwrap
 
 import matplotlib
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
@@ -28,14 +30,15 @@ def _draw_ranks(ax: Axes, ranking: Ranking) -> None:
     ax.annotate(
       f"{rank:.2f}",
       (rank, place),
-      xytext=(0, 6),
+      xytext=(0, 7),
       textcoords="offset points",
       ha="center",
       fontsize="small",
-      bbox={
-        "boxstyle": "square,pad=0.1",
-        "color": matplotlib.rcParams["axes.facecolor"],
-      },
+      path_effects=[
+        patheffects.withStroke(
+          linewidth=3, foreground=matplotlib.rcParams["axes.facecolor"]
+        )
+      ],
     )
   if not math.isnan(reach):
     # A loss to the right of this line differs significantly from the best.
@@ -47,9 +50,12 @@ def _draw_ranks(ax: Axes, ranking: Ranking) -> None:
     xlabel="average rank (1 is best)",
     xlim=(1 - margin, count + margin),
     ylim=(count - 0.5, -0.7),
-    xticks=range(1, count + 1, max(1, count // 8)),
+    xticks=range(1, count + 1, -(-count // 8)),
   )
-  ax.set_yticks(range(count), ranking.losses, fontsize="small")
+  names = (x.replace(":", ": ").replace(",", ", ") for x in ranking.losses)
+  ax.set_yticks(
+    range(count), [textwrap.fill(x, 28) for x in names], fontsize="small"
+  )
   ax.grid(axis="y", visible=False)
 
 

@@ -159,6 +159,7 @@ def test_images_with_many_columns(monkeypatch):
 
 def test_time_is_bounded_by_fewer_rounds_and_steps(folds, monkeypatch):
   monkeypatch.setattr(_baselines, "_TREES", 6)
+  monkeypatch.setattr(_baselines, "_WORK_OF_TREES", 1.0)
   monkeypatch.setattr(_baselines, "_PRODUCTS", 1.0)
   monkeypatch.setattr(_baselines, "_FEWEST", 2)
   part = _baselines._part(folds, 0)
