@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from squentropy_study import _results
+from squentropy_study import _evaluation, _results
 from squentropy_study._results import BASELINE
 from squentropy_study._study_error import StudyError
 
@@ -18,6 +18,14 @@ LEAST_SETS = 6
 _RESAMPLES = 10_000
 # Decimals to which a difference is rounded; all other metrics have 6.
 _DECIMALS = {"accuracy": 5}
+# A loss diverged where one of these is not finite. Others may have no value
+# for another reason, such as a class without a test row.
+_FINITE = tuple(
+  measure.name
+  for measure in _results.MEASURES
+  if measure.name.removesuffix("_scaled")
+  in (*_evaluation.METRICS, "temperature")
+)
 # All other metrics are better if they are smaller.
 _LARGER_IS_BETTER = frozenset(("accuracy",))
 
@@ -33,9 +41,10 @@ class MethodAtLength(NamedTuple):
 class Comparison(NamedTuple):
   """A row of ``summary.csv``: one method compared with another.
 
-  A loss has diverged on a data set if any metric of any of its runs there is
-  not finite. The other loss is then the better one in every metric, and the
-  data set is left out of mean, median, interval and test.
+  A loss has diverged on a data set if the accuracy, a score or a calibration
+  error of any of its runs there is not finite. The other loss is then the
+  better one in every metric, and the data set is left out of mean, median,
+  interval and test.
 
   Attributes:
     loss: The loss.
@@ -115,7 +124,7 @@ def dataset_means(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
   columns = [measure.name for measure in _results.MEASURES]
   result = {}
   for method, chosen in rows.groupby(list(MethodAtLength._fields), sort=False):
-    finite = np.isfinite(chosen[columns]).all(axis=1)
+    finite = np.isfinite(chosen[list(_FINITE)]).all(axis=1)
     diverged = chosen["data"][~finite].unique()
     mean = chosen.groupby("data", sort=False)[columns].mean()
     mean.loc[mean.index.isin(diverged)] = np.nan
@@ -162,7 +171,7 @@ class Pairs(NamedTuple):
   @property
   def differences(self) -> pd.DataFrame:
     """Ours minus theirs, where both are finite."""
-    return (self.ours - self.theirs).dropna()
+    return (self.ours - self.theirs).dropna(how="all")
 
 
 def pair(
@@ -264,12 +273,14 @@ def compare_studies(
   for method in table:
     if method.loss != against[0]:
       ours, theirs = pair(table, method, against)
-      comparisons += [
-        compare_values(
-          method, name, ours[name].to_numpy(), theirs[name].to_numpy(), against
-        )
-        for name in metrics
-      ]
+      for name in metrics:
+        values = (ours[name].to_numpy(), theirs[name].to_numpy())
+        if name not in _FINITE:
+          defined = ~np.isnan(values).all(axis=0)
+          if not defined.any():
+            continue
+          values = (values[0][defined], values[1][defined])
+        comparisons.append(compare_values(method, name, *values, against))
   if not comparisons:
     raise StudyError(
       f"the studies have no loss except {against[0]}, so there is nothing to "

@@ -108,7 +108,7 @@ def differences_figure(
       ax.axvline(0, color=matplotlib.rcParams["text.color"], linewidth=1)
       for place, method in enumerate(methods):
         pairs = _comparisons.pair(means, method, against)
-        values = pairs.differences[name].to_numpy()
+        values = pairs.differences[name].dropna().to_numpy()
         if not values.size:
           continue
         # Spread over the height of the row, so that all points are visible.

@@ -163,7 +163,32 @@ def test_divergence_of_the_baseline_is_better(folders):
   ):
     assert (comparison.diverged, comparison.other_diverged) == (0, 1)
     assert comparison.better + comparison.worse + comparison.equal == SETS
-    assert comparison.better == (6 if comparison.metric == "accuracy" else 2)
+    larger = _comparisons.larger_is_better(comparison.metric)
+    assert comparison.better == (6 if larger else 2)
+
+
+def test_metric_without_a_value_is_no_divergence(folders, monkeypatch):
+  paths, _ = folders
+
+  def drop(rows, ours):
+    # A class has no test row, whatever the loss.
+    return rows.assign(aurc=np.nan)
+
+  monkeypatch.setattr(
+    _comparisons, "_FINITE", ("accuracy", "nll"), raising=True
+  )
+  _edit(paths[0], drop)
+  by_metric = {
+    c.metric: c
+    for c in _comparisons.compare_studies(_several_studies.read_results(paths))
+  }
+  assert by_metric["aurc"].sets == SETS - 1
+  assert by_metric["aurc"].diverged == 0
+  assert by_metric["nll"].sets == by_metric["nll"].finite == SETS
+  for path in paths:
+    _edit(path, drop)
+  compared = _comparisons.compare_studies(_several_studies.read_results(paths))
+  assert "aurc" not in {c.metric for c in compared}
 
 
 def test_rounding_is_no_difference(tmp_path):
