@@ -67,11 +67,13 @@ def _groups(
 
 
 def table(summary: Summary) -> Table:
-  """Returns the table in the terminal."""
+  """Returns the table in the terminal, of the first training length."""
   comparisons = summary.comparisons
+  first = comparisons[0].training_length
   sets = max(c.sets for c in comparisons)
   result = Table(
-    title=f"Compared with {summary.reference[0]} on {sets} data sets",
+    title=f"Compared with {summary.reference[0]} on {sets} data sets, {first} "
+    "training",
     caption="better, equal, worse, diverged: numbers of data sets. "
     "p: Wilcoxon signed-rank test, not corrected.",
     box=box.SIMPLE_HEAD,
@@ -84,9 +86,9 @@ def table(summary: Summary) -> Table:
     result.add_column(name.replace(" ", "\n"), justify="right")
   labels = _summary_text.labels(comparisons)
   for (length, measure), chosen in _groups(comparisons).items():
-    if not measure.main:
+    if length != first or not measure.main:
       continue
-    result.add_row(f"[bold]{length}: {measure.short}[/bold]")
+    result.add_row(f"[bold]{measure.short}[/bold]")
     for comparison in chosen:
       name = labels[comparison.loss, comparison.probability_map]
       result.add_row(name, *_cells(comparison))
