@@ -48,7 +48,7 @@ def compare(
   rows: pd.DataFrame, against: tuple[str, str] = CROSS_ENTROPY
 ) -> list[Comparison]:
   """Compares every other loss with one, in every measure of the plan."""
-  comparisons = study.compare(rows, against)
+  comparisons = study.compare_studies(rows, against)
   spreads = _spreads(rows)
   for method in spreads:
     if method.loss != against[0]:
@@ -172,7 +172,8 @@ def decision(comparison: Comparison) -> str:
   c = comparison
   sign = 1 if c.metric == "accuracy" else -1
   low, high = sorted((sign * c.low, sign * c.high))
-  if math.isnan(low) or c.p_value >= 0.05 or low <= 0 <= high:
+  # A comparison of few data sets has neither an interval nor a p-value.
+  if not c.p_value < 0.05 or math.isnan(low) or low <= 0 <= high:
     return NOT_SIGNIFICANT
   # A loss that diverged on some data set is not called better.
   if (c.diverged if low > 0 else c.other_diverged) > 0:

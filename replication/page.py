@@ -65,7 +65,8 @@ def _line(c: Comparison, name: str) -> tuple[object, ...]:
   if c.finite < c.sets:
     mean += f" over {c.finite}"
   counts = (c.sets, c.better, c.equal, c.worse, c.diverged, c.other_diverged)
-  rest = (mean, f"{c.median:+.4f}", f"{c.p_value:.2g}", claims.decision(c))
+  p_value = "-" if math.isnan(c.p_value) else f"{c.p_value:.2g}"
+  rest = (mean, f"{c.median:+.4f}", p_value, claims.decision(c))
   return (name, c.training_length, *counts, *rest)
 
 
@@ -102,7 +103,7 @@ def _by_group(
       part = of_length[keep]
       if part.empty:
         continue
-      for c in study.compare(part):
+      for c in study.compare_studies(part):
         if c.metric in ("accuracy", "ece"):
           lines.append(_line(c, f"`{c.loss}`, {_METRICS[c.metric]}, {group}"))
   return _table(_COMPARED, lines)
@@ -230,7 +231,8 @@ How to read the tables:
   two is a mean over folds and seeds. A positive difference is better for
   accuracy, and worse for all other measures.
 - **95 % interval** is a bootstrap interval (BCa) of the mean over data sets.
-- **p** is the p-value of the two-sided Wilcoxon signed-rank test.
+- **p** is the p-value of the two-sided Wilcoxon signed-rank test. Fewer than
+  six data sets have neither an interval nor a test.
 - **Result** applies the rule of [the plan](plan.md#what-counts): the loss is
   better or worse than the other one if the interval excludes 0 and p < 0.05.
 - **Better, equal, worse** count data sets. On **diverged** ones, a run of the

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     Comparison,
     MethodAtLength,
     Pairs,
-    compare,
+    compare_studies,
     compare_values,
     comparisons_csv,
     dataset_means,
     pair,
-    read_results,
   )
   from squentropy_study._data import Dataset, load_data
   from squentropy_study._encoding import EncodedTable, encode_table
   from squentropy_study._results import BASELINE, Method, ResultRow, Results
   from squentropy_study._run import Progress, load, report, run
   from squentropy_study._settings import Settings
+  from squentropy_study._several_studies import read_results
   from squentropy_study._store import read_config
   from squentropy_study._study_error import StudyError
-  from squentropy_study._summary_page import differences_figure
+  from squentropy_study._summary_charts import differences_figure
   from squentropy_study._table_options import TableOptions
   from squentropy_study._train import RunResult
   from squentropy_study._verdict import Statement, verdict
@@ -52,7 +52,7 @@ __all__ = [
   "Statement",
   "StudyError",
   "TableOptions",
-  "compare",
+  "compare_studies",
   "compare_values",
   "comparisons_csv",
   "dataset_means",
@@ -76,21 +76,21 @@ _MODULES = {
     "Comparison",
     "MethodAtLength",
     "Pairs",
-    "compare",
+    "compare_studies",
     "compare_values",
     "comparisons_csv",
     "dataset_means",
     "pair",
-    "read_results",
   ),
   "_data": ("Dataset", "load_data"),
   "_encoding": ("EncodedTable", "encode_table"),
   "_results": ("BASELINE", "Method", "ResultRow", "Results"),
   "_run": ("Progress", "load", "report", "run"),
   "_settings": ("Settings",),
+  "_several_studies": ("read_results",),
   "_store": ("read_config",),
   "_study_error": ("StudyError",),
-  "_summary_page": ("differences_figure",),
+  "_summary_charts": ("differences_figure",),
   "_table_options": ("TableOptions",),
   "_train": ("RunResult",),
   "_verdict": ("Statement", "verdict"),

@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 import shlex
@@ -18,7 +19,9 @@ from rich.text import Text
 
 from squentropy_study import (
   _data,
+  _fingerprint,
   _loss_specs,
+  _loss_words,
   _models,
   _progress_bar,
   _run,
@@ -32,7 +35,7 @@ from squentropy_study._settings import CLASS_WEIGHTS, STOPPING, Settings
 from squentropy_study._study_error import StudyError
 
 _PROGRAM = "squentropy-study"
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
   field.name: field.default for field in dataclasses.fields(Settings)
 }
 
@@ -70,11 +73,51 @@ def _epochs(text: str) -> tuple[int, ...]:
   if text == "none":
     return ()
   try:
-    return tuple(int(item) for item in text.split(","))
+    return tuple(int(item) for item in text.split(",") if item)
   except ValueError:
     raise argparse.ArgumentTypeError(
-      f"expected increasing integers such as 40,300, or none; got {text!r}"
+      f"expected increasing integers such as 40 300, or none; got {text!r}"
     ) from None
+
+
+class _Join(argparse.Action):
+  """Joins the values of several words into one tuple."""
+
+  def __call__(
+    self,
+    parser: argparse.ArgumentParser,
+    namespace: argparse.Namespace,
+    values: Any,
+    option: str | None = None,
+  ) -> None:
+    setattr(namespace, self.dest, tuple(itertools.chain.from_iterable(values)))
+
+
+class _Losses(argparse.Action):
+  """Reads losses with spaces or commas between them."""
+
+  def __call__(
+    self,
+    parser: argparse.ArgumentParser,
+    namespace: argparse.Namespace,
+    values: Any,
+    option: str | None = None,
+  ) -> None:
+    # Not as a type, for which argparse replaces the message of the error.
+    setattr(namespace, self.dest, _loss_words.split(values))
+
+
+class _Version(argparse.Action):
+  """Prints the versions that a report of a problem should name."""
+
+  def __call__(
+    self, parser: argparse.ArgumentParser, *_: object, **__: object
+  ) -> None:
+    versions = _fingerprint.versions()
+    names = ("jax", "flax", "numpy", "scikit-learn", "python")
+    listed = ", ".join(f"{name} {versions[name]}" for name in names)
+    print(f"{_PROGRAM} {versions['squentropy_jax']} ({listed})")
+    parser.exit()
 
 
 def _seconds(text: str) -> float:
@@ -140,6 +183,9 @@ def _parser() -> _Parser:
     description="Trains a classifier with several losses and several seeds, "
     "and compares accuracy, likelihood and calibration on your data.",
   )
+  parser.add_argument(
+    "--version", nargs=0, action=_Version, help="print the versions and exit"
+  )
   commands = parser.add_subparsers(dest="command", required=True)
 
   run = commands.add_parser("run", help="train, compare and write a report")
@@ -167,6 +213,18 @@ def _parser() -> _Parser:
     "column1, column2, ...",
   )
   run.add_argument(
+    "--time",
+    metavar="COLUMN",
+    help="train on the past: the test rows are the last quarter in the order "
+    "of this column, the validation rows the quarter before",
+  )
+  run.add_argument(
+    "--group",
+    metavar="COLUMN",
+    help="keep the rows with the same value in this column, such as those of a "
+    "customer, in the same part",
+  )
+  run.add_argument(
     "--rows",
     type=int,
     metavar="N",
@@ -175,10 +233,12 @@ def _parser() -> _Parser:
   run.add_argument(
     "--losses",
     nargs="+",
+    action=_Losses,
     default=_DEFAULTS["losses"],
     metavar="LOSS",
-    help="losses with hyper-parameters, for example squentropy:scale=0.5 "
-    f"(default: {' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
+    help="losses with hyper-parameters, for example squentropy:scale=0.5, "
+    "with spaces or commas between them (default: "
+    f"{' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
     "losses). Every loss also takes label smoothing, such as smoothing=0.1, "
     "and logit adjustment to class frequencies, such as adjustment=1.",
   )
@@ -190,9 +250,11 @@ def _parser() -> _Parser:
   )
   run.add_argument(
     "--epochs",
+    nargs="+",
     type=_epochs,
+    action=_Join,
     default=_DEFAULTS["epochs"],
-    metavar="N,N",
+    metavar="N",
     help="fixed training lengths in epochs to report as well, increasing; none "
     f"for stopped training alone (default: {Settings.epochs[0]})",
   )
@@ -370,8 +432,10 @@ def _report_studies(arguments: argparse.Namespace, command: str) -> None:
     _print_results(_run.report(folders[0]), folders[0], console)
     return
   out = arguments.out or Path("reports/summary")
-  comparisons = _summary_page.write(folders, out, command)
-  console.print(_summary_page.table(comparisons))
+  summary = _summary_page.write(folders, out, command)
+  console.print(_summary_page.table(summary), end="\n\n")
+  for text in (summary.conclusion, *summary.statements):
+    console.print(Text(text), end="\n\n")
   _print_plain(f"Report: {out / 'summary.html'}", console)
 
 
@@ -382,7 +446,8 @@ def _dispatch(words: Sequence[str]) -> None:
   elif arguments.command == "report":
     _report_studies(arguments, shlex.join([_PROGRAM, *words]))
   elif arguments.command == "losses":
-    print(*map(_loss_specs.signature, _loss_specs.names()), sep="\n")
+    for name in _loss_specs.names():
+      print(f"{_loss_specs.signature(name)}\n    {_loss_words.purpose(name)}")
   else:
     print(*map(_data.describe, _data.names()), sep="\n")
 

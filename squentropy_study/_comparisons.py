@@ -2,22 +2,32 @@
 """Compares losses over several studies, one data set each."""
 
 from collections.abc import Sequence
-import dataclasses
 import math
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from squentropy_study import _results, _store
+from squentropy_study import _evaluation, _results
 from squentropy_study._results import BASELINE
 from squentropy_study._study_error import StudyError
 
+# With 5 differences, the least p-value of the signed-rank test is 0.06.
+LEAST_SETS = 6
 _RESAMPLES = 10_000
 # Decimals to which a difference is rounded; all other metrics have 6.
 _DECIMALS = {"accuracy": 5}
+# A loss diverged where one of these is not finite. Others may have no value
+# for another reason, such as a class without a test row.
+_FINITE = tuple(
+  measure.name
+  for measure in _results.MEASURES
+  if measure.name.removesuffix("_scaled")
+  in (*_evaluation.METRICS, "temperature")
+)
+# All other metrics are better if they are smaller.
+_LARGER_IS_BETTER = frozenset(("accuracy",))
 
 
 class MethodAtLength(NamedTuple):
@@ -31,9 +41,10 @@ class MethodAtLength(NamedTuple):
 class Comparison(NamedTuple):
   """A row of ``summary.csv``: one method compared with another.
 
-  A loss has diverged on a data set if any metric of any of its runs there is
-  not finite. The other loss is then the better one in every metric, and the
-  data set is left out of mean, median, interval and test.
+  A loss has diverged on a data set if the accuracy, a score or a calibration
+  error of any of its runs there is not finite. The other loss is then the
+  better one in every metric, and the data set is left out of mean, median,
+  interval and test.
 
   Attributes:
     loss: The loss.
@@ -52,9 +63,10 @@ class Comparison(NamedTuple):
     mean: Mean of "this loss minus the other".
     median: Median of "this loss minus the other".
     low: Lower end of the 95 % confidence interval of the mean (BCa bootstrap
-      over data sets); NaN for fewer than three or equal differences.
+      over data sets); NaN for fewer than six or equal differences.
     high: Upper end of the interval.
-    p_value: Of the two-sided Wilcoxon signed-rank test.
+    p_value: Of the two-sided Wilcoxon signed-rank test; NaN for fewer than
+      six differences other than 0, which cannot give a p-value below 0.05.
     against: The other loss.
     against_probability_map: The map from its logits to probabilities.
   """
@@ -77,72 +89,6 @@ class Comparison(NamedTuple):
   p_value: float
   against: str = BASELINE
   against_probability_map: str = "softmax"
-
-
-def _read_rows(folder: Path) -> pd.DataFrame:
-  """Reads ``results.csv`` of a finished study."""
-  path = folder / "results.csv"
-  if not path.exists():
-    raise StudyError(
-      f"{folder} holds no finished study; run one with squentropy-study run"
-    )
-  try:
-    rows = pd.read_csv(path)
-  except (pd.errors.EmptyDataError, pd.errors.ParserError):
-    rows = pd.DataFrame()
-  missing = set(_results.ResultRow._fields) - set(rows.columns)
-  if missing or rows.empty:
-    lacking = f"column {min(missing)}" if missing else "rows"
-    raise StudyError(
-      f"{path} is not a table of results (it has no {lacking}); rewrite it "
-      f"with: squentropy-study report {folder}"
-    )
-  return rows
-
-
-def read_results(folders: Sequence[str | Path]) -> pd.DataFrame:
-  """Reads the results of several studies that differ in their data alone.
-
-  Args:
-    folders: Folders of finished studies.
-
-  Returns:
-    The rows of their ``results.csv``.
-
-  Raises:
-    StudyError: A folder holds no finished study, two folders hold the same
-      data, or a setting other than the data differs.
-  """
-  tables: dict[str, pd.DataFrame] = {}
-  digests: set[str] = set()
-  first: dict[str, Any] = {}
-  for folder in map(Path, folders):
-    rows, config = _read_rows(folder), _store.read_config(folder)
-    if config is None:
-      raise StudyError(
-        f"{folder} holds no study because its config.json is missing; run the "
-        "study again"
-      )
-    settings = dataclasses.asdict(_store.read_settings(folder, config))
-    for name in ("label", "reference", "baselines"):
-      settings.pop(name)
-    data = settings.pop("data")
-    digest = config.get("data_sha256") or data
-    if data in tables or digest in digests:
-      raise StudyError(
-        f"{folder} holds the data {data}, which another folder holds too; "
-        "leave one of them out"
-      )
-    first = first or settings
-    for key, expected in first.items():
-      if settings[key] != expected:
-        raise StudyError(
-          f"{folder} and {folders[0]} must differ in their data alone, but "
-          f"{key} is {settings[key]} and {expected}; run one of them again"
-        )
-    tables[data] = rows
-    digests.add(digest)
-  return pd.concat(tables.values(), ignore_index=True)
 
 
 def _check_pairs(rows: pd.DataFrame) -> None:
@@ -178,7 +124,7 @@ def dataset_means(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
   columns = [measure.name for measure in _results.MEASURES]
   result = {}
   for method, chosen in rows.groupby(list(MethodAtLength._fields), sort=False):
-    finite = np.isfinite(chosen[columns]).all(axis=1)
+    finite = np.isfinite(chosen[list(_FINITE)]).all(axis=1)
     diverged = chosen["data"][~finite].unique()
     mean = chosen.groupby("data", sort=False)[columns].mean()
     mean.loc[mean.index.isin(diverged)] = np.nan
@@ -186,9 +132,19 @@ def dataset_means(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
   return result
 
 
+def rounded(values: np.ndarray, metric: str) -> np.ndarray:
+  """Rounds values, because the order of a sum changes their last digits."""
+  return np.round(values, _DECIMALS.get(metric, 6))
+
+
+def larger_is_better(metric: str) -> bool:
+  """Returns whether a larger value of a metric is the better one."""
+  return metric in _LARGER_IS_BETTER
+
+
 def _interval(differences: np.ndarray) -> tuple[float, float]:
   """Returns the interval of the mean; NaN where there is no variation."""
-  if differences.size < 3 or np.ptp(differences) == 0:
+  if differences.size < LEAST_SETS or np.ptp(differences) == 0:
     return (math.nan, math.nan)
   # Sorted, so that the result does not depend on the order of the data sets.
   ends = stats.bootstrap(
@@ -215,7 +171,7 @@ class Pairs(NamedTuple):
   @property
   def differences(self) -> pd.DataFrame:
     """Ours minus theirs, where both are finite."""
-    return (self.ours - self.theirs).dropna()
+    return (self.ours - self.theirs).dropna(how="all")
 
 
 def pair(
@@ -262,7 +218,7 @@ def compare_values(
 
   Args:
     method: The method.
-    metric: The metric; larger is better for ``accuracy`` alone.
+    metric: The metric.
     ours: One value per data set; NaN where the loss diverged.
     theirs: The values of the other method on the same data sets.
     against: Loss and probability map of the other method.
@@ -271,13 +227,10 @@ def compare_values(
     The comparison.
   """
   gone, other_gone = np.isnan(ours), np.isnan(theirs)
-  # Rounded, because the order of a sum changes its last digits.
-  values = np.round(
-    (ours - theirs)[~gone & ~other_gone], _DECIMALS.get(metric, 6)
-  )
-  gains = values if metric == "accuracy" else -values
+  values = rounded((ours - theirs)[~gone & ~other_gone], metric)
+  gains = values if larger_is_better(metric) else -values
   low, high = _interval(values)
-  differs = np.any(values != 0)
+  testable = np.count_nonzero(values) >= LEAST_SETS
   return Comparison(
     *method,
     metric=metric,
@@ -292,19 +245,19 @@ def compare_values(
     median=float(np.median(values)) if values.size else math.nan,
     low=low,
     high=high,
-    p_value=float(stats.wilcoxon(values).pvalue) if differs else 1.0,
+    p_value=float(stats.wilcoxon(values).pvalue) if testable else math.nan,
     against=against[0],
     against_probability_map=against[1],
   )
 
 
-def compare(
+def compare_studies(
   rows: pd.DataFrame, against: tuple[str, str] = (BASELINE, "softmax")
 ) -> list[Comparison]:
   """Compares every loss with one, at every training length, in every metric.
 
   Args:
-    rows: As returned by :func:`read_results`.
+    rows: As returned by :func:`squentropy_study.read_results`.
     against: Loss and probability map to compare with.
 
   Returns:
@@ -320,12 +273,14 @@ def compare(
   for method in table:
     if method.loss != against[0]:
       ours, theirs = pair(table, method, against)
-      comparisons += [
-        compare_values(
-          method, name, ours[name].to_numpy(), theirs[name].to_numpy(), against
-        )
-        for name in metrics
-      ]
+      for name in metrics:
+        values = (ours[name].to_numpy(), theirs[name].to_numpy())
+        if name not in _FINITE:
+          defined = ~np.isnan(values).all(axis=0)
+          if not defined.any():
+            continue
+          values = (values[0][defined], values[1][defined])
+        comparisons.append(compare_values(method, name, *values, against))
   if not comparisons:
     raise StudyError(
       f"the studies have no loss except {against[0]}, so there is nothing to "

@@ -2,6 +2,7 @@
 """Data sets, and the folds that all losses and seeds share."""
 
 from collections.abc import Callable
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -9,21 +10,19 @@ import warnings
 
 import numpy as np
 from sklearn import datasets as sklearn_datasets
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import train_test_split
 
 from squentropy_study import (
   _encoding,
   _read_file,
   _read_text,
+  _splits,
 )
 from squentropy_study._encoding import EncodedTable
 from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
+from squentropy_study._table_encoder import TableEncoder
 from squentropy_study._table_options import NO_OPTIONS, TableOptions
-
-# Without cross-validation one part of four is the validation part and one the
-# test part.
-_PARTS = 4
 
 
 class Dataset(NamedTuple):
@@ -39,6 +38,11 @@ class Dataset(NamedTuple):
     warnings: Sentences on what may be wrong with the data.
     row_numbers: ``[rows]``, the number of each row in the file, from 0; None if
       all rows of the file are used.
+    times: ``[rows]``, numbers or dates that order the rows; None without
+      ``--time``.
+    groups: ``[rows]``, equal values for the rows of a group; None without
+      ``--group``.
+    encoder: Turns new rows into features alike; None for arrays.
   """
 
   name: str
@@ -48,6 +52,9 @@ class Dataset(NamedTuple):
   notes: tuple[str, ...] = ()
   warnings: tuple[str, ...] = ()
   row_numbers: np.ndarray | None = None
+  times: np.ndarray | None = None
+  groups: np.ndarray | None = None
+  encoder: TableEncoder | None = None
 
 
 class FoldRows(NamedTuple):
@@ -76,6 +83,7 @@ class Folds(NamedTuple):
     train: ``[folds, rows]``, training rows; equally many in each fold.
     validation: Rows that choose the epoch and fit the temperature.
     test: Rows that are reported.
+    notes: Sentences on the split.
   """
 
   features: np.ndarray
@@ -86,6 +94,7 @@ class Folds(NamedTuple):
   train: np.ndarray
   validation: FoldRows
   test: FoldRows
+  notes: tuple[str, ...] = ()
 
   @property
   def row_counts(self) -> dict[str, int]:
@@ -123,6 +132,8 @@ def load_data(
   options: TableOptions = NO_OPTIONS,
   encoding: str | None = None,
   header: bool = True,
+  time: str | None = None,
+  group: str | None = None,
 ) -> Dataset:
   """Loads a bundled data set, a data file, or a folder of images.
 
@@ -138,6 +149,8 @@ def load_data(
       ``cp1252``; None is UTF-8.
     header: Whether the first line of a text or workbook names the columns.
       Without names, they are ``column1``, ``column2`` and so on.
+    time: A column of times to split the rows by, which is no feature.
+    group: A column of groups to split the rows by, which is no feature.
 
   Returns:
     The data set.
@@ -158,12 +171,12 @@ def load_data(
       raise unknown_name("data set", name, names())
     found = _read_file.read(path, label, encoding=encoding, header=header)
     if isinstance(found, RawTable):
-      _, encoded = _encoding.fit_encoder(
-        name, found, str(label), options=options
+      return from_table(
+        name, found, str(label), options=options, time=time, group=group
       )
-    else:
-      encoded = _encoding.apply_options(name, found, options)
-    return Dataset(name, *encoded)
+    _check_no_columns(name, time, group)
+    return Dataset(name, *_encoding.apply_options(name, found, options))
+  _check_no_columns(name, time, group)
   if label is not None:
     raise StudyError(
       f"{name} already has labels, so it has no column to choose; leave out "
@@ -182,6 +195,56 @@ def load_data(
   return Dataset(name, *encoded)
 
 
+def _check_no_columns(name: str, time: str | None, group: str | None) -> None:
+  """Raises if rows without columns are to be split by one."""
+  for option, column in (("time", time), ("group", group)):
+    if column is not None:
+      raise StudyError(
+        f"{name} has no column for --{option}, which needs a table; leave out "
+        f"--{option}"
+      )
+
+
+def from_table(
+  name: str,
+  table: RawTable,
+  label: str,
+  *,
+  options: TableOptions = NO_OPTIONS,
+  time: str | None = None,
+  group: str | None = None,
+) -> Dataset:
+  """Turns a table into a data set; see :func:`load_data`."""
+  split_by: dict[str, np.ndarray] = {}
+  for option, column in (("time", time), ("group", group)):
+    if column is None:
+      continue
+    names = [str(each) for each in table.frame.columns]
+    if column not in names or column == label:
+      others = [each for each in names if each != label]
+      raise unknown_name(f"column of {name} for --{option}", column, others)
+    split_by[option] = (
+      _encoding.numbers_of(name, table, column, options)
+      if option == "time"
+      else table.frame[column].to_numpy(object)
+    )
+  columns = [
+    x for x in (time, group) if x is not None and x not in options.drop
+  ]
+  encoder, encoded = _encoding.fit_encoder(
+    name,
+    table,
+    label,
+    options=dataclasses.replace(options, drop=(*options.drop, *columns)),
+  )
+  rows = encoded.row_numbers
+  times, groups = (
+    None if (found := split_by.get(option)) is None else found[rows]
+    for option in ("time", "group")
+  )
+  return Dataset(name, *encoded, times=times, groups=groups, encoder=encoder)
+
+
 def describe(name: str) -> str:
   """Returns one line on a bundled data set."""
   dataset = load_data(name)
@@ -193,7 +256,10 @@ def describe(name: str) -> str:
 def digest(dataset: Dataset) -> str:
   """Returns a SHA-256 of everything in a data set that decides numbers."""
   result = hashlib.sha256()
-  for array in (dataset.features, dataset.labels):
+  decisive = (dataset.features, dataset.labels, dataset.times, dataset.groups)
+  for array in (x for x in decisive if x is not None):
+    if array.dtype.kind == "O":
+      array = array.astype(str)
     result.update(f"{array.dtype.str} {array.shape} ".encode())
     result.update(np.ascontiguousarray(array).data)
   result.update(repr(dataset.classes).encode())
@@ -230,6 +296,8 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
     row_numbers=index
     if dataset.row_numbers is None
     else dataset.row_numbers[index],
+    times=None if dataset.times is None else dataset.times[index],
+    groups=None if dataset.groups is None else dataset.groups[index],
     notes=(*dataset.notes, note),
   )
 
@@ -273,42 +341,79 @@ def _standardization(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return mean, np.where(varies, 1 / np.where(varies, deviation, 1), 0)
 
 
-def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
-  """Splits the rows into stratified parts and assigns the parts to folds.
+def _split(
+  dataset: Dataset,
+  folds: int,
+  seed: int,
+  times: np.ndarray | None,
+  groups: np.ndarray | None,
+) -> _splits.Split:
+  """Assigns the rows to the parts of the folds."""
+  labels, size = dataset.labels, len(dataset.classes)
+  _splits.check_options(folds, time=times is not None, group=groups is not None)
+  if times is not None:
+    split, option = _splits.by_time(labels, times), "--time"
+  else:
+    parts = _splits.PARTS if folds == 1 else folds
+    _check_counts(
+      dataset, parts, "a split into training, calibration and test rows"
+    )
+    if groups is None:
+      return _splits.random(labels, folds, seed)
+    split, option = _splits.grouped(labels, folds, seed, groups), "--group"
+  notes = list(split.notes)
+  names = ("training", "validation", "test")
+  for name, part in zip(names, split[:3], strict=True):
+    for rows in part:
+      counts = np.bincount(labels[rows], minlength=size)
+      if counts.all():
+        continue
+      absent = dataset.classes[counts.argmin()]
+      text = f"class {absent!r} has no {name} row in the split of {option}"
+      if name == "training":
+        raise StudyError(f"{text}; drop its rows, or leave out {option}")
+      notes.append(text)
+  return split._replace(notes=tuple(dict.fromkeys(notes)))
+
+
+def fold(
+  dataset: Dataset,
+  folds: int,
+  seed: int,
+  *,
+  times: np.ndarray | None = None,
+  groups: np.ndarray | None = None,
+) -> Folds:
+  """Splits the rows into parts and assigns the parts to folds.
 
   Fold ``i`` tests on part ``i``, validates on the next part and trains on all
-  others. A single fold is the first fold of four.
+  others. A single fold is the first fold of four. The parts have the same
+  shares of the classes, except with times.
 
   Args:
     dataset: The rows.
     folds: Number of folds: 1, or 3 and more for cross-validation.
     seed: Seed of the split; the same for every loss and every training seed.
+    times: ``[rows]``, numbers or dates: the test part is the last quarter of
+      the rows in time, and the validation part the quarter before. There is
+      one fold.
+    groups: ``[rows]``, equal values for the rows of a group, of which none is
+      in two parts.
 
   Returns:
     The folds.
 
   Raises:
-    StudyError: A class has too few rows to be in every part.
+    StudyError: A class has too few rows to be in every part, or times or
+      groups cannot be split.
   """
-  parts = _PARTS if folds == 1 else folds
-  _check_counts(
-    dataset, parts, "a split into training, validation and test rows"
-  )
-  splitter = StratifiedKFold(parts, shuffle=True, random_state=seed)
-  rows = np.arange(dataset.labels.size)
-  split = [index for _, index in splitter.split(rows, dataset.labels)]
+  split = _split(dataset, folds, seed, times, groups)
   # In float64, because a large offset would cancel in float32.
   features = dataset.features.astype(np.float64)
   mean, inverse = _standardization(features)
   features = ((features - mean) * inverse).astype(np.float32)
   order = np.random.default_rng(seed)
-  train, validation, test = [], [], []
-  for number in range(folds):
-    after = (number + 1) % parts
-    others = [p for k, p in enumerate(split) if k not in (number, after)]
-    train.append(order.permutation(np.concatenate(others)))
-    validation.append(split[after])
-    test.append(split[number])
+  train = [order.permutation(rows) for rows in split.train]
   # All folds train in one compiled program, so they need the same length.
   size = min(map(len, train))
   train = [rows[:size] for rows in train]
@@ -323,6 +428,7 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
     np.stack(shift).astype(np.float32),
     np.stack(scale).astype(np.float32),
     np.stack(train),
-    _pad(validation),
-    _pad(test),
+    _pad(split.validation),
+    _pad(split.test),
+    split.notes,
   )

@@ -9,8 +9,17 @@ import numpy as np
 import pandas as pd
 
 from squentropy_study import _column_types, _label_column, _table_checks
-from squentropy_study._column_cells import Cells, read_cells
-from squentropy_study._column_encoder import ColumnEncoder
+from squentropy_study._column_cells import (
+  Cells,
+  example,
+  read_cells,
+  value_text,
+)
+from squentropy_study._column_encoder import (
+  ColumnEncoder,
+  date_values,
+  number_values,
+)
 from squentropy_study._column_notes import (
   Decision,
   Remark,
@@ -18,6 +27,7 @@ from squentropy_study._column_notes import (
   notes,
   sentinel_warnings,
 )
+from squentropy_study._date_columns import days_since
 from squentropy_study._label_column import Labels, row_count
 from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
@@ -209,6 +219,39 @@ def fit_encoder(
     features, ids, labels.classes, tuple(said), tuple(warnings), row_numbers
   )
   return encoder, _deduped(encoded) if options.dedupe else encoded
+
+
+def numbers_of(
+  source: str, table: RawTable, name: str, options: TableOptions
+) -> np.ndarray:
+  """Returns a column of numbers or dates as numbers that sort alike.
+
+  Args:
+    source: The name of the table in error messages.
+    table: The table.
+    name: A column of it.
+    options: What the user says about columns.
+
+  Returns:
+    ``[rows]`` float64: the numbers, or days. NaN where a value is missing.
+
+  Raises:
+    StudyError: A value is neither a number nor a date, or both occur.
+  """
+  frame = table.frame.set_axis(map(str, table.frame.columns), axis=1)
+  cells = read_cells(name, frame[name], options.missing)
+  numbers, dates = number_values(cells, table.decimal), date_values(cells)
+  odd = np.isnan(numbers) & np.isnat(dates)
+  if not odd.any() and np.isnan(numbers).all():
+    return cells.rows(days_since(dates, np.datetime64(0, "us")))
+  odd |= np.isnan(numbers)
+  if odd.any():
+    raise StudyError(
+      f"column {name!r} of {source} must hold numbers, or dates such as "
+      f"2026-11-30, got {example(value_text(cells.values[odd.argmax()]))}; "
+      "rewrite it, or name another column"
+    )
+  return cells.rows(numbers)
 
 
 def _deduped(encoded: EncodedTable) -> EncodedTable:

@@ -15,6 +15,7 @@ MODULES = frozenset(
     "rich",
     "scipy",
     "sklearn",
+    "threadpoolctl",
   )
 )
 

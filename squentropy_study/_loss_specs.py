@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from squentropy_jax import losses as library
+from squentropy_study import _loss_words
 from squentropy_study._study_error import StudyError, unknown_name
 
 DEFAULT = ("cross_entropy", "squentropy", "rescaled_square:target_value=10")
@@ -191,7 +192,7 @@ def parse(text: str) -> LossSpec:
       "remove the colon"
     )
   if name not in names():
-    raise unknown_name("loss", name, names())
+    raise _loss_words.unknown_loss(name, names())
   values = _values(text, name, rest)
   modifiers = {key: values.pop(key, 0.0) for key in MODIFIERS}
   smoothing, adjustment = modifiers.values()

@@ -148,12 +148,20 @@ def run(
     options=settings.table_options,
     encoding=settings.encoding,
     header=settings.header,
+    time=settings.time,
+    group=settings.group,
   )
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
   _models.check_shape(settings.model, settings.data, shape)
-  folds = _data.fold(dataset, settings.folds, settings.data_seed)
+  folds = _data.fold(
+    dataset,
+    settings.folds,
+    settings.data_seed,
+    times=dataset.times,
+    groups=dataset.groups,
+  )
   named, settings = settings, _grown(out, settings, fresh=fresh)
   # A command that names only what is new does not reproduce the study.
   if command is None or settings != named:
@@ -162,7 +170,7 @@ def run(
     dataset.features, dataset.labels, folds.train, folds.test.rows
   )
   warnings = [f"warning: {text}" for text in dataset.warnings]
-  notes = (*dataset.notes, *repeats, *warnings)
+  notes = (*dataset.notes, *folds.notes, *repeats, *warnings)
   _store.prepare(
     out,
     settings,

@@ -7,7 +7,7 @@ import itertools
 import math
 import shlex
 
-from squentropy_study import _loss_specs, _models
+from squentropy_study import _loss_specs, _models, _splits
 from squentropy_study._study_error import StudyError, unknown_name
 from squentropy_study._table_options import TableOptions
 
@@ -29,6 +29,9 @@ class Settings:
     label: The column of a table with the classes.
     encoding: The encoding of a text without a byte order mark; None is UTF-8.
     header: Whether the first line of a text or workbook names the columns.
+    time: The column of a table with times: training is on the past, and there
+      is one fold.
+    group: The column of a table with groups, which are not split.
     rows: Size of a stratified sample of the rows; None uses all rows.
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
     seeds: Number of seeds, numbered from 0. A seed decides the initial weights
@@ -93,6 +96,8 @@ class Settings:
   merge_rare: int | None = None
   merge_case: bool = False
   dedupe: bool = False
+  time: str | None = None
+  group: str | None = None
 
   def __post_init__(self) -> None:
     """Raises StudyError for settings that cannot be run."""
@@ -130,6 +135,9 @@ class Settings:
         "folds must be 1, or 3 and more (one part to test, one for the "
         f"temperature, the others to train); got {self.folds}"
       )
+    _splits.check_options(
+      self.folds, time=self.time is not None, group=self.group is not None
+    )
     if self.model not in _models.MODELS:
       raise unknown_name("model", self.model, _models.MODELS)
     if self.optimizer not in _models.OPTIMIZERS:
@@ -179,6 +187,8 @@ class Settings:
     options: dict[str, Sequence[object]] = {
       "--label": optional(self.label),
       "--encoding": optional(self.encoding),
+      "--time": optional(self.time),
+      "--group": optional(self.group),
       "--rows": optional(self.rows),
       "--losses": self.losses,
       "--seeds": [self.seeds],

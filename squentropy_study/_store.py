@@ -19,7 +19,13 @@ CONFIG = "config.json"
 _FORMAT = 2
 _OUTPUTS = ("results.csv", "reliability.png", "training.png", "report.html")
 SUMMARY = "summary.csv"
-_SUMMARY_OUTPUTS = {SUMMARY, "summary.png", "summary.html"}
+_SUMMARY_OUTPUTS = {
+  SUMMARY,
+  "summary.png",
+  "summary.html",
+  "ranks.csv",
+  "ranks.png",
+}
 _PARTIAL = ".part"
 RUNS = "runs"
 CHECKPOINT = ".checkpoint"

@@ -1,31 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the comparison of several studies as table, figure and page."""
+"""Writes the comparison of several studies as table, figures and page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import functools
 from html import escape
-import math
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
 
 from squentropy_study import (
-  _charts,
+  _average_ranks,
   _comparisons,
   _page_template,
   _report_page,
+  _several_studies,
   _store,
+  _summary_charts,
+  _summary_text,
 )
-from squentropy_study._comparisons import Comparison, MethodAtLength
-from squentropy_study._results import BASELINE, MEASURES, Measure
+from squentropy_study._average_ranks import Ranking
+from squentropy_study._comparisons import Comparison
+from squentropy_study._results import MEASURES, Measure
+from squentropy_study._summary_text import HEADLINE, Summary
 
-# Metrics of the figure and of the sentences.
-_HEADLINE = ("accuracy", "nll", "ece")
 _HEAD = (
   "better",
   "equal",
@@ -37,25 +36,6 @@ _HEAD = (
 )
 
 
-def _labels(
-  methods: Iterable[Comparison | MethodAtLength],
-) -> dict[tuple[str, str], str]:
-  """Returns labels: the first probability map of a loss is left out."""
-  labels: dict[tuple[str, str], str] = {}
-  for loss, name, *_ in methods:
-    again = loss in labels.values()
-    labels.setdefault((loss, name), f"{loss} ({name})" if again else loss)
-  return labels
-
-
-def _mean(comparison: Comparison) -> str:
-  """Returns the mean difference with its interval."""
-  mean = f"{comparison.mean:+.4f}"
-  if math.isnan(comparison.low):
-    return mean
-  return f"{mean} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
-
-
 def _cells(comparison: Comparison) -> tuple[str, ...]:
   """Returns the texts below ``_HEAD``."""
   counts = (
@@ -64,9 +44,9 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
     comparison.worse,
     comparison.diverged,
   )
-  median = f"{comparison.median:+.4f}"
-  p_value = f"{comparison.p_value:.2g}"
-  return (*map(str, counts), _mean(comparison), median, p_value)
+  mean, median = _summary_text.differences(comparison)
+  p_value = _summary_text.p_value(comparison.p_value)
+  return (*map(str, counts), mean, median, p_value)
 
 
 def _groups(
@@ -86,13 +66,16 @@ def _groups(
   return groups
 
 
-def table(comparisons: Sequence[Comparison]) -> Table:
-  """Returns the table in the terminal."""
+def table(summary: Summary) -> Table:
+  """Returns the table in the terminal, of the first training length."""
+  comparisons = summary.comparisons
+  first = comparisons[0].training_length
   sets = max(c.sets for c in comparisons)
   result = Table(
-    title=f"Compared with {BASELINE} on {sets} data sets",
+    title=f"Compared with {summary.reference[0]} on {sets} data sets, {first} "
+    "training",
     caption="better, equal, worse, diverged: numbers of data sets. "
-    "p: Wilcoxon signed-rank test.",
+    "p: Wilcoxon signed-rank test, not corrected.",
     box=box.SIMPLE_HEAD,
     show_edge=False,
     pad_edge=False,
@@ -101,155 +84,189 @@ def table(comparisons: Sequence[Comparison]) -> Table:
   for name in _HEAD:
     # A terminal of 80 columns has no room for "mean difference" in one line.
     result.add_column(name.replace(" ", "\n"), justify="right")
-  labels = _labels(comparisons)
+  labels = _summary_text.labels(comparisons)
   for (length, measure), chosen in _groups(comparisons).items():
-    if not measure.main:
+    if length != first or not measure.main:
       continue
-    result.add_row(f"[bold]{length}: {measure.short}[/bold]")
+    result.add_row(f"[bold]{measure.short}[/bold]")
     for comparison in chosen:
       name = labels[comparison.loss, comparison.probability_map]
       result.add_row(name, *_cells(comparison))
   return result
 
 
-def differences_figure(rows: pd.DataFrame, theme: str = "light") -> bytes:
-  """Draws the difference from cross-entropy on each data set.
-
-  Args:
-    rows: As returned by :func:`squentropy_study.read_results`.
-    theme: ``light`` or ``dark``.
-
-  Returns:
-    A PNG with a row per method and a point per data set.
-
-  Raises:
-    StudyError: Cross-entropy is missing, or runs cannot be paired.
-  """
-  means = _comparisons.dataset_means(rows)
-  methods = [method for method in means if method.loss != BASELINE]
-  titles = {measure.name: measure.title for measure in MEASURES}
-  with matplotlib.rc_context(_charts.figure_style(theme)):
-    figure = Figure(figsize=(4 * len(_HEADLINE), 1 + 0.5 * len(methods)))
-    axes = figure.subplots(1, len(_HEADLINE), sharey=True)
-    for ax, name in zip(axes, _HEADLINE, strict=True):
-      ax.axvline(0, color=matplotlib.rcParams["text.color"], linewidth=1)
-      for place, method in enumerate(methods):
-        pairs = _comparisons.pair(means, method)
-        values = pairs.differences[name].to_numpy()
-        if not values.size:
-          continue
-        # Spread over the height of the row, so that all points are visible.
-        height = place + np.linspace(-0.3, 0.3, len(values))
-        ax.plot(values, height, "o", markersize=3.5, alpha=0.6)
-        ax.plot([np.median(values)] * 2, [place - 0.4, place + 0.4], "C1")
-      if name == "nll":
-        ax.set_xscale("symlog", linthresh=0.1)
-      ax.set(title=f"{titles[name]},\ndifference from {BASELINE}")
-    labels = _labels(methods)
-    names = [
-      f"{labels[m.loss, m.probability_map]}, {m.training_length}"
-      for m in methods
-    ]
-    axes[0].set_yticks(range(len(methods)), names)
-    axes[0].invert_yaxis()
-    return _charts.figure_png(figure)
-
-
-def sentences(comparisons: Sequence[Comparison]) -> list[str]:
-  """Returns a sentence per loss, training length and headline metric."""
-  result = []
-  labels = _labels(comparisons)
-  shorts = {measure.name: measure.short for measure in MEASURES}
-  for c in comparisons:
-    label = labels[c.loss, c.probability_map]
-    if c.metric not in _HEADLINE or label != c.loss:
-      continue
-    diverged = f" It diverged on {c.diverged}." if c.diverged else ""
-    result.append(
-      f"{shorts[c.metric]} of {c.loss}, {c.training_length} training: better "
-      f"than {BASELINE} on {c.better}, equal on {c.equal} and worse on "
-      f"{c.worse} of {c.sets} data sets.{diverged} Mean difference {_mean(c)} "
-      f"over {c.finite} data sets (Wilcoxon signed-rank, p = {c.p_value:.2g})."
-    )
-  return [text[0].upper() + text[1:] for text in result]
-
-
-def html(
-  rows: pd.DataFrame, comparisons: Sequence[Comparison], command: str
-) -> bytes:
-  """Writes the page."""
-  head = "".join(f'<th scope="col">{name}</th>' for name in _HEAD)
-  lines = [f'<tr><th scope="col"><span hidden>Loss</span></th>{head}</tr>']
-  labels = _labels(comparisons)
-  for (length, measure), chosen in _groups(comparisons).items():
-    lines.append(
-      f'<tr><th scope="rowgroup" colspan="{len(_HEAD) + 1}">'
-      f"{escape(f'{length} training: {measure.title}')}</th></tr>"
-    )
-    for c in chosen:
-      cells = "".join(f"<td>{escape(text)}</td>" for text in _cells(c))
-      name = escape(labels[c.loss, c.probability_map])
-      lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-  items = "\n".join(
-    f"<li>{escape(text)}</li>" for text in sentences(comparisons)
+def _html_table(head: Sequence[str], lines: Sequence[str]) -> str:
+  cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+  body = "\n".join(
+    (f'<tr><th scope="col"><span hidden>Loss</span></th>{cells}</tr>', *lines)
   )
-  body = "\n".join(lines)
-  sets = ", ".join(dict.fromkeys(rows["data"]))
-  figure = _report_page.picture(
-    functools.partial(differences_figure, rows),
-    "Difference from the baseline on each data set",
+  return f'<div class="wide"><table>\n{body}\n</table></div>'
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+  texts = "".join(f"<td>{escape(text)}</td>" for text in cells)
+  return f'<tr><th scope="row">{escape(name)}</th>{texts}</tr>'
+
+
+def _group(title: str, columns: int) -> str:
+  return (
+    f'<tr><th scope="rowgroup" colspan="{columns + 1}">{escape(title)}'
+    "</th></tr>"
+  )
+
+
+def _ranks_table(rankings: Sequence[Ranking]) -> str:
+  """Returns ranks and win rates of the losses in each metric."""
+  head = ("average rank", "win rate", "best on")
+  lines = []
+  for ranking in rankings:
+    lines.append(_group(_summary_text.TITLES[ranking.metric], len(head)))
+    for loss, rank, rate, best in zip(
+      ranking.losses,
+      ranking.ranks,
+      ranking.win_rates,
+      ranking.best,
+      strict=True,
+    ):
+      cells = (f"{rank:.2f}", f"{100 * rate:.0f} %", str(best))
+      lines.append(_line(loss, cells))
+  return _html_table(head, lines)
+
+
+def _wins_table(ranking: Ranking) -> str:
+  """Returns the share of data sets on which a loss beats each other one."""
+  head = [str(k + 1) for k in range(len(ranking.losses))]
+  lines = []
+  for k, (loss, shares) in enumerate(
+    zip(ranking.losses, ranking.beats, strict=True)
+  ):
+    cells = [f"{100 * share:.0f} %" for share in shares]
+    cells[k] = "-"
+    lines.append(_line(f"{k + 1}. {loss}", cells))
+  return _html_table(head, lines)
+
+
+def _ranks_caption(rankings: Sequence[Ranking]) -> str:
+  difference = rankings[0].critical_difference
+  if difference != difference:
+    return "Average rank over data sets. There are too few for a test."
+  return (
+    "Average rank over data sets. A bar is as long as the critical difference "
+    f"({difference:.2f}, Nemenyi test at 5 %): losses whose bars do not "
+    "overlap are significantly different. The dotted line is the end of the "
+    "bar of the best loss."
+  )
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> str:
+  labels = _summary_text.labels(comparisons)
+  lines = []
+  for (length, measure), chosen in _groups(comparisons).items():
+    lines.append(_group(f"{length} training: {measure.title}", len(_HEAD)))
+    lines += [
+      _line(labels[c.loss, c.probability_map], _cells(c)) for c in chosen
+    ]
+  return _html_table(_HEAD, lines)
+
+
+def html(rows: pd.DataFrame, summary: Summary, command: str) -> bytes:
+  """Writes the page."""
+  reference = summary.reference[0]
+  items = "\n".join(f"<li>{escape(text)}</li>" for text in summary.statements)
+  names = list(dict.fromkeys(rows["data"]))
+  first = summary.rankings[: len(HEADLINE)]
+  length = first[0].training_length
+  ranks = "\n".join(
+    _report_page.picture(
+      functools.partial(_summary_charts.ranks_figure, [ranking]),
+      f"Average ranks, {_summary_text.TITLES[ranking.metric]}",
+      "",
+    )
+    for ranking in first
+  )
+  each_set = _report_page.picture(
+    functools.partial(
+      _summary_charts.differences_figure,
+      rows,
+      metrics=HEADLINE,
+      against=summary.reference,
+    ),
+    f"Difference from {reference} on each data set",
     "Each point is a data set. Vertical line: median over data sets.",
   )
+  lead = _summary_text.TITLES[HEADLINE[0]]
   page = _page_template.PAGE.substitute(
-    title="Losses compared over several data sets",
-    subtitle=escape(
-      f"Each loss is compared with {BASELINE} by its mean over folds and seeds"
-    ),
-    body=f"""<section class="verdict" aria-label="Verdict">
+    title=f"Losses compared over {len(names)} data sets",
+    subtitle=escape(", ".join(names)),
+    body=f"""<section class="verdict" aria-label="Conclusion">
+<p><strong>{escape(summary.conclusion)}</strong></p>
 <ul>
 {items}
 </ul>
 </section>
-<h2>All metrics</h2>
-<div class="wide"><table>
-{body}
-</table></div>
+<h2>Ranks and win rates, {escape(length)} training</h2>
+<div class="grid pairs">
+{ranks}
+</div>
+<p class="quiet">{escape(_ranks_caption(first))}</p>
+{_ranks_table(first)}
+<p class="quiet">The win rate is the share of data sets and other losses on
+which a loss is better; equal ones count one half. Best on: the number of data
+sets on which no loss is better. A loss that diverged has the last rank.</p>
+<details><summary>Who beats whom</summary>
+{_wins_table(first[0])}
+<p class="quiet">{escape(lead)}: the share of data sets on which the loss of the
+line is better than the loss of the column.</p>
+</details>
+<h2>Difference from {escape(reference)}</h2>
+{_comparison_table(summary.comparisons)}
 <p class="quiet">Better, equal, worse and diverged are numbers of data sets. The
-difference is this loss minus {BASELINE}: higher is better for accuracy, lower
-for all other metrics. Brackets are 95 % confidence intervals of the mean (BCa
-bootstrap over data sets). A loss has diverged on a data set if a metric is not
-finite. Such a data set counts as worse and is left out of mean, median and
-test. p is of the Wilcoxon signed-rank test, without a correction for multiple
-testing.</p>
+difference is this loss minus {escape(reference)}, each the mean over folds and
+seeds: higher is better for accuracy, lower for all other metrics. Brackets are
+95 % confidence intervals of the mean (BCa bootstrap over data sets), for
+{_comparisons.LEAST_SETS} data sets or more. A loss has diverged on a data set
+if a metric is not finite. Such a data set counts as worse and is left out of
+mean, median and test. p is of the Wilcoxon signed-rank test, without a
+correction for multiple testing; fewer than {_comparisons.LEAST_SETS}
+differences other than 0 are too few for it.</p>
 <h2>Each data set</h2>
-{figure}
+{each_set}
 <h2>Setup</h2>
 <pre>{escape(command)}</pre>
-<p>Data sets: {escape(sets)}</p>
 """,
   )
   return page.encode()
 
 
-def write(folders: Sequence[Path], out: Path, command: str) -> list[Comparison]:
-  """Compares finished studies and writes table, figure and page.
+def write(folders: Sequence[Path], out: Path, command: str) -> Summary:
+  """Compares finished studies and writes tables, figures and page.
 
   Args:
     folders: Folders of studies.
-    out: Folder for ``summary.csv``, ``summary.png`` and ``summary.html``.
+    out: Folder for ``summary.csv``, ``ranks.csv``, ``summary.png``,
+      ``ranks.png`` and ``summary.html``.
     command: The command line to record.
 
   Returns:
-    The comparisons.
+    The summary.
 
   Raises:
     StudyError: A folder holds no study, or ``out`` holds files of another kind
       or cannot be written.
   """
-  rows = _comparisons.read_results(folders)
-  comparisons = _comparisons.compare(rows)
+  rows = _several_studies.read_results(folders)
+  summary = _summary_text.summarize(rows)
+  first = summary.rankings[: len(HEADLINE)]
   _store.make_summary_folder(out)
-  _store.write(out / "summary.csv", _comparisons.comparisons_csv(comparisons))
-  _store.write(out / "summary.png", differences_figure(rows))
-  _store.write(out / "summary.html", html(rows, comparisons, command))
-  return comparisons
+  files = {
+    "summary.csv": _comparisons.comparisons_csv(summary.comparisons),
+    "ranks.csv": _average_ranks.rankings_csv(summary.rankings),
+    "ranks.png": _summary_charts.ranks_figure(first),
+    "summary.png": _summary_charts.differences_figure(
+      rows, metrics=HEADLINE, against=summary.reference
+    ),
+    "summary.html": html(rows, summary, command),
+  }
+  for name, content in files.items():
+    _store.write(out / name, content)
+  return summary

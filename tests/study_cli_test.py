@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: one-line errors, exit codes, Ctrl-C."""
 
-import io
 import os
 import pathlib
 import re
@@ -12,15 +11,13 @@ import sys
 import time
 
 import pytest
-from rich.console import Console
 from support import study
 
 from squentropy_study import (
-  Progress,
   StudyError,
   _cli,
+  _commands,
   _data,
-  _progress_bar,
   _run,
   _terminal_table,
   _verdict,
@@ -40,7 +37,11 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --seeds few", "invalid int value"),
     ("run iris --epochs 0", "epochs must be increasing"),
     ("run iris --epochs 40,30", "epochs must be increasing"),
-    ("run iris --epochs many", "increasing integers such as 40,300"),
+    ("run iris --epochs many", "increasing integers such as 40 300"),
+    ("run iris --epochs 30 20", "epochs must be increasing"),
+    ("run iris --losses ce", "did you mean 'cross_entropy'?"),
+    ("run iris --losses squentropy,scale=2", "write squentropy:scale=2"),
+    ("run iris --losses dice", "is for one logit per entry"),
     ("run iris --epochs=-3", "epochs must be increasing"),
     ("run iris --max-epochs 0", "max epochs must be at least 1"),
     ("run iris --stop-by loss", "invalid choice: 'loss'"),
@@ -103,10 +104,48 @@ def test_lists(capsys):
   assert _cli.main(["losses"]) == 0
   losses = capsys.readouterr().out.splitlines()
   assert "squentropy:scale=1.0" in losses
-  assert "cross_entropy" in losses
+  place = losses.index("cross_entropy")
+  assert losses[place + 1] == (
+    "    Use when there is no reason for another loss."
+  )
   assert _cli.main(["data"]) == 0
   data = capsys.readouterr().out.splitlines()
   assert "digits: 1797 rows, 64 features, 10 classes" in data
+
+
+def test_version(capsys):
+  with pytest.raises(SystemExit) as exit_:
+    _cli.main(["--version"])
+  assert not exit_.value.code
+  text = capsys.readouterr().out
+  assert re.fullmatch(
+    r"squentropy-study \d\S+ \(jax \d\S+, flax .*, python 3\S+\)\n", text
+  )
+
+
+@pytest.mark.parametrize(
+  ("words", "expected"),
+  [
+    ("a b", ("a", "b")),
+    ("a,b", ("a", "b")),
+    ("a, b,", ("a", "b")),
+    ("a:x=1,y=2,b", ("a:x=1,y=2", "b")),
+    ("a:x=1 b:y=2,c", ("a:x=1", "b:y=2", "c")),
+  ],
+)
+def test_losses_with_spaces_or_commas(words, expected):
+  parsed = _commands._parser().parse_args(
+    ["run", "iris", "--losses", *words.split()]
+  )
+  assert parsed.losses == expected
+
+
+@pytest.mark.parametrize("words", ["40 300", "40,300", "40, 300"])
+def test_epochs_with_spaces_or_commas(words):
+  parsed = _commands._parser().parse_args(
+    ["run", "iris", "--epochs", *words.split()]
+  )
+  assert parsed.epochs == (40, 300)
 
 
 def test_help_shows_the_losses_as_they_are_typed(capsys):
@@ -169,22 +208,11 @@ def test_table_verdict_and_place_are_printed(study_copy, capsys, monkeypatch):
   assert re.search(r"squentropy 0\.\d+ ± 0\.\d+ 0\.\d+ ± 0\.\d+", text)
   assert "Calibration. After stopped training, " in text
   assert f"Report: {study_copy}/report.html" in text
-  assert "squentropy (3 of 3): already trained" in captured.err
+  assert "squentropy (loss 3 of 3): already trained" in captured.err
   assert _cli.main([*words, "--quiet"]) == 0
   assert capsys.readouterr() == ("", "")
   assert _cli.main(["report", str(study_copy)]) == 0
   assert capsys.readouterr().out == captured.out
-
-
-def test_finished_loss_is_printed_with_its_training_loss():
-  console = Console(file=io.StringIO(), width=100)
-  settings = study.settings(epochs=(1,), seeds=1)
-  with _progress_bar.ProgressBar(settings, console) as bar:
-    bar(Progress("squentropy", 2, 3, 1.0, 0.25, finished=False))
-    bar(Progress("squentropy", 2, 3, 1.0, 0.25, finished=True))
-  assert console.file.getvalue() == (
-    "squentropy (2 of 3): 1 epoch, training loss 0.25\n"
-  )
 
 
 def test_notes_on_the_data_are_printed_first(tmp_path, capsys, monkeypatch):

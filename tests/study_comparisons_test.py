@@ -10,7 +10,13 @@ import pytest
 from scipy import stats
 from support import study
 
-from squentropy_study import ResultRow, StudyError, _cli, _comparisons
+from squentropy_study import (
+  ResultRow,
+  StudyError,
+  _cli,
+  _comparisons,
+  _several_studies,
+)
 
 SETS = 8
 
@@ -25,7 +31,9 @@ def folders(tmp_path):
 
 def test_counts_interval_and_test(folders):
   paths, gains = folders
-  comparisons = _comparisons.compare(_comparisons.read_results(paths))
+  comparisons = _comparisons.compare_studies(
+    _several_studies.read_results(paths)
+  )
   assert {c.loss for c in comparisons} == {"squentropy"}
   by_metric = {c.metric: c for c in comparisons}
   assert "temperature" not in by_metric
@@ -44,10 +52,28 @@ def test_counts_interval_and_test(folders):
 
 def test_equal_losses_are_not_significantly_different(tmp_path):
   paths = [study.made_up(tmp_path / f"set{k}", 0.0) for k in range(3)]
-  for comparison in _comparisons.compare(_comparisons.read_results(paths)):
+  for comparison in _comparisons.compare_studies(
+    _several_studies.read_results(paths)
+  ):
     assert (comparison.better, comparison.equal, comparison.worse) == (0, 3, 0)
-    assert comparison.p_value == 1
+    assert math.isnan(comparison.p_value)
     assert math.isnan(comparison.low)
+
+
+def test_few_data_sets_have_neither_interval_nor_test():
+  method = _comparisons.MethodAtLength("squentropy", "softmax", "stopped")
+  values = 0.01 * np.arange(1, 7)
+  for sets, tested in ((5, False), (6, True)):
+    few = values[:sets]
+    c = _comparisons.compare_values(method, "nll", few, 0 * few)
+    assert c.worse == sets
+    assert math.isnan(c.low) != tested
+    assert math.isnan(c.p_value) != tested
+  # The signed-rank test leaves out equal pairs: one is left of six.
+  one = np.where(values > 0.05, values, 0)
+  c = _comparisons.compare_values(method, "nll", one, 0 * one)
+  assert (c.equal, c.worse) == (5, 1)
+  assert math.isnan(c.p_value)
 
 
 def test_command_writes_the_page(folders, tmp_path, capsys):
@@ -60,7 +86,8 @@ def test_command_writes_the_page(folders, tmp_path, capsys):
   assert _cli.main(["report", *map(str, paths), "--out", str(out)]) == 0
   assert "squentropy" in capsys.readouterr().out
   names = {path.name for path in out.iterdir()}
-  assert names == {"summary.csv", "summary.html", "summary.png"}
+  tables = {"summary.csv", "ranks.csv"}
+  assert names == tables | {"summary.html", "summary.png", "ranks.png"}
   # A summary is replaced, but no other file.
   assert _cli.main(["report", *map(str, paths), "--out", str(out)]) == 0
   for name in ("notes.txt", "summary.csv"):
@@ -70,9 +97,9 @@ def test_command_writes_the_page(folders, tmp_path, capsys):
     assert _cli.main(["report", *map(str, paths), "--out", str(other)]) == 2
     assert [path.read_text() for path in other.iterdir()] == ["precious"]
   page = (out / "summary.html").read_text()
-  assert (
-    "better than cross_entropy on 5, equal on 1 and worse on 2 of 8" in page
-  )
+  # Larger gains are a larger NLL as well.
+  assert "better on 5, equal on 1 and worse on 2 of 8 data sets" in page
+  assert "Over 8 data sets with long training, no loss is significantly" in page
   assert "<script" not in page
 
 
@@ -82,15 +109,15 @@ def test_folders_that_cannot_be_compared_raise(folders, tmp_path):
     StudyError,
     match="set0, which another folder holds",
   ):
-    _comparisons.read_results([paths[0], paths[1], paths[0]])
+    _several_studies.read_results([paths[0], paths[1], paths[0]])
   with pytest.raises(StudyError, match="no finished study"):
-    _comparisons.read_results([paths[0], tmp_path / "nowhere"])
+    _several_studies.read_results([paths[0], tmp_path / "nowhere"])
   (paths[1] / "results.csv").write_text("a,b\n1,2\n")
   with pytest.raises(StudyError, match="is not a table of results"):
-    _comparisons.read_results(paths)
+    _several_studies.read_results(paths)
   alone = study.made_up(tmp_path / "alone", 0.1, probability_map="log_probs")
   with pytest.raises(StudyError, match="no study has cross_entropy"):
-    _comparisons.compare(_comparisons.read_results([alone]))
+    _comparisons.compare_studies(_several_studies.read_results([alone]))
 
 
 def _edit(path, change):
@@ -111,7 +138,8 @@ def test_diverged_set_is_worse_and_left_out_of_the_mean(folders, value):
 
   _edit(paths[-1], diverge)
   by_metric = {
-    c.metric: c for c in _comparisons.compare(_comparisons.read_results(paths))
+    c.metric: c
+    for c in _comparisons.compare_studies(_several_studies.read_results(paths))
   }
   accuracy = by_metric["accuracy"]
   assert (accuracy.better, accuracy.equal, accuracy.worse) == (4, 1, 3)
@@ -130,17 +158,46 @@ def test_divergence_of_the_baseline_is_better(folders):
     return rows
 
   _edit(paths[0], diverge)
-  for comparison in _comparisons.compare(_comparisons.read_results(paths)):
+  for comparison in _comparisons.compare_studies(
+    _several_studies.read_results(paths)
+  ):
     assert (comparison.diverged, comparison.other_diverged) == (0, 1)
     assert comparison.better + comparison.worse + comparison.equal == SETS
-    assert comparison.better == (6 if comparison.metric == "accuracy" else 2)
+    larger = _comparisons.larger_is_better(comparison.metric)
+    assert comparison.better == (6 if larger else 2)
+
+
+def test_metric_without_a_value_is_no_divergence(folders, monkeypatch):
+  paths, _ = folders
+
+  def drop(rows, ours):
+    # A class has no test row, whatever the loss.
+    return rows.assign(aurc=np.nan)
+
+  monkeypatch.setattr(
+    _comparisons, "_FINITE", ("accuracy", "nll"), raising=True
+  )
+  _edit(paths[0], drop)
+  by_metric = {
+    c.metric: c
+    for c in _comparisons.compare_studies(_several_studies.read_results(paths))
+  }
+  assert by_metric["aurc"].sets == SETS - 1
+  assert by_metric["aurc"].diverged == 0
+  assert by_metric["nll"].sets == by_metric["nll"].finite == SETS
+  for path in paths:
+    _edit(path, drop)
+  compared = _comparisons.compare_studies(_several_studies.read_results(paths))
+  assert "aurc" not in {c.metric for c in compared}
 
 
 def test_rounding_is_no_difference(tmp_path):
   paths = [study.made_up(tmp_path / f"set{k}", 3e-7) for k in range(4)]
-  for comparison in _comparisons.compare(_comparisons.read_results(paths)):
+  for comparison in _comparisons.compare_studies(
+    _several_studies.read_results(paths)
+  ):
     assert comparison.equal == 4
-    assert comparison.p_value == 1
+    assert comparison.mean == 0
 
 
 def test_order_of_the_data_sets_does_not_matter():
@@ -161,36 +218,36 @@ def test_unpaired_runs_raise(folders):
 
   _edit(paths[0], drop)
   with pytest.raises(StudyError, match=r"set0 .* cannot be paired"):
-    _comparisons.compare(_comparisons.read_results(paths))
+    _comparisons.compare_studies(_several_studies.read_results(paths))
 
   def drop_baseline(rows, ours):
     return rows[ours]
 
   _edit(paths[0], drop_baseline)
   with pytest.raises(StudyError, match="set0 has squentropy but not"):
-    _comparisons.compare(_comparisons.read_results(paths))
+    _comparisons.compare_studies(_several_studies.read_results(paths))
 
 
 def test_single_loss_raises(folders):
   paths, _ = folders
   _edit(paths[0], lambda rows, ours: rows[~ours])
   with pytest.raises(StudyError, match="no loss except cross_entropy"):
-    _comparisons.compare(_comparisons.read_results(paths[:1]))
+    _comparisons.compare_studies(_several_studies.read_results(paths[:1]))
 
 
 def test_studies_with_other_settings_raise(folders, tmp_path):
   paths, _ = folders
   other = study.made_up(tmp_path / "other", 0.1, epochs=[40])
   with pytest.raises(StudyError, match=r"but epochs is \(40,\) and \(300,\)"):
-    _comparisons.read_results([paths[0], other])
+    _several_studies.read_results([paths[0], other])
   config = json.loads((paths[1] / "config.json").read_text())
   for path in paths[:2]:
     config["settings"]["data"] = path.name
     text = json.dumps(config | {"data_sha256": "12ab"})
     (path / "config.json").write_text(text)
   with pytest.raises(StudyError, match="which another folder holds too"):
-    _comparisons.read_results(paths[:2])
+    _several_studies.read_results(paths[:2])
   for text in ("", '"'):
     (paths[3] / "results.csv").write_text(text)
     with pytest.raises(StudyError, match="is not a table of results"):
-      _comparisons.read_results(paths[3:5])
+      _several_studies.read_results(paths[3:5])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from squentropy_jax import losses
-from squentropy_study import StudyError, _loss_specs
+from squentropy_study import StudyError, _loss_specs, _loss_words
 
 LOGITS = jnp.array([[0.5, -1.0, 2.0], [0.0, 0.1, -0.2]])
 
@@ -123,6 +123,20 @@ def test_loss_gets_its_hyper_parameters():
       "num_iters must be an integer, got '2.5'",
     ),
     ("", "unknown loss"),
+    ("ce", "did you mean 'cross_entropy'"),
+    ("CrossEntropyLoss", "did you mean 'cross_entropy'"),
+    ("xent", "did you mean 'cross_entropy'"),
+    ("sq", "did you mean 'squentropy'"),
+    ("mse", "did you mean 'rescaled_square'"),
+    ("focal_loss", "did you mean 'focal'"),
+    ("hinge", "did you mean 'crammer_singer'"),
+    ("kl", "did you mean 'cross_entropy'"),
+    ("label_smoothing", "did you mean 'cross_entropy:smoothing=0.1'"),
+    ("bce", "one logit per entry .* use cross_entropy"),
+    ("dice", "one logit per entry .* use cross_entropy"),
+    ("ensloss", "one logit per entry .* use cross_entropy"),
+    ("arcface", "for cosines of features .* use logit_norm_cross_entropy"),
+    ("discriminator", "needs student_scores and teacher_scores"),
   ],
 )
 def test_invalid_loss_raises_one_line(spec, message):
@@ -168,3 +182,19 @@ def test_log_probs_of_the_square_loss_are_finite():
 def test_loss_without_own_probabilities_has_the_softmax_alone():
   for text in ("squentropy", "rescaled_square:target_value=0"):
     assert list(_loss_specs.parse(text).probability_maps()) == ["softmax"]
+
+
+def test_abbreviations_are_of_losses_that_the_study_offers():
+  names = _loss_specs.names()
+  for short, loss in _loss_words._SHORT.items():
+    assert loss.partition(":")[0] in names
+    # An abbreviation is no loss itself, or it could not be suggested.
+    assert short not in names
+
+
+def test_every_loss_says_what_it_is_for():
+  for name in _loss_specs.names():
+    text = _loss_words.purpose(name)
+    assert text.startswith("Use when ")
+    assert text.endswith(".")
+    assert not {":", "`", "\n"} & set(text.replace(": a positive", ""))

@@ -68,10 +68,11 @@ def test_private_names_are_found(code):
 
 def test_names_of_losses_stand_in_the_defaults_only():
   """The study asks each loss what it needs; cross-entropy is the baseline."""
-  from squentropy_study import _loss_specs
+  from squentropy_study import _loss_specs, _loss_words
 
   allowed = {
     "_loss_specs": set(_loss_specs.DEFAULT),
+    "_loss_words": {*_loss_words._ABBREVIATIONS} - {"brier"},
     "_results": {"cross_entropy"},
   }
   names = re.compile(rf"({'|'.join(_loss_specs.names())})(:.*)?")
@@ -151,6 +152,16 @@ def test_command_without_its_extra_says_what_to_install(modules):
   assert done.stderr.count("\n") == 1
   assert done.stderr.startswith("squentropy-study: error: ")
   assert "pip install 'squentropy_jax[study]'" in done.stderr
+
+
+@pytest.mark.parametrize("module", sorted(_extra.MODULES))
+def test_error_names_the_extra_of_each_package(module):
+  for name in (module, f"{module}.part"):
+    with (
+      pytest.raises(ModuleNotFoundError, match=rf"needs .*{name}.*\[study\]"),
+      _extra.required(),
+    ):
+      raise ModuleNotFoundError(name=name)
 
 
 def test_package_without_its_extra_can_be_imported():
