@@ -224,7 +224,7 @@ def from_table(
       others = [each for each in names if each != label]
       raise unknown_name(f"column of {name} for --{option}", column, others)
     split_by[option] = (
-      _encoding.numbers_of(name, table, column, options)
+      _encoding.sortable(name, table, column, options)
       if option == "time"
       else table.frame[column].to_numpy(object)
     )

@@ -27,7 +27,6 @@ from squentropy_study._column_notes import (
   notes,
   sentinel_warnings,
 )
-from squentropy_study._date_columns import days_since
 from squentropy_study._label_column import Labels, row_count
 from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError, unknown_name
@@ -221,10 +220,10 @@ def fit_encoder(
   return encoder, _deduped(encoded) if options.dedupe else encoded
 
 
-def numbers_of(
+def sortable(
   source: str, table: RawTable, name: str, options: TableOptions
 ) -> np.ndarray:
-  """Returns a column of numbers or dates as numbers that sort alike.
+  """Returns a column of numbers or dates as values that can be sorted.
 
   Args:
     source: The name of the table in error messages.
@@ -233,7 +232,7 @@ def numbers_of(
     options: What the user says about columns.
 
   Returns:
-    ``[rows]`` float64: the numbers, or days. NaN where a value is missing.
+    ``[rows]`` float64 or datetime64. NaN or NaT where a value is missing.
 
   Raises:
     StudyError: A value is neither a number nor a date, or both occur.
@@ -243,7 +242,7 @@ def numbers_of(
   numbers, dates = number_values(cells, table.decimal), date_values(cells)
   odd = np.isnan(numbers) & np.isnat(dates)
   if not odd.any() and np.isnan(numbers).all():
-    return cells.rows(days_since(dates, np.datetime64(0, "us")))
+    return np.append(dates, np.datetime64("NaT"))[cells.codes]
   odd |= np.isnan(numbers)
   if odd.any():
     raise StudyError(
