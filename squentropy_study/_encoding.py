@@ -240,10 +240,11 @@ def sortable(
   frame = table.frame.set_axis(map(str, table.frame.columns), axis=1)
   cells = read_cells(name, frame[name], options.missing)
   numbers, dates = number_values(cells, table.decimal), date_values(cells)
-  odd = np.isnan(numbers) & np.isnat(dates)
-  if not odd.any() and np.isnan(numbers).all():
+  no_number, no_date = np.isnan(numbers), np.isnat(dates)
+  if no_number.all() and not no_date.any():
     return np.append(dates, np.datetime64("NaT"))[cells.codes]
-  odd |= np.isnan(numbers)
+  neither = no_number & no_date
+  odd = neither if neither.any() else no_number
   if odd.any():
     raise StudyError(
       f"column {name!r} of {source} must hold numbers, or dates such as "

@@ -75,7 +75,7 @@ def test_column_that_is_not_there(path, options, message):
 
 def test_times_that_are_no_times(path):
   path.write_text(path.read_text().replace("2025-01-05", "soon"))
-  with pytest.raises(StudyError, match="'day' .* dates such as .* got 'soon'"):
+  with pytest.raises(StudyError, match=r"'day' .* dates such as .* got 'soon'"):
     load_data(str(path), "paid", time="day")
 
 
