@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from squentropy_study import _number_text, _ranking
+from squentropy_study import _data, _number_text, _ranking
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference
 from squentropy_study._ranking import RankedEntry, Ranking
@@ -78,7 +78,10 @@ def difference_text(difference: Difference, metric: RankMetric) -> str:
   )
   text = _number_text.with_interval(mean, low, high, 1 if metric.unit else 3)
   number, space, ends = text.partition(" ")
-  return f"{number}{metric.unit}{space}{ends}"
+  unit = metric.unit
+  if number in ("+1", "-1"):
+    unit = unit.removesuffix("s")
+  return f"{number}{unit}{space}{ends}"
 
 
 def _in_metrics(entry: RankedEntry, metrics: Sequence[RankMetric]) -> str:
@@ -141,26 +144,22 @@ def _first(ranking: Ranking, data: str) -> str:
   return f"{text}."
 
 
-def _winners(ranking: Ranking) -> str:
-  """Says which loss has the best value of each tested metric."""
-  by_label: dict[str, list[RankMetric]] = {}
+def _winners(ranking: Ranking) -> str | None:
+  """Says which loss is best in each metric that the first sentence left out."""
+  by_label: dict[str, list[str]] = {}
   for metric in ranking.metrics:
-    if metric.is_tested:
-      by_label.setdefault(ranking.best(metric).label, []).append(metric)
-  entries = {entry.label: entry for entry in ranking.losses}
-  parts = []
-  for label, metrics in by_label.items():
-    differences = entries[label].differences
-    texts = []
-    for metric in metrics:
-      text = f"the {metric.best} {metric.short}"
-      if differences:
-        text += f" ({difference_text(differences[metric.name], metric)})"
-      texts.append(text)
-    parts.append(f"{label} has {_number_text.listed(texts, 4)}")
-  untested = any(entries[label].differences for label in by_label)
-  versus = f" compared with {ranking.reference}" if untested else ""
-  return f"{'; '.join(parts)}{versus}."
+    entry = ranking.best(metric)
+    if not metric.is_tested or entry.significance(metric) == 1:
+      continue
+    text = f"the {metric.best} {metric.short}"
+    if metric.name in entry.differences:
+      text += f" ({difference_text(entry.differences[metric.name], metric)})"
+    by_label.setdefault(entry.label, []).append(text)
+  parts = [
+    f"{label} has {_number_text.listed(texts, 4)}"
+    for label, texts in by_label.items()
+  ]
+  return f"{'; '.join(parts)}." if parts else None
 
 
 def _far_baseline(ranking: Ranking) -> str | None:
@@ -185,7 +184,7 @@ def _far_baseline(ranking: Ranking) -> str | None:
         texts.append(_value_and_best(ours, best, metric))
     if texts:
       return (
-        f"{entry.label} is better than every loss by far: "
+        f"The baseline {entry.label} is better than every loss by far: "
         f"{_number_text.listed(texts)}."
       )
   return None
@@ -200,7 +199,7 @@ def _value_and_best(
     _number_text.fixed(metric.scale * value.mean, places)
     for value in (ours, best)
   )
-  return f"{metric.short} {now}{unit} instead of {then}{unit}"
+  return f"{metric.short} {now}{unit} (best loss {then}{unit})"
 
 
 def past_best(results: Results) -> list[PastBest]:
@@ -271,7 +270,7 @@ def headline_of(
   if chosen or past:
     further.append((chosen or list(past))[0].text)
   if len(ranking.losses) > 1 and ranking.num_tests:
-    further.append(_winners(ranking))
+    further += filter(None, [_winners(ranking)])
   return Headline(first, tuple(further[:_MOST_FURTHER]))
 
 
@@ -289,5 +288,7 @@ def headline(results: Results) -> Headline:
     One sentence, and at most three further ones.
   """
   return headline_of(
-    _ranking.rank(results), results.settings.data, past_best(results)
+    _ranking.rank(results),
+    _data.short_name(results.settings.data),
+    past_best(results),
   )

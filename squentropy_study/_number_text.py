@@ -50,5 +50,6 @@ def listed(names: list[str], most: int = 3) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-  """Returns ``1 row``, ``2 rows``."""
-  return f"{number} {noun}{'' if number == 1 else 's'}"
+  """Returns ``1 row``, ``2 rows``, ``3 classes``."""
+  plural = "es" if noun.endswith("s") else "s"
+  return f"{number} {noun}{'' if number == 1 else plural}"

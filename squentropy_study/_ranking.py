@@ -211,23 +211,21 @@ def rank_entries(
   )
 
 
-def rank(
-  results: Results,
-  length: str | None = None,
-  baselines: Sequence[tuple[str, np.ndarray]] = (),
-) -> Ranking:
+def rank(results: Results, length: str | None = None) -> Ranking:
   """Ranks the losses of a study by their NLL after temperature scaling.
 
   Args:
     results: The numbers.
     length: Name of a training length; None means the first one.
-    baselines: Names and probabilities of the test rows,
-      ``[folds, rows, classes]``, of classifiers to compare with.
 
   Returns:
     The ranking.
   """
   length = length or next(iter(results.settings.training_lengths))
+  # A bootstrap takes time, and page, terminal and headline all ask.
+  known = results.__dict__.setdefault("_rankings", {})
+  if length in known:
+    return known[length]
   entries = [
     Entry(
       results.label(method),
@@ -241,6 +239,7 @@ def rank(
   rows = entries[0].predictions
   entries += [
     Entry(name, _test_rows.of_probabilities(probabilities, rows))
-    for name, probabilities in baselines
+    for name, probabilities in results.baselines.items()
   ]
-  return rank_entries(entries, results.settings.reference, length)
+  known[length] = rank_entries(entries, results.settings.reference, length)
+  return known[length]

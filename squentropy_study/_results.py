@@ -137,11 +137,14 @@ class Results:
     settings: The settings of the study.
     run_results: What the training with each loss left.
     evaluations: By method and name of the training length.
+    baselines: Probabilities of the test rows, ``[folds, rows, classes]``, by
+      the name of a classifier that is no loss.
   """
 
   settings: Settings
   run_results: Mapping[str, RunResult]
   evaluations: Mapping[tuple[Method, str], _evaluation.Evaluation]
+  baselines: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def methods(self) -> tuple[Method, ...]:

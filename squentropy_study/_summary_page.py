@@ -17,8 +17,8 @@ from rich.table import Table
 from squentropy_study import (
   _charts,
   _comparisons,
+  _page_parts,
   _page_template,
-  _report_page,
   _store,
 )
 from squentropy_study._comparisons import Comparison, MethodAtLength
@@ -195,7 +195,7 @@ def html(
   )
   body = "\n".join(lines)
   sets = ", ".join(dict.fromkeys(rows["data"]))
-  figure = _report_page.picture(
+  figure = _page_parts.picture(
     functools.partial(differences_figure, rows),
     "Difference from the baseline on each data set",
     "Each point is a data set. Vertical line: median over data sets.",

@@ -41,18 +41,21 @@ class Predictions(NamedTuple):
       yield log_probs[:, keep], labels[keep]
 
 
-def of_method(results: Results, method: Method, length: str) -> Predictions:
-  """Returns the predictions of a loss, after temperature scaling."""
+def of_method(
+  results: Results, method: Method, length: str, *, scaled: bool = True
+) -> Predictions:
+  """Returns the predictions of a loss, by default after temperature scaling."""
   result = results.run_results[method.loss]
   index = list(results.settings.training_lengths).index(length)
   scores = _loss_specs.parse(method.loss).probability_maps()
   logits = np.asarray(
     scores[method.probability_map](result.test_logits[index]), np.float64
   )
-  temperature = np.asarray(results.evaluations[method, length].temperature)
-  scaled = logits / temperature[:, None, None].astype(np.float64)
+  if scaled:
+    temperature = np.asarray(results.evaluations[method, length].temperature)
+    logits /= temperature[:, None, None].astype(np.float64)
   shape = (results.settings.folds, results.settings.seeds)
-  log_probs = special.log_softmax(scaled, axis=-1)
+  log_probs = special.log_softmax(logits, axis=-1)
   # The seeds of a fold share their test rows.
   first = slice(None, None, results.settings.seeds)
   return Predictions(
