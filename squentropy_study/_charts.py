@@ -101,6 +101,8 @@ def _plain_ticks(ax: Axes, which: str, low: float, high: float) -> None:
     ax.set(**{f"{which}scale": "log"})
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
     axis.set_minor_locator(ticker.NullLocator())
+  elif which == "x" and high > 5:
+    axis.set_major_locator(ticker.MaxNLocator(7, integer=True))
   axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
 
 

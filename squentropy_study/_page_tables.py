@@ -41,16 +41,20 @@ def head(columns: Sequence[str]) -> str:
 
 def _rank_cell(entry: RankedEntry, metric: RankMetric, best: str) -> str:
   value = escape(_terminal_table.value_text(entry, metric))
+  # A phone shows a line per metric, which needs its title.
+  title = f'data-title="{escape(metric.title)}"'
   if entry.label == best:
     value = f'<strong class="best">{value}</strong>'
   if metric.name not in entry.differences:
-    return f"<td>{value}</td>"
+    return f"<td {title}>{value}</td>"
   difference = entry.differences[metric.name]
   text = escape(_headline.difference_text(difference, metric))
   sign = entry.significance(metric)
   kind = {1: " better", 0: "", -1: " worse"}[sign]
   mark = "*" if sign else ""
-  return f'<td>{value}<span class="under{kind}">{text}{mark}</span></td>'
+  return (
+    f'<td {title}>{value}<span class="under{kind}">{text}{mark}</span></td>'
+  )
 
 
 def ranked(ranking: Ranking) -> str:
@@ -81,7 +85,8 @@ def ranked(ranking: Ranking) -> str:
     epoch = _terminal_table.epoch_text(entry)
     kind = ' class="baseline"' if entry.is_baseline else ""
     lines.append(
-      f'<tr{kind}><th scope="row">{label}</th><td>{epoch}</td>{cells}</tr>'
+      f'<tr{kind}><th scope="row">{label}</th>'
+      f'<td data-title="Epoch">{epoch}</td>{cells}</tr>'
     )
   return wrapped(lines, "rank")
 
@@ -90,6 +95,8 @@ def _error_text(error: float, metric: RankMetric) -> str:
   if not math.isfinite(error):
     return "-"
   scaled = metric.scale * error
+  if scaled < 1e-6:
+    return "± 0"
   return f"± {_number_text.fixed(scaled, _number_text.decimals(scaled))}"
 
 
@@ -229,11 +236,11 @@ def classes(predictions: Predictions, names: Sequence[str]) -> str:
         for value, places in (
           (found.recall[k], 1),
           (found.precision[k], 1),
-          (found.share[k], 2),
-          (found.probability[k], 2),
+          (found.share[k], 1 if found.share[k] > 0.01 else 2),
+          (found.probability[k], 1 if found.probability[k] > 0.01 else 2),
         )
       ),
-      f"{found.ece[k]:.4f}",
+      f"{found.ece[k]:.3f}",
     ]
     cells = "".join(f"<td>{number}</td>" for number in numbers)
     lines.append(f'<tr><th scope="row">{escape(names[k])}</th>{cells}</tr>')
@@ -268,7 +275,7 @@ def _matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
   lines = [head(["Class \\ predicted as", *names])]
   for name, counts, row in zip(names, matrix, shares, strict=True):
     cells = "".join(
-      f'<td class="heat" style="--share:{100 * share:.0f}%">'
+      f'<td class="heat" style="--share:{55 * share:.0f}%">'
       f"{count:.{0 if whole else 1}f}</td>"
       for count, share in zip(counts, row, strict=True)
     )

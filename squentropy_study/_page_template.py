@@ -51,7 +51,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th[scope=row] { font-weight: 400; overflow-wrap: break-word; }
 th[scope=rowgroup] { padding-top: 1.1rem; color: var(--accent); }
 td { white-space: nowrap; }
-thead th, tr:first-child th { vertical-align: bottom; }
+tr:first-child th { vertical-align: bottom; }
 .under { display: block; color: var(--quiet); font-size: .84em; }
 .under.better { color: var(--better); }
 .under.worse { color: var(--worse); }
@@ -62,7 +62,7 @@ thead th, tr:first-child th { vertical-align: bottom; }
   font-size: .76em; padding: 0 .3em; white-space: nowrap;
 }
 .matrix td, .matrix th { text-align: center; }
-.matrix th[scope=row] { text-align: left; }
+.matrix th:first-child { text-align: left; }
 .heat {
   background: color-mix(in srgb, var(--accent) var(--share), transparent);
 }
@@ -112,7 +112,19 @@ dd { margin: 0; overflow-wrap: anywhere; }
   body { padding: 1rem .9rem 3rem; }
   table { font-size: .78rem; }
   th, td { padding: .28rem .22rem; }
-  .rank { font-size: .74rem; }
+  .errors th[scope=row] { min-width: 8rem; }
+  .rank { font-size: .88rem; }
+  .rank tr:first-child { display: none; }
+  .rank tr { display: block; border-bottom: 1px solid var(--line); }
+  .rank th { display: block; border: 0; padding-top: .6rem; }
+  .rank td {
+    display: flex; align-items: baseline; gap: .5rem; border: 0; padding: .1rem 0;
+  }
+  .rank td:last-child { padding-bottom: .6rem; }
+  .rank td::before {
+    content: attr(data-title); color: var(--quiet); flex: 1; text-align: left;
+  }
+  .rank .under { order: 2; min-width: 9.5rem; }
   .spread { display: block; }
 }
 </style>

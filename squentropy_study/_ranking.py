@@ -117,10 +117,13 @@ class Ranking:
     )
 
   def best(self, metric: RankMetric) -> RankedEntry:
-    """Returns the loss with the best value of a metric."""
-    return max(
-      self.losses, key=lambda e: metric.gain * e.values[metric.name].mean
-    )
+    """Returns the loss with the best value; of equal ones the reference."""
+
+    def key(entry: RankedEntry) -> tuple[float, bool]:
+      value = round(metric.gain * entry.values[metric.name].mean, 9)
+      return value, entry.label == self.reference
+
+    return max(self.losses, key=key)
 
 
 def _reference(entries: Sequence[Entry], wanted: str | None) -> Entry | None:

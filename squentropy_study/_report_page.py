@@ -285,10 +285,10 @@ def html(results: Results, config: dict) -> bytes:
 {_page_tables.ranked(ranking)}
 <p class="quiet">{escape(_rank_note(ranking))}</p>
 {_past(results)}
-<h2>Errors of the numbers</h2>
+<h2>Standard errors</h2>
 {_page_tables.errors(ranking)}
-<p class="quiet">± is one standard error: over the seeds, and over the choice of
-the test rows. p is corrected for the number of tests (Holm).</p>
+<p class="quiet">± is one standard error: over seeds, and over the choice of the
+test rows. p is corrected for the number of tests (Holm).</p>
 <h2>All metrics and training lengths</h2>
 {_metrics(results)}
 {_classes(results, ranking, names)}

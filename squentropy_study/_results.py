@@ -86,8 +86,8 @@ class Measure(NamedTuple):
 
 
 MEASURES = (
-  Measure("accuracy", "Accuracy", "accuracy", 4, main=True),
   Measure("nll", "Negative log-likelihood (NLL)", "NLL", 3, main=True),
+  Measure("accuracy", "Accuracy", "accuracy", 4, main=True),
   Measure("ece", "Expected calibration error (ECE)", "ECE", 4, main=True),
   Measure("temperature", "Fitted temperature", "temperature", 2, main=True),
   Measure(
