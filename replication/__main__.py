@@ -22,8 +22,8 @@ from rich.console import Console
 from replication import page, plan, records, sources
 import squentropy_study as study
 
-# The study evaluates about sixty points of a curve. Every third one is kept.
-_EVERY = 3
+# A curve is kept at this many points, equally spaced up to the longest length.
+_POINTS = 20
 
 
 def _curves(results: study.Results, name: str) -> pd.DataFrame:
@@ -32,8 +32,11 @@ def _curves(results: study.Results, name: str) -> pd.DataFrame:
   metrics = ("accuracy", "nll", "ece")
   for method in results.methods:
     epochs = results.curve_epochs(method.loss)
+    ends = results.settings.epochs[-1] * np.arange(1, _POINTS + 1) / _POINTS
+    # The last evaluation up to each end; none at all before the first one.
+    points = np.searchsorted(epochs, ends, side="right") - 1
     means = [results.curve(method, metric).mean(axis=-1) for metric in metrics]
-    for point in range(_EVERY - 1, len(epochs), _EVERY):
+    for point in dict.fromkeys(points[points >= 0]):
       key = (name, *method, epochs[point])
       rows.append((*key, *(mean[point] for mean in means)))
   columns = ["data", "loss", "probability_map", "epoch", *metrics]

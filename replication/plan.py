@@ -33,6 +33,8 @@ def settings(name: str) -> Settings:
     losses=losses,
     seeds=3,
     epochs=(6, 60) if images else (30, 300),
+    max_epochs=60 if images else 300,
+    baselines=False,
     folds=4,
     model="cnn" if images else "bn-mlp",
     optimizer="adam",

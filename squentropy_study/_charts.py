@@ -118,7 +118,8 @@ def _draw_curve(ax: Axes, results: Results, name: str) -> None:
     epochs = results.curve_epochs(method.loss)
     values = results.curve(method, name)
     color, dashes = line_style(results, method)
-    mean = values.mean(axis=1)
+    # The mean is that of the runs that have not ended.
+    mean = np.nanmean(values, axis=1)
     ax.plot(
       epochs,
       mean,
@@ -128,7 +129,11 @@ def _draw_curve(ax: Axes, results: Results, name: str) -> None:
       linewidth=1.6,
     )
     ax.fill_between(
-      epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.15
+      epochs,
+      np.nanmin(values, axis=1),
+      np.nanmax(values, axis=1),
+      color=color,
+      alpha=0.15,
     )
     epoch = float(np.median(results.epochs(method, stopped)))
     ax.plot(

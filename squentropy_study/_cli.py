@@ -14,7 +14,8 @@ def main(words: Sequence[str] | None = None) -> int:
     words: The arguments; None takes those of the process.
 
   Returns:
-    The exit status: 0 for success, 2 for a user error, 130 after Ctrl-C.
+    The exit status: 0 for success, 2 for a user error, 130 after Ctrl-C, 143
+    after SIGTERM.
   """
   try:
     with _extra.required():

@@ -2,13 +2,15 @@
 """The sub-commands of ``squentropy-study``."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import math
 from pathlib import Path
 import shlex
+import signal
 import sys
+import threading
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -21,18 +23,40 @@ from squentropy_study import (
   _models,
   _progress_bar,
   _run,
-  _store,
+  _run_files,
   _summary_page,
   _terminal_table,
 )
 from squentropy_study._results import Results
-from squentropy_study._settings import Settings
+from squentropy_study._settings import CLASS_WEIGHTS, STOPPING, Settings
 from squentropy_study._study_error import StudyError
 
 _PROGRAM = "squentropy-study"
 _DEFAULTS = {
   field.name: field.default for field in dataclasses.fields(Settings)
 }
+
+
+class _Terminated(KeyboardInterrupt):
+  """Raised by SIGTERM, which stops a study as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+  """Turns SIGTERM into an exception, so that files are closed and removed."""
+
+  def terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+  # Only the main thread of a process may handle signals.
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, terminate)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,11 +67,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _epochs(text: str) -> tuple[int, ...]:
+  if text == "none":
+    return ()
   try:
     return tuple(int(item) for item in text.split(","))
   except ValueError:
     raise argparse.ArgumentTypeError(
-      f"expected increasing integers such as 40,300; got {text!r}"
+      f"expected increasing integers such as 40,300, or none; got {text!r}"
     ) from None
 
 
@@ -91,7 +117,8 @@ def _parser() -> _Parser:
     metavar="LOSS",
     help="losses with hyper-parameters, for example squentropy:scale=0.5 "
     f"(default: {' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
-    "losses). Every loss also takes label smoothing, such as smoothing=0.1.",
+    "losses). Every loss also takes label smoothing, such as smoothing=0.1, and "
+    "logit adjustment to class frequencies, such as adjustment=1.",
   )
   run.add_argument(
     "--seeds",
@@ -104,7 +131,43 @@ def _parser() -> _Parser:
     type=_epochs,
     default=_DEFAULTS["epochs"],
     metavar="N,N",
-    help="training lengths in epochs to report, increasing (default: 40,300)",
+    help="fixed training lengths in epochs to report as well, increasing; none "
+    "for stopped training alone (default: "
+    f"{','.join(map(str, _DEFAULTS['epochs']))})",
+  )
+  run.add_argument(
+    "--max-epochs",
+    type=int,
+    default=_DEFAULTS["max_epochs"],
+    metavar="N",
+    help="where the search for the best epoch ends (default: %(default)s)",
+  )
+  run.add_argument(
+    "--stop-by",
+    dest="stopping",
+    choices=STOPPING,
+    default=_DEFAULTS["stopping"],
+    help="what chooses the epoch of stopped training on the validation rows: "
+    "the least NLL after a fitted temperature (refinement), the least NLL, or "
+    "the highest accuracy (default: %(default)s)",
+  )
+  run.add_argument(
+    "--class-weights",
+    choices=tuple(CLASS_WEIGHTS),
+    help="weight the losses of the examples by class: inverse to the number of "
+    "rows (balanced), or by the effective number of rows (default: no weights)",
+  )
+  run.add_argument(
+    "--reference",
+    metavar="LOSS",
+    help="the loss that the others are compared with, or best (default: "
+    "cross_entropy, or best where it is not trained)",
+  )
+  run.add_argument(
+    "--no-baselines",
+    dest="baselines",
+    action="store_false",
+    help="fit no classifiers other than the network",
   )
   run.add_argument(
     "--folds",
@@ -197,7 +260,7 @@ def _print_results(results: Results, out: Path, console: Console) -> None:
 
 def _interrupted(settings: Settings, out: Path) -> str:
   """Returns the message after Ctrl-C."""
-  done = [spec for spec in settings.losses if _store.has_run_result(out, spec)]
+  done = [x for x in settings.losses if _run_files.stored_seeds(out, x)]
   return (
     f"Interrupted. Finished losses: {', '.join(done) or 'none'}. To resume "
     f"from {out}, run the same command again without --fresh."
@@ -225,8 +288,8 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
         save_every=arguments.save_every,
         **hooks,
       )
-    except KeyboardInterrupt:
-      raise KeyboardInterrupt(_interrupted(settings, out)) from None
+    except KeyboardInterrupt as interrupt:
+      raise type(interrupt)(_interrupted(settings, out)) from None
   if not arguments.quiet:
     _print_results(results, out, Console())
 
@@ -268,14 +331,16 @@ def main(words: Sequence[str]) -> int:
     words: The arguments.
 
   Returns:
-    The exit status: 0 for success, 2 for a user error, 130 after Ctrl-C.
+    The exit status: 0 for success, 2 for a user error, 130 after Ctrl-C, 143
+    after SIGTERM.
   """
   try:
-    _dispatch(words)
+    with _sigterm_as_interrupt():
+      _dispatch(words)
   except StudyError as error:
     print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt as interrupt:
     print(str(interrupt) or "Interrupted.", file=sys.stderr)
-    return 130
+    return 143 if isinstance(interrupt, _Terminated) else 130
   return 0

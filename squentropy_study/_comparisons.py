@@ -124,7 +124,8 @@ def read_results(folders: Sequence[str | Path]) -> pd.DataFrame:
         "study again"
       )
     settings = dataclasses.asdict(_store.read_settings(folder, config))
-    settings.pop("label")
+    for name in ("label", "reference", "baselines"):
+      settings.pop(name)
     data = settings.pop("data")
     digest = config.get("data_sha256") or data
     if data in tables or digest in digests:

@@ -14,8 +14,8 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from squentropy_study import _data_files
 from squentropy_study._study_error import StudyError, unknown_name
 
-# Without cross-validation one part of four fits the temperature and one part
-# is the test part.
+# Without cross-validation one part of four is the validation part and one the
+# test part.
 _PARTS = 4
 
 
@@ -57,7 +57,7 @@ class FoldRows(NamedTuple):
 
 
 class Folds(NamedTuple):
-  """A data set with disjoint training, calibration and test rows per fold.
+  """A data set with disjoint training, validation and test rows per fold.
 
   Attributes:
     features: All rows, float32; NaN where a value is missing.
@@ -68,7 +68,7 @@ class Folds(NamedTuple):
     scale: Multiplies the shifted features: the inverse of their standard
       deviation, or 0 for a column that is constant in the training rows.
     train: ``[folds, rows]``, training rows; equally many in each fold.
-    calibration: Rows that fit the temperature.
+    validation: Rows that choose the epoch and fit the temperature.
     test: Rows that are reported.
   """
 
@@ -78,7 +78,7 @@ class Folds(NamedTuple):
   shift: np.ndarray
   scale: np.ndarray
   train: np.ndarray
-  calibration: FoldRows
+  validation: FoldRows
   test: FoldRows
 
   @property
@@ -86,7 +86,7 @@ class Folds(NamedTuple):
     """Number of rows in each part, of the largest fold."""
     return {
       "train": self.train.shape[1],
-      "calibration": self.calibration.rows.shape[1],
+      "validation": self.validation.rows.shape[1],
       "test": self.test.rows.shape[1],
     }
 
@@ -234,8 +234,8 @@ def _standardization(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
   """Splits the rows into stratified parts and assigns the parts to folds.
 
-  Fold ``i`` tests on part ``i``, fits the temperature on the next part and
-  trains on all others. A single fold is the first fold of four.
+  Fold ``i`` tests on part ``i``, validates on the next part and trains on all
+  others. A single fold is the first fold of four.
 
   Args:
     dataset: The rows.
@@ -250,7 +250,7 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
   """
   parts = _PARTS if folds == 1 else folds
   _check_counts(
-    dataset, parts, "a split into training, calibration and test rows"
+    dataset, parts, "a split into training, validation and test rows"
   )
   splitter = StratifiedKFold(parts, shuffle=True, random_state=seed)
   rows = np.arange(dataset.labels.size)
@@ -260,12 +260,12 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
   mean, inverse = _standardization(features)
   features = ((features - mean) * inverse).astype(np.float32)
   order = np.random.default_rng(seed)
-  train, calibration, test = [], [], []
+  train, validation, test = [], [], []
   for number in range(folds):
     after = (number + 1) % parts
     others = [p for k, p in enumerate(split) if k not in (number, after)]
     train.append(order.permutation(np.concatenate(others)))
-    calibration.append(split[after])
+    validation.append(split[after])
     test.append(split[number])
   # All folds train in one compiled program, so they need the same length.
   size = min(map(len, train))
@@ -281,6 +281,6 @@ def fold(dataset: Dataset, folds: int, seed: int) -> Folds:
     np.stack(shift).astype(np.float32),
     np.stack(scale).astype(np.float32),
     np.stack(train),
-    _pad(calibration),
+    _pad(validation),
     _pad(test),
   )

@@ -35,6 +35,8 @@ class Metrics(NamedTuple):
 
 
 METRICS = Metrics._fields
+# The metrics that are means over rows.
+ROW_METRICS = ("accuracy", "nll", "brier")
 
 
 class HeldOutLogits(NamedTuple):
@@ -57,7 +59,7 @@ class Evaluation(NamedTuple):
   Attributes:
     before: Metrics of the test rows before temperature scaling.
     after: Metrics of the test rows after temperature scaling.
-    temperature: Fitted on the calibration rows alone; above 1 means that the
+    temperature: Fitted on the validation rows alone; above 1 means that the
       classifier was over-confident there.
     bins: Reliability bins before temperature scaling, summed over runs.
   """
@@ -70,9 +72,34 @@ class Evaluation(NamedTuple):
 
 @jax.jit
 @jax.vmap
-def accuracy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+def accuracy(rows: HeldOutLogits) -> jax.Array:
   """Returns the share of rows whose top class is the label, for each run."""
-  return calibration.accuracy(scores, labels)
+  return calibration.accuracy(rows.scores, rows.labels, where=rows.keep)
+
+
+@jax.jit
+@jax.vmap
+def nll(rows: HeldOutLogits) -> jax.Array:
+  """Returns the mean negative log-likelihood of each run."""
+  return calibration.negative_log_likelihood(
+    rows.scores, rows.labels, where=rows.keep
+  )
+
+
+@jax.jit
+def row_metrics(rows: HeldOutLogits) -> tuple[jax.Array, ...]:
+  """Returns ``ROW_METRICS`` of each row, ``[runs, rows]``; NaN for padding."""
+  scores, labels, keep = rows
+  log_probs = jax.nn.log_softmax(jnp.asarray(scores), axis=-1)
+  one_hot = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
+  right = jnp.argmax(jnp.asarray(scores), axis=-1) == labels
+  label = jnp.expand_dims(labels, -1)
+  values = (
+    right.astype(log_probs.dtype),
+    -jnp.take_along_axis(log_probs, label, axis=-1)[..., 0],
+    jnp.square(jnp.exp(log_probs) - one_hot).sum(axis=-1),
+  )
+  return tuple(jnp.where(keep, x, jnp.nan) for x in values)
 
 
 @jax.jit
@@ -98,7 +125,7 @@ def measure(rows: HeldOutLogits) -> tuple[Metrics, calibration.BinStats]:
 
 @jax.jit
 @jax.vmap
-def _recalibrate(
+def recalibrate(
   rows: HeldOutLogits, scores: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Fits a temperature per run; returns it and the scaled scores."""
@@ -117,13 +144,13 @@ def evaluate(fit: HeldOutLogits, test: HeldOutLogits) -> Evaluation:
   """Computes the metrics before and after temperature scaling.
 
   Args:
-    fit: The calibration rows, which fit the temperature.
+    fit: The validation rows, which fit the temperature.
     test: The test rows, which are reported.
 
   Returns:
     The evaluation.
   """
-  temperature, scaled = _recalibrate(fit, test.scores)
+  temperature, scaled = recalibrate(fit, test.scores)
   before, bins = measure(test)
   after, _ = measure(test._replace(scores=scaled))
   pooled = jax.tree.map(lambda sums: sums.sum(axis=0), bins)

@@ -85,11 +85,9 @@ def difference_text(difference: Difference, metric: RankMetric) -> str:
 
 
 def _in_metrics(entry: RankedEntry, metrics: Sequence[RankMetric]) -> str:
-  parts = [
-    f"{metric.short} ({difference_text(entry.differences[metric.name], metric)})"
-    for metric in metrics
-  ]
-  return _number_text.listed(parts)
+  texts = (difference_text(entry.differences[m.name], m) for m in metrics)
+  parts = zip(metrics, texts, strict=True)
+  return _number_text.listed([f"{m.short} ({text})" for m, text in parts])
 
 
 def _significant(entry: RankedEntry, ranking: Ranking, sign: int) -> list:

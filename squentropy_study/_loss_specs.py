@@ -15,11 +15,12 @@ from squentropy_study._study_error import StudyError, unknown_name
 
 DEFAULT = ("cross_entropy", "squentropy", "rescaled_square:target_value=10")
 
-# Every loss takes target distributions, so its labels can be smoothed.
-SMOOTHING = "smoothing"
-_SMOOTHING_PARAMETER = inspect.Parameter(
-  SMOOTHING, inspect.Parameter.KEYWORD_ONLY, default=0.0
-)
+# What every loss takes in addition to its hyper-parameters: label smoothing,
+# because it takes target distributions, and a bias of the logits in training.
+MODIFIERS = {
+  name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=0.0)
+  for name in ("smoothing", "adjustment")
+}
 
 # Maps logits to log-probabilities, which stay the same under log_softmax.
 ProbabilityMap = Callable[[Any], Any]
@@ -34,12 +35,16 @@ class LossSpec(NamedTuple):
     hyperparameters: Pairs of name and value, in the order typed.
     smoothing: Share of the target distribution that is spread over all
       classes.
+    adjustment: Factor on the logarithms of the class frequencies, which the
+      training adds to the logits in the loss and predictions leave out
+      (logit adjustment, arXiv 2007.07314).
   """
 
   text: str
   name: str
   hyperparameters: tuple[tuple[str, float], ...]
   smoothing: float = 0.0
+  adjustment: float = 0.0
 
   def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the loss of each example."""
@@ -135,7 +140,7 @@ def _value(text: str, default: object) -> float | None:
 
 def _values(text: str, name: str, rest: str) -> dict[str, float]:
   """Reads ``key=value,key=value``."""
-  known = {**_parameters(name), SMOOTHING: _SMOOTHING_PARAMETER}
+  known = {**_parameters(name), **MODIFIERS}
   values: dict[str, float] = {}
   for item in filter(None, rest.split(",")):
     key, _, number = item.partition("=")
@@ -188,12 +193,17 @@ def parse(text: str) -> LossSpec:
   if name not in names():
     raise unknown_name("loss", name, names())
   values = _values(text, name, rest)
-  smoothing = values.pop(SMOOTHING, 0.0)
+  modifiers = {key: values.pop(key, 0.0) for key in MODIFIERS}
+  smoothing, adjustment = modifiers.values()
   if not 0 <= smoothing < 1:
     raise StudyError(
       f"loss {text!r}: smoothing must be in [0, 1), got {smoothing}"
     )
-  spec = LossSpec(text, name, tuple(values.items()), smoothing)
+  if adjustment < 0:
+    raise StudyError(
+      f"loss {text!r}: adjustment must be 0 or more, got {adjustment}"
+    )
+  spec = LossSpec(text, name, tuple(values.items()), **modifiers)
   try:
     # The loss checks its hyper-parameters while it is traced.
     logits, labels = np.zeros((1, 2), np.float32), np.zeros(1, np.int32)

@@ -151,20 +151,11 @@ def p_text(p_value: float) -> str:
   return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
-def lengths_title(results: Results) -> dict[str, str]:
-  """Returns the title of each training length."""
-  return {
-    length: length
-    if epochs is None
-    else f"{length}: {_number_text.counted(epochs, 'epoch')}"
-    for length, epochs in results.settings.training_lengths.items()
-  }
-
-
 def measures(results: Results, chosen: Sequence[Measure]) -> str:
   """Returns a group of rows per measure and a column per training length."""
-  titles = lengths_title(results)
-  lines = [head(["Loss", *titles.values()])]
+  lengths = results.settings.training_lengths
+  titles = [_results.length_title(results.settings, x) for x in lengths]
+  lines = [head(["Loss", *titles])]
   for measure in chosen:
     lines.append(
       f'<tr><th scope="rowgroup" colspan="{len(titles) + 1}">'
@@ -172,7 +163,7 @@ def measures(results: Results, chosen: Sequence[Measure]) -> str:
     )
     for method in results.methods:
       cells = []
-      for length in titles:
+      for length in lengths:
         values = results.per_seed(method, length, measure.name)
         mean, _, spread = _results.mean_and_spread(
           values, measure.decimals

@@ -118,7 +118,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .rank tr { display: block; border-bottom: 1px solid var(--line); }
   .rank th { display: block; border: 0; padding-top: .6rem; }
   .rank td {
-    display: flex; align-items: baseline; gap: .5rem; border: 0; padding: .1rem 0;
+    display: flex; align-items: baseline; gap: .5rem; border: 0;
+    padding: .1rem 0;
   }
   .rank td:last-child { padding-bottom: .6rem; }
   .rank td::before {

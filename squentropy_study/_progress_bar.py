@@ -18,12 +18,12 @@ class ProgressBar:
   """
 
   def __init__(self, settings: Settings, console: Console):
-    self._settings = settings
+    self._last = max(settings.max_epochs, *settings.epochs, 0)
     self._console = console
     self._bar = RichProgress(
       TextColumn("{task.description}"),
       BarColumn(),
-      TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+      TextColumn("epoch {task.fields[epoch]} of at most {task.fields[last]}"),
       TextColumn("training loss {task.fields[value]}"),
       TimeRemainingColumn(),
       TextColumn("left"),
@@ -31,12 +31,11 @@ class ProgressBar:
       transient=True,
       disable=not console.is_terminal,
     )
-    self._total = len(settings.losses) * settings.epochs[-1]
     self._task = self._bar.add_task(
       settings.losses[0],
-      total=self._total,
+      total=len(settings.losses),
       epoch=0,
-      epochs=settings.epochs[-1],
+      last=self._last,
       value="-",
     )
 
@@ -56,22 +55,23 @@ class ProgressBar:
 
   def __call__(self, progress: Progress) -> None:
     """Updates the bar."""
-    loss, epoch, value = progress
-    last = self._settings.epochs[-1]
-    done = self._settings.losses.index(loss) * last
+    loss, number, losses, epoch, value, finished = progress
     self._bar.update(
       self._task,
-      completed=done + epoch,
-      description=loss,
-      epoch=epoch,
+      completed=number if finished else number - 1 + epoch / self._last,
+      total=losses,
+      description=f"{loss} ({number} of {losses})",
+      epoch=f"{epoch:g}",
       value="-" if value is None else f"{value:.3g}",
     )
-    if done + epoch == self._total:
+    if not finished:
+      return
+    if number == losses:
       self._bar.update(self._task, description="writing the report")
-    if epoch == last:
-      how = "already trained" if value is None else f"training loss {value:.3g}"
-      epochs = f"{last} epoch{'s' if last > 1 else ''}"
-      self._console.print(
-        f"{loss}: {epochs}, {self._settings.repeats}, {how}",
-        highlight=False,
-      )
+    how = "already trained"
+    if value is not None:
+      plural = "" if epoch == 1 else "s"
+      how = f"{epoch:g} epoch{plural}, training loss {value:.3g}"
+    self._console.print(
+      f"{loss} ({number} of {losses}): {how}", highlight=False, markup=False
+    )

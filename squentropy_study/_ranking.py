@@ -14,8 +14,6 @@ from squentropy_study._paired_errors import Difference, Sample
 from squentropy_study._results import BASELINE, Method, Results
 from squentropy_study._test_rows import Predictions
 
-# The reference that stands for the loss with the lowest NLL.
-BEST = "best"
 # Level of the tests after the correction.
 LEVEL = 0.05
 

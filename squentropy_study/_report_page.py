@@ -16,11 +16,12 @@ from squentropy_study import (
   _page_parts,
   _page_tables,
   _page_template,
+  _program,
   _ranking,
   _reliability,
   _results,
+  _stopping,
   _test_rows,
-  _train,
 )
 from squentropy_study._ranking import Ranking
 from squentropy_study._results import Results
@@ -194,8 +195,11 @@ def _definitions(results: Results) -> Iterator[str]:
   )
   yield (
     "stopped: each run is evaluated at its best epoch, that of "
-    f"{_STOPPING[settings.stopping]}, up to epoch {settings.max_epochs}. The "
-    "other lengths are fixed points of the same training."
+    f"{_STOPPING[settings.stopping]}. A run ends when its best epoch lies in "
+    "the first half of its training so far and at least "
+    f"{_stopping.FEWEST_EPOCHS} epochs have passed, or after "
+    f"{settings.max_epochs} epochs. The other lengths are fixed points of the "
+    "same training."
   )
   yield (
     "± test rows is the standard error from the choice of the test rows, ± "
@@ -231,7 +235,7 @@ def _setup(results: Results, config: dict) -> str:
       **notes,
       "Split": f"stratified by class, data seed {settings.data_seed}",
       "Model": _models.MODELS[settings.model].description
-      + f"; standardised features, clipped to ±{_train.MOST_DEVIATIONS}",
+      + f"; standardised features, clipped to ±{_program.MOST_DEVIATIONS}",
       "Optimizer": f"{_models.OPTIMIZER_NOTES[settings.optimizer]}, constant "
       f"learning rate {settings.learning_rate:g}, batches of "
       f"{min(settings.batch_size, config['rows']['train'])} rows",

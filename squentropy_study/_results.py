@@ -6,13 +6,12 @@ import csv
 import dataclasses
 import functools
 import io
-import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from squentropy_study import _evaluation, _loss_specs
+from squentropy_study._data import FoldRows
 from squentropy_study._evaluation import HeldOutLogits
 from squentropy_study._settings import Settings
 from squentropy_study._train import RunResult
@@ -38,14 +37,14 @@ class ResultRow(NamedTuple):
   """A row of ``results.csv``; ``_scaled``: after temperature scaling.
 
   All metrics are of the test rows except ``train_accuracy``, which is of the
-  training rows.
+  training rows. The epochs of stopped training differ by run.
   """
 
   data: str
   loss: str
   probability_map: str
   training_length: str
-  epochs: int
+  epochs: float
   fold: int
   seed: int
   accuracy: float
@@ -110,23 +109,12 @@ MEASURES = (
 )
 
 
-class Difference(NamedTuple):
-  """Mean paired difference with its 95 % confidence interval.
-
-  Attributes:
-    mean: Mean of "this method minus the baseline".
-    low: Lower end of the interval; NaN where it cannot be computed.
-    high: Upper end of the interval.
-  """
-
-  mean: float
-  low: float
-  high: float
-
-  @property
-  def sign(self) -> int:
-    """1 or -1 if the interval excludes 0, otherwise 0: not significant."""
-    return int(self.low > 0) - int(self.high < 0)
+def length_title(settings: Settings, length: str) -> str:
+  """Returns the name of a training length, with its epochs if it is fixed."""
+  epochs = settings.training_lengths[length]
+  if epochs is None:
+    return length
+  return f"{length}: {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +139,6 @@ class Results:
     """Losses and probability maps in the order named."""
     return tuple(dict.fromkeys(method for method, _ in self.evaluations))
 
-  @property
-  def unit(self) -> str:
-    """What differences are paired by: ``fold`` or ``seed``."""
-    return "fold" if self.settings.folds > 1 else "seed"
-
   @functools.cached_property
   def rows(self) -> list[ResultRow]:
     """One row per loss, probability map, training length, fold and seed."""
@@ -163,19 +146,18 @@ class Results:
     for (method, length), evaluation in self.evaluations.items():
       before, after = evaluation.before, evaluation.after
       scaled = (getattr(after, name) for name in _SCALED)
-      accuracy = self._of_map(
-        method, self.run_results[method.loss].train_accuracy
-      )[list(self.settings.training_lengths).index(length)]
+      run_result = self.run_results[method.loss]
+      accuracy = self._at(method, length, run_result.train_accuracy)
       columns = (*before, accuracy, evaluation.temperature, *scaled)
       numbers = zip(*map(np.asarray, columns), strict=True)
-      epochs = self.settings.training_lengths[length]
+      epochs = self.epochs(method, length).ravel()
       for run, values in enumerate(numbers):
         result.append(
           ResultRow(
             self.settings.data,
             *method,
             length,
-            epochs,
+            float(epochs[run]),
             *divmod(run, self.settings.seeds),
             *(float(value) for value in values),
           )
@@ -203,6 +185,52 @@ class Results:
     """Returns the values of a column, one per seed: means over the folds."""
     return self.per_run(method, length, name).mean(axis=0)
 
+  def epochs(self, method: Method, length: str) -> np.ndarray:
+    """Returns the epochs of training, ``[folds, seeds]``."""
+    epochs = self._at(method, length, self.run_results[method.loss].epochs)
+    return np.reshape(epochs, (self.settings.folds, self.settings.seeds))
+
+  @property
+  def test_rows(self) -> FoldRows:
+    """The test rows of each run, ``[runs, rows]``, the same for every loss.
+
+    Runs are numbered fold by fold: run ``r`` is seed ``r % seeds`` in fold
+    ``r // seeds``.
+    """
+    result = next(iter(self.run_results.values()))
+    return FoldRows(result.test_rows, result.test_keep)
+
+  def test_scores(self, method: Method, length: str) -> np.ndarray:
+    """Returns scores of the test rows, ``[runs, rows, classes]``.
+
+    Their softmax is the predicted distribution before temperature scaling.
+    """
+    return self._at(method, length, self.run_results[method.loss].test_scores)
+
+  def row_values(self, method: Method, length: str, name: str) -> np.ndarray:
+    """Returns a metric of each test row.
+
+    Args:
+      method: The method.
+      length: Name of the training length.
+      name: ``accuracy``, ``nll``, ``nll_scaled``, ``brier`` or
+        ``brier_scaled``.
+
+    Returns:
+      ``[runs, rows]`` in the order of :attr:`test_rows`; NaN where an entry is
+      padding.
+    """
+    result = self.run_results[method.loss]
+    scores = self.test_scores(method, length)
+    metric = name.removesuffix("_scaled")
+    if metric != name:
+      temperature = self.evaluations[method, length].temperature
+      scores = scores / np.asarray(temperature)[:, None, None]
+    values = _evaluation.row_metrics(
+      HeldOutLogits(scores, result.test_labels, result.test_keep)
+    )
+    return np.asarray(values[_evaluation.ROW_METRICS.index(metric)])
+
   def curve_epochs(self, loss: str) -> np.ndarray:
     """Returns the epochs of the points of :meth:`curve`."""
     return self.run_results[loss].curve_epochs
@@ -215,7 +243,7 @@ class Results:
       name: ``train_loss`` or a metric such as ``accuracy``, ``nll``, ``ece``.
 
     Returns:
-      ``[points, runs]``.
+      ``[points, runs]``; NaN where a run had ended.
     """
     result = self.run_results[method.loss]
     if name == "train_loss":
@@ -223,30 +251,15 @@ class Results:
     curves = self._of_map(method, result.curves)
     return curves[:, _evaluation.METRICS.index(name)]
 
+  def _at(self, method: Method, length: str, values: np.ndarray) -> np.ndarray:
+    """Selects a training length and a map from ``[lengths, maps, ...]``."""
+    lengths = list(self.settings.training_lengths)
+    return self._of_map(method, values)[lengths.index(length)]
+
   def _of_map(self, method: Method, values: np.ndarray) -> np.ndarray:
-    """Selects a probability map from ``[points, maps, ...]``."""
+    """Selects a probability map from ``[..., maps, ...]``, the second axis."""
     maps = list(_loss_specs.parse(method.loss).probability_maps())
     return values[:, maps.index(method.probability_map)]
-
-  def difference(
-    self, method: Method, baseline: Method, length: str, name: str
-  ) -> Difference:
-    """Compares two methods with a paired Student's t interval.
-
-    The pairs are the seeds. In cross-validation they are the folds, each the
-    mean over its seeds, because the seeds of a fold share test rows. There is
-    no interval with fewer than three pairs or if all differences are equal.
-    """
-    values = self.per_run(method, length, name)
-    paired = values - self.per_run(baseline, length, name)
-    paired = paired.mean(axis=1 if self.settings.folds > 1 else 0)
-    # Below the precision of float32, differences are equal.
-    if paired.size < 3 or np.ptp(paired) < 1e-6:
-      return Difference(float(paired.mean()), math.nan, math.nan)
-    error = paired.std(ddof=1) / math.sqrt(paired.size)
-    reach = special.stdtrit(paired.size - 1, 0.975) * error
-    mean = paired.mean()
-    return Difference(float(mean), float(mean - reach), float(mean + reach))
 
   def chance_ece(self, method: Method, length: str) -> float:
     """Returns the expected ECE of a perfectly calibrated classifier.
@@ -271,21 +284,21 @@ def collect(
   """Evaluates every loss, probability map and training length."""
   evaluations = {}
   for loss, result in run_results.items():
-    for name, scores in _loss_specs.parse(loss).probability_maps().items():
+    names = _loss_specs.parse(loss).probability_maps()
+    for number, name in enumerate(names):
       for index, length in enumerate(settings.training_lengths):
-        evaluation = _evaluation.evaluate(
+        evaluations[Method(loss, name), length] = _evaluation.evaluate(
           HeldOutLogits(
-            scores(result.calibration_logits[index]),
-            result.calibration_labels,
-            result.calibration_keep,
+            result.validation_scores[index, number],
+            result.validation_labels,
+            result.validation_keep,
           ),
           HeldOutLogits(
-            scores(result.test_logits[index]),
+            result.test_scores[index, number],
             result.test_labels,
             result.test_keep,
           ),
         )
-        evaluations[Method(loss, name), length] = evaluation
   return Results(settings, run_results, evaluations)
 
 

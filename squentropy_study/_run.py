@@ -2,6 +2,7 @@
 """Runs a study, from settings to report."""
 
 from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,13 @@ from squentropy_study import (
   _reliability,
   _report_page,
   _results,
+  _run_files,
   _store,
   _train,
 )
 from squentropy_study._results import Results
-from squentropy_study._settings import Settings
-from squentropy_study._study_error import StudyError
+from squentropy_study._settings import BEST, Settings
+from squentropy_study._study_error import StudyError, unknown_name
 
 
 class Progress(NamedTuple):
@@ -26,20 +28,75 @@ class Progress(NamedTuple):
 
   Attributes:
     loss: The loss as text.
-    epoch: The last finished epoch.
-    value: Mean training loss over the runs in that epoch; None if an earlier
-      call finished the training.
+    number: Number of the loss, from 1.
+    losses: Number of losses of the study.
+    epoch: Number of epochs so far; may be fractional.
+    value: Mean training loss over the runs; None if an earlier call finished
+      the training.
+    finished: Whether the training with this loss has ended.
   """
 
   loss: str
-  epoch: int
+  number: int
+  losses: int
+  epoch: float
   value: float | None
+  finished: bool
 
 
-def _reporter(
-  on_progress: Callable[[Progress], None], loss: str
-) -> Callable[[int, float], None]:
-  return lambda epoch, value: on_progress(Progress(loss, epoch, value))
+def _grown(out: Path, settings: Settings, *, fresh: bool) -> Settings:
+  """Adds the finished losses and seeds of a folder to the settings."""
+  config = None if fresh else _store.read_config(out)
+  losses, seeds = settings.losses, settings.seeds
+  if config is not None:
+    earlier = _store.read_settings(out, config).losses
+    stored = {
+      loss: len(_run_files.stored_seeds(out, loss))
+      for loss in dict.fromkeys((*earlier, *losses))
+    }
+    # In the order in which the losses were first named.
+    losses = tuple(x for x, size in stored.items() if size or x in losses)
+    seeds = max(seeds, *stored.values())
+  if settings.reference not in (None, BEST, *losses):
+    raise unknown_name("reference", settings.reference, (BEST, *losses))
+  return dataclasses.replace(settings, losses=losses, seeds=seeds)
+
+
+def _train_loss(
+  settings: Settings,
+  number: int,
+  folds: _data.Folds,
+  out: Path,
+  save_every: float,
+  on_progress: Callable[[Progress], None],
+) -> None:
+  """Trains with the seeds that are missing, and saves the results."""
+  text = settings.losses[number]
+  finished = _run_files.stored_seeds(out, text)
+  seeds = [seed for seed in range(settings.seeds) if seed not in finished]
+  last = Progress(text, number + 1, len(settings.losses), 0.0, None, not seeds)
+  if not seeds:
+    on_progress(last)
+    return
+
+  def on_evaluation(epoch: float, value: float) -> None:
+    nonlocal last
+    last = last._replace(epoch=epoch, value=value)
+    on_progress(last)
+
+  checkpoint = _run_files.Checkpoint(out, text, seeds, save_every)
+  trained = _train.train(
+    settings,
+    _loss_specs.parse(text),
+    folds,
+    on_evaluation,
+    seeds=seeds,
+    restore=checkpoint.restore,
+    save=checkpoint.save,
+  )
+  _run_files.write_trained(out, text, trained)
+  checkpoint.remove()
+  on_progress(last._replace(finished=True))
 
 
 def run(
@@ -56,8 +113,9 @@ def run(
 
   The folder keeps every finished loss and checkpoints of an unfinished one. If
   the process is interrupted or killed, a call with the same settings resumes
-  the study and gives the same numbers. A call with more losses trains only
-  the new ones.
+  the study and gives the same numbers. A call with other losses or more seeds
+  trains what is missing. The results are those of all losses that the folder
+  holds, each with the largest number of seeds.
 
   Args:
     settings: The settings of the study.
@@ -65,7 +123,7 @@ def run(
     command: The command line to record; None records an equivalent one.
     fresh: Replace an earlier study in the folder.
     save_every: Seconds between two checkpoints.
-    on_progress: Called about sixty times per loss.
+    on_progress: Called after each evaluation of a training, and at its end.
     on_note: Called before the training with each note on the data, such as
       how many rows are dropped.
 
@@ -78,23 +136,26 @@ def run(
 
   Examples:
     >>> import squentropy_study as study
-    >>> settings = study.Settings("iris", seeds=2, epochs=(2,))
+    >>> settings = study.Settings("iris", seeds=2, max_epochs=20)
     >>> results = study.run(settings, "report")  # doctest: +SKIP
     >>> results.rows[0].accuracy  # doctest: +SKIP
-    0.7
+    0.9
   """
   out = Path(out)
-  losses = [_loss_specs.parse(loss) for loss in settings.losses]
   dataset = _data.load_data(settings.data, settings.label)
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
   _models.check_shape(settings.model, settings.data, shape)
   folds = _data.fold(dataset, settings.folds, settings.data_seed)
+  named, settings = settings, _grown(out, settings, fresh=fresh)
+  # A command that names only what is new does not reproduce the study.
+  if command is None or settings != named:
+    command = settings.command(str(out))
   _store.prepare(
     out,
     settings,
-    command or settings.command(str(out)),
+    command,
     folds.row_counts,
     dataset.class_counts,
     dataset.notes,
@@ -103,21 +164,8 @@ def run(
   )
   for note in dataset.notes:
     on_note(note)
-  for loss in losses:
-    if _store.has_run_result(out, loss.text):
-      on_progress(Progress(loss.text, settings.epochs[-1], None))
-      continue
-    checkpoint = _store.Checkpoint(out, loss.text, save_every)
-    result = _train.train(
-      settings,
-      loss,
-      folds,
-      _reporter(on_progress, loss.text),
-      restore=checkpoint.restore,
-      save=checkpoint.save,
-    )
-    _store.write_run_result(out, loss.text, result)
-    checkpoint.remove()
+  for number in range(len(settings.losses)):
+    _train_loss(settings, number, folds, out, save_every, on_progress)
   return report(out)
 
 
@@ -129,14 +177,18 @@ def _load(folder: Path) -> tuple[Results, dict]:
       f"{folder} holds no study; run one with squentropy-study run"
     )
   settings = _store.read_settings(folder, config)
-  missing = [s for s in settings.losses if not _store.has_run_result(folder, s)]
+  missing = [
+    loss
+    for loss in settings.losses
+    if len(_run_files.stored_seeds(folder, loss)) < settings.seeds
+  ]
   if missing:
     raise StudyError(
-      f"the study in {folder} is unfinished ({missing[0]} is missing); resume "
-      f"it with: {config['command']}"
+      f"the study in {folder} is unfinished (runs of {missing[0]} are missing); "
+      f"resume it with: {config['command']}"
     )
   run_results = {
-    loss: _store.read_run_result(folder, loss) for loss in settings.losses
+    loss: _run_files.read_run_result(folder, loss) for loss in settings.losses
   }
   return _results.collect(settings, run_results), config
 

@@ -11,6 +11,15 @@ from squentropy_study import _loss_specs, _models
 from squentropy_study._study_error import StudyError, unknown_name
 
 
+# What decides the epoch at which a run is stopped, and the class weights.
+STOPPING = ("refinement", "nll", "accuracy")
+CLASS_WEIGHTS = {"balanced": "inverse", "effective": "effective_number"}
+# The training length that is chosen on the validation rows.
+STOPPED = "stopped"
+# As the reference: the best loss.
+BEST = "best"
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Everything that decides the numbers of a study, apart from the data.
@@ -22,9 +31,22 @@ class Settings:
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
     seeds: Number of seeds, numbered from 0. A seed decides the initial weights
       and the order of the rows, and is the same for every loss.
-    epochs: Training lengths to report, increasing. There is one training; an
-      earlier length is evaluated on the way. This is exact because nothing in
-      the training depends on its length: the learning rate is constant.
+    epochs: Fixed training lengths to report in addition to stopped training,
+      increasing; may be empty. There is one training; an earlier length is
+      evaluated on the way. This is exact because nothing in the training
+      depends on its length: the learning rate is constant.
+    max_epochs: Bound of the search for the epoch at which a run is stopped.
+    stopping: What decides that epoch on the validation rows: ``refinement``,
+      the least negative log-likelihood after a fitted temperature (arXiv
+      2501.19195); ``nll``, the least negative log-likelihood; or
+      ``accuracy``, the highest accuracy.
+    class_weights: Weights of the losses of the examples: ``balanced``,
+      inverse to the number of training rows of the class; ``effective``, by
+      the effective number of rows (arXiv 1901.05555); or None. The mean over
+      the training rows is 1.
+    reference: The loss that the others are compared with: a loss of the study,
+      or ``best``; None takes cross-entropy if it is trained, else the best.
+    baselines: Whether classifiers that are no networks are fitted as well.
     folds: 1, or 3 and more for cross-validation. Each fold has its own test
       part, fits the temperature on the next part and trains on the others.
     model: Name of the model.
@@ -39,7 +61,12 @@ class Settings:
   rows: int | None = None
   losses: tuple[str, ...] = _loss_specs.DEFAULT
   seeds: int = 5
-  epochs: tuple[int, ...] = (40, 300)
+  epochs: tuple[int, ...] = (40,)
+  max_epochs: int = 300
+  stopping: str = "refinement"
+  class_weights: str | None = None
+  reference: str | None = None
+  baselines: bool = True
   folds: int = 1
   model: str = "mlp"
   optimizer: str = "adam"
@@ -58,13 +85,23 @@ class Settings:
       raise StudyError(
         f"losses must differ, got {min(repeated)!r} twice; remove one"
       )
+    if self.reference not in (None, BEST):
+      _loss_specs.parse(self.reference)
     if self.seeds < 1:
       raise StudyError(f"seeds must be at least 1, got {self.seeds}")
     increasing = all(a < b for a, b in itertools.pairwise(self.epochs))
-    if not self.epochs or self.epochs[0] < 1 or not increasing:
+    if min(self.epochs, default=1) < 1 or not increasing:
       raise StudyError(
         "epochs must be increasing integers from 1, such as 40,300; got "
-        + (",".join(map(str, self.epochs)) or "none")
+        + ",".join(map(str, self.epochs))
+      )
+    if self.max_epochs < 1:
+      raise StudyError(f"max epochs must be at least 1, got {self.max_epochs}")
+    if self.stopping not in STOPPING:
+      raise unknown_name("stopping criterion", self.stopping, STOPPING)
+    if self.class_weights not in (None, *CLASS_WEIGHTS):
+      raise unknown_name(
+        "class weights", str(self.class_weights), CLASS_WEIGHTS
       )
     if self.rows is not None and self.rows < 1:
       raise StudyError(f"rows must be at least 1, got {self.rows}")
@@ -100,21 +137,28 @@ class Settings:
     return f"{self.folds} folds x {seeds}" if self.folds > 1 else seeds
 
   @property
-  def training_lengths(self) -> dict[str, int]:
-    """Names of the training lengths, and their epochs."""
-    if len(self.epochs) == 1:
-      return {"single": self.epochs[0]}
+  def training_lengths(self) -> dict[str, int | None]:
+    """Names of the training lengths and their epochs; None for stopped."""
     middle = [f"epoch_{epoch}" for epoch in self.epochs[1:-1]]
-    return dict(zip(["short", *middle, "long"], self.epochs, strict=True))
+    names = ["short", *middle, "long"] if len(self.epochs) > 1 else ["single"]
+    return {STOPPED: None, **dict(zip(names, self.epochs, strict=False))}
 
   def command(self, out: str) -> str:
     """Returns the command line of this study, with every option."""
+
+    def optional(value: object) -> list[object]:
+      return [] if value is None else [value]
+
     options: dict[str, Sequence[object]] = {
-      "--label": [] if self.label is None else [self.label],
-      "--rows": [] if self.rows is None else [self.rows],
+      "--label": optional(self.label),
+      "--rows": optional(self.rows),
       "--losses": self.losses,
       "--seeds": [self.seeds],
-      "--epochs": [",".join(map(str, self.epochs))],
+      "--epochs": [",".join(map(str, self.epochs)) or "none"],
+      "--max-epochs": [self.max_epochs],
+      "--stop-by": [self.stopping],
+      "--class-weights": optional(self.class_weights),
+      "--reference": optional(self.reference),
       "--folds": [self.folds],
       "--model": [self.model],
       "--optimizer": [self.optimizer],
@@ -127,4 +171,6 @@ class Settings:
     for option, values in options.items():
       if values:
         words += [option, *map(str, values)]
+    if not self.baselines:
+      words.append("--no-baselines")
     return shlex.join(words)

@@ -1,41 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes the folder of a study; every write is atomic."""
+"""The folder of a study and its configuration; every write is atomic."""
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import io
 import json
 import os
 from pathlib import Path
 import re
 import shutil
-import time
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as orbax
 
 from squentropy_study import _fingerprint
 from squentropy_study._settings import Settings
-from squentropy_study._study_error import UNREADABLE, StudyError
-from squentropy_study._train import RunResult, TrainingProgress, TrainState
+from squentropy_study._study_error import StudyError
 
 CONFIG = "config.json"
-_FORMAT = 1
+_FORMAT = 2
 _OUTPUTS = ("results.csv", "reliability.png", "training.png", "report.html")
 SUMMARY = "summary.csv"
 _SUMMARY_OUTPUTS = {SUMMARY, "summary.png", "summary.html"}
 _PARTIAL = ".part"
-_RUNS = "runs"
-_CHECKPOINT = ".checkpoint"
+RUNS = "runs"
+CHECKPOINT = ".checkpoint"
+# Settings that may differ from one call to the next.
+_MAY_DIFFER = {"losses", "seeds", "reference", "baselines"}
 _KEYS = {"command", "settings", "rows", "classes", "notes", "versions"}
 
 
 @contextlib.contextmanager
-def _file_errors(action: str, path: Path) -> Iterator[None]:
+def file_errors(action: str, path: Path) -> Iterator[None]:
   """Turns an error of the file system into a StudyError."""
   try:
     yield
@@ -56,7 +50,7 @@ def _file_errors(action: str, path: Path) -> Iterator[None]:
 def write(path: Path, data: bytes) -> None:
   """Writes all of the data, or leaves the file as it was."""
   partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-  with _file_errors("write", path):
+  with file_errors("write", path):
     try:
       with partial.open("wb") as file:
         file.write(data)
@@ -69,7 +63,7 @@ def write(path: Path, data: bytes) -> None:
 
 def make_summary_folder(out: Path) -> None:
   """Creates the folder of a summary; raises if it holds anything else."""
-  with _file_errors("use", out):
+  with file_errors("use", out):
     held = {path.name for path in out.glob("*") if path.suffix != _PARTIAL}
     # A summary always holds its table.
     if held and not (SUMMARY in held and held <= _SUMMARY_OUTPUTS):
@@ -96,19 +90,31 @@ def read_config(folder: str | Path) -> dict[str, Any] | None:
 
   Returns:
     The content of ``config.json``: ``command``, ``settings``, ``rows`` (row
-    counts), ``classes`` (row counts by name), ``notes``, ``data_sha256`` and ``versions``. None if the folder
-    holds no study.
+    counts), ``classes`` (row counts by name), ``notes``, ``data_sha256`` and
+    ``versions``. None if the folder holds no study. Other versions of the study
+    may have other settings.
   """
   try:
     config = json.loads((Path(folder) / CONFIG).read_text())
   except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
-  ours = isinstance(config, dict) and config.get("squentropy_study") == _FORMAT
-  return config if ours and config.keys() >= _KEYS else None
+  ours = isinstance(config, dict) and config.keys() >= _KEYS
+  return config if ours and "squentropy_study" in config else None
+
+
+def check_format(out: Path, config: dict) -> None:
+  """Raises if another version of the study wrote the folder."""
+  if config["squentropy_study"] != _FORMAT:
+    raise StudyError(
+      f"the study in {out} has format {config['squentropy_study']}, but this "
+      f"version of squentropy-study needs format {_FORMAT}; run the study "
+      "again with --fresh"
+    )
 
 
 def read_settings(out: Path, config: dict) -> Settings:
   """Returns the settings in the configuration of a folder."""
+  check_format(out, config)
   lists = ("losses", "epochs")
   try:
     fields: dict[str, Any] = {
@@ -145,8 +151,8 @@ def prepare(
 
   Raises:
     StudyError: The folder cannot be written, or holds files of another kind,
-      or a study with other data, versions or settings. Only the losses may
-      differ.
+      or a study with other data, versions or settings. Only the losses, the
+      number of seeds, the reference and the baselines may differ.
   """
   config = {
     "squentropy_study": _FORMAT,
@@ -159,15 +165,15 @@ def prepare(
     "data_sha256": data_sha256,
     "versions": _fingerprint.versions(),
   }
-  with _file_errors("use", out):
+  with file_errors("use", out):
     _check(out, config, fresh=fresh)
     out.mkdir(parents=True, exist_ok=True)
   # The first file: a killed process leaves a folder that says what it is.
   write(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-  with _file_errors("use", out):
-    (out / _RUNS).mkdir(exist_ok=True)
+  with file_errors("use", out):
+    (out / RUNS).mkdir(exist_ok=True)
     # Partial files of killed processes.
-    for folder in (out, out / _RUNS):
+    for folder in (out, out / RUNS):
       for path in folder.glob(f".*.[0-9]*{_PARTIAL}"):
         path.unlink(missing_ok=True)
 
@@ -185,11 +191,12 @@ def _check(out: Path, config: dict, *, fresh: bool) -> None:
         "folder with --out"
       )
   elif fresh:
-    for path in [*map(out.joinpath, _OUTPUTS), *(out / _RUNS).glob("*.npz")]:
+    for path in [*map(out.joinpath, _OUTPUTS), *(out / RUNS).glob("*.npz")]:
       path.unlink(missing_ok=True)
-    for path in (out / _RUNS).glob(f"*{_CHECKPOINT}"):
+    for path in (out / RUNS).glob(f"*{CHECKPOINT}"):
       shutil.rmtree(path)
   else:
+    check_format(out, earlier)
     for key, value in _identity(out, config).items():
       was = _identity(out, earlier).get(key)
       if was != value:
@@ -210,102 +217,12 @@ def _identity(out: Path, config: dict) -> dict[str, Any]:
     identity = {**config["settings"], **versions, **data}
   except (AttributeError, TypeError) as error:
     raise _damaged(out, error) from None
-  # Each loss has a run result of its own, so losses may be added.
-  identity.pop("losses", None)
-  return identity
+  # Each loss and each seed is trained alone, so they may be added. The others
+  # decide what is shown beside the losses.
+  return {k: v for k, v in identity.items() if k not in _MAY_DIFFER}
 
 
 def _damaged(out: Path, error: Exception) -> StudyError:
   return StudyError(
     f"{out / CONFIG} is damaged ({error}); run the study again with --fresh"
   )
-
-
-def _run_result_path(out: Path, loss: str, ending: str = ".npz") -> Path:
-  name = loss.replace(":", "-").replace(",", "_")
-  return out / _RUNS / f"{name}{ending}"
-
-
-def has_run_result(out: Path, loss: str) -> bool:
-  """Returns whether the training with a loss is finished and saved."""
-  return _run_result_path(out, loss).exists()
-
-
-class Checkpoint:
-  """Saves an unfinished training, so that a killed study can be resumed."""
-
-  def __init__(self, out: Path, loss: str, every: float):
-    """Names the checkpoint of a loss.
-
-    Args:
-      out: Folder of the study.
-      loss: The loss.
-      every: Seconds between two checkpoints.
-    """
-    self._path = _run_result_path(out, loss, _CHECKPOINT).absolute()
-    self._every = every
-    self._last = time.monotonic()
-
-  def _manager(self) -> orbax.CheckpointManager:
-    # orbax deletes the earlier step only after the next one is complete.
-    options = orbax.CheckpointManagerOptions(
-      max_to_keep=1, enable_async_checkpointing=False
-    )
-    return orbax.CheckpointManager(self._path, options=options)
-
-  def restore(self, initial: TrainState) -> TrainingProgress | None:
-    """Returns the saved progress with the tree structure of a state."""
-    if not self._path.exists():
-      return None
-    with self._manager() as manager:
-      step = manager.latest_step()
-      if step is None:
-        return None
-      saved = manager.restore(step, args=orbax.args.StandardRestore())
-    leaves, structure = jax.tree.flatten(initial)
-    state = [
-      jnp.asarray(x, leaf.dtype)
-      for x, leaf in zip(saved["state"], leaves, strict=True)
-    ]
-    parts = (
-      list(map(np.asarray, saved.get(name) or []))
-      for name in TrainingProgress._fields[1:]
-    )
-    return TrainingProgress(jax.tree.unflatten(structure, state), *parts)
-
-  def save(self, epoch: int, progress: TrainingProgress) -> None:
-    """Saves the progress, if the last checkpoint is old enough."""
-    if time.monotonic() - self._last < self._every:
-      return
-    parts = {**progress._asdict(), "state": jax.tree.leaves(progress.state)}
-    # orbax does not restore empty lists.
-    parts = {name: value for name, value in parts.items() if value}
-    with _file_errors("write", self._path), self._manager() as manager:
-      manager.save(epoch, args=orbax.args.StandardSave(parts))
-    self._last = time.monotonic()
-
-  def remove(self) -> None:
-    """Deletes the checkpoint after the training with the loss is finished."""
-    shutil.rmtree(self._path, ignore_errors=True)
-
-
-def write_run_result(out: Path, loss: str, result: RunResult) -> None:
-  """Saves the run result of a loss."""
-  buffer = io.BytesIO()
-  np.savez_compressed(buffer, **result._asdict())
-  write(_run_result_path(out, loss), buffer.getvalue())
-
-
-def read_run_result(out: Path, loss: str) -> RunResult:
-  """Reads the run result of a loss."""
-  path = _run_result_path(out, loss)
-  with _file_errors("read", path):
-    data = io.BytesIO(path.read_bytes())
-  try:
-    with np.load(data, allow_pickle=False) as arrays:
-      return RunResult(**{name: arrays[name] for name in RunResult._fields})
-  except UNREADABLE as error:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    raise StudyError(
-      f"{path} is damaged ({reason}); delete it and run the study again"
-    ) from None

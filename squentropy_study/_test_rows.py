@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from squentropy_study import _evaluation, _loss_specs
+from squentropy_study import _evaluation
 from squentropy_study._results import Method, Results
 
 # Probabilities below this are raised to it, so that a baseline that is certain
@@ -46,11 +46,7 @@ def of_method(
 ) -> Predictions:
   """Returns the predictions of a loss, by default after temperature scaling."""
   result = results.run_results[method.loss]
-  index = list(results.settings.training_lengths).index(length)
-  scores = _loss_specs.parse(method.loss).probability_maps()
-  logits = np.asarray(
-    scores[method.probability_map](result.test_logits[index]), np.float64
-  )
+  logits = np.array(results.test_scores(method, length), np.float64)
   if scaled:
     temperature = np.asarray(results.evaluations[method, length].temperature)
     logits /= temperature[:, None, None].astype(np.float64)
