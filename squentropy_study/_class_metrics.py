@@ -30,6 +30,9 @@ class ClassMetrics(NamedTuple):
   average_precision: float
 
 
+NAMES = ClassMetrics._fields
+
+
 class PerClass(NamedTuple):
   """What is shown for each class, ``[classes]`` each, over all runs.
 

@@ -18,6 +18,8 @@ from squentropy_study._study_error import StudyError
 _RESAMPLES = 10_000
 # Decimals to which a difference is rounded; all other metrics have 6.
 _DECIMALS = {"accuracy": 5}
+# 1 where larger is better; -1 for every other metric.
+_GAINS = {measure.name: measure.gain for measure in _results.MEASURES}
 
 
 class MethodAtLength(NamedTuple):
@@ -262,7 +264,8 @@ def compare_values(
 
   Args:
     method: The method.
-    metric: The metric; larger is better for ``accuracy`` alone.
+    metric: The metric; smaller is better unless it is a metric of the study of
+      which larger is better, such as ``accuracy``.
     ours: One value per data set; NaN where the loss diverged.
     theirs: The values of the other method on the same data sets.
     against: Loss and probability map of the other method.
@@ -275,7 +278,7 @@ def compare_values(
   values = np.round(
     (ours - theirs)[~gone & ~other_gone], _DECIMALS.get(metric, 6)
   )
-  gains = values if metric == "accuracy" else -values
+  gains = _GAINS.get(metric, -1) * values
   low, high = _interval(values)
   differs = np.any(values != 0)
   return Comparison(

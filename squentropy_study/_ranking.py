@@ -230,7 +230,7 @@ def rank(results: Results, length: str | None = None) -> Ranking:
   entries = [
     Entry(
       results.label(method),
-      _test_rows.of_method(results, method, length),
+      results.predictions(method, length),
       method.loss,
       method,
       float(np.median(results.epochs(method, length))),

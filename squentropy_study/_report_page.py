@@ -7,6 +7,7 @@ from html import escape
 
 from squentropy_study import (
   _charts,
+  _class_metrics,
   _data,
   _evaluation,
   _headline,
@@ -21,7 +22,6 @@ from squentropy_study import (
   _reliability,
   _results,
   _stopping,
-  _test_rows,
 )
 from squentropy_study._ranking import Ranking
 from squentropy_study._results import Results
@@ -89,7 +89,7 @@ def _past(results: Results) -> str:
   )
 
 
-def _metrics(results: Results) -> str:
+def _metrics(results: Results, ranking: Ranking) -> str:
   """Returns all metrics at all training lengths, most of them folded."""
   folds = ", each averaged over folds" if results.settings.folds > 1 else ""
   stopped = next(iter(results.settings.training_lengths))
@@ -99,8 +99,12 @@ def _metrics(results: Results) -> str:
     "of a perfectly calibrated classifier with the same confidence is about "
     f"{min(chance):.3f} to {max(chance):.3f}."
   )
-  main = [measure for measure in _results.MEASURES if measure.main]
-  others = [measure for measure in _results.MEASURES if not measure.main]
+  shown = {measure.name for measure in _results.MEASURES if measure.main}
+  ranked = {metric.name for metric in ranking.metrics}
+  if "accuracy" not in ranked:
+    shown = shown - {"accuracy"} | ranked & set(_class_metrics.NAMES)
+  main = [m for m in _results.MEASURES if m.name in shown]
+  others = [m for m in _results.MEASURES if m.name not in shown]
   return (
     _page_tables.measures(results, main)
     + f'\n<p class="quiet">{escape(note)}</p>'
@@ -115,7 +119,7 @@ def _classes(results: Results, ranking: Ranking, names: list[str]) -> str:
   if not ranking.losses or ranking.losses[0].method is None:
     return ""
   best = ranking.losses[0]
-  predictions = _test_rows.of_method(results, best.method, ranking.length)
+  predictions = results.predictions(best.method, ranking.length)
   listed = ""
   if len(names) > _page_tables.MOST_LISTED:
     listed = f" The {_page_tables.MOST_LISTED} classes with the lowest recall."
@@ -294,7 +298,7 @@ def html(results: Results, config: dict) -> bytes:
 <p class="quiet">± is one standard error: over seeds, and over the choice of the
 test rows. p is corrected for the number of tests (Holm).</p>
 <h2>All metrics and training lengths</h2>
-{_metrics(results)}
+{_metrics(results, ranking)}
 {_classes(results, ranking, names)}
 {_figures(results)}
 <h2>Rows</h2>

@@ -10,10 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from squentropy_study import _evaluation, _loss_specs
+from squentropy_study import (
+  _class_metrics,
+  _evaluation,
+  _loss_specs,
+  _test_rows,
+)
 from squentropy_study._data import FoldRows
 from squentropy_study._evaluation import HeldOutLogits
 from squentropy_study._settings import Settings
+from squentropy_study._test_rows import Predictions
 from squentropy_study._train import RunResult
 
 # The loss that others are compared with.
@@ -37,7 +43,9 @@ class ResultRow(NamedTuple):
   """A row of ``results.csv``; ``_scaled``: after temperature scaling.
 
   All metrics are of the test rows except ``train_accuracy``, which is of the
-  training rows. The epochs of stopped training differ by run.
+  training rows. The epochs of stopped training differ by run. The metrics of
+  classes, such as ``auroc``, are after temperature scaling, which changes none
+  of them for two classes.
   """
 
   data: str
@@ -60,6 +68,10 @@ class ResultRow(NamedTuple):
   ece_scaled: float
   ace_scaled: float
   aurc_scaled: float
+  balanced_accuracy: float
+  macro_f1: float
+  auroc: float
+  average_precision: float
 
 
 # Temperature scaling does not change the accuracy.
@@ -74,7 +86,8 @@ class Measure(NamedTuple):
     title: Title of a table.
     short: Name within a sentence.
     decimals: Number of decimals shown.
-    main: Whether it is shown in the terminal.
+    main: Whether it is shown first.
+    gain: 1 if larger is better, -1 if smaller is better.
   """
 
   name: str
@@ -82,11 +95,12 @@ class Measure(NamedTuple):
   short: str
   decimals: int
   main: bool = False
+  gain: int = -1
 
 
 MEASURES = (
   Measure("nll", "Negative log-likelihood (NLL)", "NLL", 3, main=True),
-  Measure("accuracy", "Accuracy", "accuracy", 4, main=True),
+  Measure("accuracy", "Accuracy", "accuracy", 4, main=True, gain=1),
   Measure("ece", "Expected calibration error (ECE)", "ECE", 4, main=True),
   Measure("temperature", "Fitted temperature", "temperature", 2, main=True),
   Measure(
@@ -106,6 +120,14 @@ MEASURES = (
     4,
   ),
   Measure("aurc_scaled", "AURC after temperature scaling", "scaled AURC", 4),
+  Measure(
+    "balanced_accuracy", "Balanced accuracy", "balanced accuracy", 4, gain=1
+  ),
+  Measure("macro_f1", "Macro F1", "macro F1", 4, gain=1),
+  Measure("auroc", "AUROC, one class against the others", "AUROC", 4, gain=1),
+  Measure(
+    "average_precision", "Average precision", "average precision", 4, gain=1
+  ),
 )
 
 
@@ -148,7 +170,16 @@ class Results:
       scaled = (getattr(after, name) for name in _SCALED)
       run_result = self.run_results[method.loss]
       accuracy = self._at(method, length, run_result.train_accuracy)
-      columns = (*before, accuracy, evaluation.temperature, *scaled)
+      of_classes = _class_metrics.class_metrics(
+        self.predictions(method, length)
+      )
+      columns = (
+        *before,
+        accuracy,
+        evaluation.temperature,
+        *scaled,
+        *np.transpose(of_classes),
+      )
       numbers = zip(*map(np.asarray, columns), strict=True)
       epochs = self.epochs(method, length).ravel()
       for run, values in enumerate(numbers):
@@ -206,6 +237,28 @@ class Results:
     Their softmax is the predicted distribution before temperature scaling.
     """
     return self._at(method, length, self.run_results[method.loss].test_scores)
+
+  def predictions(
+    self, method: Method, length: str, *, scaled: bool = True
+  ) -> Predictions:
+    """Returns the predictions for the test rows.
+
+    Args:
+      method: The method.
+      length: Name of the training length.
+      scaled: Whether temperature scaling is applied.
+
+    Returns:
+      The predictions.
+    """
+    result = self.run_results[method.loss]
+    scores = self.test_scores(method, length)
+    if scaled:
+      temperature = self.evaluations[method, length].temperature
+      scores = scores / np.asarray(temperature)[:, None, None]
+    return _test_rows.of_scores(
+      scores, result.test_labels, result.test_keep, self.settings.seeds
+    )
 
   def row_values(self, method: Method, length: str, name: str) -> np.ndarray:
     """Returns a metric of each test row.

@@ -8,7 +8,6 @@ import numpy as np
 from scipy import special
 
 from squentropy_study import _evaluation
-from squentropy_study._results import Method, Results
 
 # Probabilities below this are raised to it, so that a baseline that is certain
 # and wrong has a finite NLL.
@@ -41,23 +40,25 @@ class Predictions(NamedTuple):
       yield log_probs[:, keep], labels[keep]
 
 
-def of_method(
-  results: Results, method: Method, length: str, *, scaled: bool = True
+def of_scores(
+  scores: np.ndarray, labels: np.ndarray, keep: np.ndarray, seeds: int
 ) -> Predictions:
-  """Returns the predictions of a loss, by default after temperature scaling."""
-  result = results.run_results[method.loss]
-  logits = np.array(results.test_scores(method, length), np.float64)
-  if scaled:
-    temperature = np.asarray(results.evaluations[method, length].temperature)
-    logits /= temperature[:, None, None].astype(np.float64)
-  shape = (results.settings.folds, results.settings.seeds)
-  log_probs = special.log_softmax(logits, axis=-1)
-  # The seeds of a fold share their test rows.
-  first = slice(None, None, results.settings.seeds)
+  """Returns predictions from scores of runs that are numbered fold by fold.
+
+  Args:
+    scores: ``[runs, rows, classes]``; their softmax is the prediction.
+    labels: ``[runs, rows]``.
+    keep: ``[runs, rows]``, False where an entry is padding.
+    seeds: Number of runs of each fold, which share its rows.
+
+  Returns:
+    The predictions.
+  """
+  log_probs = special.log_softmax(scores.astype(np.float64), axis=-1)
   return Predictions(
-    log_probs.reshape(*shape, *log_probs.shape[1:]),
-    np.asarray(result.test_labels[first]),
-    np.asarray(result.test_keep[first], bool),
+    log_probs.reshape(-1, seeds, *log_probs.shape[1:]),
+    np.asarray(labels)[::seeds],
+    np.asarray(keep, bool)[::seeds],
   )
 
 
