@@ -46,7 +46,7 @@ def _rank_cell(entry: RankedEntry, metric: RankMetric, best: str) -> str:
   if entry.label == best:
     value = f'<strong class="best">{value}</strong>'
   if metric.name not in entry.differences:
-    return f"<td {title}>{value}</td>"
+    return f'<td {title}>{value}<span class="under"></span></td>'
   difference = entry.differences[metric.name]
   text = escape(_headline.difference_text(difference, metric))
   sign = entry.significance(metric)
@@ -86,7 +86,7 @@ def ranked(ranking: Ranking) -> str:
     kind = ' class="baseline"' if entry.is_baseline else ""
     lines.append(
       f'<tr{kind}><th scope="row">{label}</th>'
-      f'<td data-title="Epoch">{epoch}</td>{cells}</tr>'
+      f'<td data-title="Epoch">{epoch}<span class="under"></span></td>{cells}</tr>'
     )
   return wrapped(lines, "rank")
 
@@ -149,6 +149,25 @@ def p_text(p_value: float) -> str:
   if not math.isfinite(p_value):
     return "-"
   return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
+
+
+def past(found: Sequence[_headline.PastBest]) -> str:
+  """Returns the NLL at the best epoch and at the lengths that are past it."""
+  fixed = sorted({item.epoch for item in found})
+  by_label: dict[str, dict[int, _headline.PastBest]] = {}
+  for item in found:
+    by_label.setdefault(item.label, {})[item.epoch] = item
+  lines = [
+    head(["Loss", "Best epoch", "NLL there", *(f"at epoch {e}" for e in fixed)])
+  ]
+  for label, items in by_label.items():
+    first = next(iter(items.values()))
+    cells = [f"{first.best_epoch:.3g}", f"{first.best_nll:.3f}"]
+    cells += [f"{items[e].nll:.3f}" if e in items else "" for e in fixed]
+    row = "".join(f"<td>{cell}</td>" for cell in cells)
+    name = _page_parts.breakable(label)
+    lines.append(f'<tr><th scope="row">{name}</th>{row}</tr>')
+  return wrapped(lines)
 
 
 def measures(results: Results, chosen: Sequence[Measure]) -> str:
@@ -219,7 +238,7 @@ def classes(predictions: Predictions, names: Sequence[str]) -> str:
       ]
     )
   ]
-  for k in order:
+  for k in map(int, order):
     numbers = [
       f"{found.rows[k]}",
       *(

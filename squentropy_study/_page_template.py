@@ -114,6 +114,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   th, td { padding: .28rem .22rem; }
   .errors th[scope=row] { min-width: 8rem; }
   .rank { font-size: .88rem; }
+  .rank, .rank tbody { display: block; }
   .rank tr:first-child { display: none; }
   .rank tr { display: block; border-bottom: 1px solid var(--line); }
   .rank th { display: block; border: 0; padding-top: .6rem; }
@@ -125,7 +126,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .rank td::before {
     content: attr(data-title); color: var(--quiet); flex: 1; text-align: left;
   }
-  .rank .under { order: 2; min-width: 9.5rem; }
+  .rank .under { min-width: 9.8rem; }
   .spread { display: block; }
 }
 </style>

@@ -24,12 +24,12 @@ _MOST_COLUMNS = 4
 # What the legend explains: color, hatch, opacity, text.
 LEGEND = (
   (COLORS[0], "", 1.0, "accuracy of the bin"),
-  (_OVER, "////", 1.0, "over-confident: confidence is higher by this much"),
+  (_OVER, "////", 1.0, "over-confident by this much"),
   (
     _UNDER,
     "\\\\\\\\",
     1.0,
-    "under-confident: confidence is lower by this much",
+    "under-confident by this much",
   ),
   (COLORS[0], "", _PALE, f"fewer than {FEW} test rows"),
 )
@@ -83,8 +83,8 @@ def _draw(ax: Axes, shares: Axes, panel: _Panel, top: float) -> None:
   ink = matplotlib.rcParams["text.color"]
   ax.plot([0, 1], [0, 1], "--", color=ink, linewidth=1)
   ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=panel.title)
-  left = np.arange(_evaluation.NUM_BINS) * width
-  shares.bar(left, panel.share, width, align="edge", color="0.55")
+  lefts = np.arange(_evaluation.NUM_BINS) * width
+  shares.bar(lefts, panel.share, width, align="edge", color="0.55")
   shares.set(xlim=(0, 1), ylim=(0, top), xlabel="confidence", ylabel="rows")
   shares.yaxis.set_major_locator(ticker.MaxNLocator(2))
   shares.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))

@@ -82,10 +82,11 @@ def _past(results: Results) -> str:
   found = _headline.past_best(results)
   if not found:
     return ""
-  items = "\n".join(f"<li>{escape(item.text)}</li>" for item in found)
   return (
-    "<p>A fixed training length is longer than good (NLL before temperature "
-    f'scaling):</p>\n<ul class="warning">\n{items}\n</ul>'
+    "<h3>Fixed lengths past the best epoch</h3>\n"
+    + _page_tables.past(found)
+    + '\n<p class="quiet">NLL of the test rows before temperature scaling, '
+    "means over the runs; empty where it is not clearly higher.</p>"
   )
 
 
@@ -116,9 +117,9 @@ def _metrics(results: Results, ranking: Ranking) -> str:
 
 def _classes(results: Results, ranking: Ranking, names: list[str]) -> str:
   """Returns the metrics of each class and the confusions of the best loss."""
-  if not ranking.losses or ranking.losses[0].method is None:
+  best = next(iter(ranking.losses), None)
+  if best is None or best.method is None:
     return ""
-  best = ranking.losses[0]
   predictions = results.predictions(best.method, ranking.length)
   listed = ""
   if len(names) > _page_tables.MOST_LISTED:
