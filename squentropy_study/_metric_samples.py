@@ -84,7 +84,7 @@ def balanced_accuracy(predictions: Predictions) -> Sample:
   values = np.concatenate(rows)
   strata = tuple(values[labels == k] for k in classes)
   fewest = min(map(len, strata))
-  return Sample(np.mean(recalls, axis=0), strata, None, fewest)
+  return Sample(np.mean(recalls, axis=0), strata, None, fewest, is_share=True)
 
 
 def ece(predictions: Predictions) -> Sample:

@@ -25,6 +25,8 @@ def decimals(error: float, default: int = 3) -> int:
 
 def fixed(value: float, places: int, *, signed: bool = False) -> str:
   """Returns a number with a fixed number of decimals, never "-0.0"."""
+  if not math.isfinite(value):
+    return str(value)
   rounded = round(value, places) + 0.0
   return f"{rounded:{'+' if signed and rounded else ''}.{places}f}"
 

@@ -250,7 +250,7 @@ def classes(predictions: Predictions, names: Sequence[str]) -> str:
           (found.probability[k], 1 if found.probability[k] > 0.01 else 2),
         )
       ),
-      f"{found.ece[k]:.3f}",
+      _number_text.fixed(found.ece[k], _number_text.decimals(found.ece[k])),
     ]
     cells = "".join(f"<td>{number}</td>" for number in numbers)
     lines.append(f'<tr><th scope="row">{escape(names[k])}</th>{cells}</tr>')

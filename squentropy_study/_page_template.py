@@ -125,8 +125,9 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .rank td:last-child { padding-bottom: .6rem; }
   .rank td::before {
     content: attr(data-title); color: var(--quiet); flex: 1; text-align: left;
+    white-space: normal;
   }
-  .rank .under { min-width: 9.8rem; }
+  .rank .under { font-size: .72rem; min-width: 9.6rem; }
   .spread { display: block; }
 }
 </style>

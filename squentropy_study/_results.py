@@ -14,6 +14,7 @@ from squentropy_study import (
   _class_metrics,
   _evaluation,
   _loss_specs,
+  _number_text,
   _test_rows,
 )
 from squentropy_study._data import FoldRows
@@ -85,7 +86,7 @@ class Measure(NamedTuple):
     name: Field of :class:`ResultRow`.
     title: Title of a table.
     short: Name within a sentence.
-    decimals: Number of decimals shown.
+    decimals: Number of decimals shown where no error decides it.
     main: Whether it is shown first.
     gain: 1 if larger is better, -1 if smaller is better.
   """
@@ -368,8 +369,18 @@ def results_csv(results: Results) -> bytes:
 
 
 def mean_and_spread(values: np.ndarray, decimals: int) -> str:
-  """Returns ``mean ± standard deviation`` as text."""
-  mean = f"{values.mean():.{decimals}f}"
+  """Returns ``mean ± standard deviation``, with as many digits as it allows.
+
+  Args:
+    values: The values.
+    decimals: Number of decimals without a standard deviation above 0.
+
+  Returns:
+    The text.
+  """
   if values.size < 2:
-    return mean
-  return f"{mean} ± {values.std(ddof=1):.{decimals}f}"
+    return _number_text.fixed(values.mean(), decimals)
+  spread = float(values.std(ddof=1))
+  places = _number_text.decimals(spread, decimals)
+  mean, error = (_number_text.fixed(x, places) for x in (values.mean(), spread))
+  return f"{mean} ± {error}"

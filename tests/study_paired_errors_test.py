@@ -94,6 +94,18 @@ def test_strata_have_equal_weight():
   assert found.rows_error == pytest.approx(math.sqrt(expected))
 
 
+def test_few_equal_rows_do_not_show_that_methods_agree():
+  # Four rows of a rare class, all equal, and many of the other class.
+  rare, other = np.zeros(4), np.zeros(1000)
+  other[:7] = 1
+  sample = Sample(np.full(3, 0.003), (rare, other), None, 4, is_share=True)
+  found = _paired_errors.estimate(sample)
+  # Variance 1 / 5 of six rows, halved for two classes.
+  assert found.rows_error == pytest.approx(math.sqrt(1 / 5 / 6) / 2, rel=1e-2)
+  assert found.low < -0.15
+  assert found.high > 0.15
+
+
 def test_holm_by_hand():
   # 0.01 * 4, 0.02 * 3, 0.03 * 2, then 0.04 * 1, which may not be smaller.
   adjusted = _paired_errors.holm([0.03, 0.01, math.nan, 0.04, 0.02])
