@@ -135,11 +135,21 @@ def predict(
   return jax.vmap(one_run, in_axes=(0, _PER_RUN, 0))(model, data, rows)
 
 
+def model_like(static: StaticSettings) -> Any:
+  """Returns parameters and statistics of a model, without their values."""
+  model = nnx.eval_shape(lambda: _model(static, jax.random.key(0)))
+  return nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+
+
 def leaf_names(model: Any) -> list[str]:
   """Returns a name for each array of a model, such as ``0/logits/kernel``."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(model)
   return [
-    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
+    # Each array is the value of an nnx.Variable.
+    jax.tree_util.keystr(path, simple=True, separator="/").removesuffix(
+      "/value"
+    )
+    for path, _ in leaves
   ]
 
 
@@ -179,7 +189,9 @@ def segment(
     # A copy, because the forward pass updates its statistics.
     model = nnx.merge(training, parameters, statistics, copy=True)
     logits, labels = model(_standardized(run, batch)), run.labels[batch]
-    values = loss(logits if run.bias is None else logits + run.bias, labels)
+    values = loss(
+      logits if run.bias is None else logits + run.bias[None], labels
+    )
     if run.weights is not None:
       values *= run.weights[labels]
     return values.mean(), nnx.state(model, nnx.BatchStat)
@@ -217,12 +229,17 @@ def segment(
         order, place * static.batch_size, static.batch_size
       )
       state, value = step(run, state, batch)
-      return state, order, total + jnp.where(end - number > per_epoch, 0, value)
+      counted = jnp.where(end - number > per_epoch, 0, value)
+      return state, order, total + counted.astype(jnp.float32)
 
-    start = (state, order_of(first_step // per_epoch), jnp.zeros(()))
+    start = (
+      state,
+      order_of(first_step // per_epoch),
+      jnp.zeros((), jnp.float32),
+    )
     state, _, total = jax.lax.fori_loop(first_step, end, advance, start)
     model = nnx.merge(predicting, state.parameters, state.statistics)
-    mean = total / jnp.minimum(num_steps, per_epoch)
+    mean = total / jnp.minimum(num_steps, per_epoch).astype(jnp.float32)
     return state, mean, model(_standardized(run, run.held_out))
 
   return jax.vmap(one_run, in_axes=(0, _PER_RUN))(state, data)
@@ -235,7 +252,8 @@ def _row_mean_one(counts: np.ndarray, scheme: Any) -> np.ndarray:
   rate the same meaning.
   """
   weights = np.asarray(reweighting.class_weights(counts, scheme=scheme))
-  return weights * np.float32(counts.sum() / (weights * counts).sum())
+  mean = (weights * counts).sum() / counts.sum()
+  return (weights / mean).astype(np.float32)
 
 
 def run_data(
@@ -258,7 +276,8 @@ def run_data(
     adjustment = functools.partial(
       reweighting.logit_adjustment, tau=loss.adjustment
     )
-    bias = per_run(np.stack([adjustment(each) for each in counts]))
+    biases = np.stack([adjustment(each) for each in counts])
+    bias = per_run(biases.astype(np.float32))
   if settings.class_weights:
     scheme = CLASS_WEIGHTS[settings.class_weights]
     weights = per_run(

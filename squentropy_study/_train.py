@@ -158,9 +158,7 @@ class _Training:
     labels = self.data.labels[rows]
     keep = jnp.ones(labels.shape, bool)
     scores = self.maps[number](logits)
-    return np.asarray(
-      _evaluation.accuracy(HeldOutLogits(scores, labels, keep))
-    )
+    return np.asarray(_evaluation.accuracy(HeldOutLogits(scores, labels, keep)))
 
   def advance(self, progress: TrainingProgress) -> TrainingProgress:
     """Trains up to the next evaluation."""
@@ -304,3 +302,47 @@ def train(
     on_evaluation(epoch, float(progress.train_loss[-1].mean()))
     save(step, progress)
   return training.result(progress)
+
+
+def predict(
+  static: _program.StaticSettings,
+  loss: LossSpec,
+  models: StoppedModels,
+  features: np.ndarray,
+) -> np.ndarray:
+  """Returns the scores that the stopped models give to rows.
+
+  Args:
+    static: As returned by :func:`static_settings`.
+    loss: The loss of the models.
+    models: The models.
+    features: ``[rows, ...]``, scaled as in :class:`_data.Folds`.
+
+  Returns:
+    ``[maps, runs, rows, classes]``; their softmax is the prediction.
+  """
+  runs = len(models.shift)
+  rows = jnp.broadcast_to(jnp.arange(len(features)), (runs, len(features)))
+  nothing = jnp.zeros(runs)
+  data = _program.RunData(
+    jnp.asarray(features),
+    rows[0],
+    jnp.asarray(models.shift),
+    jnp.asarray(models.scale),
+    rows,
+    rows,
+    nothing,
+    None,
+    None,
+  )
+  like = _program.model_like(static)
+  structure = jax.tree.structure(like)
+  names = _program.leaf_names(like)
+  result = []
+  for number, scores in enumerate(loss.probability_maps().values()):
+    leaves = [jnp.asarray(models.arrays[name][number]) for name in names]
+    model = jax.tree.unflatten(structure, leaves)
+    result.append(
+      np.asarray(scores(_program.predict(static, model, data, rows)))
+    )
+  return np.stack(result)

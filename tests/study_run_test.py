@@ -2,14 +2,16 @@
 """A whole study: its files, its table, and which losses are trained."""
 
 import csv
+import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 from support import study
 
 import squentropy_study
-from squentropy_study import _data, _store, _train
+from squentropy_study import _data, _run_files, _store, _train
 
 SETTINGS = study.settings()
 FILES = {
@@ -74,7 +76,7 @@ def test_csv_has_a_row_per_method_training_length_and_seed(finished_study):
   assert keys == {
     (*method, *length, seed)
     for method in methods
-    for length in (("short", "2"), ("long", "4"))
+    for length in (("stopped", "4"), ("short", "2"), ("long", "4"))
     for seed in "01"
   }
   assert len(rows) == len(keys) == len(results.rows)
@@ -103,7 +105,7 @@ def test_config_records_what_was_run(finished_study):
   assert config["command"] == SETTINGS.command(str(out))
   assert config["versions"]["jax"] == jax.__version__
   assert config["data_sha256"] == _data.digest(_data.load_data("iris"))
-  assert config["rows"] == {"train": 74, "calibration": 38, "test": 38}
+  assert config["rows"] == {"train": 74, "validation": 38, "test": 38}
 
 
 def test_load_gives_the_results_and_writes_nothing(finished_study):
@@ -129,9 +131,9 @@ def test_same_settings_give_the_same_numbers(
   study.skip_figures(monkeypatch)
   jax.clear_caches()
   squentropy_study.run(study.settings(losses=("squentropy",)), tmp_path)
-  name = "runs/squentropy.npz"
-  expected = (finished_study[0] / name).read_bytes()
-  assert (tmp_path / name).read_bytes() == expected
+  for name in ("runs/squentropy.npz", "runs/squentropy.model.npz"):
+    expected = (finished_study[0] / name).read_bytes()
+    assert (tmp_path / name).read_bytes() == expected
 
 
 def test_report_is_rewritten_with_the_same_bytes(finished_study, study_copy):
@@ -155,13 +157,13 @@ def test_finished_losses_are_kept_and_the_others_are_trained(
   train = _train.train
 
   def spy(settings, loss, *rest, **hooks):
-    trained.append(loss.text)
+    trained.append((loss.text, list(hooks["seeds"])))
     return train(settings, loss, *rest, **hooks)
 
   monkeypatch.setattr(_train, "train", spy)
   seen = []
   squentropy_study.run(SETTINGS, study_copy, on_progress=seen.append)
-  assert trained == ["squentropy"]
+  assert trained == [("squentropy", [0, 1])]
   kept = [item.loss for item in seen if item.value is None]
   assert kept == list(SETTINGS.losses[:2])
   expected = (finished_study[0] / "results.csv").read_bytes()
@@ -169,23 +171,94 @@ def test_finished_losses_are_kept_and_the_others_are_trained(
   assert (study_copy / "report.html").exists()
 
 
-def test_losses_of_a_study_may_change(study_copy, finished_study, monkeypatch):
+def test_losses_that_are_not_named_are_kept(
+  study_copy, finished_study, monkeypatch
+):
   study.skip_figures(monkeypatch)
   study.forbid_training(monkeypatch)
   for name in (".report.html.123.part", "runs/.x.npz.9.part"):
     (study_copy / name).write_text("half")
   (study_copy / "mine.part").write_text("mine")
-  fewer = study.settings(losses=SETTINGS.losses[::-2])
-  results = squentropy_study.run(fewer, study_copy)
-  assert {row.loss for row in results.rows} == set(fewer.losses)
+  fewer = study.settings(losses=SETTINGS.losses[::-2], seeds=1)
+  squentropy_study.run(fewer, study_copy, command="squentropy-study run iris")
   config = _store.read_config(study_copy)
-  assert _store.read_settings(study_copy, config) == fewer
-  # The run result of the loss that is left out stays.
-  assert len([*(study_copy / "runs").iterdir()]) == 3
+  assert _store.read_settings(study_copy, config) == SETTINGS
+  assert config["command"] == SETTINGS.command(str(study_copy))
   assert [path.name for path in study_copy.rglob("*.part")] == ["mine.part"]
-  squentropy_study.run(SETTINGS, study_copy)
   expected = (finished_study[0] / "results.csv").read_bytes()
   assert (study_copy / "results.csv").read_bytes() == expected
+
+
+def test_a_study_grows_by_losses_and_by_seeds(
+  study_copy, finished_study, monkeypatch
+):
+  study.skip_figures(monkeypatch)
+  trained = []
+  train = _train.train
+
+  def spy(settings, loss, *rest, **hooks):
+    trained.append((loss.text, list(hooks["seeds"])))
+    return train(settings, loss, *rest, **hooks)
+
+  monkeypatch.setattr(_train, "train", spy)
+  # A process that was killed after it had written the models of a new seed.
+  models = study_copy / "runs" / "squentropy.model.npz"
+  more = study.settings(losses=("squentropy:scale=0",), seeds=3)
+  before = models.read_bytes()
+  results = squentropy_study.run(more, study_copy)
+  losses = (*SETTINGS.losses, "squentropy:scale=0")
+  assert results.settings == dataclasses.replace(
+    SETTINGS, losses=losses, seeds=3
+  )
+  assert trained == [
+    *((loss, [2]) for loss in SETTINGS.losses),
+    ("squentropy:scale=0", [0, 1, 2]),
+  ]
+  old = [r for r in results.rows if r.loss in SETTINGS.losses and r.seed < 2]
+  assert old == finished_study[1].rows
+  assert models.read_bytes() != before
+  # The new seed is not one of the old ones, and curves of all have its axis.
+  method = results.methods[-1]
+  assert len(set(results.per_run(method, "long", "nll").ravel())) == 3
+  assert results.curve(results.methods[0], "nll").shape == (4, 3)
+
+
+def test_curves_of_seeds_that_end_later_are_padded(finished_study):
+  out, _ = finished_study
+  result = _run_files.read_run_result(out, "squentropy")
+  models = _run_files.read_models(out, "squentropy")
+  shorter = result._replace(
+    seeds=result.seeds + 2,
+    curve_epochs=result.curve_epochs[:3],
+    train_loss=result.train_loss[:3],
+    curves=result.curves[:3],
+    criterion=result.criterion[:3],
+  )
+  joined, both = _run_files.join(
+    _train.Trained(shorter, models), _train.Trained(result, models)
+  )
+  assert list(joined.seeds) == [2, 3, 0, 1]
+  assert list(joined.curve_epochs) == [1, 2, 3, 4]
+  assert np.isnan(joined.curves[3, ..., :2]).all()
+  np.testing.assert_array_equal(joined.curves[..., 2:], result.curves)
+  np.testing.assert_array_equal(
+    joined.test_scores[:, :, :2], result.test_scores
+  )
+  assert {len(x[0]) for x in both.arrays.values()} == {4}
+
+
+def test_rows_have_the_means_of_the_table(finished_study):
+  _, results = finished_study
+  keep = results.test_rows.keep
+  assert results.test_rows.rows.shape == keep.shape == (2, 38)
+  for method in results.methods:
+    epochs = results.epochs(method, "short")
+    np.testing.assert_array_equal(epochs, [[2, 2]])
+    for name in ("accuracy", "nll", "nll_scaled", "brier", "brier_scaled"):
+      values = results.row_values(method, "stopped", name)
+      expected = results.per_run(method, "stopped", name).ravel()
+      means = np.mean(values, axis=1, where=keep)
+      np.testing.assert_allclose(means, expected, rtol=1e-5)
 
 
 def test_divergence_is_reported_and_nothing_compared(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from support import study
 
 import squentropy_study
-from squentropy_study import _data, _store, _train
+from squentropy_study import _data, _run, _run_files, _store, _train
 
 SETTINGS = study.settings()
 
@@ -17,10 +17,30 @@ SETTINGS = study.settings()
 def test_study_with_other_settings_is_not_overwritten(study_copy, monkeypatch):
   study.forbid_training(monkeypatch)
   before = study.contents(study_copy)
-  message = r"another study \(seeds was 2, now 3\)"
+  message = r"another study \(max_epochs was 4, now 9\)"
   with pytest.raises(squentropy_study.StudyError, match=message):
-    squentropy_study.run(study.settings(seeds=3), study_copy)
+    squentropy_study.run(study.settings(max_epochs=9), study_copy)
+  with pytest.raises(squentropy_study.StudyError, match="unknown reference"):
+    squentropy_study.run(study.settings(reference="focal"), study_copy)
   assert study.contents(study_copy) == before
+
+
+def test_study_of_an_earlier_format_is_replaced_with_fresh_alone(
+  study_copy, monkeypatch
+):
+  path = study_copy / "config.json"
+  config = json.loads(path.read_text()) | {"squentropy_study": 1}
+  path.write_text(json.dumps(config))
+  message = "has format 1, .* needs format 2; run the study again with --fresh"
+  with pytest.raises(squentropy_study.StudyError, match=message):
+    squentropy_study.run(SETTINGS, study_copy)
+  with pytest.raises(squentropy_study.StudyError, match=message):
+    squentropy_study.report(study_copy)
+  monkeypatch.setattr(_run, "report", lambda _: None)
+  monkeypatch.setattr(_train, "train", lambda *_, **__: None)
+  monkeypatch.setattr(_run_files, "write_trained", lambda *_: None)
+  squentropy_study.run(SETTINGS, study_copy, fresh=True)
+  assert not list((study_copy / "runs").iterdir())
 
 
 def test_study_of_other_data_with_the_same_name_is_not_overwritten(
@@ -43,7 +63,7 @@ def test_fresh_replaces_a_study_and_nothing_else(study_copy, monkeypatch):
   (study_copy / "notes.txt").write_text("mine")
   trained = []
   monkeypatch.setattr(_train, "train", lambda *_, **__: trained.append(1))
-  monkeypatch.setattr(_store, "write_run_result", lambda *_: None)
+  monkeypatch.setattr(_run_files, "write_trained", lambda *_: None)
   with pytest.raises(squentropy_study.StudyError, match="unfinished"):
     squentropy_study.run(study.settings(seeds=3), study_copy, fresh=True)
   assert len(trained) == 3
@@ -76,7 +96,7 @@ def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_damaged_run_result_is_named(study_copy):
-  path = next((study_copy / "runs").glob("*.npz"))
+  path = study_copy / "runs" / "squentropy.npz"
   intact = path.read_bytes()
   half = intact[: len(intact) // 2]
   for damaged in (b"", intact[:100], half, b"not a zip"):
@@ -92,7 +112,7 @@ def test_damaged_run_result_is_named(study_copy):
     path.write_bytes(flipped)
     # Some bytes are not read, such as times.
     with contextlib.suppress(squentropy_study.StudyError):
-      _store.read_run_result(study_copy, path.stem)
+      _run_files.read_run_result(study_copy, path.stem)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,14 @@
 import numpy as np
 import pytest
 
-from squentropy_study import Settings, _data, _loss_specs, _train
+from squentropy_study import (
+  Settings,
+  _data,
+  _evaluation,
+  _loss_specs,
+  _program,
+  _train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -12,11 +19,25 @@ def folds():
   return _data.fold(_data.load_data("iris"), 1, 0)
 
 
-def _train_with(folds, loss="squentropy", **settings):
-  settings = {"seeds": 2, "epochs": (4,), "batch_size": 32, **settings}
+# Places of the first training lengths in a run result.
+STOPPED, FIRST, SECOND = range(3)
+
+
+def _settings(**changes):
+  fields = {"seeds": 2, "epochs": (4,), "max_epochs": 1, "batch_size": 32}
+  return Settings("iris", **{**fields, **changes})
+
+
+def _trained(rows, loss="squentropy", *, seeds=None, **settings):
+  if seeds is not None:
+    settings["seeds"] = len(seeds)
   return _train.train(
-    Settings("iris", **settings), _loss_specs.parse(loss), folds
+    _settings(**settings), _loss_specs.parse(loss), rows, seeds=seeds
   )
+
+
+def _train_with(rows, loss="squentropy", **settings):
+  return _trained(rows, loss, **settings).result
 
 
 @pytest.fixture(scope="module")
@@ -31,58 +52,91 @@ def _assert_near(actual, expected):
 
 
 def test_seed_gives_the_same_alone_and_with_others(folds, result):
-  alone = _train_with(folds, seeds=1)
-  _assert_near(alone.test_logits[:, 0], result.test_logits[:, 0])
-  difference = result.test_logits[:, 0] - result.test_logits[:, 1]
-  assert np.abs(difference).max() > 0.1
+  alone = _train_with(folds, seeds=[1])
+  assert alone.seeds == [1]
+  _assert_near(alone.test_scores[:, :, 0], result.test_scores[:, :, 1])
+  first, second = result.test_scores[FIRST, 0]
+  assert np.abs(first - second).max() > 0.1
 
 
 def test_short_training_is_the_beginning_of_the_long_one(folds, result):
   longer = _train_with(folds, epochs=(4, 6))
-  assert longer.test_logits.shape[0] == 2
-  _assert_near(longer.test_logits[0], result.test_logits[0])
-  assert np.abs(longer.test_logits[1] - result.test_logits[0]).max() > 0.01
+  assert longer.test_scores.shape[0] == 3
+  _assert_near(longer.test_scores[FIRST], result.test_scores[FIRST])
+  change = longer.test_scores[SECOND] - result.test_scores[FIRST]
+  assert np.abs(change).max() > 0.01
 
 
 def test_every_loss_starts_from_the_same_weights_in_the_same_order(folds):
   # With scale 0, squentropy is cross-entropy.
-  one = _train_with(folds, "cross_entropy", epochs=(1,))
-  same = _train_with(folds, "squentropy:scale=0", epochs=(1,))
-  _assert_near(one.test_logits, same.test_logits)
+  one = _train_with(folds, "cross_entropy", epochs=())
+  same = _train_with(folds, "squentropy:scale=0", epochs=())
+  _assert_near(one.test_scores, same.test_scores)
 
 
 def test_training_learns(result):
-  correct = result.test_logits[0].argmax(-1) == result.test_labels
+  correct = result.test_scores[FIRST, 0].argmax(-1) == result.test_labels
   assert correct.mean() > 0.6
   assert (result.train_loss[-1] < result.train_loss[0]).all()
 
 
 def test_shapes(folds, result):
-  assert result.calibration_logits.shape == (1, 2, 38, 3)
-  assert result.test_logits.shape == (1, 2, 38, 3)
+  assert result.validation_scores.shape == (2, 1, 2, 38, 3)
+  assert result.test_scores.shape == (2, 1, 2, 38, 3)
   assert result.curves.shape == (4, 1, 6, 2)
+  assert result.criterion.shape == (4, 1, 2)
   assert result.train_loss.shape == (4, 2)
   np.testing.assert_array_equal(result.curve_epochs, [1, 2, 3, 4])
-  assert result.test_labels.shape == (2, 38)
+  np.testing.assert_array_equal(result.epochs, [[[1, 1]], [[4, 4]]])
+  np.testing.assert_array_equal(result.test_rows, [folds.test.rows[0]] * 2)
+  labels = folds.labels[result.test_rows]
+  np.testing.assert_array_equal(result.test_labels, labels)
 
 
 def test_batch_larger_than_the_rows_takes_them_all(folds):
-  settings = {"epochs": (1,), "model": "linear"}
+  settings = {"epochs": (), "model": "linear"}
   large = _train_with(folds, batch_size=1000, **settings)
   exact = _train_with(folds, batch_size=74, **settings)
-  np.testing.assert_array_equal(large.test_logits, exact.test_logits)
+  np.testing.assert_array_equal(large.test_scores, exact.test_scores)
 
 
-def test_progress_is_reported_between_segments(folds):
+def test_progress_is_reported_after_each_evaluation(folds):
   seen = []
   _train.train(
-    Settings("iris", seeds=1, epochs=(2, 120), model="linear"),
+    _settings(seeds=1, epochs=(2, 60), model="linear"),
     _loss_specs.parse("squentropy"),
     folds,
     lambda epoch, loss: seen.append((epoch, loss)),
   )
-  assert [epoch for epoch, _ in seen] == list(range(2, 121, 2))
+  epochs = [epoch for epoch, _ in seen]
+  assert epochs == [*range(1, 41), *range(42, 61, 2)]
   assert seen[-1][1] < seen[0][1]
+
+
+def test_segments_do_not_change_the_numbers(folds):
+  """The permutation of an epoch is carried through a segment."""
+  settings = _settings(model="linear", batch_size=16)
+  static = _train.static_settings(settings, folds)
+  loss = _loss_specs.parse("squentropy")
+  keys, data = _program.run_data(settings, loss, folds, [0, 1])
+
+  def logits_after(*ends):
+    state, start = _program.initialize(static, keys), 0
+    for end in ends:
+      state, loss_, logits = _program.segment(
+        static, loss, state, np.int32(start), np.int32(end - start), data
+      )
+      start = end
+    return np.asarray(logits), np.asarray(loss_)
+
+  # Four steps an epoch: within one, at its end, and over several.
+  whole, last_epoch = logits_after(10)
+  for ends in ((1, 3, 10), (4, 8, 10), (5, 10)):
+    parts, _ = logits_after(*ends)
+    np.testing.assert_array_equal(parts, whole)
+  # The mean over the last epoch alone.
+  _, last = logits_after(6, 10)
+  np.testing.assert_allclose(last_epoch, last, rtol=1e-6)
 
 
 # The fixture trains mlp with adam. A model and an optimizer do not interact, so
@@ -95,7 +149,7 @@ def test_every_model_and_optimizer_learns(folds, model, optimizer):
     folds, model=model, optimizer=optimizer, epochs=(8,), learning_rate=0.01
   )
   assert (result.train_loss[-1] < result.train_loss[0]).all()
-  assert np.isfinite(result.test_logits).all()
+  assert np.isfinite(result.test_scores).all()
 
 
 @pytest.mark.parametrize("model", ["mlp", "bn-mlp"])
@@ -110,21 +164,22 @@ def test_column_that_is_constant_in_training_rows_moves_no_prediction(model):
     column[odd] = value
     x = np.concatenate([data.features, column], axis=1)
     folds = _data.fold(data._replace(features=x), 1, 0)
-    with_column.append(_train_with(folds, model=model, seeds=1))
+    with_column.append(_train_with(folds, model=model, seeds=[0]))
   plain, result = with_column
-  np.testing.assert_array_equal(result.test_logits, plain.test_logits)
+  np.testing.assert_array_equal(result.test_scores, plain.test_scores)
 
 
 def test_features_are_clipped(folds):
   held = folds.test.rows[0, 0]
-  logits = []
+  scores = []
   for value in (10.0, 1e4):
     features = folds.features.copy()
     features[held, 0] = folds.shift[0, 0] + value / folds.scale[0, 0]
     near = folds._replace(features=features)
-    logits.append(_train_with(near, seeds=1, epochs=(1,)).test_logits[0, 0, 0])
+    result = _train_with(near, seeds=[0], epochs=())
+    scores.append(result.test_scores[STOPPED, 0, 0, 0])
   # Standardised features are clipped to 10.
-  np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4, atol=1e-4)
 
 
 def test_accuracy_on_training_rows_is_that_of_the_reported_epochs(folds):
@@ -133,58 +188,122 @@ def test_accuracy_on_training_rows_is_that_of_the_reported_epochs(folds):
     test=_data.FoldRows(folds.train, np.ones_like(folds.train, bool))
   )
   loss = "rescaled_square:target_value=10"
-  result = _train_with(same, loss, epochs=(4, 8))
-  assert result.train_accuracy.shape == (2, 2, 2)
-  right = result.test_logits.argmax(-1) == result.test_labels
-  np.testing.assert_allclose(
-    result.train_accuracy[:, 0], right.mean(-1), rtol=1e-6
+  result = _train_with(same, loss, epochs=(4, 8), max_epochs=6)
+  assert result.train_accuracy.shape == (3, 2, 2)
+  right = result.test_scores.argmax(-1) == result.test_labels
+  np.testing.assert_allclose(result.train_accuracy, right.mean(-1), rtol=1e-6)
+  assert result.train_accuracy[SECOND, 0].min() > 0.6
+
+
+def test_models_of_stopped_training_predict_its_scores(folds):
+  # Both probability maps of a loss have a stopped epoch of their own.
+  settings = {"model": "bn-mlp", "epochs": (), "max_epochs": 12}
+  result, models = _trained(
+    folds, "rescaled_square:target_value=10", **settings
   )
-  assert result.train_accuracy[1, 0].min() > 0.6
+  static = _train.static_settings(_settings(**settings), folds)
+  scores = _train.predict(
+    static,
+    _loss_specs.parse("rescaled_square:target_value=10"),
+    models,
+    folds.features[folds.test.rows[0]],
+  )
+  _assert_near(scores, result.test_scores[STOPPED])
+  assert models.arrays["0/layers/0/kernel"].shape == (2, 2, 4, 256)
 
 
 def test_images_go_through_convolutions():
   data = _data.load_data("digits")
   images = data._replace(features=data.features.reshape(-1, 8, 8, 1))
   split = _data.fold(_data.draw(images, 200, 0), 1, 0)
-  settings = Settings("digits", seeds=1, epochs=(12,), model="cnn")
-  result = _train.train(settings, _loss_specs.parse("cross_entropy"), split)
+  settings = _settings(seeds=1, epochs=(12,), model="cnn", batch_size=128)
+  loss = _loss_specs.parse("cross_entropy")
+  result = _train.train(settings, loss, split).result
   assert result.train_loss[-1, 0] < 0.7 * result.train_loss[0, 0]
 
 
 def test_batch_normalisation_predicts_with_running_statistics(folds):
   # The statistics move with training: the logits of a row do not depend on
   # the other rows held out with it.
-  result = _train_with(folds, model="bn-mlp", seeds=1)
+  result = _train_with(folds, model="bn-mlp", seeds=[0])
   fewer = folds._replace(
     test=_data.FoldRows(folds.test.rows[:, :5], folds.test.keep[:, :5])
   )
-  part = _train_with(fewer, model="bn-mlp", seeds=1)
-  _assert_near(part.test_logits, result.test_logits[:, :, :5])
+  part = _train_with(fewer, model="bn-mlp", seeds=[0])
+  _assert_near(part.test_scores, result.test_scores[..., :5, :])
 
 
 def test_fold_gives_the_same_alone_and_with_others():
   data = _data.load_data("iris")
   split = _data.fold(data, 3, 0)
-  loss = _loss_specs.parse("squentropy")
-  settings = Settings("iris", seeds=2, epochs=(2,), batch_size=16, folds=3)
-  result = _train.train(settings, loss, split)
-  assert result.test_logits.shape == (1, 6, 50, 3)
+  settings = {"epochs": (), "max_epochs": 2, "batch_size": 16}
+  result = _train_with(split, folds=3, **settings)
+  assert result.test_scores.shape == (1, 1, 6, 50, 3)
   second = split._replace(
     shift=split.shift[1:2],
     scale=split.scale[1:2],
     train=split.train[1:2],
-    calibration=_data.FoldRows(*(x[1:2] for x in split.calibration)),
+    validation=_data.FoldRows(*(x[1:2] for x in split.validation)),
     test=_data.FoldRows(*(x[1:2] for x in split.test)),
   )
-  settings = Settings("iris", seeds=2, epochs=(2,), batch_size=16)
-  alone = _train.train(settings, loss, second)
-  _assert_near(alone.test_logits, result.test_logits[:, 2:4])
+  alone = _train_with(second, **settings)
+  _assert_near(alone.test_scores, result.test_scores[:, :, 2:4])
   np.testing.assert_array_equal(alone.test_labels, result.test_labels[2:4])
 
 
-@pytest.mark.parametrize(
-  ("epochs", "length"),
-  [((40, 300), 5), ((300,), 5), ((1,), 1), ((7, 300), 1), ((40, 3000), 40)],
-)
-def test_segments_divide_every_epoch_to_report_at(epochs, length):
-  assert _train.segment_length(epochs) == length
+@pytest.fixture(scope="module")
+def imbalanced():
+  """Two folds' worth of training rows of which few are of class 0."""
+  data = _data.load_data("iris")
+  rows = np.flatnonzero((data.labels > 0) | (np.arange(150) < 8))
+  return _data.fold(
+    data._replace(features=data.features[rows], labels=data.labels[rows]), 1, 0
+  )
+
+
+@pytest.mark.parametrize("scheme", ["balanced", "effective"])
+def test_class_weights_multiply_the_losses(imbalanced, scheme):
+  settings = {"epochs": (), "model": "linear", "batch_size": 1000}
+  loss = _loss_specs.parse("cross_entropy")
+  _, data = _program.run_data(
+    _settings(class_weights=scheme), loss, imbalanced, [0, 1]
+  )
+  labels = imbalanced.labels[imbalanced.train[0]]
+  counts = np.bincount(labels)
+  if scheme == "balanced":
+    expected = len(labels) / (3 * counts)
+  else:
+    expected = (1 - 0.999) / (1 - 0.999**counts)
+    expected *= len(labels) / (expected * counts).sum()
+  np.testing.assert_allclose(data.weights, [expected] * 2, rtol=1e-5)
+  plain = _train_with(imbalanced, "cross_entropy", **settings)
+  weighted = _train_with(
+    imbalanced, "cross_entropy", class_weights=scheme, **settings
+  )
+  # The first step evaluates the loss at the initial weights.
+  assert np.abs(weighted.train_loss - plain.train_loss).min() > 0.01
+
+
+def test_adjustment_is_added_to_the_logits_in_the_loss_alone(imbalanced):
+  settings = {"epochs": (), "model": "linear", "batch_size": 1000}
+  settings |= {"optimizer": "sgd", "learning_rate": 1e-9}
+  plain = _train_with(imbalanced, "cross_entropy", **settings)
+  adjusted = _train_with(imbalanced, "cross_entropy:adjustment=2", **settings)
+  # Hardly a step is made, so predictions show whether they have a bias.
+  _assert_near(adjusted.test_scores, plain.test_scores)
+  labels = imbalanced.labels[imbalanced.train[0]]
+  counts = np.bincount(labels)
+  bias = 2 * np.log(counts / counts.sum())
+  rows = imbalanced.train[0]
+  same = imbalanced._replace(
+    test=_data.FoldRows(rows[None], np.ones((1, len(rows)), bool))
+  )
+  scores = _train_with(same, "cross_entropy", **settings).test_scores[0, 0]
+  expected, _ = _evaluation.measure(
+    _evaluation.HeldOutLogits(
+      scores + bias.astype(np.float32),
+      np.stack([labels] * 2),
+      np.ones((2, len(rows)), bool),
+    )
+  )
+  np.testing.assert_allclose(adjusted.train_loss[0], expected.nll, rtol=1e-5)

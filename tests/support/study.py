@@ -14,8 +14,8 @@ def settings(**changes):
   import squentropy_study
 
   losses = ("cross_entropy", "rescaled_square:target_value=10", "squentropy")
-  fields = {"losses": losses, "seeds": 2, "epochs": (2, 4), **changes}
-  return squentropy_study.Settings("iris", **fields)
+  fields = {"losses": losses, "seeds": 2, "epochs": (2, 4), "max_epochs": 4}
+  return squentropy_study.Settings("iris", **{**fields, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +79,6 @@ def made_up(
   (path / "results.csv").write_bytes(_results.results_csv(results))
   chosen = {"data": path.name, "label": None, "epochs": [300], **settings}
   config = {key: {} for key in _store._KEYS}
-  config |= {"squentropy_study": 1, "settings": chosen}
+  config |= {"squentropy_study": _store._FORMAT, "settings": chosen}
   (path / "config.json").write_text(json.dumps(config))
   return path
