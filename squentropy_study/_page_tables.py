@@ -85,8 +85,8 @@ def ranked(ranking: Ranking) -> str:
     epoch = _terminal_table.epoch_text(entry)
     kind = ' class="baseline"' if entry.is_baseline else ""
     lines.append(
-      f'<tr{kind}><th scope="row">{label}</th>'
-      f'<td data-title="Epoch">{epoch}<span class="under"></span></td>{cells}</tr>'
+      f'<tr{kind}><th scope="row">{label}</th><td data-title="Epoch">{epoch}'
+      f'<span class="under"></span></td>{cells}</tr>'
     )
   return wrapped(lines, "rank")
 

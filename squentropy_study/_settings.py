@@ -10,7 +10,6 @@ import shlex
 from squentropy_study import _loss_specs, _models
 from squentropy_study._study_error import StudyError, unknown_name
 
-
 # What decides the epoch at which a run is stopped, and the class weights.
 STOPPING = ("refinement", "nll", "accuracy")
 CLASS_WEIGHTS = {"balanced": "inverse", "effective": "effective_number"}

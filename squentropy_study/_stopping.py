@@ -2,7 +2,6 @@
 """When a training is evaluated, and at which epoch each run is stopped."""
 
 from collections.abc import Iterable
-import itertools
 from typing import Any, NamedTuple
 
 import jax
