@@ -77,6 +77,26 @@ def _rank_note(ranking: Ranking) -> str:
   return " ".join(texts)
 
 
+def _at_bounds(results: Results) -> list[str]:
+  """Says which losses have a temperature that the validation rows leave open."""
+  low, high = _evaluation.TEMPERATURES
+  stopped = next(iter(results.settings.training_lengths))
+  found = []
+  for method in results.methods:
+    fitted = results.per_run(method, stopped, "temperature")
+    count = int(((fitted < 1.001 * low) | (fitted > 0.999 * high)).sum())
+    if count:
+      found.append(f"{results.label(method)} ({count} of {fitted.size} runs)")
+  if not found:
+    return []
+  return [
+    f"The fitted temperature is at its bound ({low:g} or {high:g}) for "
+    f"{_number_text.listed(found)}, for example because every validation row "
+    "is classified correctly. Their NLL after temperature says little; more "
+    "rows help."
+  ]
+
+
 def _past(results: Results) -> str:
   """Lists the fixed lengths that are past the best epoch."""
   found = _headline.past_best(results)
@@ -293,6 +313,7 @@ def html(results: Results, config: dict) -> bytes:
 <h2>Which loss? ({escape(ranking.length)} training)</h2>
 {_page_tables.ranked(ranking)}
 <p class="quiet">{escape(_rank_note(ranking))}</p>
+{_page_parts.paragraphs(_at_bounds(results), "warning")}
 {_past(results)}
 <h2>Standard errors</h2>
 {_page_tables.errors(ranking)}

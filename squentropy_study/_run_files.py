@@ -248,10 +248,12 @@ def _progress(saved: dict[str, Any], initial: TrainState) -> TrainingProgress:
 
   def unflatten(like: Any, arrays: Sequence[np.ndarray]) -> Any:
     leaves, structure = jax.tree.flatten(like)
-    pairs = zip(arrays, leaves, strict=True)
-    return jax.tree.unflatten(
-      structure, [jnp.asarray(x, leaf.dtype) for x, leaf in pairs]
-    )
+    result = []
+    for x, leaf in zip(arrays, leaves, strict=True):
+      if np.shape(x) != leaf.shape:
+        raise ValueError(f"shape {np.shape(x)} instead of {leaf.shape}")
+      result.append(jnp.asarray(x, leaf.dtype))
+    return jax.tree.unflatten(structure, result)
 
   model = (initial.parameters, initial.statistics)
   numbers = len(Best._fields) - 1

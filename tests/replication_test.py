@@ -292,21 +292,24 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
 
 def test_curves_are_means_over_runs():
   class Results:
+    settings = squentropy_study.Settings("zoo", epochs=(200, 400))
     methods = (
       squentropy_study.Method("squentropy", "softmax"),
       squentropy_study.Method("other", "softmax"),
     )
 
     def curve_epochs(self, loss):
-      return np.arange(10, 70, 10)
+      # The training went on after the longest length.
+      return np.asarray([10, 20, 30, 40, 60, 400, 500])
 
     def curve(self, method, metric):
-      values = np.arange(6.0)[:, None] + [-1.0, 1.0]
+      values = np.arange(7.0)[:, None] + [-1.0, 1.0]
       return values + 10 * ["accuracy", "nll", "ece"].index(metric)
 
   rows = replication_main._curves(Results(), "zoo")
-  assert list(rows.loc[0]) == ["zoo", "squentropy", "softmax", 30, 2, 12, 22]
-  assert list(rows["epoch"]) == [30, 60] * 2
+  # The last evaluation before each twentieth of the longest length.
+  assert list(rows.loc[1]) == ["zoo", "squentropy", "softmax", 40, 3, 13, 23]
+  assert list(rows["epoch"]) == [20, 40, 60, 400] * 2
 
 
 def test_a_set_that_is_not_in_the_plan_is_named(monkeypatch, tmp_path, capsys):

@@ -42,6 +42,11 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --epochs 40,30", "epochs must be increasing"),
     ("run iris --epochs many", "increasing integers such as 40,300"),
     ("run iris --epochs=-3", "epochs must be increasing"),
+    ("run iris --max-epochs 0", "max epochs must be at least 1"),
+    ("run iris --stop-by loss", "invalid choice: 'loss'"),
+    ("run iris --class-weights x", "invalid choice: 'x'"),
+    ("run iris --reference nll", "unknown loss 'nll'"),
+    ("run iris --reference focal", "unknown reference 'focal'"),
     ("run iris --batch-size 0", "batch size must be at least 1"),
     ("run iris --learning-rate 0", "learning rate must be above 0"),
     ("run iris --learning-rate inf", "learning rate must be above 0"),
@@ -123,7 +128,9 @@ def test_options_become_settings(monkeypatch, tmp_path):
   words += ["squentropy:scale=0.5", "cross_entropy", "--batch-size", "8"]
   words += ["--learning-rate", "0.01", "--data-seed", "7", "--quiet"]
   words += ["--rows", "99", "--folds", "3", "--model", "linear"]
-  words += ["--optimizer", "sgd"]
+  words += ["--optimizer", "sgd", "--max-epochs", "50", "--stop-by", "nll"]
+  words += ["--class-weights", "balanced", "--reference", "best"]
+  words += ["--no-baselines"]
   assert _cli.main([*words, "--out", str(tmp_path / "a b")]) == 2
   settings = seen["settings"]
   assert settings.data == "wine"
@@ -133,12 +140,22 @@ def test_options_become_settings(monkeypatch, tmp_path):
   assert settings.data_seed == 7
   assert (settings.rows, settings.folds) == (99, 3)
   assert (settings.model, settings.optimizer) == ("linear", "sgd")
+  assert (settings.max_epochs, settings.stopping) == (50, "nll")
+  assert (settings.class_weights, settings.reference) == ("balanced", "best")
+  assert settings.baselines is False
   assert seen["command"].endswith(f"--out '{tmp_path}/a b'")
   # The command of the settings gives the same settings.
   first = settings
   assert _cli.main(shlex.split(settings.command("x"))[1:]) == 2
   assert seen["settings"] == first
   assert seen["out"] == pathlib.Path("x")
+  assert _cli.main(["run", "wine", "--epochs", "none"]) == 2
+  assert seen["settings"].epochs == ()
+  words = shlex.split(seen["settings"].command("x"))[1:]
+  assert "none" in words
+  assert _cli.main(words) == 2
+  assert seen["settings"].baselines is True
+  assert seen["settings"].epochs == ()
 
 
 def test_table_headline_and_place_are_printed(study_copy, capsys, monkeypatch):
@@ -152,7 +169,7 @@ def test_table_headline_and_place_are_printed(study_copy, capsys, monkeypatch):
   assert "95 % interval" in text
   assert "better than cross_entropy on iris" in text
   assert f"Report: {study_copy}/report.html" in text
-  assert "squentropy: 4 epochs, 2 seeds, already trained" in captured.err
+  assert "squentropy (3 of 3): already trained" in captured.err
   assert _cli.main([*words, "--quiet"]) == 0
   assert capsys.readouterr() == ("", "")
   assert _cli.main(["report", str(study_copy)]) == 0
@@ -163,9 +180,10 @@ def test_finished_loss_is_printed_with_its_training_loss():
   console = Console(file=io.StringIO(), width=100)
   settings = study.settings(epochs=(1,), seeds=1)
   with _progress_bar.ProgressBar(settings, console) as bar:
-    bar(Progress("squentropy", 1, 0.25))
+    bar(Progress("squentropy", 2, 3, 1.0, 0.25, finished=False))
+    bar(Progress("squentropy", 2, 3, 1.0, 0.25, finished=True))
   assert console.file.getvalue() == (
-    "squentropy: 1 epoch, 1 seed, training loss 0.25\n"
+    "squentropy (2 of 3): 1 epoch, training loss 0.25\n"
   )
 
 
@@ -175,7 +193,8 @@ def test_notes_on_the_data_are_printed_first(tmp_path, capsys, monkeypatch):
   rows = [f"{k},{'ab'[k % 2]}" for k in range(20)]
   data.write_text("\n".join(["x,y", "0,", *rows]))
   words = ["run", str(data), "--label", "y", "--losses", "cross_entropy"]
-  words += ["--seeds", "1", "--epochs", "1", "--model", "linear"]
+  words += ["--seeds", "1", "--epochs", "none", "--max-epochs", "1"]
+  words += ["--model", "linear"]
   words += ["--out", str(tmp_path / "[/b]o")]
   monkeypatch.setattr(_terminal_table, "results_table", lambda results: "")
   nothing = _headline.Headline("", ())
@@ -243,3 +262,26 @@ def test_ctrl_c_keeps_what_is_finished_and_no_half_written_file(tmp_path):
   assert {"config.json", "runs", "cross_entropy.npz"} <= names
   assert not {"results.csv", "report.html"} & names
   assert not [name for name in names if name.endswith(".part")]
+
+
+@pytest.mark.parametrize(
+  ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_sigterm_is_reported_as_ctrl_c(
+  number, status, tmp_path, monkeypatch, capsys
+):
+  def run(*_, **__):
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+  monkeypatch.setattr(_run, "run", run)
+  handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    assert _cli.main(["run", "iris", "--out", str(tmp_path / "o")]) == status
+    assert signal.getsignal(signal.SIGTERM) is handlers[0]
+  finally:
+    signal.signal(signal.SIGINT, handlers[1])
+  error = capsys.readouterr().err
+  assert error.startswith("Interrupted. Finished losses: none")
+  assert error.count("\n") == 1

@@ -83,6 +83,12 @@ def test_loss_gets_its_hyper_parameters():
     losses.squentropy(logits, jnp.array([[0.1, 0.1, 0.8]]), scale=2.0),
     rtol=1e-6,
   )
+  adjusted = _loss_specs.parse("squentropy:adjustment=1.5,scale=2")
+  assert (adjusted.adjustment, adjusted.smoothing) == (1.5, 0)
+  # The bias of the logits is for the training alone.
+  np.testing.assert_array_equal(
+    adjusted(logits, labels), losses.squentropy(logits, labels, scale=2.0)
+  )
   assert _loss_specs.signature("squentropy") == "squentropy:scale=1.0"
   assert _loss_specs.signature("cross_entropy") == "cross_entropy"
   signature = _loss_specs.signature("bi_tempered_logistic")
@@ -105,6 +111,8 @@ def test_loss_gets_its_hyper_parameters():
     ("cross_entropy:scale=2", "unknown hyper-parameter of cross_entropy"),
     ("cross_entropy:smoothing=1", r"smoothing must be in \[0, 1\)"),
     ("squentropy:smoothin=1", "did you mean 'smoothing'"),
+    ("squentropy:adjustment=-1", "adjustment must be 0 or more, got -1"),
+    ("squentropy:adjustment=x", "adjustment must be a number, got 'x'"),
     ("squentropy:scale", "scale must be a number, got"),
     ("squentropy:scale=two", "scale must be a number, got"),
     ("squentropy:scale=nan", "scale must be a number, got"),

@@ -14,7 +14,7 @@ import pytest
 from support import study
 
 import squentropy_study
-from squentropy_study import _cli, _store, _train
+from squentropy_study import _cli, _program, _run_files, _train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = squentropy_study.Settings(
@@ -22,6 +22,7 @@ SETTINGS = squentropy_study.Settings(
   losses=("cross_entropy", "squentropy"),
   seeds=2,
   epochs=(2, 12),
+  max_epochs=12,
   model="bn-mlp",
 )
 
@@ -53,18 +54,20 @@ def test_interrupted_study_ends_with_the_same_numbers(tmp_path, monkeypatch):
       SETTINGS, parts, save_every=0, on_progress=_stop_at(9, "squentropy")
     )
   segments = []
-  segment = _train._segment
+  segment = _program.segment
 
-  def spy(static, loss, state, first_epoch, data):
-    segments.append((loss.name, int(first_epoch)))
-    return segment(static, loss, state, first_epoch, data)
+  def spy(static, loss, state, first_step, *rest):
+    segments.append((loss.name, int(first_step)))
+    return segment(static, loss, state, first_step, *rest)
 
-  monkeypatch.setattr(_train, "_segment", spy)
+  monkeypatch.setattr(_program, "segment", spy)
   squentropy_study.run(SETTINGS, parts, save_every=0)
   # The last checkpoint is of the segment before the interruption.
   assert segments[0] == ("squentropy", 8)
   names = {path.name for path in (parts / "runs").iterdir()}
-  assert names == {"cross_entropy.npz", "squentropy.npz"}
+  losses = ("cross_entropy", "squentropy")
+  endings = (".npz", ".model.npz")
+  assert names == {loss + ending for loss in losses for ending in endings}
   for name in names:
     ours, theirs = (out / "runs" / name for out in (parts, complete))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -83,11 +86,11 @@ def test_fresh_deletes_a_checkpoint(tmp_path, monkeypatch):
   assert (tmp_path / "runs" / "cross_entropy.checkpoint").is_dir()
   started = []
 
-  def segment(static, loss, state, first_epoch, data):
-    started.append(int(first_epoch))
+  def segment(static, loss, state, first_step, *_):
+    started.append(int(first_step))
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(_train, "_segment", segment)
+  monkeypatch.setattr(_program, "segment", segment)
   with pytest.raises(KeyboardInterrupt):
     squentropy_study.run(SETTINGS, tmp_path, fresh=True)
   assert started == [0]
@@ -95,7 +98,7 @@ def test_fresh_deletes_a_checkpoint(tmp_path, monkeypatch):
 
 def test_killed_study_ends_with_the_same_numbers(tmp_path):
   words = ["run", "iris", "--seeds", "1", "--epochs", "40,400", "--quiet"]
-  words += ["--model", "linear"]
+  words += ["--model", "linear", "--no-baselines"]
   words += ["--losses", "cross_entropy", "--out"]
   complete, parts = tmp_path / "complete", tmp_path / "parts"
   process = subprocess.Popen(
@@ -122,12 +125,11 @@ def test_killed_study_ends_with_the_same_numbers(tmp_path):
 def test_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
   def progress(number):
     noise = np.random.default_rng(number).normal(size=(2, 30_000))
-    return _train.TrainingProgress(
-      jnp.asarray(noise), [noise[:, 0]], [], [], []
-    )
+    state = _program.TrainState(jnp.asarray(noise, jnp.float32), {}, {})
+    return _train.TrainingProgress(state, (), [noise[:, 0]], [], [], [], [])
 
   (tmp_path / "runs").mkdir()
-  checkpoint = _store.Checkpoint(tmp_path, "squentropy", every=0)
+  checkpoint = _run_files.Checkpoint(tmp_path, "squentropy", [0, 1], every=0)
   checkpoint.save(5, progress(0))
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   # No file may grow beyond this, as on a full disk.
@@ -139,10 +141,33 @@ def test_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
       checkpoint.save(9, progress(1))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  again = _store.Checkpoint(tmp_path, "squentropy", every=0)
+  again = _run_files.Checkpoint(tmp_path, "squentropy", [0, 1], every=0)
   kept = again.restore(progress(2).state)
-  np.testing.assert_array_equal(kept.state, progress(0).state)
+  np.testing.assert_array_equal(kept.state[0], progress(0).state[0])
   # Without the limit the next checkpoint is written.
   again.save(9, progress(1))
   kept = again.restore(progress(2).state)
-  np.testing.assert_array_equal(kept.state, progress(1).state)
+  np.testing.assert_array_equal(kept.state[0], progress(1).state[0])
+
+
+def test_damaged_checkpoint_is_one_line_and_exit_2(tmp_path, capsys):
+  (tmp_path / "runs").mkdir()
+  state = _program.TrainState(jnp.ones((2, 3)), {}, {})
+  progress = _train.TrainingProgress(state, (), [np.ones(2)], [], [], [], [])
+  checkpoint = _run_files.Checkpoint(tmp_path, "squentropy", [0, 1], every=0)
+  checkpoint.save(5, progress)
+  # A checkpoint of other seeds is no damage, but of no use.
+  other = _run_files.Checkpoint(tmp_path, "squentropy", [2, 3], every=0)
+  assert other.restore(state) is None
+  folder = tmp_path / "runs" / "squentropy.checkpoint"
+  assert not folder.exists()
+  checkpoint.save(5, progress)
+  # Of other weights, and then with every file cut in half.
+  for like in (state._replace(parameters=jnp.ones((2, 3, 1))), state):
+    message = r"squentropy\.checkpoint is damaged \(.*\); delete this folder"
+    with pytest.raises(squentropy_study.StudyError, match=message) as caught:
+      checkpoint.restore(like)
+    assert "\n" not in str(caught.value)
+    for path in folder.rglob("*"):
+      if path.is_file():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
