@@ -3,6 +3,7 @@
 
 import io
 from typing import Any
+import warnings
 
 import matplotlib
 from matplotlib import cycler, ticker
@@ -118,8 +119,13 @@ def _draw_curve(ax: Axes, results: Results, name: str) -> None:
     epochs = results.curve_epochs(method.loss)
     values = results.curve(method, name)
     color, dashes = line_style(results, method)
-    # The mean is that of the runs that have not ended.
-    mean = np.nanmean(values, axis=1)
+    with warnings.catch_warnings():
+      # A training that diverged may have no value.
+      warnings.simplefilter("ignore", RuntimeWarning)
+      # Of the runs that have not ended.
+      mean, low, high = (
+        reduce(values, axis=1) for reduce in (np.nanmean, np.nanmin, np.nanmax)
+      )
     ax.plot(
       epochs,
       mean,
@@ -128,13 +134,7 @@ def _draw_curve(ax: Axes, results: Results, name: str) -> None:
       label=results.label(method),
       linewidth=1.6,
     )
-    ax.fill_between(
-      epochs,
-      np.nanmin(values, axis=1),
-      np.nanmax(values, axis=1),
-      color=color,
-      alpha=0.15,
-    )
+    ax.fill_between(epochs, low, high, color=color, alpha=0.15)
     epoch = float(np.median(results.epochs(method, stopped)))
     ax.plot(
       epoch,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics that weight classes, not rows: for tables with a rare class."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -106,7 +107,8 @@ def average_precision(
   scores, weights = scores[order], weights[:, order]
   found = np.cumsum(weights * is_positive[order], axis=1)
   chosen = np.cumsum(weights, axis=1)
-  last = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1)
+  is_last = scores[1:] != scores[:-1]
+  last = np.append(np.flatnonzero(is_last), scores.size - 1)
   found, chosen = found[:, last], chosen[:, last]
   gained = np.diff(found, axis=1, prepend=0)
   precision = found / np.maximum(chosen, np.finfo(chosen.dtype).tiny)
@@ -134,13 +136,16 @@ def class_metrics(predictions: Predictions) -> list[ClassMetrics]:
     predictions: The predictions.
 
   Returns:
-    One item per run, fold by fold.
+    One item per run, fold by fold; NaN for a run that diverged.
   """
   positives = positive_classes(predictions.class_counts)
   result = []
   for runs, labels in predictions.folds():
     once = np.ones((1, labels.size))
     for log_probs, matrix in zip(runs, _confusions(runs, labels), strict=True):
+      if np.isnan(log_probs).any():
+        result.append(ClassMetrics(*[math.nan] * len(NAMES)))
+        continue
       hit, actual = np.diag(matrix), matrix.sum(axis=1)
       with np.errstate(invalid="ignore"):
         recall = hit / actual

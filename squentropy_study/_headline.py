@@ -60,7 +60,7 @@ class PastBest(NamedTuple):
   @property
   def text(self) -> str:
     """The sentence."""
-    places = max(_number_text.decimals((self.nll - self.best_nll) / 5, 2), 2)
+    places = max(_number_text.decimals((self.nll - self.best_nll) / 2, 2), 2)
     now, best = (
       _number_text.fixed(value, places) for value in (self.nll, self.best_nll)
     )

@@ -202,6 +202,9 @@ def class_summary(counts: Mapping[str, int]) -> str:
       f"{name} {count} ({share_text(count / total)})"
       for name, count in counts.items()
     )
+  if min(counts.values()) == max(counts.values()):
+    rows = _number_text.counted(min(counts.values()), "row")
+    return f"{len(counts)} classes, {rows} each"
   largest, smallest = (
     choose(counts, key=lambda name: counts[name]) for choose in (max, min)
   )

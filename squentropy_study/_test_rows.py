@@ -54,7 +54,9 @@ def of_scores(
   Returns:
     The predictions.
   """
-  log_probs = special.log_softmax(scores.astype(np.float64), axis=-1)
+  # Scores of a training that diverged give NaN.
+  with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    log_probs = special.log_softmax(scores.astype(np.float64), axis=-1)
   return Predictions(
     log_probs.reshape(-1, seeds, *log_probs.shape[1:]),
     np.asarray(labels)[::seeds],
@@ -96,7 +98,8 @@ def confidence_bins(
 
   The bins are those of :func:`squentropy_jax.calibration.bin_stats`.
   """
-  confidence = np.exp(log_probs.max(axis=-1)).astype(np.float32)
+  with np.errstate(invalid="ignore", over="ignore"):
+    confidence = np.exp(log_probs.max(axis=-1)).astype(np.float32)
   edges = np.arange(1, _evaluation.NUM_BINS) / _evaluation.NUM_BINS
   bins = np.searchsorted(edges.astype(np.float32), confidence, side="right")
   return bins, hits(log_probs, labels) - confidence

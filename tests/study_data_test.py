@@ -16,7 +16,7 @@ SHAPES = {
 
 def _rows(folds, number):
   """Training, calibration and test rows of a fold."""
-  parts = (folds.calibration, folds.test)
+  parts = (folds.validation, folds.test)
   held_out = [part.rows[number][part.keep[number]] for part in parts]
   return [folds.train[number], *held_out]
 
@@ -144,7 +144,10 @@ def test_draw_keeps_the_shares():
   ("change", "message"),
   [
     ({"seeds": 0}, "seeds must be at least 1"),
-    ({"epochs": ()}, "epochs"),
+    ({"max_epochs": 0}, "max epochs must be at least 1, got 0"),
+    ({"stopping": "nl"}, "unknown stopping criterion 'nl'; did you mean 'nll'"),
+    ({"class_weights": "balance"}, "did you mean 'balanced'"),
+    ({"reference": "squentrpy"}, "did you mean 'squentropy'"),
     ({"epochs": (0, 3)}, "epochs"),
     ({"epochs": (5, 5)}, "epochs"),
     ({"epochs": (5, 4)}, "epochs"),
@@ -161,14 +164,17 @@ def test_settings_that_cannot_be_run(change, message):
     Settings("iris", **change)
 
 
-def test_training_lengths_have_names():
-  assert Settings("iris", epochs=(3,)).training_lengths == {"single": 3}
-  assert Settings("iris", epochs=(3, 9)).training_lengths == {
-    "short": 3,
-    "long": 9,
-  }
-  assert list(Settings("iris", epochs=(3, 5, 9)).training_lengths) == [
-    "short",
-    "epoch_5",
-    "long",
+def test_training_lengths_begin_with_stopped():
+  def lengths(*epochs):
+    return list(Settings("iris", epochs=epochs).training_lengths.items())
+
+  stopped = ("stopped", None)
+  assert lengths() == [stopped]
+  assert lengths(3) == [stopped, ("single", 3)]
+  assert lengths(3, 9) == [stopped, ("short", 3), ("long", 9)]
+  assert lengths(3, 5, 9) == [
+    stopped,
+    ("short", 3),
+    ("epoch_5", 5),
+    ("long", 9),
   ]

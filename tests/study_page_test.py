@@ -163,6 +163,8 @@ def test_class_tables_of_many_classes_are_cut():
   assert "Predicted as" in _page_tables.confusions(predictions, names)
   summary = _page_tables.class_summary(dict.fromkeys(names, 8) | {"class 3": 1})
   assert summary == "30 classes, from class 0 (8 rows) to class 3 (1 row)"
+  summary = _page_tables.class_summary(dict.fromkeys(names, 8))
+  assert summary == "30 classes, 8 rows each"
   few = made.predictions(1.0)
   matrix = _page_tables.confusions(few, list("abc"))
   assert matrix.count('class="heat"') == 9

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from squentropy_jax import calibration
-from squentropy_study import Settings, StudyError, _data, _loss_specs
+from squentropy_study import Settings, _data, _loss_specs
 from squentropy_study import _stopping, _train
 from squentropy_study._evaluation import HeldOutLogits
 
@@ -166,30 +166,3 @@ def test_best_epoch_is_found_before_a_table_is_over_trained():
     assert result.criterion[until, 0, run].argmin() == points.index(epoch)
   # The training ends with the fixed length.
   assert points[-1] == 40
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    ({"max_epochs": 0}, "max epochs must be at least 1, got 0"),
-    ({"stopping": "nl"}, "unknown stopping criterion 'nl'; did you mean 'nll'"),
-    ({"class_weights": "balance"}, "did you mean 'balanced'"),
-    ({"reference": "squentrpy"}, "did you mean 'squentropy'"),
-    ({"epochs": (0, 4)}, "epochs must be increasing"),
-  ],
-)
-def test_settings_that_cannot_be_run(changes, message):
-  with pytest.raises(StudyError, match=message):
-    Settings("iris", **changes)
-
-
-def test_training_lengths_begin_with_stopped():
-  lengths = Settings("iris", epochs=(5, 40, 300)).training_lengths
-  assert list(lengths.items()) == [
-    ("stopped", None),
-    ("short", 5),
-    ("epoch_40", 40),
-    ("long", 300),
-  ]
-  assert list(Settings("iris", epochs=()).training_lengths) == ["stopped"]
-  assert Settings("iris").training_lengths == {"stopped": None, "single": 40}
