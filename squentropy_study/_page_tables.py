@@ -199,7 +199,7 @@ def class_summary(counts: Mapping[str, int]) -> str:
   total = sum(counts.values())
   if len(counts) <= MOST_CLASSES:
     return ", ".join(
-      f"{name} {count} ({share_text(count / total)})"
+      f"{name}: {count} ({share_text(count / total)})"
       for name, count in counts.items()
     )
   if min(counts.values()) == max(counts.values()):
@@ -284,13 +284,13 @@ def confusions(predictions: Predictions, names: Sequence[str]) -> str:
 
 def _matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
   shares = matrix / matrix.sum(axis=1, keepdims=True)
-  whole = np.allclose(matrix, matrix.round())
+  places = 0 if np.allclose(matrix, matrix.round()) else 1
   lines = [head(["Class \\ predicted as", *names])]
   for name, counts, row in zip(names, matrix, shares, strict=True):
+    texts = [f"{count:.{places}f}" if count else "" for count in counts]
     cells = "".join(
-      f'<td class="heat" style="--share:{55 * share:.0f}%">'
-      f"{count:.{0 if whole else 1}f}</td>"
-      for count, share in zip(counts, row, strict=True)
+      f'<td class="heat" style="--share:{55 * share:.0f}%">{text}</td>'
+      for text, share in zip(texts, row, strict=True)
     )
     lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
   return wrapped(lines, "matrix")

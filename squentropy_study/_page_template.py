@@ -31,7 +31,9 @@ body {
   font: 1rem/1.55 system-ui, sans-serif;
 }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; }
+h2 {
+  font-size: 1.2rem; margin: 2.6rem 0 .6rem; overflow-wrap: anywhere;
+}
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p, li { max-width: 46rem; }
 .quiet, figcaption { color: var(--quiet); font-size: .9rem; }

@@ -10,7 +10,13 @@ import pytest
 from scipy import stats
 from support import study
 
-from squentropy_study import ResultRow, StudyError, _cli, _comparisons
+from squentropy_study import (
+  ResultRow,
+  StudyError,
+  _cli,
+  _comparisons,
+  _results,
+)
 
 SETS = 8
 

@@ -78,7 +78,7 @@ def test_page_describes_the_setup(page, finished_study):
   text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
   assert SETTINGS.command(str(finished_study[0])) in text
   assert f"jax {jax.__version__}" in text
-  parts = ("74 training", "38 validation", "38 test", "setosa 50 (33 %)")
+  parts = ("74 training", "38 validation", "38 test", "setosa: 50 (33 %)")
   for wanted in (*parts, "0.001", "short: 2 epochs", "data seed 0"):
     assert wanted in text, wanted
 
@@ -151,7 +151,7 @@ def test_page_of_an_imbalanced_table_does_not_lead_with_accuracy(
   assert "Average precision" in text
   assert "Accuracy, %" not in text
   assert "92.1 % of the test rows are of the class setosa" in text
-  assert "test rows: its recall and average precision are hardly known" in text
+  assert "The rarest class has 1 test row: its recall and" in text
 
 
 def test_class_tables_of_many_classes_are_cut():
