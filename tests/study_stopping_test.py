@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from squentropy_jax import calibration
-from squentropy_study import Settings, _data, _loss_specs, _stopping, _train
+from squentropy_study import Settings, _data, _loss_specs
+from squentropy_study import _stopping, _train
 from squentropy_study._evaluation import HeldOutLogits
 
 
