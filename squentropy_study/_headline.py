@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from squentropy_study import _data, _number_text, _ranking
+from squentropy_study import _data, _evaluation, _number_text, _ranking
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference
 from squentropy_study._ranking import RankedEntry, Ranking
@@ -226,8 +226,30 @@ def past_best(results: Results) -> list[PastBest]:
   return found
 
 
+def open_temperature(results: Results) -> str | None:
+  """Says whose temperature the validation rows do not determine."""
+  low, high = _evaluation.TEMPERATURES
+  stopped = next(iter(results.settings.training_lengths))
+  found = []
+  for method in results.methods:
+    fitted = results.per_run(method, stopped, "temperature")
+    if ((fitted < 1.001 * low) | (fitted > 0.999 * high)).any():
+      found.append(results.label(method))
+  if not found:
+    return None
+  return (
+    "NLL and ECE after temperature say little for "
+    f"{_number_text.listed(found)}: the validation rows, of which perhaps all "
+    f"are classified correctly, push the temperature to its bound ({low:g} or "
+    f"{high:g})."
+  )
+
+
 def headline_of(
-  ranking: Ranking, data: str, past: Sequence[PastBest] = ()
+  ranking: Ranking,
+  data: str,
+  past: Sequence[PastBest] = (),
+  warning: str | None = None,
 ) -> Headline:
   """Answers which loss is best.
 
@@ -235,6 +257,7 @@ def headline_of(
     ranking: The losses at the main training length.
     data: Name of the data.
     past: Fixed lengths past the best epoch.
+    warning: A sentence on numbers that say little.
 
   Returns:
     The sentences.
@@ -262,6 +285,8 @@ def headline_of(
       further.append("Name two losses or more to compare them.")
   else:
     first = _first(ranking, data)
+  if warning:
+    further.append(warning)
   if far := _far_baseline(ranking):
     further.append(far)
   chosen = [item for item in past if item.label == ranking.reference]
@@ -289,4 +314,5 @@ def headline(results: Results) -> Headline:
     _ranking.rank(results),
     _data.short_name(results.settings.data),
     past_best(results),
+    open_temperature(results),
   )

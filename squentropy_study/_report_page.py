@@ -8,7 +8,6 @@ from squentropy_study import (
   _charts,
   _class_metrics,
   _data,
-  _evaluation,
   _headline,
   _metric_samples,
   _number_text,
@@ -66,26 +65,6 @@ def _rank_note(ranking: Ranking) -> str:
   if ranking.baselines:
     texts.append("Baselines are one fit for each fold, without seeds.")
   return " ".join(texts)
-
-
-def _at_bounds(results: Results) -> list[str]:
-  """Says whose temperature the validation rows do not determine."""
-  low, high = _evaluation.TEMPERATURES
-  stopped = next(iter(results.settings.training_lengths))
-  found = []
-  for method in results.methods:
-    fitted = results.per_run(method, stopped, "temperature")
-    count = int(((fitted < 1.001 * low) | (fitted > 0.999 * high)).sum())
-    if count:
-      found.append(f"{results.label(method)} ({count} of {fitted.size} runs)")
-  if not found:
-    return []
-  return [
-    f"The fitted temperature is at its bound ({low:g} or {high:g}) for "
-    f"{_number_text.listed(found)}, for example because every validation row "
-    "is classified correctly. Their NLL after temperature says little; more "
-    "rows help."
-  ]
 
 
 def _past(results: Results) -> str:
@@ -215,7 +194,6 @@ def html(results: Results, config: dict) -> bytes:
 <h2>Which loss? ({escape(ranking.length)} training)</h2>
 {_page_tables.ranked(ranking)}
 <p class="quiet">{escape(_rank_note(ranking))}</p>
-{_page_parts.paragraphs(_at_bounds(results), "warning")}
 {_past(results)}
 <h2>Standard errors</h2>
 {_page_tables.errors(ranking)}

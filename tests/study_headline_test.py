@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import special
 from support import predictions as made
+from support import study
 
-from squentropy_study import _headline, _ranking
+from squentropy_study import _evaluation, _headline, _ranking
 from squentropy_study._headline import PastBest
 from squentropy_study._paired_errors import Difference
 
@@ -148,6 +149,31 @@ def test_fixed_length_past_the_best_epoch():
   )
   # Without a warning on the reference, that on another loss is shown.
   assert _headline_of(entries, [other]).further[0].startswith("squentropy was")
+
+
+class _Temperatures:
+  """Results of three losses, one of them with a temperature at its bound."""
+
+  settings = study.settings()
+  methods = ("a", "b", "c")
+
+  def label(self, method):
+    return method
+
+  def per_run(self, method, length, name):
+    assert (length, name) == ("stopped", "temperature")
+    low, _ = _evaluation.TEMPERATURES
+    return np.array([[1.3, np.float32(low) if method == "b" else 0.2]])
+
+
+def test_temperature_at_its_bound_is_said():
+  warning = _headline.open_temperature(_Temperatures())
+  assert warning.startswith("NLL and ECE after temperature say little for b: ")
+  ranking = _ranking.rank_entries(
+    made.entries(cross_entropy=1.0, squentropy=1.3), None, "stopped"
+  )
+  found = _headline.headline_of(ranking, "digits", [PAST], warning)
+  assert found.further[0] == warning
 
 
 def test_imbalanced_table():
