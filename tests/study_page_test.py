@@ -5,24 +5,30 @@ import base64
 import dataclasses
 import html
 import html.parser
+import io
 import re
 import shutil
 import subprocess
 
 import jax
+import matplotlib
 from matplotlib import image
+from matplotlib.figure import Figure
 import numpy as np
 import pytest
+from rich.console import Console
 from support import predictions as made
 from support import study
 
 import squentropy_study
 from squentropy_study import (
+  _charts,
   _cli,
   _page_tables,
   _reliability,
   _report_page,
   _store,
+  _terminal_table,
 )
 
 SETTINGS = study.settings()
@@ -198,6 +204,45 @@ def test_page_escapes_its_inputs(finished_study, monkeypatch):
   assert "&lt;script&gt;alert(2)&lt;/script&gt;" in page
   assert "&lt;script&gt;3" in page
   assert "<script" not in page
+
+
+def test_curves_have_plain_ticks_and_mark_the_stopped_epoch(finished_study):
+  _, results = finished_study
+  with matplotlib.rc_context(_charts.figure_style()):
+    figure = Figure()
+    ax = figure.subplots()
+    _charts._draw_curve(ax, results, "nll")
+    figure.draw_without_rendering()
+  labels = [*ax.get_xticklabels(), *ax.get_yticklabels()]
+  texts = {label.get_text() for label in labels} - {""}
+  assert texts
+  assert all(re.fullmatch(r"\d+(\.\d+)?", text) for text in texts)
+  dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+  assert dots == [
+    np.median(results.epochs(method, "stopped")) for method in results.methods
+  ]
+
+
+def test_wide_axes_are_logarithmic_with_plain_ticks():
+  figure = Figure()
+  ax = figure.subplots()
+  ax.plot([1, 300], [0.001, 0.9])
+  _charts._plain_ticks(ax, "x", 1, 300)
+  _charts._plain_ticks(ax, "y", 0.001, 0.9)
+  figure.draw_without_rendering()
+  assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+  texts = [label.get_text() for label in ax.get_yticklabels()]
+  assert "0.01" in texts
+  assert "100" in [label.get_text() for label in ax.get_xticklabels()]
+
+
+def test_terminal_table_prints_the_name_of_the_data_unchanged(finished_study):
+  _, results = finished_study
+  settings = dataclasses.replace(results.settings, data="[bold]my[/red].csv")
+  console = Console(width=200, file=io.StringIO())
+  results = dataclasses.replace(results, settings=settings)
+  console.print(_terminal_table.results_table(results))
+  assert "[bold]my[/red].csv, 2 seeds" in console.file.getvalue()
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
