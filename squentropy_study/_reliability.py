@@ -59,6 +59,17 @@ def _panel(results: Results, method: Method, *, scaled: bool) -> _Panel:
   return _Panel(f"{when}: ECE {ece:.3f}", *bins)
 
 
+def _panels(results: Results) -> dict[tuple[Method, bool], _Panel]:
+  """Returns the panels of every method, as trained and after temperature."""
+  # Every figure needs them all, for the axis that they share.
+  known = results.__dict__.setdefault("_panels", {})
+  if not known:
+    for method in results.methods:
+      for scaled in (False, True):
+        known[method, scaled] = _panel(results, method, scaled=scaled)
+  return known
+
+
 def _draw(ax: Axes, shares: Axes, panel: _Panel, top: float) -> None:
   """Draws the bins of a method, and the share of rows below them."""
   width = 1 / _evaluation.NUM_BINS
@@ -116,11 +127,7 @@ def reliability(
   Returns:
     A PNG.
   """
-  every = {
-    (each, scaled): _panel(results, each, scaled=scaled)
-    for each in results.methods
-    for scaled in (False, True)
-  }
+  every = _panels(results)
   top = _top(list(every.values()))
   if method is not None:
     panels = [every[method, False], every[method, True]]

@@ -312,7 +312,7 @@ class Results:
 
   def _of_map(self, method: Method, values: np.ndarray) -> np.ndarray:
     """Selects a probability map from ``[..., maps, ...]``, the second axis."""
-    maps = list(_loss_specs.parse(method.loss).probability_maps())
+    maps = [m.probability_map for m in self.methods if m.loss == method.loss]
     return values[:, maps.index(method.probability_map)]
 
   def chance_ece(self, method: Method, length: str) -> float:
