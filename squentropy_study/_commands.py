@@ -117,8 +117,8 @@ def _parser() -> _Parser:
     metavar="LOSS",
     help="losses with hyper-parameters, for example squentropy:scale=0.5 "
     f"(default: {' '.join(_loss_specs.DEFAULT)}; listed by: squentropy-study "
-    "losses). Every loss also takes label smoothing, such as smoothing=0.1, and "
-    "logit adjustment to class frequencies, such as adjustment=1.",
+    "losses). Every loss also takes label smoothing, such as smoothing=0.1, "
+    "and logit adjustment to class frequencies, such as adjustment=1.",
   )
   run.add_argument(
     "--seeds",
@@ -132,8 +132,7 @@ def _parser() -> _Parser:
     default=_DEFAULTS["epochs"],
     metavar="N,N",
     help="fixed training lengths in epochs to report as well, increasing; none "
-    "for stopped training alone (default: "
-    f"{','.join(map(str, _DEFAULTS['epochs']))})",
+    f"for stopped training alone (default: {Settings.epochs[0]})",
   )
   run.add_argument(
     "--max-epochs",

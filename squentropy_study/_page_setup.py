@@ -41,7 +41,8 @@ def definitions(results: Results) -> Iterator[str]:
     "stopped: each run is evaluated at its best epoch, that of "
     f"{_STOPPING[settings.stopping]}. A run ends when its best epoch lies in "
     "the first half of its training so far and at least "
-    f"{_stopping.FEWEST_EPOCHS} epochs have passed, or after "
+    f"{_stopping.FEWEST_EPOCHS} epochs and {_stopping.FEWEST_STEPS} steps have "
+    "passed, or after "
     f"{settings.max_epochs} epochs. The other lengths are fixed points of the "
     "same training."
   )

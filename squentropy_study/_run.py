@@ -58,7 +58,7 @@ def _grown(out: Path, settings: Settings, *, fresh: bool) -> Settings:
     losses = tuple(x for x, size in stored.items() if size or x in losses)
     seeds = max(seeds, *stored.values())
   if settings.reference not in (None, BEST, *losses):
-    raise unknown_name("reference", settings.reference, (BEST, *losses))
+    raise unknown_name("reference", str(settings.reference), (BEST, *losses))
   return dataclasses.replace(settings, losses=losses, seeds=seeds)
 
 
@@ -184,8 +184,8 @@ def _load(folder: Path) -> tuple[Results, dict]:
   ]
   if missing:
     raise StudyError(
-      f"the study in {folder} is unfinished (runs of {missing[0]} are missing); "
-      f"resume it with: {config['command']}"
+      f"the study in {folder} is unfinished (runs of {missing[0]} are "
+      f"missing); resume it with: {config['command']}"
     )
   run_results = {
     loss: _run_files.read_run_result(folder, loss) for loss in settings.losses

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as orbax
 
 from squentropy_study import _store
+from squentropy_study._program import TrainState
 from squentropy_study._stopping import Best
 from squentropy_study._study_error import UNREADABLE, StudyError
 from squentropy_study._train import (
@@ -21,7 +22,6 @@ from squentropy_study._train import (
   StoppedModels,
   Trained,
   TrainingProgress,
-  TrainState,
 )
 
 # Where the axis of runs of each array of a run result is.
@@ -91,7 +91,7 @@ def read_models(out: Path, loss: str) -> StoppedModels:
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
   buffer = io.BytesIO()
-  np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+  np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
   _store.write(path, buffer.getvalue())
 
 

@@ -16,8 +16,10 @@ MOST_STEPS = 100
 # Each of so many parts is followed by an evaluation; after that, the distance
 # between two evaluations is one part in so many.
 _DENSE = 20
-# No run ends earlier, unless the bound of the search is below it.
+# No run ends earlier, unless the bound of the search is below it. The criterion
+# of the first steps is noise, and an epoch of a small table is a step or two.
 FEWEST_EPOCHS = 10
+FEWEST_STEPS = 100
 
 
 class Point(NamedTuple):
@@ -69,6 +71,11 @@ def schedule(
   return points
 
 
+def search_bounds(steps_per_epoch: int, max_epochs: int) -> tuple[float, float]:
+  """Returns the epochs before which and at which the search of a run ends."""
+  return max(FEWEST_EPOCHS, FEWEST_STEPS / steps_per_epoch), max_epochs
+
+
 def criterion(stopping: str, validation: HeldOutLogits) -> jax.Array:
   """Returns what stopping minimises on the validation rows, for each run."""
   if stopping == "accuracy":
@@ -109,22 +116,22 @@ def update(
   best: Best | None,
   value: np.ndarray,
   epoch: float,
-  max_epochs: int,
+  bounds: tuple[float, float],
   scores: jax.Array,
   model: Any,
 ) -> Best:
   """Returns the best evaluations, after one more.
 
   A run is finished when its best epoch lies in the first half of its training
-  so far and at least 10 epochs have passed, or at the bound of the search. A
-  finished run does not change, so that its result does not depend on the runs
-  that are trained with it.
+  so far and at least 10 epochs and 100 steps have passed, or at the bound of
+  the search. A finished run does not change, so that its result does not depend
+  on the runs that are trained with it.
 
   Args:
     best: The best evaluations so far; None before the first one.
     value: ``[runs]``, the criterion.
     epoch: Number of epochs so far.
-    max_epochs: Bound of the search.
+    bounds: As returned by :func:`search_bounds`.
     scores: ``[runs, held-out rows, classes]``.
     model: The weights and statistics.
 
@@ -152,6 +159,7 @@ def update(
       chosen_scores,
       chosen_model,
     )
-  passed = epoch >= np.maximum(FEWEST_EPOCHS, 2 * best.epoch)
-  finished = best.finished | passed | (epoch >= max_epochs)
+  fewest, most = bounds
+  passed = epoch >= np.maximum(fewest, 2 * best.epoch)
+  finished = best.finished | passed | (epoch >= most)
   return best._replace(finished=finished)

@@ -98,8 +98,11 @@ def read_config(folder: str | Path) -> dict[str, Any] | None:
     config = json.loads((Path(folder) / CONFIG).read_text())
   except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
-  ours = isinstance(config, dict) and config.keys() >= _KEYS
-  return config if ours and "squentropy_study" in config else None
+  if not isinstance(config, dict) or "squentropy_study" not in config:
+    return None
+  # Other formats may have other keys.
+  complete = config.keys() >= _KEYS or config["squentropy_study"] != _FORMAT
+  return config if complete else None
 
 
 def check_format(out: Path, config: dict) -> None:
@@ -218,7 +221,7 @@ def _identity(out: Path, config: dict) -> dict[str, Any]:
   except (AttributeError, TypeError) as error:
     raise _damaged(out, error) from None
   # Each loss and each seed is trained alone, so they may be added. The others
-  # decide what is shown beside the losses.
+  # decide only what is shown.
   return {k: v for k, v in identity.items() if k not in _MAY_DIFFER}
 
 

@@ -136,11 +136,11 @@ class _Training:
     self.validation = self._held_out(folds, folds.validation)
     self.test = self._held_out(folds, folds.test)
     self.maps = list(loss.probability_maps().values())
+    steps = self.data.train.shape[1] // self.static.batch_size
     self.points = _stopping.schedule(
-      self.data.train.shape[1] // self.static.batch_size,
-      settings.max_epochs,
-      settings.epochs,
+      steps, settings.max_epochs, settings.epochs
     )
+    self.bounds = _stopping.search_bounds(steps, settings.max_epochs)
 
   def _held_out(self, folds: _data.Folds, part: _data.FoldRows) -> _HeldOut:
     rows, keep = (np.repeat(x, len(self.seeds), axis=0) for x in part)
@@ -190,9 +190,7 @@ class _Training:
       old = progress.best[number] if progress.best else None
       if candidate:
         best.append(
-          _stopping.update(
-            old, criterion, epoch, self.settings.max_epochs, scores, model
-          )
+          _stopping.update(old, criterion, epoch, self.bounds, scores, model)
         )
     progress = progress._replace(state=state)
     if candidate:
@@ -237,8 +235,11 @@ class _Training:
       *self.test,
     )
     names = _program.leaf_names(bests[0].model)
-    leaves = [map(np.asarray, jax.tree.leaves(best.model)) for best in bests]
-    arrays = dict(zip(names, map(np.stack, zip(*leaves)), strict=True))
+    leaves = zip(*(jax.tree.leaves(best.model) for best in bests), strict=True)
+    arrays = {
+      name: np.stack(of_maps)
+      for name, of_maps in zip(names, leaves, strict=True)
+    }
     shift, scale = np.asarray(self.data.shift), np.asarray(self.data.scale)
     return Trained(result, StoppedModels(shift, scale, arrays))
 

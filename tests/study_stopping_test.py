@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from squentropy_jax import calibration
-from squentropy_study import Settings, _data, _loss_specs
-from squentropy_study import _stopping, _train
+from squentropy_study import Settings, _data, _loss_specs, _stopping, _train
 from squentropy_study._evaluation import HeldOutLogits
 
 
@@ -35,7 +34,7 @@ def test_long_epochs_are_cut_into_parts_of_at_most_100_steps():
 
 
 def test_fixed_lengths_are_evaluated_and_are_no_candidates():
-  base = [point for point in _stopping.schedule(1, 300, [])]
+  base = _stopping.schedule(1, 300, [])
   epochs = {point.epoch for point in base}
   off = next(k for k in range(100, 200) if k not in epochs)
   points = _stopping.schedule(1, 300, [off, 900])
@@ -47,7 +46,7 @@ def test_fixed_lengths_are_evaluated_and_are_no_candidates():
   assert sum(epoch > 300 for epoch in chosen) > 15
 
 
-def _stop(values, epochs, max_epochs=300):
+def _stop(values, epochs, bounds=(10, 300)):
   """Applies the rule to criteria ``[points, runs]``."""
   values = np.asarray(values, np.float32)
   best = None
@@ -55,7 +54,7 @@ def _stop(values, epochs, max_epochs=300):
   for value, epoch in zip(values, epochs, strict=True):
     scores = np.full((len(value), 1, 2), epoch, np.float32)
     model = {"weights": np.full((len(value), 3), epoch, np.float32)}
-    best = _stopping.update(best, value, epoch, max_epochs, scores, model)
+    best = _stopping.update(best, value, epoch, bounds, scores, model)
     ends = np.where((ends == 0) & best.finished, epoch, ends)
   # Scores and weights are those of the best epoch.
   np.testing.assert_allclose(best.scores[:, 0, 0], best.epoch, rtol=1e-6)
@@ -66,7 +65,7 @@ def _stop(values, epochs, max_epochs=300):
 def test_run_is_finished_when_its_best_epoch_is_in_the_first_half():
   epochs = np.arange(1, 41)
   lowest = np.asarray([3, 5, 6, 14, 40])
-  best, ends = _stop(np.abs(epochs[:, None] - lowest), epochs, max_epochs=40)
+  best, ends = _stop(np.abs(epochs[:, None] - lowest), epochs, (10, 40))
   np.testing.assert_array_equal(best.epoch, lowest)
   # Never before epoch 10, and at the bound at the latest.
   np.testing.assert_array_equal(ends, [10, 10, 12, 28, 40])
@@ -74,6 +73,11 @@ def test_run_is_finished_when_its_best_epoch_is_in_the_first_half():
   late = np.where(epochs == 30, -1, np.abs(epochs - 6))
   best, _ = _stop(late[:, None], epochs)
   assert best.epoch == [6]
+  # 100 steps are 25 epochs of 4 steps.
+  assert _stopping.search_bounds(4, 40) == (25, 40)
+  assert _stopping.search_bounds(50, 40) == (10, 40)
+  best, ends = _stop(np.abs(epochs[:, None] - lowest), epochs, (25, 40))
+  np.testing.assert_array_equal(ends, [25, 25, 25, 28, 40])
 
 
 def test_rule_of_a_run_does_not_depend_on_the_others():
@@ -161,7 +165,7 @@ def test_best_epoch_is_found_before_a_table_is_over_trained():
   assert (nll[points.index(40)] > np.asarray(at_stop) + 0.1).all()
   # The best epoch is that of the least criterion up to the end of the run.
   for run, epoch in enumerate(stopped):
-    end = max(_stopping.FEWEST_EPOCHS, 2 * epoch)
+    end = max(_stopping.FEWEST_STEPS / 7, 2 * epoch)
     until = [k for k, point in enumerate(points) if point <= end]
     assert result.criterion[until, 0, run].argmin() == points.index(epoch)
   # The training ends with the fixed length.
