@@ -25,6 +25,8 @@ if TYPE_CHECKING:
   )
   from squentropy_study._data import Dataset, load_data
   from squentropy_study._encoding import EncodedTable, encode_table
+  from squentropy_study._headline import Headline, headline
+  from squentropy_study._ranking import RankedEntry, Ranking, rank
   from squentropy_study._results import BASELINE, Method, ResultRow, Results
   from squentropy_study._run import Progress, load, report, run
   from squentropy_study._settings import Settings
@@ -34,22 +36,23 @@ if TYPE_CHECKING:
   from squentropy_study._summary_charts import differences_figure
   from squentropy_study._table_options import TableOptions
   from squentropy_study._train import RunResult
-  from squentropy_study._verdict import Statement, verdict
 
 __all__ = [
   "BASELINE",
   "Comparison",
   "Dataset",
   "EncodedTable",
+  "Headline",
   "Method",
   "MethodAtLength",
   "Pairs",
   "Progress",
+  "RankedEntry",
+  "Ranking",
   "ResultRow",
   "Results",
   "RunResult",
   "Settings",
-  "Statement",
   "StudyError",
   "TableOptions",
   "compare_studies",
@@ -60,14 +63,15 @@ __all__ = [
   "encode_table",
   "figure_png",
   "figure_style",
+  "headline",
   "load",
   "load_data",
   "pair",
+  "rank",
   "read_config",
   "read_results",
   "report",
   "run",
-  "verdict",
 ]
 
 _MODULES = {
@@ -84,6 +88,8 @@ _MODULES = {
   ),
   "_data": ("Dataset", "load_data"),
   "_encoding": ("EncodedTable", "encode_table"),
+  "_headline": ("Headline", "headline"),
+  "_ranking": ("RankedEntry", "Ranking", "rank"),
   "_results": ("BASELINE", "Method", "ResultRow", "Results"),
   "_run": ("Progress", "load", "report", "run"),
   "_settings": ("Settings",),
@@ -93,7 +99,6 @@ _MODULES = {
   "_summary_charts": ("differences_figure",),
   "_table_options": ("TableOptions",),
   "_train": ("RunResult",),
-  "_verdict": ("Statement", "verdict"),
 }
 
 

@@ -1,31 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws reliability diagrams and training curves."""
+"""The style of the study's figures, and its training curves."""
 
 import io
-import itertools
-import textwrap
 from typing import Any
+import warnings
 
 import matplotlib
-from matplotlib import cycler
+from matplotlib import cycler, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from squentropy_jax.calibration import plots
-from squentropy_study import _results
 from squentropy_study._results import Method, Results
 
 CURVES = {
   "train_loss": "Training loss (different scales)",
-  "accuracy": "Test accuracy",
   "nll": "Test NLL",
+  "accuracy": "Test accuracy",
   "ece": "Test ECE",
 }
 
-# Readable on a light and on a dark background. C0 and C3 are also the bars of a
-# reliability diagram.
-_COLORS = ("#3f7fd9", "#e07a2f", "#2fa37c", "#d1495b", "#b565c9", "#c9a227")
+# Readable on a light and on a dark background.
+COLORS = (
+  "#3f7fd9",
+  "#e07a2f",
+  "#2fa37c",
+  "#d1495b",
+  "#b565c9",
+  "#c9a227",
+  "#4fb3c4",
+  "#a0724a",
+)
+# An axis that spans this factor is logarithmic.
+_WIDE = 20
 
 
 def _theme(background: str, ink: str) -> dict[Any, Any]:
@@ -41,7 +48,7 @@ def _theme(background: str, ink: str) -> dict[Any, Any]:
   return {
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.prop_cycle": cycler(color=_COLORS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": "medium",
@@ -81,112 +88,98 @@ def figure_png(figure: Figure) -> bytes:
   return buffer.getvalue()
 
 
+def line_style(results: Results, method: Method) -> tuple[str, str]:
+  """Returns the color of a loss, and dashes for its second map."""
+  index = results.settings.losses.index(method.loss)
+  first = next(m for m in results.methods if m.loss == method.loss)
+  return COLORS[index % len(COLORS)], "-" if method == first else "--"
+
+
+def _plain_ticks(ax: Axes, which: str, low: float, high: float) -> None:
+  """Writes ticks as plain numbers, on a logarithmic axis if it is wide."""
+  axis = ax.xaxis if which == "x" else ax.yaxis
+  if low > 0 and high > _WIDE * low:
+    ax.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_minor_locator(ticker.NullLocator())
+  elif which == "x" and high > 5:
+    axis.set_major_locator(ticker.MaxNLocator(7, integer=True))
+  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+
+
 def _draw_curve(ax: Axes, results: Results, name: str) -> None:
   """Draws a line per method: the mean over runs, with a band of the range."""
-  once = name == "train_loss"
+  stopped = next(iter(results.settings.training_lengths))
   seen = set()
   for method in results.methods:
     # The training loss does not depend on the probability map.
-    again = method.loss in seen
-    if once and again:
+    if name == "train_loss" and method.loss in seen:
       continue
     seen.add(method.loss)
     epochs = results.curve_epochs(method.loss)
-    # A curve ends with the first run that ended.
     values = results.curve(method, name)
-    index = results.settings.losses.index(method.loss)
-    color = _COLORS[index % len(_COLORS)]
+    color, dashes = line_style(results, method)
+    with warnings.catch_warnings():
+      # A training that diverged may have no value.
+      warnings.simplefilter("ignore", RuntimeWarning)
+      # Of the runs that have not ended.
+      mean, low, high = (
+        reduce(values, axis=1) for reduce in (np.nanmean, np.nanmin, np.nanmax)
+      )
     ax.plot(
       epochs,
-      values.mean(axis=1),
-      "--" if again else "-",
+      mean,
+      dashes,
       color=color,
-      label=method.loss if once else results.label(method),
+      label=results.label(method),
       linewidth=1.6,
     )
-    ax.fill_between(
-      epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.18
+    ax.fill_between(epochs, low, high, color=color, alpha=0.15)
+    epoch = float(np.median(results.epochs(method, stopped)))
+    ax.plot(
+      epoch,
+      np.interp(epoch, epochs, mean),
+      "o",
+      color=color,
+      markeredgecolor=matplotlib.rcParams["axes.facecolor"],
+      markersize=7,
+      zorder=3,
     )
-  for epoch in results.settings.epochs:
-    ax.axvline(epoch, color="0.5", linewidth=1, linestyle=":")
-  # A logarithmic axis cannot show a training that diverged.
+  for fixed in results.settings.epochs:
+    ax.axvline(fixed, color="0.5", linewidth=1, linestyle=":")
   drawn = np.concatenate([line.get_ydata() for line in ax.lines])
-  if name != "accuracy" and np.isfinite(drawn).all() and drawn.max() > 0:
-    ax.set_yscale("log")
+  ends = np.concatenate([line.get_xdata() for line in ax.lines])
+  _plain_ticks(ax, "x", ends.min(), ends.max())
+  # A logarithmic axis cannot show a training that diverged.
+  if np.isfinite(drawn).all():
+    _plain_ticks(ax, "y", drawn.min(), drawn.max())
   ax.set(title=CURVES[name], xlabel="epoch")
 
 
 def training(results: Results, theme: str, name: str | None = None) -> bytes:
-  """Draws training loss and test accuracy, NLL and ECE over epochs.
+  """Draws training loss, test NLL, accuracy and ECE over epochs.
 
   Args:
     results: The numbers.
     theme: ``light`` or ``dark``.
-    name: One of :data:`CURVES`; None draws all of them side by side.
+    name: One of :data:`CURVES`, without a legend; None draws all of them side
+      by side, with one legend.
 
   Returns:
     A PNG.
   """
   names = list(CURVES) if name is None else [name]
   with matplotlib.rc_context(figure_style(theme)):
-    figure = Figure(figsize=(3.9 * len(names), 3.6))
+    figure = Figure(figsize=(4.2 * len(names), 3.4))
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for ax, each in zip(axes, names, strict=True):
       _draw_curve(ax, results, each)
-    # The last panel shows every method.
-    figure.legend(
-      *axes[-1].get_legend_handles_labels(),
-      loc="outside lower center",
-      ncols=1 if name else 4,
-      fontsize="small",
-    )
-    return figure_png(figure)
-
-
-def _draw_bins(ax: Axes, results: Results, method: Method, length: str) -> None:
-  """Draws a reliability diagram; its title has the mean ECE over runs."""
-  bins = results.evaluations[method, length].bins
-  plots.reliability_diagram(bins, ax=ax)
-  for line in ax.lines:
-    line.set_color(matplotlib.rcParams["text.color"])
-  ax.get_legend().remove()
-  ece = results.per_seed(method, length, "ece").mean()
-  title = _results.length_title(results.settings, length)
-  ax.set_title(f"{title}: ECE {ece:.3f}")
-
-
-def reliability(
-  results: Results, theme: str, method: Method | None = None
-) -> bytes:
-  """Draws reliability diagrams, with the bins summed over runs.
-
-  Args:
-    results: The numbers.
-    theme: ``light`` or ``dark``.
-    method: Draws one method, its training lengths side by side. None draws a
-      column per method and a row per training length.
-
-  Returns:
-    A PNG.
-  """
-  lengths = list(results.settings.training_lengths)
-  if method is None:
-    grid = [[(each, length) for each in results.methods] for length in lengths]
-  else:
-    grid = [[(method, length) for length in lengths]]
-  with matplotlib.rc_context(figure_style(theme)):
-    figure = Figure(figsize=(3 * len(grid[0]), 3.1 * len(grid)))
-    axes = figure.subplots(len(grid), len(grid[0]), squeeze=False)
-    for ax, panel in zip(axes.flat, itertools.chain(*grid), strict=True):
-      _draw_bins(ax, results, *panel)
-      if method is None:
-        name = results.label(panel[0]).replace(":", ": ").replace(",", ", ")
-        ax.set_title(f"{textwrap.fill(name, 30)}\n{ax.get_title()}")
-    if method is None:
+    if name is None:
+      # The last panel shows every method.
       figure.legend(
-        *axes[0, 0].get_legend_handles_labels(),
+        *axes[-1].get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=3,
+        ncols=4,
         fontsize="small",
       )
     return figure_png(figure)

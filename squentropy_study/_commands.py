@@ -20,6 +20,7 @@ from rich.text import Text
 from squentropy_study import (
   _data,
   _fingerprint,
+  _headline,
   _loss_specs,
   _loss_words,
   _models,
@@ -28,7 +29,6 @@ from squentropy_study import (
   _run_files,
   _summary_page,
   _terminal_table,
-  _verdict,
 )
 from squentropy_study._results import Results
 from squentropy_study._settings import CLASS_WEIGHTS, STOPPING, Settings
@@ -375,8 +375,10 @@ def _print_plain(text: str, console: Console) -> None:
 
 def _print_results(results: Results, out: Path, console: Console) -> None:
   console.print(_terminal_table.results_table(results), end="\n\n")
-  for title, text in _verdict.verdict(results):
-    console.print(Text.assemble((f"{title}.", "bold"), " ", text), end="\n\n")
+  headline = _headline.headline(results)
+  console.print(Text(headline.sentence, "bold"), end="\n\n")
+  for text in headline.further:
+    console.print(Text(text), end="\n\n")
   _print_plain(f"Report: {out / 'report.html'}", console)
 
 

@@ -26,8 +26,8 @@ _FINITE = tuple(
   if measure.name.removesuffix("_scaled")
   in (*_evaluation.METRICS, "temperature")
 )
-# All other metrics are better if they are smaller.
-_LARGER_IS_BETTER = frozenset(("accuracy",))
+# 1 where larger is better; -1 for every other metric.
+_GAINS = {measure.name: measure.gain for measure in _results.MEASURES}
 
 
 class MethodAtLength(NamedTuple):
@@ -139,7 +139,7 @@ def rounded(values: np.ndarray, metric: str) -> np.ndarray:
 
 def larger_is_better(metric: str) -> bool:
   """Returns whether a larger value of a metric is the better one."""
-  return metric in _LARGER_IS_BETTER
+  return _GAINS.get(metric, -1) > 0
 
 
 def _interval(differences: np.ndarray) -> tuple[float, float]:
@@ -218,7 +218,8 @@ def compare_values(
 
   Args:
     method: The method.
-    metric: The metric.
+    metric: The metric; smaller is better unless it is a metric of the study of
+      which larger is better, such as ``accuracy``.
     ours: One value per data set; NaN where the loss diverged.
     theirs: The values of the other method on the same data sets.
     against: Loss and probability map of the other method.

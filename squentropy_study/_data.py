@@ -56,6 +56,12 @@ class Dataset(NamedTuple):
   groups: np.ndarray | None = None
   encoder: TableEncoder | None = None
 
+  @property
+  def class_counts(self) -> dict[str, int]:
+    """Number of rows of each class by its name."""
+    counts = np.bincount(self.labels, minlength=len(self.classes))
+    return dict(zip(self.classes, map(int, counts), strict=True))
+
 
 class FoldRows(NamedTuple):
   """One part of each fold, ``[folds, rows]``, padded to the same length.

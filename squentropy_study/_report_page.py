@@ -1,255 +1,173 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the report of one study as a single HTML page."""
 
-import base64
-from collections.abc import Callable
 import functools
 from html import escape
-from string import Template
 
 from squentropy_study import (
   _charts,
-  _evaluation,
-  _models,
+  _class_metrics,
+  _data,
+  _headline,
+  _metric_samples,
+  _number_text,
+  _page_parts,
+  _page_setup,
+  _page_tables,
   _page_template,
-  _program,
+  _ranking,
+  _reliability,
   _results,
-  _stopping,
-  _verdict,
 )
-from squentropy_study._results import Measure, Method, Results
-
-_BODY = Template("""<section class="verdict" aria-label="Verdict">
-$verdict
-</section>
-$notes
-<h2>Results on the test rows</h2>
-$table
-<p class="quiet">$table_note</p>
-$differences
-<h2>Reliability diagrams</h2>
-<p class="quiet">$reliability_note</p>
-<div class="grid pairs">
-$reliability
-</div>
-<h2>Training curves</h2>
-<p class="quiet">$training_note</p>
-<div class="grid pairs">
-$training
-</div>
-<h2>Definitions</h2>
-$definitions
-<h2>Setup</h2>
-<pre>$command</pre>
-$setup
-""")
-
-# Writes the content of one table cell.
-_Cell = Callable[[Method, str, Measure], str]
+from squentropy_study._ranking import Ranking
+from squentropy_study._results import Results
 
 
-def picture(draw: Callable[[str], bytes], alt: str, caption: str = "") -> str:
-  """Returns a figure in both themes, of which the browser shows one."""
-  light, dark = (
-    "data:image/png;base64," + base64.b64encode(draw(theme)).decode()
-    for theme in ("light", "dark")
-  )
-  above = f"<figcaption>{escape(caption)}</figcaption>\n" if caption else ""
+def _answer(headline: _headline.Headline) -> str:
   return (
-    f"<figure>\n{above}<picture>\n"
-    f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
-    f'<img src="{light}" alt="{escape(alt)}">\n</picture>\n</figure>'
+    '<section class="verdict" aria-label="Answer">\n'
+    f'<p class="first">{escape(headline.sentence)}</p>\n'
+    f"{_page_parts.paragraphs(headline.further)}\n</section>"
   )
 
 
-def _name(results: Results, method: Method) -> str:
-  """Returns the label of a method, with places where a line may break."""
-  name = escape(results.label(method))
-  return name.replace(":", ":<wbr>").replace(",", ",<wbr>")
+def _imbalance(ranking: Ranking, names: list[str]) -> list[str]:
+  """Says why a table with a dominant class is not ranked by accuracy."""
+  counts = ranking.class_counts
+  share = counts.max() / counts.sum()
+  if share < _metric_samples.DOMINANT:
+    return []
+  text = (
+    f"{_page_tables.share_text(share)} of the test rows are of the class "
+    f"{names[counts.argmax()]}, so accuracy says little and the page leads "
+    "with balanced accuracy and average precision."
+  )
+  fewest = int(counts.min())
+  if fewest < 10:
+    text += (
+      f" The rarest class has {_number_text.counted(fewest, 'test row')}: its "
+      "recall and average precision are hardly known."
+    )
+  return [text]
 
 
-def _number(text: str, *, strong: bool = False) -> str:
-  """Formats a mean and its spread, which a phone shows below the mean."""
-  mean, _, spread = text.partition(" ")
-  if strong:
-    mean = f"<strong>{mean}</strong>"
-  if not spread:
-    return mean
-  return f'{mean} <span class="spread">{escape(spread)}</span>'
+def _rank_note(ranking: Ranking) -> str:
+  """Explains the ranking."""
+  texts = ["Means over seeds. Bold: the best loss in a column."]
+  if len(ranking.losses) > 1:
+    texts.append(
+      f"Below: difference from {ranking.reference} with its 95 % confidence "
+      "interval, which covers the choice of the test rows"
+      + (" and the seeds." if ranking.seeds > 2 else ", but not the seeds.")
+      + f" *: significant after Holm's correction for {ranking.num_tests} "
+      "tests. The ECE is not tested."
+    )
+  if ranking.baselines:
+    texts.append("Baselines are one fit for each fold, without seeds.")
+  return " ".join(texts)
 
 
-def _tables(
-  results: Results,
-  measures: tuple[Measure, ...],
-  methods: tuple[Method, ...],
-  cell: _Cell,
-) -> str:
-  """Returns a table of the main measures, and a folded one of the others."""
-  main = tuple(measure for measure in measures if measure.main)
-  others = tuple(measure for measure in measures if not measure.main)
+def _past(results: Results) -> str:
+  """Lists the fixed lengths that are past the best epoch."""
+  found = _headline.past_best(results)
+  if not found:
+    return ""
   return (
-    _one_table(results, main, methods, cell)
+    "<h3>Fixed lengths past the best epoch</h3>\n"
+    + _page_tables.past(found)
+    + '\n<p class="quiet">NLL of the test rows before temperature scaling, '
+    "means over the runs; empty where it is not clearly higher.</p>"
+  )
+
+
+def _metrics(results: Results, ranking: Ranking) -> str:
+  """Returns all metrics at all training lengths, most of them folded."""
+  folds = ", each averaged over folds" if results.settings.folds > 1 else ""
+  stopped = next(iter(results.settings.training_lengths))
+  chance = [results.chance_ece(method, stopped) for method in results.methods]
+  note = (
+    f"Mean ± standard deviation over seeds{folds}. On this many rows, the ECE "
+    "of a perfectly calibrated classifier with the same confidence is about "
+    f"{min(chance):.3f} to {max(chance):.3f}."
+  )
+  shown = {measure.name for measure in _results.MEASURES if measure.main}
+  ranked = {metric.name for metric in ranking.metrics}
+  if "accuracy" not in ranked:
+    shown = shown - {"accuracy"} | ranked & set(_class_metrics.NAMES)
+  main = [m for m in _results.MEASURES if m.name in shown]
+  others = [m for m in _results.MEASURES if m.name not in shown]
+  return (
+    _page_tables.measures(results, main)
+    + f'\n<p class="quiet">{escape(note)}</p>'
     + "\n<details><summary>More metrics</summary>\n"
-    + _one_table(results, others, methods, cell)
+    + _page_tables.measures(results, others)
     + "\n</details>"
   )
 
 
-def _one_table(
-  results: Results,
-  measures: tuple[Measure, ...],
-  methods: tuple[Method, ...],
-  cell: _Cell,
-) -> str:
-  """Returns a group of rows per measure and a column per training length."""
-  lengths = results.settings.training_lengths
-  head = "".join(
-    f'<th scope="col">{_results.length_title(results.settings, length)}</th>'
-    for length in lengths
-  )
-  lines = [f'<tr><th scope="col"><span hidden>Loss</span></th>{head}</tr>']
-  for measure in measures:
-    lines.append(
-      f'<tr><th scope="rowgroup" colspan="{len(lengths) + 1}">'
-      f"{escape(measure.title)}</th></tr>"
-    )
-    for method in methods:
-      cells = "".join(
-        f"<td>{cell(method, length, measure)}</td>" for length in lengths
-      )
-      name = _name(results, method)
-      lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-  body = "\n".join(lines)
-  return f'<div class="wide"><table>\n{body}\n</table></div>'
-
-
-def _metrics(results: Results) -> str:
-  def cell(method: Method, length: str, measure: Measure) -> str:
-    values = results.per_seed(method, length, measure.name)
-    return _number(_results.mean_and_spread(values, measure.decimals))
-
-  return _tables(results, _results.MEASURES, results.methods, cell)
-
-
-def _differences(results: Results) -> str:
-  """Returns the differences from the baseline; empty without another loss."""
-  old = _verdict.baseline(results)
-  others = tuple(method for method in results.methods if method != old)
-  if not others:
+def _classes(results: Results, ranking: Ranking, names: list[str]) -> str:
+  """Returns the metrics of each class and the confusions of the best loss."""
+  best = next(iter(ranking.losses), None)
+  if best is None or best.method is None:
     return ""
-
-  def cell(method: Method, length: str, measure: Measure) -> str:
-    difference = results.difference(method, old, length, measure.name)
-    text = _verdict.interval(difference, 3)
-    return _number(text, strong=difference.sign != 0)
-
-  measures = tuple(m for m in _results.MEASURES if m.name != "temperature")
-  limitation = (
-    ""
-    if results.settings.folds > 1
-    else " The interval does not cover the choice of the test rows; use "
-    "--folds for that."
+  predictions = results.predictions(best.method, ranking.length)
+  listed = ""
+  if len(names) > _page_tables.MOST_LISTED:
+    listed = f" The {_page_tables.MOST_LISTED} classes with the lowest recall."
+  note = (
+    f"{best.label}, {ranking.length}, after temperature scaling, means over "
+    "seeds. A class is calibrated if its mean probability is its share of the "
+    f"rows. ECE: of the probability of the class.{listed}"
   )
   return (
-    f"<h2>Difference from {escape(results.label(old))}</h2>\n"
-    + _tables(results, measures, others, cell)
-    + '\n<p class="quiet">Mean difference with its 95 % confidence interval '
-    f"(Student's t, paired by {results.unit}).{limitation} Bold: the interval "
-    "excludes 0. Higher is better for accuracy, lower for all other "
-    "metrics.</p>"
+    f"<h2>Classes, for {escape(best.label)}</h2>\n"
+    + _page_tables.classes(predictions, names)
+    + f'\n<p class="quiet">{escape(note)}</p>\n<h3>Confusions</h3>\n'
+    + _page_tables.confusions(predictions, names)
+    + '\n<p class="quiet">Test rows of each class by predicted class, means '
+    "over seeds.</p>"
   )
 
 
-def _definitions(results: Results) -> str:
-  """Returns the terms that the page uses."""
-  settings = results.settings
-  low, high = _evaluation.TEMPERATURES
-  items = [
-    "ECE, the expected calibration error, is the mean difference between "
-    f"confidence and accuracy over {_evaluation.NUM_BINS} bins of equal width. "
-    "NLL is the mean negative logarithm of the predicted probability of the "
-    "label.",
-    "Temperature scaling divides the logits by a number that is fitted on the "
-    f"validation rows, between {low:g} and {high:g}. Above 1 means that the "
-    "classifier was over-confident, below 1 under-confident.",
-    "A seed decides the initial weights and the order of the rows. All losses "
-    "use the same seeds and the same training, validation and test rows.",
-    "Stopped training ends each run at the epoch that is best on the "
-    f"validation rows ({settings.stopping}). A run is finished when its best "
-    "epoch lies in the first half of its training so far and at least "
-    f"{_stopping.FEWEST_EPOCHS} epochs and {_stopping.FEWEST_STEPS} steps have "
-    "passed, or after "
-    f"{settings.max_epochs} epochs.",
+def _figures(results: Results) -> str:
+  """Returns reliability diagrams and training curves, with their legends."""
+  diagrams = "\n".join(
+    _page_parts.picture(
+      functools.partial(_reliability.reliability, results, method=method),
+      f"Reliability diagram of {results.label(method)}",
+      results.label(method),
+    )
+    for method in results.methods
+  )
+  curves = "\n".join(
+    _page_parts.picture(
+      functools.partial(_charts.training, results, name=name), title
+    )
+    for name, title in _charts.CURVES.items()
+  )
+  lines = [
+    (*_charts.line_style(results, method), results.label(method))
+    for method in results.methods
   ]
-  if settings.folds > 1:
-    items.append(
-      "Each fold tests on one part of the rows, validates on the next part and "
-      "trains on the others."
-    )
-  if settings.epochs:
-    items.append(
-      "All training lengths are points of the same training. "
-      "That is exact, because the learning rate is constant and nothing else "
-      "depends on the length."
-    )
-  several = {m.loss for m in results.methods if m.probability_map != "softmax"}
-  if several:
-    items.append(
-      "log_probs means the probabilities that the loss itself defines, and "
-      "softmax the softmax of the logits. Both are shown for "
-      f"{', '.join(sorted(several))}; for all other losses they are the same."
-    )
-  body = "\n".join(f"<li>{escape(item)}</li>" for item in items)
-  return f"<ul>\n{body}\n</ul>"
-
-
-def _setup(results: Results, config: dict) -> str:
   settings = results.settings
-  rows = config["rows"]
-  notes = {"Data": "; ".join(config["notes"])} if config["notes"] else {}
-  facts = {
-    **notes,
-    "Rows": f"{rows['train']} training, {rows['validation']} validation and "
-    f"{rows['test']} test rows, stratified by class, data seed "
-    f"{settings.data_seed}",
-    "Model": _models.MODELS[settings.model].description
-    + f"; standardised features, clipped to ±{_program.MOST_DEVIATIONS}",
-    "Optimizer": f"{_models.OPTIMIZER_NOTES[settings.optimizer]}, constant "
-    f"learning rate {settings.learning_rate:g}, batches of "
-    f"{min(settings.batch_size, rows['train'])} rows",
-    "Runs per loss": settings.repeats,
-    "Versions": ", ".join(
-      f"{name} {version}" for name, version in config["versions"].items()
-    ),
-  }
-  items = "\n".join(
-    f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>"
-    for key, value in facts.items()
-  )
-  return f"<dl>\n{items}\n</dl>"
-
-
-def _statements(statements: list[_verdict.Statement]) -> str:
-  return "\n".join(
-    f"<p><strong>{escape(title)}.</strong> {escape(text)}</p>"
-    for title, text in statements
-  )
-
-
-def _reliability(results: Results) -> str:
-  pictures = []
-  for method in results.methods:
-    name = results.label(method)
-    draw = functools.partial(_charts.reliability, results, method=method)
-    pictures.append(picture(draw, f"Reliability diagram of {name}", name))
-  return "\n".join(pictures)
-
-
-def _training(results: Results) -> str:
-  return "\n".join(
-    picture(functools.partial(_charts.training, results, name=name), alt)
-    for name, alt in _charts.CURVES.items()
-  )
+  runs = "folds and seeds" if settings.folds > 1 else "seeds"
+  fixed = " Dotted lines: the fixed lengths." if settings.epochs else ""
+  length = next(iter(settings.training_lengths))
+  return f"""<h2>Reliability diagrams</h2>
+<p class="quiet">Training length: {length}. The test rows of all {runs}
+together. The lower part is the share of the rows in each bin, on the same axis
+for every loss.</p>
+{_page_parts.bar_legend(_reliability.LEGEND)}
+<div class="grid pairs">
+{diagrams}
+</div>
+<h2>Training curves</h2>
+<p class="quiet">Line: mean over {runs}. Band: range over {runs}. Dot: the
+median epoch at which the runs are stopped.{fixed}</p>
+{_page_parts.line_legend(lines)}
+<div class="grid pairs">
+{curves}
+</div>"""
 
 
 def html(results: Results, config: dict) -> bytes:
@@ -263,49 +181,44 @@ def html(results: Results, config: dict) -> bytes:
     The bytes of ``report.html``.
   """
   settings = results.settings
-  result = results.run_results[settings.losses[0]]
-  classes = result.test_scores.shape[-1]
-  chance = [results.chance_ece(*key) for key in results.evaluations]
-  lengths = ", ".join(
-    _results.length_title(settings, length)
-    for length in settings.training_lengths
+  ranking = _ranking.rank(results)
+  counts = config["classes"]
+  names = list(counts)
+  headline = _headline.headline(results)
+  definitions = "\n".join(
+    f"<li>{escape(item)}</li>" for item in _page_setup.definitions(results)
   )
-  fixed = " Dotted line: a fixed training length."
-  runs = "folds and seeds" if settings.folds > 1 else "seeds"
-  body = _BODY.substitute(
-    verdict=_statements(_verdict.verdict(results)),
-    notes=_statements(_verdict.notes(results)),
-    table=_metrics(results),
-    table_note=escape(
-      "Mean ± standard deviation over seeds"
-      + (", each averaged over folds" if settings.folds > 1 else "")
-      + ". On this many rows, the ECE of a perfectly calibrated classifier "
-      "with the same confidence is about "
-      f"{min(chance):.3f} to {max(chance):.3f}."
-    ),
-    differences=_differences(results),
-    reliability_note=escape(
-      "Before temperature scaling, with the test rows of all "
-      f"{runs} together. Bars: accuracy of each bin of confidence. Hatched: "
-      "difference from the mean confidence. Grey: share of the rows. The ECE "
-      f"in the title is the mean over {runs}."
-    ),
-    reliability=_reliability(results),
-    training_note=escape(
-      f"Line: mean over {runs}. Band: range over {runs}."
-      + (fixed if settings.epochs else "")
-    ),
-    training=_training(results),
-    definitions=_definitions(results),
-    command=escape(config["command"]),
-    setup=_setup(results, config),
-  )
+  body = f"""{_answer(headline)}
+<p><strong>Classes.</strong> {escape(_page_tables.class_summary(counts))}.</p>
+{_page_parts.paragraphs(_imbalance(ranking, names))}
+<h2>Which loss? ({escape(ranking.length)} training)</h2>
+{_page_tables.ranked(ranking)}
+<p class="quiet">{escape(_rank_note(ranking))}</p>
+{_past(results)}
+<h2>Standard errors</h2>
+{_page_tables.errors(ranking)}
+<p class="quiet">± is one standard error: over seeds, and over the choice of the
+test rows. p is corrected for the number of tests (Holm).</p>
+<h2>All metrics and training lengths</h2>
+{_metrics(results, ranking)}
+{_classes(results, ranking, names)}
+{_figures(results)}
+<h2>Rows</h2>
+{_page_setup.rows(results, config)}
+<h2>Definitions</h2>
+<ul>
+{definitions}
+</ul>
+<h2>Setup</h2>
+<pre>{escape(config["command"])}</pre>
+{_page_setup.setup(results, config)}
+"""
   page = _page_template.PAGE.substitute(
-    title=escape(f"Losses compared on {settings.data}"),
+    title=escape(f"Losses compared on {_data.short_name(settings.data)}"),
     subtitle=escape(
-      f"{len(settings.losses)} losses, {settings.repeats}, evaluated "
-      f"({lengths}) on {config['rows']['test']} test rows of "
-      f"{classes} classes"
+      f"{_number_text.counted(len(settings.losses), 'loss')}, "
+      f"{settings.repeats}, {config['rows']['test']} test rows of "
+      f"{_number_text.counted(len(names), 'class')}"
     ),
     body=body,
   )

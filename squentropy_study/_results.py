@@ -6,16 +6,21 @@ import csv
 import dataclasses
 import functools
 import io
-import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
-from squentropy_study import _evaluation, _loss_specs
+from squentropy_study import (
+  _class_metrics,
+  _evaluation,
+  _loss_specs,
+  _number_text,
+  _test_rows,
+)
 from squentropy_study._data import FoldRows
 from squentropy_study._evaluation import HeldOutLogits
 from squentropy_study._settings import Settings
+from squentropy_study._test_rows import Predictions
 from squentropy_study._train import RunResult
 
 # The loss that others are compared with.
@@ -39,7 +44,9 @@ class ResultRow(NamedTuple):
   """A row of ``results.csv``; ``_scaled``: after temperature scaling.
 
   All metrics are of the test rows except ``train_accuracy``, which is of the
-  training rows. The epochs of stopped training differ by run.
+  training rows. The epochs of stopped training differ by run. The metrics of
+  classes, such as ``auroc``, are after temperature scaling, which changes none
+  of them for two classes.
   """
 
   data: str
@@ -62,6 +69,10 @@ class ResultRow(NamedTuple):
   ece_scaled: float
   ace_scaled: float
   aurc_scaled: float
+  balanced_accuracy: float
+  macro_f1: float
+  auroc: float
+  average_precision: float
 
 
 # Temperature scaling does not change the accuracy.
@@ -75,8 +86,9 @@ class Measure(NamedTuple):
     name: Field of :class:`ResultRow`.
     title: Title of a table.
     short: Name within a sentence.
-    decimals: Number of decimals shown.
-    main: Whether it is shown in the terminal.
+    decimals: Number of decimals shown where no error decides it.
+    main: Whether it is shown first.
+    gain: 1 if larger is better, -1 if smaller is better.
   """
 
   name: str
@@ -84,11 +96,12 @@ class Measure(NamedTuple):
   short: str
   decimals: int
   main: bool = False
+  gain: int = -1
 
 
 MEASURES = (
-  Measure("accuracy", "Accuracy", "accuracy", 4, main=True),
   Measure("nll", "Negative log-likelihood (NLL)", "NLL", 3, main=True),
+  Measure("accuracy", "Accuracy", "accuracy", 4, main=True, gain=1),
   Measure("ece", "Expected calibration error (ECE)", "ECE", 4, main=True),
   Measure("temperature", "Fitted temperature", "temperature", 2, main=True),
   Measure(
@@ -108,26 +121,15 @@ MEASURES = (
     4,
   ),
   Measure("aurc_scaled", "AURC after temperature scaling", "scaled AURC", 4),
+  Measure(
+    "balanced_accuracy", "Balanced accuracy", "balanced accuracy", 4, gain=1
+  ),
+  Measure("macro_f1", "Macro F1", "macro F1", 4, gain=1),
+  Measure("auroc", "AUROC, one class against the others", "AUROC", 4, gain=1),
+  Measure(
+    "average_precision", "Average precision", "average precision", 4, gain=1
+  ),
 )
-
-
-class Difference(NamedTuple):
-  """Mean paired difference with its 95 % confidence interval.
-
-  Attributes:
-    mean: Mean of "this method minus the baseline".
-    low: Lower end of the interval; NaN where it cannot be computed.
-    high: Upper end of the interval.
-  """
-
-  mean: float
-  low: float
-  high: float
-
-  @property
-  def sign(self) -> int:
-    """1 or -1 if the interval excludes 0, otherwise 0: not significant."""
-    return int(self.low > 0) - int(self.high < 0)
 
 
 def length_title(settings: Settings, length: str) -> str:
@@ -146,21 +148,19 @@ class Results:
     settings: The settings of the study.
     run_results: What the training with each loss left.
     evaluations: By method and name of the training length.
+    baselines: Probabilities of the test rows, ``[folds, rows, classes]``, by
+      the name of a classifier that is no loss.
   """
 
   settings: Settings
   run_results: Mapping[str, RunResult]
   evaluations: Mapping[tuple[Method, str], _evaluation.Evaluation]
+  baselines: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def methods(self) -> tuple[Method, ...]:
     """Losses and probability maps in the order named."""
     return tuple(dict.fromkeys(method for method, _ in self.evaluations))
-
-  @property
-  def unit(self) -> str:
-    """What differences are paired by: ``fold`` or ``seed``."""
-    return "fold" if self.settings.folds > 1 else "seed"
 
   @functools.cached_property
   def rows(self) -> list[ResultRow]:
@@ -171,7 +171,16 @@ class Results:
       scaled = (getattr(after, name) for name in _SCALED)
       run_result = self.run_results[method.loss]
       accuracy = self._at(method, length, run_result.train_accuracy)
-      columns = (*before, accuracy, evaluation.temperature, *scaled)
+      of_classes = _class_metrics.class_metrics(
+        self.predictions(method, length)
+      )
+      columns = (
+        *before,
+        accuracy,
+        evaluation.temperature,
+        *scaled,
+        *np.transpose(of_classes),
+      )
       numbers = zip(*map(np.asarray, columns), strict=True)
       epochs = self.epochs(method, length).ravel()
       for run, values in enumerate(numbers):
@@ -223,6 +232,35 @@ class Results:
     result = next(iter(self.run_results.values()))
     return FoldRows(result.test_rows, result.test_keep)
 
+  def test_scores(self, method: Method, length: str) -> np.ndarray:
+    """Returns scores of the test rows, ``[runs, rows, classes]``.
+
+    Their softmax is the predicted distribution before temperature scaling.
+    """
+    return self._at(method, length, self.run_results[method.loss].test_scores)
+
+  def predictions(
+    self, method: Method, length: str, *, scaled: bool = True
+  ) -> Predictions:
+    """Returns the predictions for the test rows.
+
+    Args:
+      method: The method.
+      length: Name of the training length.
+      scaled: Whether temperature scaling is applied.
+
+    Returns:
+      The predictions.
+    """
+    result = self.run_results[method.loss]
+    scores = self.test_scores(method, length)
+    if scaled:
+      temperature = self.evaluations[method, length].temperature
+      scores = scores / np.asarray(temperature)[:, None, None]
+    return _test_rows.of_scores(
+      scores, result.test_labels, result.test_keep, self.settings.seeds
+    )
+
   def row_values(self, method: Method, length: str, name: str) -> np.ndarray:
     """Returns a metric of each test row.
 
@@ -237,7 +275,7 @@ class Results:
       padding.
     """
     result = self.run_results[method.loss]
-    scores = self._at(method, length, result.test_scores)
+    scores = self.test_scores(method, length)
     metric = name.removesuffix("_scaled")
     if metric != name:
       temperature = self.evaluations[method, length].temperature
@@ -274,28 +312,8 @@ class Results:
 
   def _of_map(self, method: Method, values: np.ndarray) -> np.ndarray:
     """Selects a probability map from ``[..., maps, ...]``, the second axis."""
-    maps = list(_loss_specs.parse(method.loss).probability_maps())
+    maps = [m.probability_map for m in self.methods if m.loss == method.loss]
     return values[:, maps.index(method.probability_map)]
-
-  def difference(
-    self, method: Method, baseline: Method, length: str, name: str
-  ) -> Difference:
-    """Compares two methods with a paired Student's t interval.
-
-    The pairs are the seeds. In cross-validation they are the folds, each the
-    mean over its seeds, because the seeds of a fold share test rows. There is
-    no interval with fewer than three pairs or if all differences are equal.
-    """
-    values = self.per_run(method, length, name)
-    paired = values - self.per_run(baseline, length, name)
-    paired = paired.mean(axis=1 if self.settings.folds > 1 else 0)
-    # Below the precision of float32, differences are equal.
-    if paired.size < 3 or np.ptp(paired) < 1e-6:
-      return Difference(float(paired.mean()), math.nan, math.nan)
-    error = paired.std(ddof=1) / math.sqrt(paired.size)
-    reach = special.stdtrit(paired.size - 1, 0.975) * error
-    mean = paired.mean()
-    return Difference(float(mean), float(mean - reach), float(mean + reach))
 
   def chance_ece(self, method: Method, length: str) -> float:
     """Returns the expected ECE of a perfectly calibrated classifier.
@@ -351,8 +369,18 @@ def results_csv(results: Results) -> bytes:
 
 
 def mean_and_spread(values: np.ndarray, decimals: int) -> str:
-  """Returns ``mean ± standard deviation`` as text."""
-  mean = f"{values.mean():.{decimals}f}"
+  """Returns ``mean ± standard deviation``, with as many digits as it allows.
+
+  Args:
+    values: The values.
+    decimals: Number of decimals without a standard deviation above 0.
+
+  Returns:
+    The text.
+  """
   if values.size < 2:
-    return mean
-  return f"{mean} ± {values.std(ddof=1):.{decimals}f}"
+    return _number_text.fixed(values.mean(), decimals)
+  spread = float(values.std(ddof=1))
+  places = _number_text.decimals(spread, decimals)
+  mean, error = (_number_text.fixed(x, places) for x in (values.mean(), spread))
+  return f"{mean} ± {error}"

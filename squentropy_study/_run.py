@@ -11,6 +11,7 @@ from squentropy_study import (
   _data,
   _loss_specs,
   _models,
+  _reliability,
   _report_page,
   _results,
   _run_files,
@@ -176,6 +177,7 @@ def run(
     settings,
     command,
     folds.row_counts,
+    dataset.class_counts,
     notes,
     _data.digest(dataset),
     fresh=fresh,
@@ -243,7 +245,9 @@ def report(out: str | Path) -> Results:
   out = Path(out)
   results, config = _load(out)
   _store.write(out / "results.csv", _results.results_csv(results))
-  _store.write(out / "reliability.png", _charts.reliability(results, "light"))
+  _store.write(
+    out / "reliability.png", _reliability.reliability(results, "light")
+  )
   _store.write(out / "training.png", _charts.training(results, "light"))
   _store.write(out / "report.html", _report_page.html(results, config))
   return results

@@ -31,7 +31,7 @@ RUNS = "runs"
 CHECKPOINT = ".checkpoint"
 # Settings that may differ from one call to the next.
 _MAY_DIFFER = {"losses", "seeds", "reference", "baselines"}
-_KEYS = {"command", "settings", "rows", "notes", "versions"}
+_KEYS = {"command", "settings", "rows", "classes", "notes", "versions"}
 
 
 @contextlib.contextmanager
@@ -96,8 +96,9 @@ def read_config(folder: str | Path) -> dict[str, Any] | None:
 
   Returns:
     The content of ``config.json``: ``command``, ``settings``, ``rows`` (row
-    counts), ``notes``, ``data_sha256`` and ``versions``. None if the folder
-    holds no study. Other versions of the study may have other settings.
+    counts), ``classes`` (row counts by name), ``notes``, ``data_sha256`` and
+    ``versions``. None if the folder holds no study. Other versions of the study
+    may have other settings.
   """
   try:
     config = json.loads((Path(folder) / CONFIG).read_text())
@@ -138,6 +139,7 @@ def prepare(
   settings: Settings,
   command: str,
   rows: dict[str, int],
+  classes: dict[str, int],
   notes: tuple[str, ...],
   data_sha256: str,
   *,
@@ -150,6 +152,7 @@ def prepare(
     settings: The settings of the study.
     command: The command line to record.
     rows: Row counts of the parts of a fold, to record.
+    classes: Number of rows of each class by its name, to record.
     notes: Notes on the data, to record.
     data_sha256: Digest of the data.
     fresh: Delete an earlier study in the folder instead of resuming it.
@@ -165,6 +168,7 @@ def prepare(
     # Through JSON, because it is compared with a configuration read from it.
     "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
     "rows": rows,
+    "classes": classes,
     "notes": list(notes),
     "data_sha256": data_sha256,
     "versions": _fingerprint.versions(),

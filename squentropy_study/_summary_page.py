@@ -13,8 +13,8 @@ from rich.table import Table
 from squentropy_study import (
   _average_ranks,
   _comparisons,
+  _page_parts,
   _page_template,
-  _report_page,
   _several_studies,
   _store,
   _summary_charts,
@@ -177,14 +177,14 @@ def html(rows: pd.DataFrame, summary: Summary, command: str) -> bytes:
   first = summary.rankings[: len(HEADLINE)]
   length = first[0].training_length
   ranks = "\n".join(
-    _report_page.picture(
+    _page_parts.picture(
       functools.partial(_summary_charts.ranks_figure, [ranking]),
       f"Average ranks, {_summary_text.TITLES[ranking.metric]}",
       "",
     )
     for ranking in first
   )
-  each_set = _report_page.picture(
+  each_set = _page_parts.picture(
     functools.partial(
       _summary_charts.differences_figure,
       rows,

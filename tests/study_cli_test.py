@@ -18,9 +18,9 @@ from squentropy_study import (
   _cli,
   _commands,
   _data,
+  _headline,
   _run,
   _terminal_table,
-  _verdict,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -197,16 +197,16 @@ def test_options_become_settings(monkeypatch, tmp_path):
   assert seen["settings"].epochs == ()
 
 
-def test_table_verdict_and_place_are_printed(study_copy, capsys, monkeypatch):
+def test_table_headline_and_place_are_printed(study_copy, capsys, monkeypatch):
   study.skip_figures(monkeypatch)
   words = shlex.split(study.settings().command(str(study_copy)))[1:]
   assert _cli.main(words) == 0
   captured = capsys.readouterr()
   text = re.sub(r"\s+", " ", captured.out)
-  assert "short: 2 epochs" in text
-  assert "long: 4 epochs" in text
-  assert re.search(r"squentropy 0\.\d+ ± 0\.\d+ 0\.\d+ ± 0\.\d+", text)
-  assert "Calibration. After stopped training, " in text
+  assert "iris, 2 seeds, stopped" in text
+  assert re.search(r"squentropy +\d\.?\d* +\d\.\d+ +\d\d\S* +0\.\d+", text)
+  assert "95 % interval" in text
+  assert "better than cross_entropy on iris" in text
   assert f"Report: {study_copy}/report.html" in text
   assert "squentropy (loss 3 of 3): already trained" in captured.err
   assert _cli.main([*words, "--quiet"]) == 0
@@ -225,7 +225,8 @@ def test_notes_on_the_data_are_printed_first(tmp_path, capsys, monkeypatch):
   words += ["--model", "linear"]
   words += ["--out", str(tmp_path / "[/b]o")]
   monkeypatch.setattr(_terminal_table, "results_table", lambda results: "")
-  monkeypatch.setattr(_verdict, "verdict", lambda results: ())
+  nothing = _headline.Headline("", ())
+  monkeypatch.setattr(_headline, "headline", lambda results: nothing)
   assert _cli.main(words) == 0
   captured = capsys.readouterr()
   first = captured.err.splitlines()[0]

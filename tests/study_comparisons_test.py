@@ -15,6 +15,7 @@ from squentropy_study import (
   StudyError,
   _cli,
   _comparisons,
+  _results,
   _several_studies,
 )
 
@@ -157,14 +158,14 @@ def test_divergence_of_the_baseline_is_better(folders):
     rows.loc[~ours, list(ResultRow._fields[7:])] = np.nan
     return rows
 
+  gains = {measure.name: measure.gain for measure in _results.MEASURES}
   _edit(paths[0], diverge)
   for comparison in _comparisons.compare_studies(
     _several_studies.read_results(paths)
   ):
     assert (comparison.diverged, comparison.other_diverged) == (0, 1)
     assert comparison.better + comparison.worse + comparison.equal == SETS
-    larger = _comparisons.larger_is_better(comparison.metric)
-    assert comparison.better == (6 if larger else 2)
+    assert comparison.better == (6 if gains[comparison.metric] > 0 else 2)
 
 
 def test_metric_without_a_value_is_no_divergence(folders, monkeypatch):

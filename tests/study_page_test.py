@@ -3,17 +3,33 @@
 
 import base64
 import dataclasses
+import html
 import html.parser
+import io
 import re
 import shutil
 import subprocess
 
 import jax
+import matplotlib
 from matplotlib import image
+from matplotlib.figure import Figure
+import numpy as np
 import pytest
+from rich.console import Console
+from support import predictions as made
 from support import study
 
-from squentropy_study import _cli, _report_page, _store
+import squentropy_study
+from squentropy_study import (
+  _charts,
+  _cli,
+  _page_tables,
+  _reliability,
+  _report_page,
+  _store,
+  _terminal_table,
+)
 
 SETTINGS = study.settings()
 
@@ -68,8 +84,108 @@ def test_page_describes_the_setup(page, finished_study):
   text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
   assert SETTINGS.command(str(finished_study[0])) in text
   assert f"jax {jax.__version__}" in text
-  for wanted in ("74 training", "0.001", "short: 2 epochs", "data seed 0"):
+  parts = ("74 training", "38 validation", "38 test", "setosa: 50 (33 %)")
+  for wanted in (*parts, "0.001", "short: 2 epochs", "data seed 0"):
     assert wanted in text, wanted
+
+
+def test_page_opens_with_the_answer(page, finished_study):
+  _, results = finished_study
+  headline = squentropy_study.headline(results)
+  ranking = squentropy_study.rank(results)
+  text = html_text(page)
+  places = [
+    text.index(part)
+    for part in (
+      headline.sentence,
+      *headline.further,
+      "Which loss? (stopped training)",
+      "Standard errors",
+      "All metrics and training lengths",
+      "Reliability diagrams",
+      "Training curves",
+      "Definitions",
+    )
+  ]
+  assert places == sorted(places)
+  table = text[places[-6] : places[-5]]
+  found = [table.index(entry.label) for entry in ranking.entries]
+  assert found == sorted(found)
+  assert table.index("NLL") < table.index("Accuracy") < table.index("ECE")
+  assert "± test rows" in text
+
+
+def html_text(page):
+  """The text of a page, without its tags."""
+  page = re.sub(
+    r"base64,[A-Za-z0-9+/=]+|<style>.*</style>", "", page, flags=re.S
+  )
+  return html.unescape(re.sub(r"<[^>]*>", "", page))
+
+
+def test_baselines_are_ranked_below_the_losses(finished_study, monkeypatch):
+  study.skip_figures(monkeypatch)
+  out, results = finished_study
+  labels = results.run_results["cross_entropy"].test_labels[:1]
+  sure = 0.97 * np.eye(3)[labels] + 0.01
+  results = dataclasses.replace(results, baselines={"Boosted trees": sure})
+  config = _store.read_config(out)
+  text = html_text(_report_page.html(results, config).decode())
+  assert "The baseline Boosted trees is better than every loss by far" in text
+  table = text[text.index("Which loss?") : text.index("Standard errors")]
+  last = max(table.index(results.label(method)) for method in results.methods)
+  assert last < table.index("Baselines, on the same rows")
+  assert last < table.index("Boosted trees")
+
+
+def test_page_of_an_imbalanced_table_does_not_lead_with_accuracy(
+  finished_study, monkeypatch
+):
+  study.skip_figures(monkeypatch)
+  out, results = finished_study
+  # 35 of 38 rows are of the first class.
+  labels = np.zeros((2, 38), int)
+  labels[:, :3] = [1, 2, 2]
+  run_results = {
+    loss: result._replace(test_labels=labels)
+    for loss, result in results.run_results.items()
+  }
+  results = dataclasses.replace(results, run_results=run_results)
+  config = _store.read_config(out)
+  text = html_text(_report_page.html(results, config).decode())
+  assert "Balanced accuracy, %" in text
+  assert "Average precision" in text
+  assert "Accuracy, %" not in text
+  assert "92.1 % of the test rows are of the class setosa" in text
+  assert "The rarest class has 1 test row: its recall and" in text
+
+
+def test_class_tables_of_many_classes_are_cut():
+  shares = (1 / 30,) * 30
+  predictions = made.predictions(1.0, shares)
+  names = [f"class {k}" for k in range(30)]
+  table = _page_tables.classes(predictions, names)
+  assert table.count('scope="row"') == _page_tables.MOST_LISTED
+  assert "Predicted as" in _page_tables.confusions(predictions, names)
+  summary = _page_tables.class_summary(dict.fromkeys(names, 8) | {"class 3": 1})
+  assert summary == "30 classes, from class 0 (8 rows) to class 3 (1 row)"
+  summary = _page_tables.class_summary(dict.fromkeys(names, 8))
+  assert summary == "30 classes, 8 rows each"
+  few = made.predictions(1.0)
+  matrix = _page_tables.confusions(few, list("abc"))
+  assert matrix.count('class="heat"') == 9
+
+
+def test_reliability_diagrams_share_the_axis_of_the_rows(finished_study):
+  _, results = finished_study
+  panels = list(_reliability._panels(results).values())
+  assert len(panels) == 2 * len(results.methods)
+  top = _reliability._top(panels)
+  highest = max(panel.share.max() for panel in panels)
+  assert highest <= top <= highest + 0.1 + 1e-9
+  for panel in panels:
+    assert panel.share.sum() == pytest.approx(1)
+    assert panel.rows.sum() == pytest.approx(38)
 
 
 def test_page_escapes_its_inputs(finished_study, monkeypatch):
@@ -85,6 +201,45 @@ def test_page_escapes_its_inputs(finished_study, monkeypatch):
   assert "&lt;script&gt;alert(2)&lt;/script&gt;" in page
   assert "&lt;script&gt;3" in page
   assert "<script" not in page
+
+
+def test_curves_have_plain_ticks_and_mark_the_stopped_epoch(finished_study):
+  _, results = finished_study
+  with matplotlib.rc_context(_charts.figure_style()):
+    figure = Figure()
+    ax = figure.subplots()
+    _charts._draw_curve(ax, results, "nll")
+    figure.draw_without_rendering()
+  labels = [*ax.get_xticklabels(), *ax.get_yticklabels()]
+  texts = {label.get_text() for label in labels} - {""}
+  assert texts
+  assert all(re.fullmatch(r"\d+(\.\d+)?", text) for text in texts)
+  dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+  assert dots == [
+    np.median(results.epochs(method, "stopped")) for method in results.methods
+  ]
+
+
+def test_wide_axes_are_logarithmic_with_plain_ticks():
+  figure = Figure()
+  ax = figure.subplots()
+  ax.plot([1, 300], [0.001, 0.9])
+  _charts._plain_ticks(ax, "x", 1, 300)
+  _charts._plain_ticks(ax, "y", 0.001, 0.9)
+  figure.draw_without_rendering()
+  assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+  texts = [label.get_text() for label in ax.get_yticklabels()]
+  assert "0.01" in texts
+  assert "100" in [label.get_text() for label in ax.get_xticklabels()]
+
+
+def test_terminal_table_prints_the_name_of_the_data_unchanged(finished_study):
+  _, results = finished_study
+  settings = dataclasses.replace(results.settings, data="[bold]my[/red].csv")
+  console = Console(width=200, file=io.StringIO())
+  results = dataclasses.replace(results, settings=settings)
+  console.print(_terminal_table.results_table(results))
+  assert "[bold]my[/red].csv, 2 seeds" in console.file.getvalue()
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -56,6 +56,10 @@ def test_csv_has_a_row_per_method_training_length_and_seed(finished_study):
     "ece_scaled",
     "ace_scaled",
     "aurc_scaled",
+    "balanced_accuracy",
+    "macro_f1",
+    "auroc",
+    "average_precision",
   ]
   keys = {
     (
@@ -106,6 +110,7 @@ def test_config_records_what_was_run(finished_study):
   assert config["versions"]["jax"] == jax.__version__
   assert config["data_sha256"] == _data.digest(_data.load_data("iris"))
   assert config["rows"] == {"train": 74, "validation": 38, "test": 38}
+  assert config["classes"] == {"setosa": 50, "versicolor": 50, "virginica": 50}
 
 
 def test_load_gives_the_results_and_writes_nothing(finished_study):
@@ -266,6 +271,8 @@ def test_divergence_is_reported_and_nothing_compared(tmp_path):
     losses=("cross_entropy", "squentropy"), model="linear", learning_rate=1e38
   )
   results = squentropy_study.run(settings, tmp_path)
-  ((title, _),) = squentropy_study.verdict(results)
-  assert title == "Diverged"
+  headline = squentropy_study.headline(results)
+  assert headline.sentence == (
+    "Nothing is compared on iris: every loss diverged."
+  )
   assert {path.name for path in tmp_path.iterdir()} == FILES

@@ -8,9 +8,6 @@ import shutil
 
 import pytest
 
-# Figures are most of the time of a report.
-FIGURES = ("reliability", "training")
-
 
 def settings(**changes):
   """The settings of ``finished_study``, with changes."""
@@ -38,10 +35,11 @@ def study_copy(finished_study, tmp_path):
 
 def skip_figures(monkeypatch):
   """Writes placeholders for the figures."""
-  from squentropy_study import _charts
+  from squentropy_study import _charts, _reliability
 
-  for name in FIGURES:
-    monkeypatch.setattr(_charts, name, lambda *_, **__: b"a picture")
+  # Figures are most of the time of a report.
+  for module, name in ((_reliability, "reliability"), (_charts, "training")):
+    monkeypatch.setattr(module, name, lambda *_, **__: b"a picture")
 
 
 def forbid_training(monkeypatch):

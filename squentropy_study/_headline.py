@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answer of a study in a few sentences."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from squentropy_study import _data, _evaluation, _number_text, _ranking
+from squentropy_study._metric_samples import RankMetric
+from squentropy_study._paired_errors import Difference
+from squentropy_study._ranking import RankedEntry, Ranking
+from squentropy_study._results import Results
+
+_MOST_FURTHER = 3
+# A fixed length is past the best epoch if its NLL is higher by this factor and
+# by this much.
+_PAST = (1.05, 0.01)
+# By far: an NLL lower by this factor, or points of accuracy.
+_FAR_NLL = 0.9
+_FAR_POINTS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+  """The answer of a study.
+
+  Attributes:
+    sentence: Which loss is better than the reference.
+    further: At most three sentences that qualify the answer.
+  """
+
+  sentence: str
+  further: tuple[str, ...]
+
+  def __str__(self) -> str:
+    """Returns all sentences."""
+    return " ".join((self.sentence, *self.further))
+
+
+class PastBest(NamedTuple):
+  """A fixed training length that is longer than good for a loss.
+
+  Attributes:
+    label: The loss.
+    best_epoch: Median epoch at which its training was best.
+    epoch: The fixed length.
+    best_nll: Mean NLL at the best epoch, before temperature scaling.
+    nll: Mean NLL at the fixed length.
+  """
+
+  label: str
+  best_epoch: float
+  epoch: int
+  best_nll: float
+  nll: float
+
+  @property
+  def text(self) -> str:
+    """The sentence."""
+    places = max(_number_text.decimals((self.nll - self.best_nll) / 2, 2), 2)
+    now, best = (
+      _number_text.fixed(value, places) for value in (self.nll, self.best_nll)
+    )
+    return (
+      f"{self.label} was best at epoch {self.best_epoch:.3g}; at epoch "
+      f"{self.epoch} its NLL is {now} instead of {best}."
+    )
+
+
+def difference_text(difference: Difference, metric: RankMetric) -> str:
+  """Returns a difference as ``+0.9 points [0.4, 1.4]``."""
+  mean, low, high = (
+    metric.scale * value
+    for value in (difference.mean, difference.low, difference.high)
+  )
+  text = _number_text.with_interval(mean, low, high, 1 if metric.unit else 3)
+  number, space, ends = text.partition(" ")
+  unit = metric.unit
+  if number in ("+1", "-1"):
+    unit = unit.removesuffix("s")
+  return f"{number}{unit}{space}{ends}"
+
+
+def _in_metrics(entry: RankedEntry, metrics: Sequence[RankMetric]) -> str:
+  texts = (difference_text(entry.differences[m.name], m) for m in metrics)
+  parts = zip(metrics, texts, strict=True)
+  return _number_text.listed([f"{m.short} ({text})" for m, text in parts])
+
+
+def _significant(entry: RankedEntry, ranking: Ranking, sign: int) -> list:
+  return [m for m in ranking.metrics if entry.significance(m) == sign]
+
+
+def _of_one(entry: RankedEntry, ranking: Ranking, data: str) -> str:
+  """Says in what a single loss is better, and in what it is worse."""
+  better = _significant(entry, ranking, 1)
+  worse = _significant(entry, ranking, -1)
+  text = (
+    f"{entry.label} is significantly better than {ranking.reference} on {data} "
+    f"in {_in_metrics(entry, better)}"
+  )
+  if worse:
+    text += f", and significantly worse in {_in_metrics(entry, worse)}"
+  return f"{text}."
+
+
+def _first(ranking: Ranking, data: str) -> str:
+  """Returns the first sentence."""
+  others = [e for e in ranking.losses if e.label != ranking.reference]
+  reference = ranking.reference
+  better = [e for e in others if _significant(e, ranking, 1)]
+  worse = [
+    e for e in others if e not in better and _significant(e, ranking, -1)
+  ]
+  if len(better) == 1:
+    return _of_one(better[0], ranking, data)
+  if better:
+    best = better[0]
+    names = _number_text.listed([entry.label for entry in better])
+    metrics = _significant(best, ranking, 1)
+    return (
+      f"{names} are significantly better than {reference} on {data}; "
+      f"{best.label} has the lowest NLL of them and is better in "
+      f"{_in_metrics(best, metrics)}."
+    )
+  if not ranking.num_tests:
+    return (
+      f"No difference between the losses can be tested on {data}: there are "
+      "too few test rows, or the losses predict the same."
+    )
+  text = f"No loss is significantly better than {reference} on {data}"
+  if worse:
+    names = _number_text.listed([entry.label for entry in worse])
+    verb = "is" if len(worse) == 1 else "are"
+    text += f"; {names} {verb} significantly worse"
+    if len(worse) == 1:
+      metrics = _significant(worse[0], ranking, -1)
+      text += f" in {_in_metrics(worse[0], metrics)}"
+  return f"{text}."
+
+
+def _winners(ranking: Ranking) -> str | None:
+  """Says which loss is best in each metric that the first sentence left out."""
+  by_label: dict[str, list[str]] = {}
+  for metric in ranking.metrics:
+    entry = ranking.best(metric)
+    if not metric.is_tested or entry.significance(metric) == 1:
+      continue
+    text = f"the {metric.best} {metric.short}"
+    if metric.name in entry.differences:
+      text += f" ({difference_text(entry.differences[metric.name], metric)})"
+    by_label.setdefault(entry.label, []).append(text)
+  parts = [
+    f"{label} has {_number_text.listed(texts, 4)}"
+    for label, texts in by_label.items()
+  ]
+  return f"{'; '.join(parts)}." if parts else None
+
+
+def _far_baseline(ranking: Ranking) -> str | None:
+  """Says whether a baseline beats every loss by far."""
+  nll, score = ranking.metrics[:2]
+  for entry in ranking.baselines:
+    if entry.diverged:
+      continue
+    texts = []
+    for metric in (nll, score):
+      best = ranking.best(metric).values[metric.name]
+      ours = entry.values[metric.name]
+      # The errors of the two are added as if independent: a cautious test.
+      error = math.hypot(*(e for e in (*ours[4:], *best[4:]) if e == e))
+      gain = metric.gain * (ours.mean - best.mean)
+      far = (
+        ours.mean < _FAR_NLL * best.mean
+        if metric is nll
+        else gain * metric.scale >= _FAR_POINTS
+      )
+      if far and gain > 2 * error:
+        texts.append(_value_and_best(ours, best, metric))
+    if texts:
+      return (
+        f"The baseline {entry.label} is better than every loss by far: "
+        f"{_number_text.listed(texts)}."
+      )
+  return None
+
+
+def _value_and_best(
+  ours: Difference, best: Difference, metric: RankMetric
+) -> str:
+  places = 1 if metric.unit else 3
+  unit = " %" if metric.unit else ""
+  now, then = (
+    _number_text.fixed(metric.scale * value.mean, places)
+    for value in (ours, best)
+  )
+  return f"{metric.short} {now}{unit} (best loss {then}{unit})"
+
+
+def past_best(results: Results) -> list[PastBest]:
+  """Finds fixed training lengths that are past the best epoch.
+
+  Args:
+    results: The numbers.
+
+  Returns:
+    One item per loss and fixed length at which its NLL is clearly higher than
+    at its best epoch.
+  """
+  found = []
+  stopped, *_ = lengths = results.settings.training_lengths
+  for method in results.methods:
+    best = float(np.mean(results.per_seed(method, stopped, "nll")))
+    epoch = float(np.median(results.epochs(method, stopped)))
+    for length, fixed in lengths.items():
+      if fixed is None or fixed <= epoch:
+        continue
+      value = float(np.mean(results.per_seed(method, length, "nll")))
+      factor, least = _PAST
+      if value > factor * best and value > best + least:
+        label = results.label(method)
+        found.append(PastBest(label, epoch, fixed, best, value))
+  return found
+
+
+def open_temperature(results: Results) -> str | None:
+  """Says whose temperature the validation rows do not determine."""
+  low, high = _evaluation.TEMPERATURES
+  stopped = next(iter(results.settings.training_lengths))
+  found = []
+  for method in results.methods:
+    fitted = results.per_run(method, stopped, "temperature")
+    if ((fitted < 1.001 * low) | (fitted > 0.999 * high)).any():
+      found.append(results.label(method))
+  if not found:
+    return None
+  return (
+    "NLL and ECE after temperature say little for "
+    f"{_number_text.listed(found)}: the validation rows, of which perhaps all "
+    f"are classified correctly, push the temperature to its bound ({low:g} or "
+    f"{high:g})."
+  )
+
+
+def headline_of(
+  ranking: Ranking,
+  data: str,
+  past: Sequence[PastBest] = (),
+  warning: str | None = None,
+) -> Headline:
+  """Answers which loss is best.
+
+  Args:
+    ranking: The losses at the main training length.
+    data: Name of the data.
+    past: Fixed lengths past the best epoch.
+    warning: A sentence on numbers that say little.
+
+  Returns:
+    The sentences.
+  """
+  further = []
+  if ranking.diverged:
+    names = _number_text.listed([entry.label for entry in ranking.diverged])
+    further.append(
+      f"{names} diverged (values that are not finite in at least one run) and "
+      "is not ranked; try a lower learning rate."
+      if len(ranking.diverged) == 1
+      else f"{names} diverged (values that are not finite in at least one run) "
+      "and are not ranked; try a lower learning rate."
+    )
+  if not ranking.losses:
+    return Headline(
+      f"Nothing is compared on {data}: every loss diverged.",
+      ("Try a lower learning rate.",),
+    )
+  if len(ranking.losses) == 1:
+    only = ranking.losses[0].label
+    kept = "left" if ranking.diverged else "trained"
+    first = f"Nothing is compared on {data}: only {only} was {kept}."
+    if not ranking.diverged:
+      further.append("Name two losses or more to compare them.")
+  else:
+    first = _first(ranking, data)
+  if warning:
+    further.append(warning)
+  if far := _far_baseline(ranking):
+    further.append(far)
+  chosen = [item for item in past if item.label == ranking.reference]
+  if chosen or past:
+    further.append((chosen or list(past))[0].text)
+  if len(ranking.losses) > 1 and ranking.num_tests:
+    further += filter(None, [_winners(ranking)])
+  return Headline(first, tuple(further[:_MOST_FURTHER]))
+
+
+def headline(results: Results) -> Headline:
+  """Says which loss is best on the data of a study, and what limits that.
+
+  A loss is called better or worse than the reference only if its difference in
+  NLL or accuracy is significant after Holm's correction for all losses and
+  both metrics.
+
+  Args:
+    results: The numbers.
+
+  Returns:
+    One sentence, and at most three further ones.
+  """
+  return headline_of(
+    _ranking.rank(results),
+    _data.short_name(results.settings.data),
+    past_best(results),
+    open_temperature(results),
+  )

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All losses of a study in the order of their NLL, as data."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from squentropy_study import _metric_samples, _paired_errors, _test_rows
+from squentropy_study._metric_samples import RankMetric
+from squentropy_study._paired_errors import Difference, Sample
+from squentropy_study._results import BASELINE, Method, Results
+from squentropy_study._test_rows import Predictions
+
+# Level of the tests after the correction.
+LEVEL = 0.05
+
+
+class Entry(NamedTuple):
+  """A loss or a baseline with its predictions for the test rows.
+
+  Attributes:
+    label: Name in tables and sentences.
+    predictions: After temperature scaling.
+    loss: The loss as text; None for a baseline.
+    method: The loss and its probability map; None for a baseline.
+    epoch: Median over the runs of the epoch that is evaluated, if known.
+  """
+
+  label: str
+  predictions: Predictions
+  loss: str | None = None
+  method: Method | None = None
+  epoch: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedEntry:
+  """A row of the ranking.
+
+  Attributes:
+    label: Name in tables and sentences.
+    method: The loss and its probability map; None for a baseline.
+    epoch: Median over the runs of the epoch that is evaluated, if known.
+    values: Each metric with its standard errors, by name.
+    differences: The value minus that of the reference, by metric; empty for
+      the reference and where nothing can be compared.
+    adjusted: p-values after Holm's correction, by metric.
+    diverged: Whether a value is not finite in any run.
+  """
+
+  label: str
+  method: Method | None
+  epoch: float
+  values: Mapping[str, Difference]
+  differences: Mapping[str, Difference]
+  adjusted: Mapping[str, float]
+  diverged: bool
+
+  @property
+  def is_baseline(self) -> bool:
+    """Whether this is a baseline, not a loss."""
+    return self.method is None
+
+  def significance(self, metric: RankMetric) -> int:
+    """Returns 1 if significantly better than the reference, -1 if worse."""
+    if not self.adjusted.get(metric.name, math.nan) < LEVEL:
+      return 0
+    return int(np.sign(self.differences[metric.name].mean)) * metric.gain
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """Losses and baselines at one training length.
+
+  Attributes:
+    length: Name of the training length.
+    reference: Label of the loss that others are compared with.
+    metrics: What is compared, the main metric first.
+    entries: The losses from the lowest NLL to the highest, then those that
+      diverged, then the baselines.
+    class_counts: Number of test rows of each class.
+    seeds: Number of seeds.
+  """
+
+  length: str
+  reference: str
+  metrics: tuple[RankMetric, ...]
+  entries: tuple[RankedEntry, ...]
+  class_counts: np.ndarray
+  seeds: int
+
+  @property
+  def losses(self) -> list[RankedEntry]:
+    """The losses that did not diverge, best first."""
+    return [e for e in self.entries if not (e.is_baseline or e.diverged)]
+
+  @property
+  def diverged(self) -> list[RankedEntry]:
+    """The losses that diverged."""
+    return [e for e in self.entries if e.diverged and not e.is_baseline]
+
+  @property
+  def baselines(self) -> list[RankedEntry]:
+    """The baselines, best first."""
+    return [e for e in self.entries if e.is_baseline]
+
+  @property
+  def num_tests(self) -> int:
+    """Number of p-values that the correction is for."""
+    return sum(
+      math.isfinite(p) for e in self.losses for p in e.adjusted.values()
+    )
+
+  def best(self, metric: RankMetric) -> RankedEntry:
+    """Returns the loss with the best value; of equal ones the reference."""
+
+    def key(entry: RankedEntry) -> tuple[float, bool]:
+      value = round(metric.gain * entry.values[metric.name].mean, 9)
+      return value, entry.label == self.reference
+
+    return max(self.losses, key=key)
+
+
+def _reference(entries: Sequence[Entry], wanted: str | None) -> Entry | None:
+  """Returns the entry to compare with; None stands for the best."""
+  name = BASELINE if wanted is None else wanted
+  return next((entry for entry in entries if entry.loss == name), None)
+
+
+def rank_entries(
+  entries: Sequence[Entry], reference: str | None, length: str
+) -> Ranking:
+  """Compares entries with a reference and sorts them.
+
+  Args:
+    entries: The losses, then the baselines.
+    reference: A loss, or ``best``. None means cross-entropy if it is among
+      the entries, otherwise the loss with the lowest NLL.
+    length: Name of the training length.
+
+  Returns:
+    The ranking.
+  """
+  counts = entries[0].predictions.class_counts
+  metrics = _metric_samples.chosen(counts)
+  samples: dict[str, dict[str, Sample]] = {}
+  diverged = set()
+  for entry in entries:
+    if not np.isfinite(_metric_samples.nll(entry.predictions).per_seed).all():
+      diverged.add(entry.label)
+      continue
+    samples[entry.label] = {
+      metric.name: metric.sample(entry.predictions) for metric in metrics
+    }
+  order = sorted(
+    (entry for entry in entries if entry.label in samples),
+    key=lambda entry: samples[entry.label][metrics[0].name].mean,
+  )
+  losses = [entry for entry in order if entry.method is not None]
+  chosen = _reference(losses, reference) or next(iter(losses), None)
+  differences: dict[str, dict[str, Difference]] = {}
+  for entry in order:
+    if chosen is None or entry is chosen:
+      continue
+    differences[entry.label] = {
+      metric.name: _paired_errors.estimate(
+        samples[entry.label][metric.name] - samples[chosen.label][metric.name]
+      )
+      for metric in metrics
+    }
+  tested = [
+    (entry.label, metric.name)
+    for entry in losses
+    for metric in metrics
+    if metric.is_tested and entry is not chosen
+  ]
+  adjusted = _paired_errors.holm(
+    [differences[label][name].p_value for label, name in tested]
+  )
+  corrected: dict[str, dict[str, float]] = {}
+  for (label, name), p_value in zip(tested, adjusted, strict=True):
+    corrected.setdefault(label, {})[name] = float(p_value)
+  order += [entry for entry in entries if entry.label in diverged]
+  nothing = Difference(*[math.nan] * len(Difference._fields))
+  ranked = [
+    RankedEntry(
+      entry.label,
+      entry.method,
+      entry.epoch,
+      {
+        metric.name: _paired_errors.estimate(samples[entry.label][metric.name])
+        if entry.label in samples
+        else nothing
+        for metric in metrics
+      },
+      differences.get(entry.label, {}),
+      corrected.get(entry.label, {}),
+      entry.label in diverged,
+    )
+    for entry in order
+  ]
+  return Ranking(
+    length,
+    chosen.label if chosen else "",
+    metrics,
+    tuple(sorted(ranked, key=lambda entry: entry.is_baseline)),
+    counts,
+    entries[0].predictions.log_probs.shape[1],
+  )
+
+
+def rank(results: Results, length: str | None = None) -> Ranking:
+  """Ranks the losses of a study by their NLL after temperature scaling.
+
+  Args:
+    results: The numbers.
+    length: Name of a training length; None means the first one.
+
+  Returns:
+    The ranking.
+  """
+  length = length or next(iter(results.settings.training_lengths))
+  # A bootstrap takes time, and page, terminal and headline all ask.
+  known = results.__dict__.setdefault("_rankings", {})
+  if length in known:
+    return known[length]
+  entries = [
+    Entry(
+      results.label(method),
+      results.predictions(method, length),
+      method.loss,
+      method,
+      float(np.median(results.epochs(method, length))),
+    )
+    for method in results.methods
+  ]
+  rows = entries[0].predictions
+  entries += [
+    Entry(name, _test_rows.of_probabilities(probabilities, rows))
+    for name, probabilities in results.baselines.items()
+  ]
+  known[length] = rank_entries(entries, results.settings.reference, length)
+  return known[length]

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sentences follow from the numbers."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy import special
+from support import predictions as made
+from support import study
+
+from squentropy_study import _evaluation, _headline, _ranking
+from squentropy_study._headline import PastBest
+from squentropy_study._paired_errors import Difference
+
+PAST = PastBest("cross_entropy", 5.0, 40, 0.447, 0.831)
+NUMBER = r"[+-]?\d+(\.\d+)?"
+INTERVAL = rf"{NUMBER}( points?)? \[-?[\d.]+, -?[\d.]+\]"
+
+
+def _headline_of(entries, past=(), reference=None):
+  ranking = _ranking.rank_entries(entries, reference, "stopped")
+  found = _headline.headline_of(ranking, "digits", past)
+  assert len(found.further) <= 3
+  for sentence in (found.sentence, *found.further):
+    assert sentence.endswith(".")
+    # No number without information, such as "+0.000 [+0.000, +0.001]".
+    assert "0.000" not in sentence
+    assert "nan" not in sentence
+  return found
+
+
+def _shape(text):
+  """A sentence with its intervals left out."""
+  return re.sub(INTERVAL, "X", text)
+
+
+def test_nothing_significant_names_the_best_values():
+  found = _headline_of(
+    made.entries(cross_entropy=1.0, squentropy=1.01, logit_norm=0.99)
+  )
+  assert found.sentence == (
+    "No loss is significantly better than cross_entropy on digits."
+  )
+  (winners,) = found.further
+  assert _shape(winners) == (
+    "squentropy has the lowest NLL (X) and the highest accuracy (X)."
+  )
+  assert str(found) == f"{found.sentence} {winners}"
+
+
+def test_loss_that_is_better():
+  found = _headline_of(
+    made.entries(cross_entropy=1.0, squentropy=1.3, logit_norm=1.01)
+  )
+  assert _shape(found.sentence) == (
+    "squentropy is significantly better than cross_entropy on digits in NLL "
+    "(X) and accuracy (X)."
+  )
+  assert re.search(r"accuracy \(\+\d+ points \[\d+, \d+\]\)", found.sentence)
+  # Both are the best values, which the first sentence has said.
+  assert found.further == ()
+
+
+def test_loss_that_is_better_in_nll_alone():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.0)
+  rows = entries[0].predictions
+  # Another temperature changes no top class.
+  log_probs = special.log_softmax(0.2 * rows.log_probs, axis=-1)
+  entries[0] = entries[0]._replace(
+    predictions=rows._replace(log_probs=log_probs)
+  )
+  found = _headline_of(entries)
+  assert _shape(found.sentence) == (
+    "squentropy is significantly better than cross_entropy on digits in NLL "
+    "(X)."
+  )
+
+
+def test_two_losses_that_are_better():
+  found = _headline_of(
+    made.entries(cross_entropy=1.0, squentropy=1.3, logit_norm=1.4)
+  )
+  assert _shape(found.sentence) == (
+    "logit_norm and squentropy are significantly better than cross_entropy on "
+    "digits; logit_norm has the lowest NLL of them and is better in NLL (X) "
+    "and accuracy (X)."
+  )
+
+
+def test_many_losses_are_counted():
+  names = {f"loss{k}": 1.2 + 0.2 * k for k in range(6)}
+  found = _headline_of(made.entries(**names, cross_entropy=1.0))
+  assert found.sentence.startswith("loss5, loss4 and 4 more are significantly")
+
+
+def test_loss_that_is_worse():
+  found = _headline_of(
+    made.entries(cross_entropy=1.0, squentropy=0.6, logit_norm=1.0)
+  )
+  assert _shape(found.sentence) == (
+    "No loss is significantly better than cross_entropy on digits; squentropy "
+    "is significantly worse in NLL (X) and accuracy (X)."
+  )
+  found = _headline_of(
+    made.entries(cross_entropy=1.0, squentropy=0.6, logit_norm=0.5)
+  )
+  assert found.sentence.endswith(
+    "; squentropy and logit_norm are significantly worse."
+  )
+
+
+def test_reference_may_be_the_best_loss():
+  found = _headline_of(
+    made.entries(cross_entropy=1.0, squentropy=1.3), reference="best"
+  )
+  assert found.sentence.startswith(
+    "No loss is significantly better than squentropy on digits; cross_entropy "
+    "is significantly worse in NLL"
+  )
+  assert found.further == (
+    "squentropy has the lowest NLL and the highest accuracy.",
+  )
+
+
+def test_trees_that_win_by_far():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.01)
+  trees = made.baseline("gradient-boosted trees", 2.0)
+  found = _headline_of([*entries, trees])
+  assert re.fullmatch(
+    r"The baseline gradient-boosted trees is better than every loss by far: "
+    r"NLL 0\.\d{3} \(best loss 0\.\d{3}\) and accuracy \d\d\.\d % \(best loss "
+    r"\d\d\.\d %\)\.",
+    found.further[0],
+  )
+  near = made.baseline("gradient-boosted trees", 1.02)
+  found = _headline_of([*entries, near])
+  assert "baseline" not in str(found)
+  assert "trees" not in found.sentence
+
+
+def test_fixed_length_past_the_best_epoch():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.01)
+  other = PAST._replace(label="squentropy")
+  found = _headline_of(entries, [other, PAST])
+  assert found.further[0] == (
+    "cross_entropy was best at epoch 5; at epoch 40 its NLL is 0.83 instead of "
+    "0.45."
+  )
+  # Without a warning on the reference, that on another loss is shown.
+  assert _headline_of(entries, [other]).further[0].startswith("squentropy was")
+
+
+class _Temperatures:
+  """Results of three losses, one of them with a temperature at its bound."""
+
+  settings = study.settings()
+  methods = ("a", "b", "c")
+
+  def label(self, method):
+    return method
+
+  def per_run(self, method, length, name):
+    assert (length, name) == ("stopped", "temperature")
+    low, _ = _evaluation.TEMPERATURES
+    return np.array([[1.3, np.float32(low) if method == "b" else 0.2]])
+
+
+def test_temperature_at_its_bound_is_said():
+  warning = _headline.open_temperature(_Temperatures())
+  assert warning.startswith("NLL and ECE after temperature say little for b: ")
+  ranking = _ranking.rank_entries(
+    made.entries(cross_entropy=1.0, squentropy=1.3), None, "stopped"
+  )
+  found = _headline.headline_of(ranking, "digits", [PAST], warning)
+  assert found.further[0] == warning
+
+
+def test_imbalanced_table():
+  shares = (0.94, 0.06)
+  found = _headline_of(made.entries(shares, cross_entropy=1.0, squentropy=2.0))
+  assert "balanced accuracy" in found.sentence
+  assert "average precision" in found.sentence
+  assert " accuracy" not in found.sentence.replace("balanced accuracy", "")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_are_tested_by_the_test_rows(seeds):
+  options = {"seeds": seeds}
+  found = _headline_of(
+    made.entries(options=options, cross_entropy=1.0, squentropy=1.4)
+  )
+  assert found.sentence.startswith("squentropy is significantly better")
+
+
+def test_losses_that_diverged_are_named():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.3, logit_norm=1.0)
+  entries[1].predictions.log_probs[0, 0] = np.nan
+  found = _headline_of(entries)
+  assert found.sentence.startswith("No")
+  assert found.further[0] == (
+    "squentropy diverged (values that are not finite in at least one run) and "
+    "is not ranked; try a lower learning rate."
+  )
+  entries[2].predictions.log_probs[0, 0] = np.nan
+  found = _headline_of(entries)
+  assert found.sentence == (
+    "Nothing is compared on digits: only cross_entropy was left."
+  )
+  assert "squentropy and logit_norm diverged" in found.further[0]
+  entries[0].predictions.log_probs[0, 0] = np.nan
+  found = _headline_of(entries)
+  assert found.sentence == (
+    "Nothing is compared on digits: every loss diverged."
+  )
+
+
+def test_single_loss():
+  found = _headline_of(made.entries(squentropy=1.0), [PAST])
+  assert found.sentence == (
+    "Nothing is compared on digits: only squentropy was trained."
+  )
+  assert found.further[0] == "Name two losses or more to compare them."
+  assert "at epoch 40" in found.further[1]
+
+
+def test_equal_predictions_cannot_be_tested():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.0)
+  found = _headline_of(entries)
+  assert found.sentence.startswith(
+    "No difference between the losses can be tested on digits"
+  )
+  assert found.further == ()
+
+
+def test_points_of_accuracy():
+  _, accuracy, _ = _ranking.rank_entries(
+    made.entries(cross_entropy=1.0), None, "stopped"
+  ).metrics
+
+  def text(mean, low, high):
+    found = Difference(mean, low, high, 0.5, 0.1, 0.1)
+    return _headline.difference_text(found, accuracy)
+
+  assert text(0.009, 0.004, 0.014) == "+0.9 points [0.4, 1.4]"
+  assert text(0.01, -0.03, 0.05) == "+1 point [-3, 5]"
+  assert text(-0.02, np.nan, np.nan) == "-2.0 points"

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranking: its order, its reference, its errors; metrics of classes."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+from support import predictions as made
+
+from squentropy_study import (
+  _class_metrics,
+  _metric_samples,
+  _ranking,
+  _test_rows,
+)
+
+
+def test_order_is_that_of_the_nll_and_baselines_come_last():
+  entries = made.entries(cross_entropy=1.0, squentropy=2.0, logit_norm=1.5)
+  entries.append(made.baseline("Gradient-boosted trees", 3.0))
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  labels = [entry.label for entry in ranking.entries]
+  assert labels == [
+    "squentropy",
+    "logit_norm",
+    "cross_entropy",
+    "Gradient-boosted trees",
+  ]
+  assert [e.is_baseline for e in ranking.entries] == [False] * 3 + [True]
+  values = [entry.values["nll"].mean for entry in ranking.losses]
+  assert values == sorted(values)
+  assert ranking.best(ranking.metrics[0]).label == "squentropy"
+  assert ranking.seeds == 3
+
+
+@pytest.mark.parametrize(
+  ("losses", "wanted", "expected"),
+  [
+    (("cross_entropy", "squentropy"), None, "cross_entropy"),
+    (("logit_norm", "squentropy"), None, "squentropy"),
+    (("cross_entropy", "squentropy"), "best", "squentropy"),
+    (("cross_entropy", "logit_norm", "squentropy"), "logit_norm", "logit_norm"),
+  ],
+)
+def test_reference(losses, wanted, expected):
+  entries = made.entries(**{loss: 1.0 + k for k, loss in enumerate(losses)})
+  ranking = _ranking.rank_entries(entries, wanted, "stopped")
+  assert ranking.reference == expected
+  for entry in ranking.entries:
+    assert (entry.differences == {}) == (entry.label == expected)
+
+
+def test_differences_are_paired_by_row_and_corrected():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.3, logit_norm=1.1)
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  reference = ranking.losses[-1]
+  assert reference.label == "cross_entropy"
+  best = ranking.losses[0]
+  found = best.differences["nll"]
+  assert found.mean == pytest.approx(
+    best.values["nll"].mean - reference.values["nll"].mean
+  )
+  unpaired = math.hypot(
+    best.values["nll"].rows_error, reference.values["nll"].rows_error
+  )
+  assert found.rows_error < 0.6 * unpaired
+  # Two losses in two metrics; ECE is not tested.
+  assert ranking.num_tests == 4
+  assert set(best.adjusted) == {"nll", "accuracy"}
+  assert best.adjusted["nll"] >= found.p_value
+  assert best.significance(ranking.metrics[0]) == 1
+
+
+def test_diverged_losses_are_not_ranked():
+  entries = made.entries(cross_entropy=1.0, squentropy=2.0, logit_norm=1.5)
+  entries[1].predictions.log_probs[0, 1, 0] = np.nan
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  assert [e.label for e in ranking.losses] == ["logit_norm", "cross_entropy"]
+  assert [e.label for e in ranking.diverged] == ["squentropy"]
+  assert ranking.entries[-1].label == "squentropy"
+  entries[0].predictions.log_probs[...] = np.nan
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  assert ranking.reference == "logit_norm"
+
+
+def test_imbalanced_table_is_not_ranked_by_accuracy():
+  shares = (0.96, 0.04)
+  entries = made.entries(shares, cross_entropy=1.0, squentropy=2.0)
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  names = [metric.name for metric in ranking.metrics]
+  assert names == ["nll", "balanced_accuracy", "average_precision", "ece"]
+  assert ranking.num_tests == 3
+
+
+def test_padding_is_left_out():
+  plain = made.entries(cross_entropy=1.0, squentropy=2.0)
+  padded = [
+    entry._replace(
+      predictions=_test_rows.Predictions(
+        np.pad(
+          entry.predictions.log_probs,
+          ((0, 0), (0, 0), (0, 5), (0, 0)),
+          constant_values=np.nan,
+        ),
+        np.pad(entry.predictions.labels, ((0, 0), (0, 5))),
+        np.pad(entry.predictions.keep, ((0, 0), (0, 5))),
+      )
+    )
+    for entry in plain
+  ]
+  one, other = (
+    _ranking.rank_entries(entries, None, "stopped").losses[0].values
+    for entries in (plain, padded)
+  )
+  assert one == other
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.1), (0.5, 0.3, 0.2)])
+def test_class_metrics_are_those_of_scikit_learn(shares):
+  predictions = made.predictions(1.0, shares, folds=2, seeds=2)
+  found = _class_metrics.class_metrics(predictions)
+  assert len(found) == 4
+  runs = [
+    (run, labels)
+    for log_probs, labels in predictions.folds()
+    for run in log_probs
+  ]
+  for metrics, (run, labels) in zip(found, runs, strict=True):
+    hard = run.argmax(axis=-1)
+    probabilities = np.exp(run)
+    assert metrics.balanced_accuracy == pytest.approx(
+      sklearn_metrics.balanced_accuracy_score(labels, hard)
+    )
+    assert metrics.macro_f1 == pytest.approx(
+      sklearn_metrics.f1_score(labels, hard, average="macro")
+    )
+    if len(shares) == 2:
+      area = sklearn_metrics.roc_auc_score(labels, probabilities[:, 1])
+    else:
+      area = sklearn_metrics.roc_auc_score(
+        labels, probabilities, multi_class="ovr"
+      )
+    assert metrics.auroc == pytest.approx(area, rel=1e-5)
+    precision = [
+      sklearn_metrics.average_precision_score(labels == k, probabilities[:, k])
+      for k in range(len(shares))
+    ]
+    expected = precision[1] if len(shares) == 2 else np.mean(precision)
+    assert metrics.average_precision == pytest.approx(expected)
+
+
+def test_average_precision_of_ties_and_weights_is_that_of_scikit_learn():
+  generator = np.random.default_rng(0)
+  scores = generator.integers(0, 5, 60) / 5
+  positive = generator.random(60) < 0.3
+  weights = generator.integers(0, 3, (4, 60)).astype(np.float64)
+  found = _class_metrics.average_precision(scores, positive, weights)
+  expected = [
+    sklearn_metrics.average_precision_score(positive, scores, sample_weight=w)
+    for w in weights
+  ]
+  np.testing.assert_allclose(found, expected)
+
+
+def test_samples_agree_with_the_metrics_of_classes():
+  predictions = made.predictions(1.0, (0.9, 0.1), folds=2, seeds=2)
+  metrics = np.array(_class_metrics.class_metrics(predictions))
+  per_seed = metrics.reshape(2, 2, -1).mean(axis=0)
+  sample = _metric_samples.balanced_accuracy(predictions)
+  np.testing.assert_allclose(sample.per_seed, per_seed[:, 0])
+  assert len(sample.strata) == 2
+  sample = _metric_samples.average_precision(predictions)
+  np.testing.assert_allclose(sample.per_seed, per_seed[:, 3], rtol=1e-6)
+
+
+def test_per_class():
+  predictions = made.predictions(1.0, (0.6, 0.3, 0.1), folds=2, seeds=2)
+  found = _class_metrics.per_class(predictions)
+  matrix = _class_metrics.confusion_matrix(predictions)
+  assert matrix.sum() == pytest.approx(predictions.keep.sum())
+  np.testing.assert_array_equal(found.rows, predictions.class_counts)
+  np.testing.assert_allclose(found.share, [0.6, 0.3, 0.1], atol=1e-6)
+  np.testing.assert_allclose(found.recall, np.diag(matrix) / matrix.sum(axis=1))
+  assert found.probability.sum() == pytest.approx(1, abs=1e-5)
+  assert ((found.ece >= 0) & (found.ece <= 1)).all()
+
+
+def test_baseline_that_is_certain_and_wrong_has_a_finite_nll():
+  rows = made.predictions(1.0)
+  probabilities = np.zeros((*rows.labels.shape, 3))
+  probabilities[..., 0] = 1
+  found = _test_rows.of_probabilities(probabilities, rows)
+  value = _metric_samples.nll(found).mean
+  assert 1 < value < 50
+
+
+def test_bins_are_those_of_the_library():
+  import jax.numpy as jnp
+
+  from squentropy_jax import calibration
+
+  predictions = made.predictions(1.0, folds=1, seeds=1)
+  ((log_probs, labels),) = predictions.folds()
+  bins = calibration.bin_stats(
+    jnp.asarray(np.exp(log_probs[0]), jnp.float32), labels, num_bins=15
+  )
+  rows, accuracy, confidence = _test_rows.bin_stats(predictions)
+  np.testing.assert_allclose(rows, bins.counts)
+  full = rows > 0
+  np.testing.assert_allclose(accuracy[full], bins.accuracy[full], rtol=1e-5)
+  np.testing.assert_allclose(confidence[full], bins.confidence[full], rtol=1e-5)
+  error = calibration.expected_calibration_error(bins)
+  sample = _metric_samples.ece(predictions)
+  assert sample.mean == pytest.approx(float(error), rel=1e-4)
