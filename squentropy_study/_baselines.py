@@ -15,7 +15,7 @@ from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from squentropy_study import _evaluation, _store, _train
+from squentropy_study import _evaluation, _program, _store
 from squentropy_study._data import Folds
 from squentropy_study._evaluation import HeldOutLogits
 from squentropy_study._study_error import UNREADABLE, StudyError
@@ -91,14 +91,14 @@ class _Scores(NamedTuple):
 
 def _part(folds: Folds, number: int) -> _Part:
   """Returns the rows of a fold, standardised as the losses see them."""
-  most = _train.MOST_DEVIATIONS
+  most = _program.MOST_DEVIATIONS
 
   def table(rows: np.ndarray) -> np.ndarray:
     x = (folds.features[rows] - folds.shift[number]) * folds.scale[number]
     # A missing value becomes the mean of the training rows.
     return np.clip(np.nan_to_num(x), -most, most).reshape(len(rows), -1)
 
-  rows, keep = (each[number] for each in folds.calibration)
+  rows, keep = (each[number] for each in folds.validation)
   train = folds.train[number]
   return _Part(
     table(train),

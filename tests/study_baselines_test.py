@@ -74,7 +74,7 @@ def test_majority_and_logistic_regression_are_those_of_the_training_rows(folds):
 
 def test_temperature_is_of_the_validation_rows(folds):
   baseline = _baselines._fit(_baselines._fit_logistic, folds)
-  rows, keep = folds.calibration
+  rows, keep = folds.validation
   for number, temperature in enumerate(baseline.temperature):
     scores = _baselines._scores(
       _baselines._fit_logistic, _baselines._part(folds, number)

@@ -8,7 +8,7 @@ from squentropy_study import Settings, StudyError, _data, _run, _splits
 
 
 def _parts(folds, number=0):
-  held_out = (folds.calibration, folds.test)
+  held_out = (folds.validation, folds.test)
   return [
     folds.train[number],
     *(part.rows[number][part.keep[number]] for part in held_out),
