@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make replicate``: trains what is missing, then writes tables and figures.
 
-A data set that has rows in ``docs/replication/results.csv.gz`` is skipped. An
-interrupted one continues where it stopped. It starts again if its data or the
-numerics of the library have changed.
+A data set that has rows of all three training lengths in
+``docs/replication/results.csv.gz`` is skipped. If only the stopped training is
+missing, nothing else is trained. An interrupted data set continues where it
+stopped. It starts again if its data or the numerics of the library changed.
 """
 
 import argparse
@@ -50,9 +51,20 @@ def _reason(done: subprocess.CompletedProcess) -> str:
   return lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def _run_study(path: pathlib.Path, out: pathlib.Path) -> None:
+def _missing() -> dict[str, set[str]]:
+  """Returns the training lengths without results, by data set."""
+  missing = {name: set(plan.LENGTHS) for name in sources.NAMES}
+  if records.RESULTS.exists():
+    rows = records.read(records.RESULTS)[["data", "training_length"]]
+    for name, length in rows.drop_duplicates().itertuples(index=False):
+      missing[name].discard(length)
+  return missing
+
+
+def _run_study(path: pathlib.Path, out: pathlib.Path, *, fixed: bool) -> None:
   """Runs the study of one data set in a new process."""
-  words = shlex.split(plan.settings(path.stem).command(str(out.absolute())))
+  settings = plan.settings(path.stem, fixed=fixed)
+  words = shlex.split(settings.command(str(out.absolute())))
   command = [sys.executable, "-m", "squentropy_study", *words[1:]]
   # Two processes with one thread each are faster than two with two threads.
   flags = os.environ.get("XLA_FLAGS", "")
@@ -78,21 +90,37 @@ def _run_study(path: pathlib.Path, out: pathlib.Path) -> None:
     raise RuntimeError(_reason(done))
 
 
-def _about(path: pathlib.Path, out: pathlib.Path) -> pd.DataFrame:
-  """The row of a data set: its size, its digest, and the code that was run."""
+def _about(
+  path: pathlib.Path, out: pathlib.Path, *, fixed: bool
+) -> pd.DataFrame:
+  """The row of a data set: its size, its digest, and the code that was run.
+
+  The code of the fixed lengths stays as it was if they were not trained again.
+  """
   with np.load(path) as arrays:
     x, y = arrays["x"], arrays["y"]
   config = study.read_config(out) or {}
   versions = config["versions"]
+  code = "squentropy_jax {squentropy_jax}, numerics {numerics}".format(
+    **versions
+  )
+  before = code
+  if not fixed:
+    sets = records.read(records.SETS).set_index("data")
+    before = sets.loc[path.stem, "code"]
+    if sets.loc[path.stem, "data_sha256"] != config["data_sha256"]:
+      raise RuntimeError(
+        "its data differ from those of the fixed lengths; move results.csv.gz "
+        "away to train everything again"
+      )
   return pd.DataFrame(
     {
       "data": path.stem,
       "rows": y.size,
       "features": x[0].size,
       "classes": np.unique(y).size,
-      "code": "squentropy_jax {squentropy_jax}, numerics {numerics}".format(
-        **versions
-      ),
+      "code": before,
+      "stopped_code": code,
       "data_sha256": config["data_sha256"],
     },
     index=[0],
@@ -137,10 +165,8 @@ def main() -> None:
   )
   arguments = parser.parse_args()
   console = Console(markup=False)
-  done = set()
-  if records.RESULTS.exists():
-    done = set(records.read(records.RESULTS)["data"])
-  names = [name for name in arguments.sets if name not in done]
+  missing = _missing()
+  names = [name for name in arguments.sets if missing[name]]
   console.print(f"{len(names)} of {len(arguments.sets)} data sets to train")
   left = _longest_first(
     [sources.fetch(name, arguments.folder) for name in names]
@@ -148,16 +174,23 @@ def main() -> None:
   appending = threading.Lock()
 
   def run(path: pathlib.Path) -> None:
-    out = arguments.folder / "studies" / path.stem
-    _run_study(path, out)
-    about = _about(path, out)
-    curves = _curves(study.load(out), path.stem)
-    rows = pd.read_csv(out / "results.csv").assign(data=path.stem)
+    fixed = bool(missing[path.stem] & set(plan.FIXED))
+    kind = "studies" if fixed else "stopped"
+    out = arguments.folder / kind / path.stem
+    _run_study(path, out, fixed=fixed)
+    about = _about(path, out, fixed=fixed)
+    rows = pd.read_csv(out / "results.csv")[list(records.COLUMNS)]
     with appending:
       records.append(records.SETS, about)
-      records.append(records.CURVES, curves)
+      if fixed:
+        curves = _curves(study.load(out), path.stem)
+        records.append(records.CURVES, curves)
       # The last one, because a data set with results is skipped next time.
-      records.append(records.RESULTS, rows)
+      records.append(
+        records.RESULTS,
+        rows.assign(data=path.stem),
+        keys=["data", "training_length"],
+      )
 
   failed = []
   with futures.ThreadPoolExecutor(arguments.processes) as pool:

@@ -75,7 +75,7 @@ def comparisons(compared: Sequence[Comparison]) -> str:
   parts = []
   for metric, title in _METRICS.items():
     chosen = [c for c in compared if c.metric == metric]
-    chosen.sort(key=lambda c: c.training_length == "long")
+    chosen.sort(key=lambda c: plan.LENGTHS.index(c.training_length))
     lines = (_line(c, _name(c)) for c in chosen)
     parts += [f"### {title[0].upper()}{title[1:]}\n", _table(_COMPARED, lines)]
   return "\n".join(parts)
@@ -192,7 +192,7 @@ def on_one_set(rows: pd.DataFrame) -> str:
     )
     for (data, length, loss, probability_map), values in means.iterrows()
   ]
-  lines.sort(key=lambda line: line[1] == "long")
+  lines.sort(key=lambda line: plan.LENGTHS.index(line[1]))
   head = ("data set", "training", "loss", *(_METRICS[m] for m in _SHOWN))
   return _table(head, lines)
 
@@ -219,7 +219,7 @@ def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
 
 
 def _introduction(sets: pd.DataFrame) -> str:
-  code = ", ".join(sorted(sets["code"].unique()))
+  code = ", ".join(sorted(set(sets["code"]) | set(sets["stopped_code"])))
   return f"""# All comparisons of the replication
 
 The conclusions are in [README.md](README.md). `make replicate` writes this page
@@ -242,6 +242,9 @@ How to read the tables:
 - ECE is the expected calibration error, NLL the negative log-likelihood, and
   AURC the area under the risk-coverage curve ([definitions](
   ../calibration.md)).
+
+- **Stopped** training ends at the epoch that is best on the validation rows
+  ([plan](plan.md#changes)). **Short** and **long** training have fixed lengths.
 
 The code that made the rows: {code}.
 """

@@ -22,18 +22,32 @@ MANY_CLASSES = tuple(
 )
 
 
-def settings(name: str) -> Settings:
-  """Returns the settings for a data set, to run in the folder of its file."""
+FIXED = ("short", "long")
+LENGTHS = ("stopped", *FIXED)
+
+
+def settings(name: str, *, fixed: bool = True) -> Settings:
+  """Returns the settings for a data set, to run in the folder of its file.
+
+  Args:
+    name: The data set.
+    fixed: Whether to train to the two fixed lengths, in addition to stopped
+      training.
+
+  Returns:
+    The settings.
+  """
   losses = LOSSES
   if name == "wordnet":
     losses = tuple(x for x in LOSSES if "target_value" not in x) + MANY_CLASSES
   images = name in IMAGES
+  epochs = (6, 60) if images else (30, 300)
   return Settings(
     f"{name}.npz",
     losses=losses,
     seeds=3,
-    epochs=(6, 60) if images else (30, 300),
-    max_epochs=60 if images else 300,
+    epochs=epochs if fixed else (),
+    max_epochs=epochs[-1],
     baselines=False,
     folds=4,
     model="cnn" if images else "bn-mlp",

@@ -104,6 +104,7 @@ def test_page_needs_only_the_rows(tmp_path):
   curves = means.merge(points, how="cross")
   sets = pd.DataFrame({"data": results["data"].unique()})
   sets = sets.assign(rows=90, features=5, classes=3, code="abc")
+  sets = sets.assign(stopped_code="def")
   page.write(tmp_path, results, curves, sets)
   names = {path.name for path in tmp_path.iterdir()}
   pictures = {"differences.png", "by_epoch.png", "over_confidence.png"}
@@ -129,7 +130,7 @@ def test_page_needs_only_the_rows(tmp_path):
     "| `squentropy`, ECE, under 384 rows | long | 12 | 0 | 0 | 12 |",
     "| set0 | long | `rescaled_square:target_value=15` | ",
     "| set2 | 90 | 5 | 3 |",
-    "The code that made the rows: abc.",
+    "The code that made the rows: abc, def.",
   ):
     assert line in text
   # Sorted by the change of the ECE.
@@ -214,9 +215,9 @@ def test_study_of_other_numerics_starts_again(tmp_path, monkeypatch):
   path, out = tmp_path / "iris.npz", tmp_path / "with space"
   # The folder holds no study, so the refusal has another cause.
   with pytest.raises(RuntimeError, match="holds another study"):
-    replication_main._run_study(path, out)
+    replication_main._run_study(path, out, fixed=True)
   monkeypatch.setattr(squentropy_study, "read_config", lambda _: {})
-  replication_main._run_study(path, out)
+  replication_main._run_study(path, out, fixed=True)
   assert asked[-1][-1] == "--fresh"
   assert str(out) in asked[-1]
 
@@ -245,6 +246,12 @@ def _replicate(monkeypatch, folder, *words):
   replication_main.main()
 
 
+def _study_rows(name, lengths, value=0.0):
+  """A row of results for each training length."""
+  rows = pd.DataFrame(value, index=range(len(lengths)), columns=records.COLUMNS)
+  return rows.assign(data=name, training_length=lengths)
+
+
 def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
   sizes = {"zoo": 3, "wine": 9, "fashion_mnist": 1}
   seen = []
@@ -254,12 +261,13 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     np.savez(path, x=np.zeros((sizes[name], 2, 5)), y=np.zeros(sizes[name]))
     return path
 
-  def run_study(path, out):
-    seen.append(path.stem)
+  def run_study(path, out, *, fixed):
+    seen.append((path.stem, fixed))
     if path.stem == "wine" and failing:
       raise RuntimeError("no memory")
     out.mkdir(parents=True)
-    (out / "results.csv").write_text(f"data,seed\n{path},0\n")
+    lengths = plan.LENGTHS if fixed else plan.LENGTHS[:1]
+    _study_rows(str(path), lengths).to_csv(out / "results.csv", index=False)
 
   def curves(_, name):
     return pd.DataFrame({"data": [name]})
@@ -275,16 +283,32 @@ def test_a_failed_set_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
   failing = True
   with pytest.raises(SystemExit, match="failed: wine"):
     _replicate(monkeypatch, tmp_path, *sizes)
-  assert seen == ["fashion_mnist", "wine", "zoo"]
+  assert seen == [(x, True) for x in ("fashion_mnist", "wine", "zoo")]
   assert "wine failed: no memory" in capsys.readouterr().out
   sets = pd.read_csv(tmp_path / "sets.csv", dtype=str).set_index("data")
   assert set(pd.read_csv(tmp_path / "results.csv")["data"]) == set(sets.index)
   code = "squentropy_jax 0.1.0, numerics 1"
-  assert list(sets.loc["zoo"]) == ["3", "10", "1", code, "0012"]
+  assert list(sets.loc["zoo"]) == ["3", "10", "1", code, code, "0012"]
   # The second call trains the failed one only, and the third one none.
   failing = False
   _replicate(monkeypatch, tmp_path, *sizes)
-  assert seen[3:] == ["wine"]
+  assert seen[3:] == [("wine", True)]
+  # Where the stopped training alone is missing, the others stay as they are.
+  before = records.read(tmp_path / "results.csv")
+  stopped = (before["data"] == "zoo") & (before["training_length"] == "stopped")
+  before = before[~stopped].replace(0.0, 0.25)
+  before.to_csv(tmp_path / "results.csv", index=False)
+  versions["numerics"] = 2
+  curves_before = (tmp_path / "curves.csv").read_text()
+  _replicate(monkeypatch, tmp_path, *sizes)
+  assert seen[4:] == [("zoo", False)]
+  rows = records.read(tmp_path / "results.csv").set_index("training_length")
+  zoo = rows[rows["data"] == "zoo"]
+  assert list(zoo.loc[list(plan.LENGTHS), "nll"]) == [0.0, 0.25, 0.25]
+  assert (tmp_path / "curves.csv").read_text() == curves_before
+  sets = pd.read_csv(tmp_path / "sets.csv", dtype=str).set_index("data")
+  codes = sets.loc["zoo", ["code", "stopped_code"]]
+  assert list(codes) == [code, "squentropy_jax 0.1.0, numerics 2"]
   monkeypatch.setattr(sources, "fetch", None)
   _replicate(monkeypatch, tmp_path, *sizes)
   assert "0 of 3 data sets to train" in capsys.readouterr().out
@@ -322,10 +346,12 @@ def test_every_set_of_the_plan_has_results():
   assert len(sources.NAMES) == 47
   for path in (records.RESULTS, records.CURVES, records.SETS):
     assert set(records.read(path)["data"]) == set(sources.NAMES)
+  assert not any(replication_main._missing().values())
 
 
-def test_results_have_the_columns_of_the_study():
-  assert tuple(records.read(records.RESULTS).columns) == ResultRow._fields
+def test_results_have_columns_of_the_study():
+  assert tuple(records.read(records.RESULTS).columns) == records.COLUMNS
+  assert set(records.COLUMNS) <= set(ResultRow._fields)
 
 
 def test_an_interrupted_download_is_repeated(tmp_path, monkeypatch):
