@@ -123,16 +123,36 @@ def measure(rows: HeldOutLogits) -> tuple[Metrics, calibration.BinStats]:
   return metrics, bins
 
 
+def with_one_error(rows: HeldOutLogits) -> HeldOutLogits:
+  """Adds a row that counts as misclassified to the rows of a run.
+
+  Without it, the temperature is 0 if all rows are classified correctly, and
+  test rows that are not would have an NLL without bound. The row has the
+  scores of the row with the median margin, the difference between the two
+  largest scores. Its label is the class of the second largest score.
+  """
+  (first, second), (_, runner_up) = (
+    jnp.moveaxis(x, -1, 0) for x in jax.lax.top_k(rows.scores, 2)
+  )
+  margins = jnp.where(rows.keep, first - second, jnp.inf)
+  middle = jnp.argsort(margins)[jnp.maximum(rows.keep.sum() - 1, 0) // 2]
+  return HeldOutLogits(
+    jnp.concatenate([rows.scores, rows.scores[middle][None]]),
+    jnp.append(rows.labels, runner_up[middle].astype(rows.labels.dtype)),
+    jnp.append(rows.keep, True),
+  )
+
+
 @jax.jit
 @jax.vmap
 def recalibrate(
   rows: HeldOutLogits, scores: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Fits a temperature per run; returns it and the scaled scores."""
+  added = with_one_error(rows)
   params = calibration.fit_temperature(
-    rows.scores, rows.labels, where=rows.keep
+    added.scores, added.labels, where=added.keep
   )
-  # Without bounds, correct predictions on few rows give temperature 0.
   beta = jnp.clip(
     params.inverse_temperature, 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
   )

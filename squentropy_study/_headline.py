@@ -239,9 +239,8 @@ def open_temperature(results: Results) -> str | None:
     return None
   return (
     "NLL and ECE after temperature say little for "
-    f"{_number_text.listed(found)}: the validation rows, of which perhaps all "
-    f"are classified correctly, push the temperature to its bound ({low:g} or "
-    f"{high:g})."
+    f"{_number_text.listed(found)}: the validation rows push the temperature "
+    f"to its bound ({low:g} or {high:g})."
   )
 
 

@@ -35,7 +35,10 @@ def definitions(results: Results) -> Iterator[str]:
   yield (
     "Temperature scaling divides the logits by a number that is fitted on the "
     f"validation rows, between {low:g} and {high:g}. Above 1 means that the "
-    "classifier was over-confident, below 1 under-confident."
+    "classifier was over-confident, below 1 under-confident. One row more "
+    "counts as misclassified, because rows that are all correct would give a "
+    "temperature of 0. It is the row of median margin, and its label the "
+    "second most probable class."
   )
   yield (
     "stopped: each run is evaluated at its best epoch, that of "

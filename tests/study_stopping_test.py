@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from squentropy_jax import calibration
-from squentropy_study import Settings, _data, _loss_specs, _stopping, _train
+from squentropy_study import (
+  Settings,
+  _data,
+  _evaluation,
+  _loss_specs,
+  _stopping,
+  _train,
+)
 from squentropy_study._evaluation import HeldOutLogits
 
 
@@ -120,7 +127,11 @@ def test_refinement_is_the_nll_after_the_fitted_temperature(held_out):
   for run in range(2):
     rows = keep[run]
     z, y = scores[run][rows], labels[run][rows]
-    params = calibration.fit_temperature(z, y)
+    ranked = np.sort(z, axis=1)
+    middle = np.argsort(ranked[:, 2] - ranked[:, 1])[(len(z) - 1) // 2]
+    params = calibration.fit_temperature(
+      np.concatenate([z, z[middle][None]]), np.append(y, z[middle].argsort()[1])
+    )
     assert 1.05 < params.temperature < 10
     expected = calibration.negative_log_likelihood(
       calibration.apply(params, z), y
@@ -130,6 +141,16 @@ def test_refinement_is_the_nll_after_the_fitted_temperature(held_out):
   double = held_out._replace(scores=2 * scores)
   again = _stopping.criterion("refinement", double)
   np.testing.assert_allclose(again, actual, rtol=1e-5)
+
+
+def test_temperature_is_finite_if_all_rows_are_correct():
+  """As if one row more were misclassified: a share of 1 / 21 here."""
+  scores = np.full((1, 20, 2), [3.0, 0.0], np.float32)
+  rows = HeldOutLogits(scores, np.zeros((1, 20), int), np.ones((1, 20), bool))
+  temperature, scaled = _evaluation.recalibrate(rows, scores)
+  np.testing.assert_allclose(temperature, 3 / np.log(20), rtol=1e-5)
+  confidence = np.exp(scaled[0, 0, 0]) / np.exp(scaled[0, 0]).sum()
+  np.testing.assert_allclose(confidence, 20 / 21, rtol=1e-5)
 
 
 def test_other_criteria(held_out):
