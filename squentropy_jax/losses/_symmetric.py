@@ -156,7 +156,8 @@ def normalized_cross_entropy(
 
   The mean of the logits is subtracted first. ``normalized_cross_entropy.row``
   and fused heads do not subtract it. Their denominator has an error of a few
-  ulp of :math:`\max_k |z_k|`, which grows with the mean of the logits.
+  ulp of :math:`\max_k |z_k|`, which grows with the mean of the logits. If a sum
+  of logits overflows, in float32 near 3e38, the loss is NaN.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -192,7 +193,10 @@ def normalized_cross_entropy(
 @row_loss(transform=Transform(subtract="mean"))
 def _unhinged(stats: RowStats) -> jax.Array:
   num_others = stats.num_classes - 1.0
-  return (stats.rest_sum - num_others * stats.target) / stats.num_classes
+  value = (stats.rest_sum - num_others * stats.target) / stats.num_classes
+  # Only an impossible target has an infinite loss; other sums overflowed.
+  impossible = stats.target == -jnp.inf
+  return jnp.where(impossible, value, elementwise.nan_if_infinite(value))
 
 
 @_unhinged.public
@@ -219,7 +223,8 @@ def unhinged(
   The loss is cross-entropy minus the mean cross-entropy over all labels. It is
   the only linear loss whose values over the labels add up to 0 and which
   treats all classes alike, up to a factor. Other factors are in use. Soft
-  labels give the expected loss.
+  labels give the expected loss. If a sum of logits overflows, in float32 near
+  3e38, the loss is NaN.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
