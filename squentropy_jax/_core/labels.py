@@ -158,6 +158,44 @@ def read_ids(
   return narrow_labels(ids, num_classes)
 
 
+# By how much the sum of a target distribution may differ from 1, and by how
+# many eps of its dtype a number may be below 0, and the sum differ in addition.
+SUM_TOLERANCE = 0.01
+_SLACK = 4
+
+
+def check_distributions(
+  values: Any, keep: Any, axis: int, name: str = "labels", *, part: bool = False
+) -> None:
+  """Raises for the first kept row that is no distribution over ``axis``.
+
+  Its entries must be 0 or more. Their sum must be 1, or with ``part`` at most
+  1. Narrow dtypes are added in float32.
+  """
+  if keep is not None and not np.any(keep):
+    return
+  array = np.asarray(values)
+  slack = _SLACK * float(jnp.finfo(array.dtype).eps)
+  array = array.astype(checks.compute_dtype(array.dtype), copy=False)
+  with np.errstate(invalid="ignore", over="ignore"):
+    least, total = array.min(axis), array.sum(axis)
+    excess = total - 1 if part else np.abs(total - 1)
+    bad = ~((least >= -slack) & (excess <= SUM_TOLERANCE + slack))
+  if keep is not None:
+    bad = bad & np.asarray(keep)
+  if not bad.any():
+    return
+  row = tuple(int(i) for i in np.argwhere(bad)[0])
+  of_row = f" of row {', '.join(map(str, row))}" if row else ""
+  most = "at most " if part else ""
+  raise ValueError(
+    f"{name}{of_row} must be a target distribution, of numbers that are at "
+    f"least 0 and sum to {most}1, got a least number of {least[row]:.4g} and "
+    f"a sum of {total[row]:.4g}. Divide the numbers by their sum, multiply the "
+    "losses by weights of examples, and drop padded examples with where=."
+  )
+
+
 class Arguments(NamedTuple):
   """The checked arrays of a call, in the shapes and dtypes of the user.
 
@@ -190,7 +228,8 @@ def checked(
   """Checks the arguments of a loss.
 
   Returns the arrays, the non-negative class axis and the static settings. The
-  range of class ids is checked if their values can be read.
+  range of class ids and the sum of target distributions are checked if their
+  values can be read.
   """
   array = checks.as_logits(logits, name)
   axis = checks.as_axis(axis, array, name)
@@ -216,6 +255,8 @@ def checked(
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
       targets = read_ids(targets, full[axis], rows, readable)
+    elif readable and checks.is_concrete(targets):
+      check_distributions(targets, rows, axis)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))

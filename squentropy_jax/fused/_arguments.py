@@ -73,19 +73,6 @@ class HeadArguments(NamedTuple):
   class_keys: jax.Array | None = None
 
 
-def known_rows_of(
-  arguments: HeadArguments, layout: Layout
-) -> tuple[bool, np.ndarray | None]:
-  return known_rows(
-    arguments.where,
-    arguments.weights,
-    arguments.features.shape[:-1],
-    labels=arguments.labels,
-    used_with=arguments[:3],
-    spans_processes=layout.spans_processes,
-  )
-
-
 def checked(
   features: jax.typing.ArrayLike,
   kernel: jax.typing.ArrayLike,
@@ -179,7 +166,14 @@ def checked(
     checked_weights(weights, batch, num_classes),
   )
   keys = checked_keys(row_keys, class_keys, batch, num_classes)
-  readable, keep = known_rows_of(arguments, layout)
+  readable, keep = known_rows(
+    arguments.where,
+    arguments.weights,
+    batch,
+    labels=arguments.labels,
+    used_with=arguments[:3],
+    spans_processes=layout.spans_processes,
+  )
   name = "ids" if queries else "labels"
   labels = _targets.read(labels, total, keep, readable, name)
   operand = _head.checked_dtype("compute_dtype", compute_dtype)
@@ -236,8 +230,6 @@ def with_loss(
   bucket = _tail.checked(
     tail, row_loss, smoothing is not None, arguments.labels, metrics
   )
-  if bucket and known_rows_of(arguments, call.layout)[0]:
-    _tail.check_probabilities(arguments.labels[1], keep)
   chosen = HeadLoss(row_loss, static, as_metrics(metrics), bucket)
   refuse_traced(chosen.metrics, dtype)
   return chosen, arguments._replace(numbers=Numbers(arrays, smoothing))

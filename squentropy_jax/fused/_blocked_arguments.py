@@ -127,6 +127,8 @@ def fitting_labels(
         f"{(*batch, num_classes)}, one probability for each class of the "
         f"logits, got {ids.shape}."
       )
+    if readable:
+      prelude.check_distributions(ids, keep, -1)
     return checks.as_jax(ids)
   return _targets.read(labels, num_classes, keep, readable)
 
