@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax._core import checks, varying
+from squentropy_jax._core import labels as prelude
 from squentropy_jax.fused import (
   _head,
   _layout,
@@ -71,6 +72,19 @@ class HeadArguments(NamedTuple):
   numbers: Numbers = Numbers({}, None)
   row_keys: jax.Array | None = None
   class_keys: jax.Array | None = None
+
+
+def known_rows_of(
+  arguments: HeadArguments, layout: Layout
+) -> tuple[bool, np.ndarray | None]:
+  return known_rows(
+    arguments.where,
+    arguments.weights,
+    arguments.features.shape[:-1],
+    labels=arguments.labels,
+    used_with=arguments[:3],
+    spans_processes=layout.spans_processes,
+  )
 
 
 def checked(
@@ -166,14 +180,7 @@ def checked(
     checked_weights(weights, batch, num_classes),
   )
   keys = checked_keys(row_keys, class_keys, batch, num_classes)
-  readable, keep = known_rows(
-    arguments.where,
-    arguments.weights,
-    batch,
-    labels=arguments.labels,
-    used_with=arguments[:3],
-    spans_processes=layout.spans_processes,
-  )
+  readable, keep = known_rows_of(arguments, layout)
   name = "ids" if queries else "labels"
   labels = _targets.read(labels, total, keep, readable, name)
   operand = _head.checked_dtype("compute_dtype", compute_dtype)
@@ -221,6 +228,10 @@ def with_loss(
 ) -> tuple[HeadLoss, HeadArguments]:
   """The loss, and the arguments with its numbers in the dtype of sums."""
   row_loss, values = _row_values.resolved(loss)
+  if not call.layout.classes:
+    prelude.refuse_one_class(
+      arguments.kernel.shape[call.head.class_axis], "kernel"
+    )
   known = row_loss.hyperparameters
   dtype = call.head.sum_dtype
   numbers, static = known.split(values)

@@ -303,8 +303,8 @@ def continuous_bernoulli(
 
   Args:
     logits: Scores, shape ``[...]``, any floating dtype.
-    labels: Values in ``[0, 1]``, shape ``[...]``, floats or the integers 0 and
-      1.
+    labels: Values in ``[0, 1]``, shape ``[...]``: floats, the integers 0 and 1,
+      or booleans.
     where: Which entries to keep, booleans of shape ``[...]``.
 
   Returns:
