@@ -152,8 +152,8 @@ def test_derivatives_in_everything(gamma):
   for k, gradient in enumerate(gradients):
     up, down = list(wide), list(wide)
     up[k], down[k] = wide[k] + step, wide[k] - step
-    slope = binary_cross_entropy(*up) - binary_cross_entropy(*down)
-    expected = slope / (2 * step)
+    derivative = binary_cross_entropy(*up) - binary_cross_entropy(*down)
+    expected = derivative / (2 * step)
     expected = expected.sum() if gradient.ndim == 0 else expected
     np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=1e-6)
 
@@ -170,10 +170,10 @@ def truth(z, label, squared):
   with mpmath.workdps(80):
     x = mpmath.mpf(float(z))
     value = mpmath.log1p(mpmath.exp(-x if label else x))
-    slope = 1 / (1 + mpmath.exp(-x)) - label
+    derivative = 1 / (1 + mpmath.exp(-x)) - label
     if squared and not label:
-      value, slope = value + x**2, slope + 2 * x
-    return float(value), float(slope)
+      value, derivative = value + x**2, derivative + 2 * x
+    return float(value), float(derivative)
 
 
 @LOSSES
@@ -185,11 +185,13 @@ def test_a_few_ulp_also_for_confident_examples(loss, dtype):
     value, pull = jax.vjp(lambda z, y=label: loss(z, jnp.full(z.shape, y)), z)
     gradient = pull(jnp.ones_like(value))[0]
     exact = [truth(x, label, loss is losses.binary_squentropy) for x in z]
-    expected, slope = np.transpose(exact)
+    expected, derivative = np.transpose(exact)
     np.testing.assert_allclose(value, expected, rtol=4 * EPS)
     eps = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(
-      np.float64(gradient), slope, rtol=8 * EPS if dtype == "float32" else eps
+      np.float64(gradient),
+      derivative,
+      rtol=8 * EPS if dtype == "float32" else eps,
     )
 
 
