@@ -228,7 +228,7 @@ def with_loss(
 ) -> tuple[HeadLoss, HeadArguments]:
   """The loss, and the arguments with its numbers in the dtype of sums."""
   row_loss, values = _row_values.resolved(loss)
-  if not call.layout.classes:
+  if not call.layout.classes and row_loss.scores_name != "similarities":
     prelude.refuse_one_class(
       arguments.kernel.shape[call.head.class_axis], "kernel"
     )
