@@ -195,8 +195,8 @@ def _unhinged(stats: RowStats) -> jax.Array:
   num_others = stats.num_classes - 1.0
   value = (stats.rest_sum - num_others * stats.target) / stats.num_classes
   # Only an impossible target has an infinite loss; other sums overflowed.
-  impossible = stats.target == -jnp.inf
-  return jnp.where(impossible, value, elementwise.nan_if_infinite(value))
+  overflow = jnp.isinf(value) & (stats.target != -jnp.inf)
+  return value * jnp.where(overflow, jnp.nan, 1.0).astype(value.dtype)
 
 
 @_unhinged.public
