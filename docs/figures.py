@@ -77,6 +77,11 @@ def of_score(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
   return lambda score: loss(score, jnp.ones_like(score), **hyper)
 
 
+def of_negative(loss: Callable[..., jax.Array], **hyper: float) -> Callable:
+  """A binary loss of a negative, as a function of its score."""
+  return lambda score: loss(score, jnp.zeros_like(score), **hyper)
+
+
 def in_set(metric: Callable[..., jax.Array]) -> Callable:
   """A loss of a small batch, as a function of the score of one positive."""
   fixed, labels = jnp.array([1.0, 0.2, -0.3, -2.0]), [1, 1, 0, 0, 0]
@@ -216,6 +221,16 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     "continuous_categorical": of_row(losses.continuous_categorical),
     "continuous_bernoulli": of_score(losses.continuous_bernoulli),
   },
+  "sigmoid": {
+    "binary_cross_entropy": of_score(losses.binary_cross_entropy),
+    "positive_weight 3": of_score(
+      losses.binary_cross_entropy, positive_weight=3.0
+    ),
+    "gamma 2": of_score(losses.binary_cross_entropy, gamma=2.0),
+    "binary_squentropy, scale 0.3, label 0": of_negative(
+      losses.binary_squentropy, scale=0.3
+    ),
+  },
   "overlap": {
     "dice": of_score(losses.dice),
     "tversky, beta 0.9": of_score(losses.tversky, alpha=0.1, beta=0.9),
@@ -260,6 +275,7 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
 LABELS = {
   "squentropy": "logit of an incorrect class",
   "overlap": "score of a positive",
+  "sigmoid": "score",
   "retrieval": "similarity of a positive",
   "anyloss": "score of a positive",
   "angular": "angle to the labelled class, degrees",

@@ -53,6 +53,10 @@ CAPTIONS = {
     "those of the negatives are 0, -1 and -2, at temperature 1. Left: the "
     "loss. Right: its derivative in the similarity."
   ),
+  "sigmoid": (
+    "The score varies. The label is 1, and 0 for the loss that is named so. "
+    "Left: the loss. Right: its derivative in the score."
+  ),
   "simplex": (
     f"{CAPTION} The continuous Bernoulli loss is that of the label 1, against "
     "its score."

@@ -76,7 +76,8 @@ def soft_confusion_matrix(
 
   Args:
     logits: Scores, any shape, any floating dtype.
-    labels: Labels of the same shape, the integers 0 and 1 or floats between.
+    labels: Labels of the same shape: booleans, the integers 0 and 1, or floats
+      between.
     amplification: :math:`L` above 0, the steepness of the step at 1/2.
     where: Which entries to keep, booleans of the same shape.
 

@@ -56,7 +56,7 @@ def error_mass(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:

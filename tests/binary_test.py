@@ -65,6 +65,7 @@ def test_value_and_derivatives_in_float64(case):
 def test_eager_jitted_vmapped_and_lists_agree(case):
   expected = np.asarray(compiled(case.loss)(LOGITS, IDS))
   forms = [(LOGITS, IDS.astype(np.uint8)), (LOGITS.tolist(), IDS.tolist())]
+  forms += [(LOGITS, IDS > 0), (LOGITS, (IDS > 0).tolist())]
   if case.soft_labels:
     forms.append((LOGITS, IDS.astype(F32)))
   for logits, labels in forms:
@@ -156,7 +157,7 @@ def test_invalid_labels_raise_or_give_nan(case):
 def test_arguments_that_do_not_fit_are_named(case):
   for arguments, error, message in (
     ((IDS, IDS), TypeError, "logits must be floating"),
-    ((LOGITS, IDS > 0), TypeError, "must be 0 or 1"),
+    ((LOGITS, IDS * 1j), TypeError, "must be 0 or 1.*Pass labels == POSI"),
     ((LOGITS, IDS[0]), ValueError, r"shape \(2, 6\), got \(6,\)"),
     ((LOGITS, IDS[:, 0]), ValueError, "use a loss such as losses.cross_entr"),
     ((LOGITS[..., None], IDS), ValueError, r"Pass logits\[\.\.\., 0\]"),

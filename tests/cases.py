@@ -21,6 +21,8 @@ from support.formulas import (
   asymmetric_generalized_cross_entropy,
   asymmetric_unhinged,
   bi_tempered_logistic,
+  binary_cross_entropy,
+  binary_squentropy,
   brier,
   combined_margin,
   comp_sum,
@@ -382,6 +384,16 @@ COSINE_CASES = (
 
 
 BINARY_CASES = (
+  BinaryCase(
+    name="binary_cross_entropy",
+    loss=losses.binary_cross_entropy,
+    reference=binary_cross_entropy,
+  ),
+  BinaryCase(
+    name="binary_squentropy",
+    loss=losses.binary_squentropy,
+    reference=binary_squentropy,
+  ),
   BinaryCase(
     name="continuous_bernoulli",
     loss=losses.continuous_bernoulli,

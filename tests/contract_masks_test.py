@@ -92,9 +92,6 @@ def test_a_masked_target_is_nan(case):
 
 @EVERY
 def test_corner_rows(case):
-  one = evaluate(case, F32([[0.5]]), np.array([0]))
-  close(one.loss[0], case.single_class, size=1.0)
-  assert np.isfinite(one.by_logit).all()
   logits, labels = LOGITS.copy(), LABELS.copy()
   logits[0], labels[0] = [-np.inf, 0.5, -np.inf, -np.inf, -np.inf], 1
   logits[1], labels[1] = [*OTHERS, -np.inf, -np.inf], 3

@@ -9,36 +9,59 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import losses
+from squentropy_jax import calibration, fused, losses, transforms
 
 EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 LOGITS = np.random.default_rng(4).normal(size=(3, 4)).astype(np.float32)
 LABELS = np.array([2, 0, 3])
-STACK = r"jnp.stack\(\[jnp.zeros_like\(z\), z\], axis=-1\)"
+SIGMOID = "losses.binary_cross_entropy"
 
 
 @EVERY
 def test_one_sigmoid_logit_for_each_example(case):
   labels = np.array([0, 1, 1])
-  with pytest.raises(TypeError, match=STACK):
-    case.loss(np.ones(3, np.float32), labels)
-  with pytest.raises(TypeError, match=STACK):
-    case.loss(np.ones((3, 1), np.float32), labels[:, None])
-  # Class 1 of a single class.
-  with pytest.raises(ValueError, match=STACK):
-    case.loss(np.ones((3, 1), np.float32), labels)
-  with pytest.raises(ValueError, match=r"pass the logits \[0, z\]"):
+  z = np.ones(3, np.float32)
+  for wrong in (labels, labels > 0, labels[:, None]):
+    with pytest.raises((TypeError, ValueError), match=SIGMOID):
+      case.loss(z, wrong)
+  # The only class has probability 1, so that the loss would be constant.
+  column = z[:, None]
+  for wrong in (labels, 0 * labels, labels[:, None], np.ones_like(column)):
+    with pytest.raises(ValueError, match=f"two classes or more.*{SIGMOID}"):
+      case.loss(column, wrong)
+    with pytest.raises(ValueError, match=f"two classes or more.*{SIGMOID}"):
+      jax.eval_shape(case.loss, column, wrong)
+  with pytest.raises(ValueError, match=f"got a scalar.*{SIGMOID}"):
     case.loss(np.float32(0.5), 1)
 
 
-def test_what_the_error_says_works():
-  z = jnp.array([0.5, -2.0])
-  two = jnp.stack([jnp.zeros_like(z), z], axis=-1)
-  np.testing.assert_allclose(
-    losses.cross_entropy(two, np.array([1, 0])),
-    jax.nn.softplus(jnp.array([-0.5, -2.0])),
-    rtol=1e-6,
-  )
+def test_one_class_in_a_head_and_in_a_metric():
+  column = np.ones((3, 1), np.float32)
+  labels = np.zeros(3, np.int32)
+  for head in (
+    lambda: fused.linear_loss(losses.squentropy, LOGITS, LOGITS[:1].T, labels),
+    lambda: fused.linear_distillation(
+      LOGITS, LOGITS[:1].T, LOGITS, LOGITS[:1].T
+    ),
+    lambda: fused.blocked_loss_sum(
+      losses.squentropy,
+      lambda kernel, block: block @ kernel,
+      LOGITS[:1].T,
+      LOGITS,
+      labels,
+      block_rows=2,
+    ),
+    lambda: transforms.error_mass(column, labels),
+  ):
+    with pytest.raises(ValueError, match=f"two classes or more.*{SIGMOID}"):
+      head()
+  for function in (
+    calibration.bin_stats,
+    calibration.brier_score,
+    calibration.fit_temperature,
+  ):
+    with pytest.raises(ValueError, match=r"two classes or more.*\[1 - p, p\]"):
+      function(column, labels)
 
 
 # Labels of three examples with four classes, and what the error says.
@@ -60,7 +83,8 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
   ([[2], [0], [3]], ValueError, r"integers of shape \(3,\)"),
   (np.eye(4, dtype=int)[:3], TypeError, "For one-hot rows pass"),
   (np.eye(4, dtype=int)[:3].tolist(), TypeError, "For one-hot rows pass"),
-  (np.eye(4, dtype=bool)[:3], TypeError, "got dtype bool"),
+  (np.eye(4, dtype=bool)[:3], TypeError, f"got dtype bool.*{SIGMOID}"),
+  (np.eye(4, dtype=int)[:3], TypeError, SIGMOID),
   (np.ones((3, 5), np.float32), ValueError, r"floats of shape \(3, 4\)"),
   ([2, 4, 3], ValueError, r"labels\[1\] = 4 is outside \[0, 4\)"),
   ([2, 0, -1], ValueError, r"labels\[2\] = -1 is outside \[0, 4\)"),
@@ -104,7 +128,7 @@ def test_labels_of_binary_losses(case):
   for labels, error, message in (
     (np.array([1, 0, 1], object), TypeError, "array of Python objects"),
     ([[1, 0], [1]], ValueError, "nested lists of different lengths"),
-    ([True, False, True], TypeError, "got dtype bool"),
+    (["a", "b", "a"], TypeError, "got dtype <U1"),
     ([1, 0], ValueError, r"must have the logits' shape \(3,\)"),
     ([1, 0, 2], ValueError, r"labels\[2\] = 2 is outside \[0, 1\]"),
   ):

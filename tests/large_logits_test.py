@@ -3,7 +3,7 @@
 
 import functools
 
-from cases import CLASS_CASES
+from cases import BINARY_CASES, CLASS_CASES, PAIR_CASES
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -35,7 +35,7 @@ def rows(*sizes):
   )
 
 
-SIZES = (1e19, 1e20, 3e38)
+SIZES = (1e19, 1e30, 3e38)
 WIDE_SIZES = (1e150, 1e200, 1e300)
 HARD = jnp.zeros(6 * len(SIZES), jnp.int32)
 
@@ -232,7 +232,7 @@ def test_gradients_of_float32_are_those_of_float64(case):
   "name", ["zscore", "taylor_softmax", "spherical_softmax"]
 )
 def test_statistics_that_overflow_give_nan(name):
-  """A fused head does not rescale its logits, so that squares overflow."""
+  """Such statistics come from a fused head, which does not rescale logits."""
 
   def loss(z):
     sums = dense_sums.class_sums(
@@ -253,3 +253,46 @@ def test_predicted_probabilities_sum_to_one(case):
   hyper = case.hyperparameters if case.name == "bi_tempered_logistic" else {}
   log_probs = loss.log_probs(rows(*SIZES).astype(F32), **hyper)
   np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "case", [c for c in BINARY_CASES if c.reference], ids=repr
+)
+def test_binary_losses(case):
+  z = np.repeat(SIZES, 4).astype(F32) * F32([1, 1, -1, -1] * 3)
+  labels, wide = np.array([0, 1] * 6), np.float64(z)
+  # The references overflow. The largest terms are left.
+  linear = np.where(z > 0, 1 - labels, -labels) * wide
+  expected = {
+    "binary_cross_entropy": linear,
+    "binary_squentropy": linear + (1 - labels) * wide**2,
+    "continuous_bernoulli": linear - np.log(np.abs(wide)),
+  }.get(case.name)
+  if expected is None:
+    expected = case.reference(np.clip(wide, -700, 700), labels)
+  expected = np.where(expected > np.finfo(F32).max, np.inf, expected)
+  value, pull = jax.vjp(lambda z: case.loss(z, labels), z)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  gradient = np.asarray(pull(jnp.ones_like(value))[0])
+  assert np.isfinite(gradient[np.isfinite(expected)]).all()
+
+
+@pytest.mark.parametrize("case", PAIR_CASES, ids=repr)
+def test_losses_of_pairs(case):
+  largest = F32(SIZES)[:, None]
+  first = largest * F32([1, 0.3, -1, 0, 0.5][: case.num_scores]) + F32(0.5)
+  for second in (first, first[:, ::-1], np.full_like(first, 0.3)):
+    for a, b in ((first, second), (second, first)):
+      expected = [
+        case.reference(np.float64(x), np.float64(y))
+        for x, y in zip(a, b, strict=True)
+      ]
+      expected = np.array(expected)
+      value, pull = jax.vjp(case.loss, a, b)
+      overflow = np.isinf(value)
+      assert (expected[overflow] > np.finfo(F32).max / 4).all()
+      np.testing.assert_allclose(
+        value[~overflow], expected[~overflow], rtol=1e-5
+      )
+      by_first, _ = pull(jnp.ones_like(value))
+      assert np.isfinite(by_first).all()

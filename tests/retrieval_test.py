@@ -376,3 +376,13 @@ def test_rerank_is_the_sum_of_three_cross_entropies():
     retrieval.rerank(*answers, listed, position.astype(F32))
   with pytest.raises(ValueError, match=r"negative_logits must have the shape"):
     retrieval.rerank(answers[0], listed, listed, position)
+  with pytest.raises(ValueError, match="list_logits must have two positions"):
+    retrieval.rerank(*answers, listed[:, :1], 0 * position)
+
+
+def test_a_query_without_negatives_has_loss_0():
+  one = jnp.array([[0.3]])
+  for loss in (retrieval.info_nce, retrieval.decoupled_softmax):
+    np.testing.assert_array_equal(loss(one), [0.0])
+  head = fused.linear_loss(retrieval.info_nce, one, one, np.array([0]))
+  np.testing.assert_array_equal(head, [0.0])

@@ -106,8 +106,8 @@ def as_logits(logits: jax.typing.ArrayLike, name: str = "logits") -> jax.Array:
   array = as_floats(logits, name)
   if array.ndim == 0:
     raise ValueError(
-      f"{name} must have a class axis, got a scalar. For one sigmoid logit z, "
-      "pass the logits [0, z] of two classes."
+      f"{name} must have a class axis, got a scalar. For one sigmoid logit "
+      "use losses.binary_cross_entropy."
     )
   return array
 

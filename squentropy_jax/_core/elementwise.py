@@ -107,6 +107,16 @@ def nan_if_infinite(x: jax.Array) -> jax.Array:
   return x * jnp.where(jnp.isinf(x), jnp.nan, 1.0).astype(x.dtype)
 
 
+def nan_if_large(x: jax.Array) -> jax.Array:
+  """Returns ``x``, with value and gradient NaN near the largest float.
+
+  The limit is 2^112 in float32. The reciprocal of a larger number is so close
+  to the least normal number that a gradient computed from it may vanish.
+  """
+  limit = float(jnp.finfo(x.dtype).max) * 2.0**-16
+  return x * jnp.where(x > limit, jnp.nan, 1.0).astype(x.dtype)
+
+
 def power(log_base: jax.Array, exponent: jax.Array | float) -> jax.Array:
   """Computes ``exp(log_base) ** exponent``, where ``0 ** 0`` is 1."""
   return jnp.exp(exponent * jnp.maximum(log_base, -HUGE))

@@ -52,20 +52,22 @@ def _widen_entries(
 def checked_entries(
   logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Checks scores and labels in [0, 1] of one shape.
+  """Checks scores and labels in [0, 1] of one shape; booleans are 0 and 1.
 
   Returns both in one dtype, and the keep mask. A concrete label out of range
   raises ValueError, and a traced one becomes NaN. Dropped entries become 0.
   """
   scores = checks.as_floats(logits, "logits")
   targets = checks.as_array(labels, "labels")
+  if targets.dtype == jnp.bool_:
+    targets = targets.astype(np.int8)
   shape, dtype = tuple(np.shape(targets)), targets.dtype
   if not (
     jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
   ):
     raise TypeError(
-      "labels must be 0 or 1, integers, or floats in [0, 1], got dtype "
-      f"{dtype}. Pass jnp.asarray(labels, jnp.int32)."
+      "labels must be 0 or 1, booleans or integers, or floats in [0, 1], got "
+      f"dtype {dtype}. Pass labels == POSITIVE, with the label of positives."
     )
   if shape != scores.shape:
     raise ValueError(

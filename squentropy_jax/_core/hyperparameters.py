@@ -114,9 +114,13 @@ def _as_number(
   if shape and not batch:
     raise ValueError(f"{name} must be a scalar, got shape {shape}.")
   if shape not in ((), batch):
+    fits = len(shape) <= len(batch) and all(
+      n in (1, m) for n, m in zip(shape[::-1], batch[::-1], strict=False)
+    )
+    advice = f" Pass jnp.broadcast_to({name}, {batch})." if fits else ""
     raise ValueError(
       f"{name} must be a scalar or have the batch shape {batch}, one value for "
-      f"each example, got shape {shape}. Nothing else is broadcast."
+      f"each example, got shape {shape}. Nothing else is broadcast.{advice}"
     )
   if shape and rows is not None and checks.is_concrete(value):
     checks.check_interval(name, np.asarray(value)[rows], interval, dtype)

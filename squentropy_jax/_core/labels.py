@@ -18,9 +18,9 @@ import numpy as np
 from squentropy_jax._core import checks
 from squentropy_jax._core.hyperparameters import Hyperparameters, Static
 
-_STACK = (
-  "For one sigmoid logit z per example, pass the logits of two classes, "
-  "jnp.stack([jnp.zeros_like(z), z], axis=-1)."
+_SIGMOID = (
+  "For one sigmoid logit for each label, use losses.binary_cross_entropy, with "
+  "logits and labels of one shape."
 )
 
 
@@ -61,14 +61,9 @@ def as_labels(
     if shape == batch:
       return widen_ids(array)
     if shape == full:
+      advice = "For one-hot rows pass jnp.asarray(labels, jnp.float32). "
       # With one logit for each label there is no class axis.
-      single = len(full) == 1 or (batch == full[:-1] and full[-1] == 1)
-      advice = (
-        _STACK
-        if single
-        else "For one-hot rows pass jnp.asarray(labels, jnp.float32), for "
-        f"class ids pass shape {batch}."
-      )
+      advice = _SIGMOID if len(full) == 1 else advice + _SIGMOID
       raise TypeError(
         f"labels of the logits' shape {full} must be floats, got {dtype}. "
         + advice
@@ -82,8 +77,12 @@ def as_labels(
         f"{dtype}. Pass jnp.asarray(labels, jnp.int32)."
       )
   else:
-    raise TypeError(f"labels must be {forms}; got dtype {dtype}.")
-  raise ValueError(f"labels must be {forms}; got {dtype} of shape {shape}.")
+    more = f" {_SIGMOID}" if shape == full and dtype == jnp.bool_ else ""
+    raise TypeError(f"labels must be {forms}; got dtype {dtype}.{more}")
+  more = f" {_SIGMOID}" if len(full) == 1 else ""
+  raise ValueError(
+    f"labels must be {forms}; got {dtype} of shape {shape}.{more}"
+  )
 
 
 def as_where(
@@ -129,9 +128,18 @@ def check_label_range(
   """Raises for the first kept label outside ``[0, num_classes)``."""
   values = np.asarray(ids)
   bad = (values < 0) | (values > num_classes - 1)
-  more = f" {_STACK}" if num_classes == 1 else ""
-  interval = f"[0, {num_classes})"
-  refuse_first(values, bad, keep, interval, advice + more, name)
+  refuse_first(values, bad, keep, f"[0, {num_classes})", advice, name)
+
+
+def refuse_one_class(
+  num_classes: int, name: str, advice: str = _SIGMOID
+) -> None:
+  """Raises for one class, whose probability is 1 for all scores."""
+  if num_classes == 1:
+    raise ValueError(
+      f"{name} must have two classes or more, got one, whose probability is "
+      f"always 1. {advice}"
+    )
 
 
 def narrow_labels(labels: Any, num_classes: int) -> Any:
@@ -156,6 +164,45 @@ def read_ids(
   if readable and checks.is_concrete(ids):
     check_label_range(ids, num_classes, keep, name, **advice)
   return narrow_labels(ids, num_classes)
+
+
+# By how much the sum of a target distribution may differ from 1, and by how
+# many eps of its dtype a number may be below 0, and the sum differ in addition.
+SUM_TOLERANCE = 0.01
+_SLACK = 4
+
+
+def check_distributions(
+  values: Any, keep: Any, axis: int, name: str = "labels", *, part: bool = False
+) -> None:
+  """Raises for the first kept row that is no distribution over ``axis``.
+
+  Its entries must be 0 or more. Their sum must be 1, or with ``part`` at most
+  1. Narrow dtypes are added in float32.
+  """
+  if keep is not None and not np.any(keep):
+    return
+  array = np.asarray(values)
+  slack = _SLACK * float(jnp.finfo(array.dtype).eps)
+  array = array.astype(checks.compute_dtype(array.dtype), copy=False)
+  with np.errstate(invalid="ignore", over="ignore"):
+    least, total = array.min(axis), array.sum(axis)
+    excess = total - 1 if part else np.abs(total - 1)
+    bad = ~((least >= -slack) & (excess <= SUM_TOLERANCE + slack))
+  if keep is not None:
+    bad = bad & np.asarray(keep)
+  if not bad.any():
+    return
+  row = tuple(int(i) for i in np.argwhere(bad)[0])
+  of_row = f" of row {', '.join(map(str, row))}" if row else ""
+  most = "at most " if part else ""
+  raise ValueError(
+    f"{name}{of_row} must be a target distribution, of numbers that are at "
+    f"least 0 and sum to {most}1, got a least number of {least[row]:.4g} and "
+    f"a sum of {total[row]:.4g}. Divide the numbers by their sum, multiply the "
+    "losses by weights of examples, and drop padded examples with where=. "
+    "For several labels for each example, use losses.binary_cross_entropy."
+  )
 
 
 class Arguments(NamedTuple):
@@ -190,13 +237,17 @@ def checked(
   """Checks the arguments of a loss.
 
   Returns the arrays, the non-negative class axis and the static settings. The
-  range of class ids is checked if their values can be read.
+  range of class ids and the sum of target distributions are checked if their
+  values can be read.
   """
   array = checks.as_logits(logits, name)
   axis = checks.as_axis(axis, array, name)
   full = array.shape
   batch = full[:axis] + full[axis + 1 :]
   checks.check_num_classes(full[axis], name)
+  # A query without negatives has one document, and a loss of 0.
+  if name != "similarities":
+    refuse_one_class(full[axis], name)
   others = tuple(
     checks.shard_alike(n, checks.as_logits(x, n), array)
     for n, x in (more or {}).items()
@@ -216,6 +267,8 @@ def checked(
   if targets is not None:
     if jnp.issubdtype(targets.dtype, jnp.integer):
       targets = read_ids(targets, full[axis], rows, readable)
+    elif readable and checks.is_concrete(targets):
+      check_distributions(targets, rows, axis)
     targets = checks.shard_alike("labels", targets, array, axis)
   dtype = np.result_type(
     *(checks.compute_dtype(x.dtype) for x in (array, *others))

@@ -67,7 +67,7 @@ class RowLoss(Loss[P], Generic[P]):
     """
     # It is this loss that the function calls, and that raises the errors.
     self.scores_name = next(iter(inspect.signature(function).parameters))
-    return RowLoss(
+    loss: RowLoss[Q] = RowLoss(
       function,
       self.formula,
       with_defaults_of(self.hyperparameters, function),
@@ -75,6 +75,8 @@ class RowLoss(Loss[P], Generic[P]):
       self._log_scores,
       self.uniform,
     )
+    loss.scores_name = self.scores_name
+    return loss
 
   def row(self, stats: RowStats, /, **hyperparameters: Any) -> jax.Array:
     """Computes the loss from row statistics, without checks.

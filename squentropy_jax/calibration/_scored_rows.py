@@ -26,6 +26,11 @@ from squentropy_jax._core import labels as prelude
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+_STACK = (
+  "For the probability p of one positive class pass jnp.stack([1 - p, p], "
+  "axis=-1), for one logit z jnp.stack([jnp.zeros_like(z), z], axis=-1)."
+)
+
 
 class ScoredExamples(NamedTuple):
   """Checked arguments in the shapes that the caller passed."""
@@ -93,6 +98,7 @@ def read_examples(
   """Checks types and shapes, and the range of labels if all is concrete."""
   scores = as_scores(name, scores)
   batch, num_classes = scores.shape[:-1], scores.shape[-1]
+  prelude.refuse_one_class(num_classes, name, _STACK)
   values: Any = checks.as_array(labels, "labels")
   if not jnp.issubdtype(values.dtype, jnp.integer):
     raise TypeError(

@@ -160,7 +160,8 @@ def linear_loss(
     labels: Class ids, integers of shape ``[...]``. A target distribution is a
       pair ``(ids, probabilities)`` of shapes ``[..., K]`` that names the
       classes with probability above 0. An entry of probability 0 is ignored,
-      and the probabilities of equal ids are added.
+      and the probabilities of equal ids are added. Those of a row must sum to
+      at most 1; `weights` of `linear_loss_sum` weights rows.
     bias: Shape ``[V]``. A bias of ``-inf`` makes a class impossible: it is left
       out of every sum and of the class count.
     class_axis: The class axis of ``kernel``.
@@ -211,7 +212,8 @@ def linear_loss(
     TypeError: If ``loss`` is not a row loss, if it does not have one of the
       bound hyper-parameters, or if an argument has the wrong dtype.
     ValueError: If an argument has the wrong shape or value, or if a concrete
-      class id is out of range (a traced one gives NaN).
+      class id is out of range (a traced one gives NaN), or concrete
+      probabilities are negative or sum to more than 1.
 
   Examples:
     >>> features = jnp.array([[1.0, 0.0], [0.5, 2.0]])
@@ -332,7 +334,8 @@ def linear_loss_sum(
     TypeError: If ``loss`` is not a row loss, if it does not have one of the
       bound hyper-parameters, or if an argument has the wrong dtype.
     ValueError: If an argument has the wrong shape or value, or if a concrete
-      class id is out of range (a traced one gives NaN).
+      class id is out of range (a traced one gives NaN), or concrete
+      probabilities are negative or sum to more than 1.
 
   Examples:
     >>> features = jnp.array([[1.0, 0.0], [0.5, 2.0]])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax._core import checks, varying
+from squentropy_jax._core import labels as prelude
 from squentropy_jax.fused import (
   _head,
   _layout,
@@ -227,6 +228,10 @@ def with_loss(
 ) -> tuple[HeadLoss, HeadArguments]:
   """The loss, and the arguments with its numbers in the dtype of sums."""
   row_loss, values = _row_values.resolved(loss)
+  if not call.layout.classes and row_loss.scores_name != "similarities":
+    prelude.refuse_one_class(
+      arguments.kernel.shape[call.head.class_axis], "kernel"
+    )
   known = row_loss.hyperparameters
   dtype = call.head.sum_dtype
   numbers, static = known.split(values)
@@ -236,8 +241,6 @@ def with_loss(
   bucket = _tail.checked(
     tail, row_loss, smoothing is not None, arguments.labels, metrics
   )
-  if bucket and known_rows_of(arguments, call.layout)[0]:
-    _tail.check_probabilities(arguments.labels[1], keep)
   chosen = HeadLoss(row_loss, static, as_metrics(metrics), bucket)
   refuse_traced(chosen.metrics, dtype)
   return chosen, arguments._replace(numbers=Numbers(arrays, smoothing))

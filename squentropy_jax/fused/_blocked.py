@@ -93,7 +93,7 @@ def blocked_loss_sum(
       bound hyper-parameters, or if an argument has the wrong type.
     ValueError: If an argument or the result of ``head_fn`` has the wrong shape
       or value, or if a concrete class id is out of range (a traced one gives
-      NaN).
+      NaN), or concrete probabilities do not sum to 1 (a pair's to at most 1).
 
   Examples:
     >>> def head(params, block):  # A norm before the head.

@@ -91,6 +91,7 @@ def converted(
       f"{block.shape}, got {out.shape}."
     )
   checks.check_num_classes(out.shape[1], "the logits of head_fn")
+  prelude.refuse_one_class(out.shape[1], "the logits of head_fn")
   traced = [isinstance(c, jax.core.Tracer) for c in jaxpr.consts]
   pairs = list(zip(jaxpr.consts, traced, strict=True))
   head = ConvertedHead(jaxpr.jaxpr, [None if t else c for c, t in pairs])
@@ -127,6 +128,8 @@ def fitting_labels(
         f"{(*batch, num_classes)}, one probability for each class of the "
         f"logits, got {ids.shape}."
       )
+    if readable:
+      prelude.check_distributions(ids, keep, -1)
     return checks.as_jax(ids)
   return _targets.read(labels, num_classes, keep, readable)
 

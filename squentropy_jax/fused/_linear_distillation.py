@@ -10,6 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 import numpy as np
 
+from squentropy_jax._core import labels as prelude
 from squentropy_jax.fused import _arguments, _pair_rules, _plan
 from squentropy_jax.fused._arguments import Call
 from squentropy_jax.fused._pair_passes import DIVERGENCES
@@ -59,6 +60,8 @@ def _check_pair(
       "same examples."
     )
   classes = kernel.shape[student.head.class_axis]
+  if not student.layout.classes:
+    prelude.refuse_one_class(classes, "student_kernel")
   of_other = other.shape[teacher.head.class_axis]
   if of_other != classes:
     raise ValueError(

@@ -5,17 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from squentropy_jax import losses
 from squentropy_jax._core import class_sums
 from squentropy_jax._core.class_sums import ClassSums, RowStats
 from squentropy_jax._core.elementwise import log, weighted
+from squentropy_jax._core.labels import SUM_TOLERANCE
 from squentropy_jax._core.rows import RowLoss
 
 TAILS = ("ignore", "bucket")
-# By how much a sum of narrow probabilities may differ from 1.
-_ROUNDING = 0.01
 
 
 def checked(
@@ -52,25 +50,6 @@ def checked(
   return True
 
 
-def check_probabilities(probabilities: Any, keep: np.ndarray | None) -> None:
-  """Raises if the named classes of a row have more than all probability."""
-  values = np.asarray(probabilities).astype(np.float32)
-  least = np.min(values if keep is None else values[keep], initial=0.0)
-  if least < 0:
-    raise ValueError(
-      "the probabilities of labels must be at least 0 with tail='bucket', got "
-      f"{least:.4g}. Pass tail='ignore' for weights."
-    )
-  total = values.sum(-1)
-  most = np.max(total if keep is None else total[keep], initial=0.0)
-  if most > 1.0 + _ROUNDING:
-    raise ValueError(
-      "the probabilities of labels must sum to at most 1 in each row with "
-      f"tail='bucket', got {most:.4g}. Pass those of the full softmax, or "
-      "tail='ignore' for weights."
-    )
-
-
 def loss_of_bucket(
   loss: RowLoss[Any],
   sums: ClassSums,
@@ -96,9 +75,9 @@ def loss_of_bucket(
   # The value is clipped, and its derivative is not: it is -1 up to a sum of 1.
   constant = jax.lax.stop_gradient(missing)
   clipped = missing + (jnp.maximum(constant, 0.0) - constant)
-  weight = jnp.where(missing < -_ROUNDING, jnp.nan, clipped)
+  weight = jnp.where(missing < -SUM_TOLERANCE, jnp.nan, clipped)
   # If every class is named, what is missing is a rounding error.
-  nothing = (rest == -jnp.inf) & (missing < _ROUNDING)
+  nothing = (rest == -jnp.inf) & (missing < SUM_TOLERANCE)
   weight = jnp.where(nothing, jnp.zeros_like(weight), weight)
   value = weighted(weight, loss.formula(stats))
   return jnp.where(used.any(-1), value, jnp.zeros_like(value))

@@ -101,7 +101,7 @@ def read(
   readable: bool,
   name: str = "labels",
 ) -> Any:
-  """Labels as JAX arrays, their range checked if they can be read."""
+  """Labels as JAX arrays, their values checked if they can be read."""
   if not isinstance(labels, tuple):
     if keep is not None:
       keep = keep[(..., *(None,) * (labels.ndim - keep.ndim))]
@@ -112,6 +112,8 @@ def read(
   if readable:
     used = np.asarray(probabilities) != 0
     used = used if keep is None else used & keep[..., None]
+    name = "the probabilities of labels"
+    prelude.check_distributions(probabilities, keep, -1, name, part=True)
   ids = prelude.read_ids(ids, num_classes, used, readable)
   return checks.as_jax(ids), checks.as_jax(probabilities)
 

@@ -51,6 +51,12 @@ from squentropy_jax.losses._overlap import (
   self_adjusting_dice as self_adjusting_dice,
 )
 from squentropy_jax.losses._overlap import tversky as tversky
+from squentropy_jax.losses._sigmoid import (
+  binary_cross_entropy as binary_cross_entropy,
+)
+from squentropy_jax.losses._sigmoid import (
+  binary_squentropy as binary_squentropy,
+)
 from squentropy_jax.losses._simplex import brier as brier
 from squentropy_jax.losses._simplex import (
   continuous_bernoulli as continuous_bernoulli,

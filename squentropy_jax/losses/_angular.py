@@ -69,7 +69,7 @@ def normalized_softmax(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -141,7 +141,7 @@ def cosface(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -230,7 +230,7 @@ def arcface(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -315,7 +315,7 @@ def sphereface(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -421,7 +421,7 @@ def combined_margin(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:

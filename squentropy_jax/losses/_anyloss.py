@@ -42,7 +42,8 @@ def anyloss(
 
   Args:
     logits: Scores, any shape, any floating dtype; all entries are one batch.
-    labels: Labels of the same shape, the integers 0 and 1 or floats between.
+    labels: Labels of the same shape: booleans, the integers 0 and 1, or floats
+      between.
     metric: A function of a ``SoftConfusionMatrix`` with values up to 1, such as
       ``accuracy``, ``f_beta``, ``balanced_accuracy`` and ``geometric_mean`` of
       ``squentropy_jax.confusion``.

@@ -77,6 +77,8 @@ CATALOGUE = (
   Entry("softmax_regression", GENERAL, True, True, "one softmax", ("Li et al.", 2023, "https://arxiv.org/abs/2304.13276")),
   Entry("continuous_categorical", SHARES, False, True, "16 points of a contour integral", ("Gordon-Rodriguez et al.", 2020, "https://arxiv.org/abs/2002.08563")),
   Entry("continuous_bernoulli", SHARES, False, True, "binary, one exponential", ("Loaiza-Ganem and Cunningham", 2019, "https://arxiv.org/abs/1907.06845")),
+  Entry("binary_cross_entropy", GENERAL, False, True, "binary, two logarithms", ("Cox", 1958, "https://doi.org/10.1111/j.2517-6161.1958.tb00292.x")),
+  Entry("binary_squentropy", CONFIDENT, False, False, "binary, two logarithms", ("Hui, Belkin and Wright", 2023, "https://arxiv.org/abs/2302.03952")),
   Entry("dice", METRIC, True, False, "binary, one sigmoid", ("Li et al.", 2020, "https://arxiv.org/abs/1911.02855")),
   Entry("tversky", METRIC, True, False, "binary, one sigmoid", ("Salehi et al.", 2017, "https://arxiv.org/abs/1706.05721")),
   Entry("self_adjusting_dice", METRIC, True, False, "binary, one sigmoid", ("Li et al.", 2020, "https://arxiv.org/abs/1911.02855")),

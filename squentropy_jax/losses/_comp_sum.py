@@ -67,7 +67,7 @@ def cross_entropy(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:
@@ -136,7 +136,7 @@ def comp_sum(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -204,7 +204,7 @@ def generalized_cross_entropy(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -270,7 +270,7 @@ def mean_absolute_error(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:
@@ -409,7 +409,7 @@ def smooth_adversarial_comp_sum(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:

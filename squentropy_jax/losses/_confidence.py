@@ -95,7 +95,7 @@ def logit_norm_cross_entropy(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -178,7 +178,7 @@ def confidence_penalty(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:

@@ -42,7 +42,7 @@ def ensloss(
   Args:
     key: A key of :func:`jax.random.key`, a new one for every step.
     logits: Scores, any shape, any floating dtype; all entries are one batch.
-    labels: The integers 0 and 1, of the same shape.
+    labels: Booleans or the integers 0 and 1, of the same shape.
     box_cox: Parameter of the distribution of derivatives; 0 is log-normal.
     where: Which entries to keep, booleans of the same shape. Dropped ones have
       value and gradient 0.

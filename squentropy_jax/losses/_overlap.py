@@ -132,7 +132,8 @@ def dice(
 
   Args:
     logits: Scores, any shape, any floating dtype.
-    labels: Labels of the same shape, the integers 0 and 1 or floats between.
+    labels: Labels of the same shape: booleans, the integers 0 and 1, or floats
+      between.
     smoothing: Added to numerator and denominator, at least 0.
     squared: Whether the denominator sums squares, as in Milletari's paper.
     axis: What numerator and denominator are summed over: an axis or several,
@@ -214,7 +215,8 @@ def tversky(
 
   Args:
     logits: Scores, any shape, any floating dtype.
-    labels: Labels of the same shape, the integers 0 and 1 or floats between.
+    labels: Labels of the same shape: booleans, the integers 0 and 1, or floats
+      between.
     alpha: Weight of false positives, at least 0.
     beta: Weight of false negatives, at least 0.
     smoothing: Added to numerator and denominator, at least 0.
@@ -300,7 +302,8 @@ def self_adjusting_dice(
 
   Args:
     logits: Scores, any shape, any floating dtype.
-    labels: Labels of the same shape, the integers 0 and 1 or floats between.
+    labels: Labels of the same shape: booleans, the integers 0 and 1, or floats
+      between.
     alpha: Power of the factor, at least 0; 0 is :func:`dice`.
     smoothing: Added to numerator and denominator, at least 0.
     squared: Whether the denominator sums squares.

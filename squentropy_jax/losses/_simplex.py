@@ -75,7 +75,7 @@ def brier(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:
@@ -152,7 +152,7 @@ def softmax_regression(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:
@@ -238,7 +238,7 @@ def continuous_categorical(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:
@@ -303,8 +303,8 @@ def continuous_bernoulli(
 
   Args:
     logits: Scores, shape ``[...]``, any floating dtype.
-    labels: Values in ``[0, 1]``, shape ``[...]``, floats or the integers 0 and
-      1.
+    labels: Values in ``[0, 1]``, shape ``[...]``: floats, the integers 0 and 1,
+      or booleans.
     where: Which entries to keep, booleans of shape ``[...]``.
 
   Returns:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.distributions import possible_logits
-from squentropy_jax._core.elementwise import nan_if_infinite, quotient, softplus
+from squentropy_jax._core.elementwise import nan_if_large, quotient, softplus
 from squentropy_jax._core.rows import row_loss
 from squentropy_jax._core.transform import Transform
 
@@ -35,14 +35,13 @@ def _zscore(
   num_incorrect = stats.num_classes - 1.0
   count = jnp.maximum(num_incorrect, 1.0)
   rest_mean = stats.rest_sum / count
-  rest_variance = stats.rest_sq / count - jnp.square(rest_mean)
+  rest_variance = nan_if_large(stats.rest_sq) / count - jnp.square(rest_mean)
   rest_variance = jnp.maximum(rest_variance, 0.0)
   impossible = stats.target == -jnp.inf
   target = jnp.where(impossible, jnp.zeros_like(rest_mean), stats.target)
   lead = target - rest_mean
   # The variance of all is num_incorrect / num_classes times this.
-  variance = rest_variance + jnp.square(lead) / stats.num_classes
-  variance = nan_if_infinite(variance)
+  variance = rest_variance + nan_if_large(jnp.square(lead)) / stats.num_classes
   # What rounding of their squares leaves of equal logits.
   eps = jnp.finfo(variance.dtype).eps
   is_zero = variance <= _ULPS * eps * jnp.square(rest_mean)
@@ -93,8 +92,8 @@ def zscore(
   The dense loss subtracts the mean first. A fused head does not. Its variance
   has a relative error of some ulp of :math:`1 + r^2 / \sigma^2`, where
   :math:`r` is the mean logit of the incorrect classes, and a variance of 32 ulp
-  of :math:`r^2` or less counts as 0. In a fused head a square that overflows,
-  in float32 from a logit of 1e19 on, makes the loss NaN.
+  of :math:`r^2` or less counts as 0. In a fused head a sum of squares near the
+  largest float makes the loss NaN, in float32 from a logit of 7e16 on.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -114,7 +113,7 @@ def zscore(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -150,8 +149,8 @@ def _log_ratio(
 
   ``root`` is the root of the target's numerator, which does not underflow.
   """
-  rest, target = nan_if_infinite(rest), nan_if_infinite(target)
-  far = (unit > jnp.ones_like(rest)) & (rest > _FAR * target)
+  rest, target = nan_if_large(rest), nan_if_large(target)
+  far = rest > _FAR * target
   one = jnp.ones_like(rest)
   near = quotient(jnp.where(far, one, rest), jnp.where(far, one, target))
   log_rest = jnp.log(jnp.where(far, rest, one))
@@ -209,8 +208,8 @@ def taylor_softmax(
   numerator is least at :math:`z = -1` and grows again below: a very negative
   logit makes a class probable, and the largest logit need not be the most
   probable class. ``taylor_softmax.log_probs`` returns the log-probabilities. In
-  a fused head a square that overflows, in float32 from a logit of 1e19 on,
-  makes the loss NaN.
+  a fused head a sum of squares near the largest float makes the loss NaN, in
+  float32 from a logit of 1e17 on.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -225,7 +224,7 @@ def taylor_softmax(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:
@@ -298,8 +297,8 @@ def spherical_softmax(
   prediction is the class of the largest :math:`z_k^2`, and
   ``spherical_softmax.log_probs`` returns the log-probabilities. The derivative
   of the logarithm of a numerator is at most :math:`1 / \sqrt{\text{epsilon}}`.
-  In a fused head a square that overflows, in float32 from a logit of 1e19 on,
-  makes the loss NaN.
+  In a fused head a sum of squares near the largest float makes the loss NaN, in
+  float32 from a logit of 7e16 on.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -316,7 +315,7 @@ def spherical_softmax(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:

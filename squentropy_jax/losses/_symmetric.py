@@ -81,7 +81,7 @@ def symmetric_cross_entropy(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:
@@ -156,7 +156,8 @@ def normalized_cross_entropy(
 
   The mean of the logits is subtracted first. ``normalized_cross_entropy.row``
   and fused heads do not subtract it. Their denominator has an error of a few
-  ulp of :math:`\max_k |z_k|`, which grows with the mean of the logits.
+  ulp of :math:`\max_k |z_k|`, which grows with the mean of the logits. If a sum
+  of logits overflows, in float32 near 3e38, the loss is NaN.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -171,7 +172,7 @@ def normalized_cross_entropy(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:
@@ -192,7 +193,10 @@ def normalized_cross_entropy(
 @row_loss(transform=Transform(subtract="mean"))
 def _unhinged(stats: RowStats) -> jax.Array:
   num_others = stats.num_classes - 1.0
-  return (stats.rest_sum - num_others * stats.target) / stats.num_classes
+  value = (stats.rest_sum - num_others * stats.target) / stats.num_classes
+  # Only an impossible target has an infinite loss; other sums overflowed.
+  overflow = jnp.isinf(value) & (stats.target != -jnp.inf)
+  return value * jnp.where(overflow, jnp.nan, 1.0).astype(value.dtype)
 
 
 @_unhinged.public
@@ -219,7 +223,8 @@ def unhinged(
   The loss is cross-entropy minus the mean cross-entropy over all labels. It is
   the only linear loss whose values over the labels add up to 0 and which
   treats all classes alike, up to a factor. Other factors are in use. Soft
-  labels give the expected loss.
+  labels give the expected loss. If a sum of logits overflows, in float32 near
+  3e38, the loss is NaN.
 
   Args:
     logits: Scores, shape ``[..., num_classes]``, any floating dtype.
@@ -234,7 +239,7 @@ def unhinged(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id is out of
+    ValueError: If a shape does not fit, or if a concrete label is out of
       range.
 
   Examples:

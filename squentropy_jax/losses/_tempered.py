@@ -169,7 +169,7 @@ def bi_tempered_logistic(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete class id or
+    ValueError: If a shape does not fit, or if a concrete label or
       hyper-parameter is out of range.
 
   Examples:

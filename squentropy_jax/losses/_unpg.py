@@ -178,7 +178,7 @@ def unpg(
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, if a concrete class id or
+    ValueError: If a shape does not fit, if a concrete label or
       hyper-parameter is out of range, or if a concrete similarity that counts
       is not finite.
 

@@ -51,7 +51,7 @@ class CalibrationMetric(nnx.Metric):
   ) -> None:
     self.error = error
     self.num_bins = num_bins
-    empty = self._stats_of(jnp.zeros((0, 1)), jnp.zeros((0,), jnp.int32))
+    empty = self._stats_of(jnp.zeros((0, 2)), jnp.zeros((0,), jnp.int32))
     self.counts = nnx.metrics.MetricState(empty.counts)
     self.hits = nnx.metrics.MetricState(empty.hits)
     self.confidence_digits = nnx.metrics.MetricState(empty.confidence_digits)

@@ -257,6 +257,11 @@ def rerank(
   """
   listed = checks.as_logits(list_logits, "list_logits")
   batch = listed.shape[:-1]
+  if listed.shape[-1] == 1:
+    raise ValueError(
+      f"list_logits must have two positions or more, got {listed.shape}. "
+      "Leave lists of one document out of the call."
+    )
   answers = []
   for name, x in (
     ("positive_logits", positive_logits),

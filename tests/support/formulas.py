@@ -298,6 +298,27 @@ def brier(logits: np.ndarray, label: int) -> float:
   return miss**2 + np.square(np.delete(p, label)).sum()
 
 
+def binary_cross_entropy(
+  logits: np.ndarray,
+  labels: np.ndarray,
+  gamma: float = 0.0,
+  positive_weight: float = 1.0,
+) -> np.ndarray:
+  p, q = sigmoid(logits), sigmoid(-logits)
+  positive = -(q**gamma) * np.log(p) * positive_weight
+  return labels * positive - (1 - labels) * p**gamma * np.log(q)
+
+
+def binary_squentropy(
+  logits: np.ndarray,
+  labels: np.ndarray,
+  scale: float = 1.0,
+  positive_weight: float = 1.0,
+) -> np.ndarray:
+  weighted = binary_cross_entropy(logits, labels, 0.0, positive_weight)
+  return weighted + (1 - labels) * scale * logits**2
+
+
 def continuous_bernoulli(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   size = np.where(logits == 0, 1.0, logits)
   return np.where(
