@@ -104,6 +104,24 @@ from squentropy_jax.calibration._recalibrators_beta import (
 from squentropy_jax.calibration._recalibrators_beta import (
   fit_beta_calibration as fit_beta_calibration,
 )
+from squentropy_jax.calibration._recalibrators_binary import (
+  QuadraticScaling as QuadraticScaling,
+)
+from squentropy_jax.calibration._recalibrators_binary import (
+  SplineScaling as SplineScaling,
+)
+from squentropy_jax.calibration._recalibrators_binary import (
+  fit_quadratic_scaling as fit_quadratic_scaling,
+)
+from squentropy_jax.calibration._recalibrators_binary import (
+  fit_spline_scaling as fit_spline_scaling,
+)
+from squentropy_jax.calibration._recalibrators_ensemble import (
+  EnsembleTemperatureScaling as EnsembleTemperatureScaling,
+)
+from squentropy_jax.calibration._recalibrators_ensemble import (
+  fit_ensemble_temperature as fit_ensemble_temperature,
+)
 from squentropy_jax.calibration._recalibrators_linear import (
   MatrixScaling as MatrixScaling,
 )
@@ -115,6 +133,18 @@ from squentropy_jax.calibration._recalibrators_linear import (
 )
 from squentropy_jax.calibration._recalibrators_linear import (
   fit_vector_scaling as fit_vector_scaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  StructuredMatrixScaling as StructuredMatrixScaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  StructuredVectorScaling as StructuredVectorScaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  fit_structured_matrix_scaling as fit_structured_matrix_scaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  fit_structured_vector_scaling as fit_structured_vector_scaling,
 )
 from squentropy_jax.calibration._recalibrators_temperature import (
   TemperatureScaling as TemperatureScaling,

@@ -9,6 +9,12 @@ import numpy as np
 
 from squentropy_jax import calibration
 
+# Recalibrators of two classes.
+_BINARY = (
+  "fit_beta_calibration",
+  "fit_quadratic_scaling",
+  "fit_spline_scaling",
+)
 # Arguments that have no default.
 _KEYWORDS = {"fit_conformal": {"alpha": 0.25}, "top_k_accuracy": {"k": 2}}
 
@@ -37,7 +43,7 @@ def arguments(name):
   scores of two classes those of one and ids.
   """
   rng = np.random.default_rng(6)
-  scores = rng.normal(size=(12, 2 if "beta" in name else 4)) * 2
+  scores = rng.normal(size=(12, 2 if name in _BINARY else 4)) * 2
   labels = rng.integers(0, scores.shape[-1], 12)
   scores = scores.astype(np.float32)
   kind = next(iter(inspect.signature(getattr(calibration, name)).parameters))
