@@ -33,23 +33,25 @@ class BinStats(NamedTuple):
   A hit is an example whose predicted class is its label. Bin ``b`` of ``m``
   holds the confidences in ``[b/m, (b+1)/m)``, the last bin also 1. Every field
   is int32, so sums over batches, devices (``jax.lax.psum``) and hosts have the
-  same bits in any order. Counts must stay below ``2**31``; an overflow to a
-  negative count gives NaN errors.
+  same bits in any order. From ``2**31`` examples on, every error is NaN.
 
   Attributes:
     counts: Number of examples in each bin, ``[..., m]``.
     hits: Number of hits in each bin, ``[..., m]``.
     confidence_digits: The sum of confidence in each bin, in base 1024 with one
       digit before the point and four after it, ``[..., 5, m]``.
+    size_digits: The number of examples in all bins, in base ``2**16`` with the
+      low digit first, ``[..., 2]``. It does not overflow as ``counts`` may.
     invalid: Number of invalid examples, ``[...]``: the label is out of range,
       or the scores are not probabilities (a number outside [0, 1], a sum that
-      differs from 1 by more than 0.01, or NaN). If it is above 0, every error
-      is NaN.
+      differs from 1 by more than 0.01, or NaN). If it is not 0, every
+      error is NaN.
   """
 
   counts: Array
   hits: Array
   confidence_digits: Array
+  size_digits: Array
   invalid: Array
 
   @property
@@ -73,8 +75,9 @@ def check_stats(name: str, stats: Any) -> None:
 
 
 def nan_if_invalid(stats: BinStats, value: Array) -> Array:
-  """``value`` ``[..., m]``, or NaN if an example was invalid."""
-  invalid = (stats.invalid > 0) | jnp.any(stats.counts < 0, axis=-1)
+  """``value`` ``[..., m]``; NaN if invalid examples or too many were added."""
+  overflows = _digit_sums.count_overflows(stats.size_digits)
+  invalid = (stats.invalid != 0) | overflows
   return jnp.where(invalid[..., None], jnp.nan, value)
 
 
@@ -100,6 +103,7 @@ def _add_up(top: TopLabel, num_bins: int) -> BinStats:
     counts=flags[0],
     hits=flags[1],
     confidence_digits=_digit_sums.sum_digits(digits, bins, num_bins),
+    size_digits=_digit_sums.count_digits(jnp.sum(top.use, dtype=jnp.int32)),
     invalid=jnp.sum(top.invalid, dtype=jnp.int32),
   )
 
@@ -278,5 +282,6 @@ def _add(a: BinStats, b: BinStats) -> BinStats:
     counts=a.counts + b.counts,
     hits=a.hits + b.hits,
     confidence_digits=_digit_sums.carry(digits),
+    size_digits=_digit_sums.carry_count(a.size_digits + b.size_digits),
     invalid=a.invalid + b.invalid,
   )

@@ -44,9 +44,7 @@ def _read(
   scores: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[Array, Array, Array | None]:
   """Checks types and shapes, and the range of labels if all is concrete."""
-  # Dropped rows may hold NaN, and a conversion computes nothing.
-  with jax.debug_nans(False):
-    values = checks.as_floats(scores, "scores")
+  values = checks.as_floats(scores, "scores")
   ids = checks.as_array(labels, "labels")
   if ids.dtype == jnp.bool_:
     ids = ids.astype(jnp.int8)
