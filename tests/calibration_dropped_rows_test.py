@@ -24,6 +24,7 @@ NO_GRADIENT = {
   "fit_temperature",
   "fit_vector_scaling",
   "mean_set_size",
+  "roc_stats",
   "set_coverage",
 }
 

@@ -56,6 +56,15 @@ from squentropy_jax.calibration._metrics_brier_decomposition import (
 from squentropy_jax.calibration._metrics_classwise import (
   classwise_calibration_error as classwise_calibration_error,
 )
+from squentropy_jax.calibration._metrics_refinement import (
+  RefinementDecomposition as RefinementDecomposition,
+)
+from squentropy_jax.calibration._metrics_refinement import (
+  brier_refinement as brier_refinement,
+)
+from squentropy_jax.calibration._metrics_refinement import (
+  nll_refinement as nll_refinement,
+)
 from squentropy_jax.calibration._metrics_roc import (
   RocCurve as RocCurve,
 )
@@ -63,7 +72,25 @@ from squentropy_jax.calibration._metrics_roc import (
   auroc as auroc,
 )
 from squentropy_jax.calibration._metrics_roc import (
+  average_precision as average_precision,
+)
+from squentropy_jax.calibration._metrics_roc import (
   roc_curve as roc_curve,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  RocStats as RocStats,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  binned_auroc as binned_auroc,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  binned_average_precision as binned_average_precision,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  binned_roc_curve as binned_roc_curve,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  roc_stats as roc_stats,
 )
 from squentropy_jax.calibration._metrics_scores import (
   accuracy as accuracy,

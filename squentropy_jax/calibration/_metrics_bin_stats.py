@@ -2,7 +2,7 @@
 """Sums over bins of confidence, which add exactly over batches and devices."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import Array
@@ -12,6 +12,10 @@ from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _digit_sums
 from squentropy_jax.calibration._equal_width_bins import bin_of
+from squentropy_jax.calibration._metrics_roc_stats import (
+  RocStats,
+  add_roc_stats,
+)
 from squentropy_jax.calibration._row_functions import (
   TopLabel,
   top_label,
@@ -63,6 +67,9 @@ class BinStats(NamedTuple):
   def confidence(self) -> Array:
     """The mean confidence in each bin ``[..., m]``; NaN in an empty bin."""
     return _bin_means(self)[1]
+
+
+_Stats = TypeVar("_Stats", BinStats, RocStats)
 
 
 def check_stats(name: str, stats: Any) -> None:
@@ -234,15 +241,16 @@ def bin_stats_from_confidence(
   return _from_confidence(*arrays, num_bins=num_bins)
 
 
-def merge(a: BinStats, b: BinStats) -> BinStats:
+def merge(a: _Stats, b: _Stats) -> _Stats:
   r"""Computes the statistics of two batches together.
 
-  Use it to accumulate :func:`bin_stats` over batches. The sum is exact: it has
-  the bits of :func:`bin_stats` of both batches at once, in any order.
+  Use it to accumulate :func:`bin_stats` or :func:`roc_stats` over batches. The
+  sum is exact: it has the bits of the statistics of both batches at once, in
+  any order.
 
   .. math:: n_b = n^{(1)}_b + n^{(2)}_b
 
-  and likewise for hits and summed confidence.
+  and likewise for the other fields.
 
   Args:
     a: Statistics of one batch.
@@ -252,7 +260,8 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     The statistics of both batches.
 
   Raises:
-    TypeError: If ``a`` or ``b`` is not a :class:`BinStats`.
+    TypeError: If ``a`` and ``b`` are not two :class:`BinStats` or two
+      :class:`RocStats`.
     ValueError: If their shapes differ.
 
   Examples:
@@ -264,19 +273,25 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     Chan, Golub and LeVeque, `Algorithms for Computing the Sample Variance
     <https://doi.org/10.2307/2683386>`_, 1983.
   """
-  check_stats("a", a)
-  check_stats("b", b)
-  if a.counts.shape != b.counts.shape:
+  if not isinstance(a, RocStats):
+    check_stats("a", a)
+  if type(a) is not type(b):
+    raise TypeError(
+      f"b must be a {type(a).__name__} like a, got {type(b).__name__}."
+    )
+  if a[0].shape != b[0].shape:
     raise ValueError(
       "a and b must have as many bins and the same leading shape, got "
-      f"{a.counts.shape} and {b.counts.shape}. Pass the same num_bins to "
-      "bin_stats, and use jax.vmap for stacked statistics."
+      f"{a[0].shape} and {b[0].shape}. Pass the same num_bins for both, and "
+      "use jax.vmap for stacked statistics."
     )
   return _add(a, b)
 
 
 @jax.jit
-def _add(a: BinStats, b: BinStats) -> BinStats:
+def _add(a: Any, b: Any) -> Any:
+  if isinstance(a, RocStats):
+    return add_roc_stats(a, b)
   digits = a.confidence_digits + b.confidence_digits
   return BinStats(
     counts=a.counts + b.counts,

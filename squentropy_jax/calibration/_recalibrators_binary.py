@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curved maps of the log-odds of two classes: quadratic and spline scaling."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax import Array
@@ -143,6 +143,9 @@ def _apply_spline(params: SplineScaling, logits: Array) -> Array:
   return logits_of_odds(odds, is_certain(logits), logits)
 
 
+_Params = TypeVar("_Params", QuadraticScaling, SplineScaling)
+
+
 class _Inputs(NamedTuple):
   x: Array  # [n], scaled log-odds.
   use: Array  # [n], kept and not certain.
@@ -172,7 +175,7 @@ def _quantiles(inputs: _Inputs, tail: float) -> tuple[Array, Array]:
   return jnp.where(any_row, low, -1), jnp.where(any_row, high, 1)
 
 
-def _nan_if_undefined(params: NamedTuple, inputs: _Inputs) -> NamedTuple:
+def _nan_if_undefined(params: _Params, inputs: _Inputs) -> _Params:
   return jax.tree.map(
     lambda x: jnp.where(jnp.isnan(inputs.beta), jnp.nan, x), params
   )

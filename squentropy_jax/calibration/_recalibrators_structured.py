@@ -117,7 +117,7 @@ def _fit(rows: ScoredRows, *, kind: Any, penalty: Array) -> Any:
   x, impossible = _smoothed(logits, beta, smoothing)
   identity = jnp.eye(size, dtype=beta.dtype)
   if kind is StructuredVectorScaling:
-    start, price = jnp.ones(size, beta.dtype), 1.0
+    start = price = jnp.ones(size, beta.dtype)
   else:
     start, price = identity, identity + (size - 1) * (1 - identity)
   weight = penalty * size / count

@@ -53,6 +53,6 @@ def arguments(name):
     scores = scores > 0.2
   if kind == "confidence":
     scores, labels = scores.max(-1), labels == scores.argmax(-1)
-  if name in ("auroc", "roc_curve"):
+  if name in ("auroc", "average_precision", "roc_curve", "roc_stats"):
     scores, labels = scores[:, 0], np.int64(labels == 0)
   return scores, labels, np.arange(12) % 4 > 0
