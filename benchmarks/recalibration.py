@@ -5,7 +5,7 @@
 of scikit-learn on the data sets that it ships, fits every recalibrator on rows
 that were not used for training, and writes the scores of further rows to
 ``benchmarks/results/recalibration.csv``. It then prints the table of
-docs/calibration.md. ``--table`` prints the table of the file as it is.
+docs/recalibration.md. ``--table`` prints the table of the file as it is.
 """
 
 import csv
