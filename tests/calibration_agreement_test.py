@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.calibration_peers import INTERCEPT, NUM_BINS, OFF_DIAGONAL, TABLE
+from support.calibration_peers import (
+  INTERCEPT,
+  NUM_BINS,
+  OFF_DIAGONAL,
+  PENALTY,
+  TABLE,
+)
 
 from squentropy_jax import calibration
 
@@ -78,7 +84,7 @@ FITS = {
     intercept_penalty=INTERCEPT,
   ),
   "temperature": calibration.fit_temperature,
-  "vector": calibration.fit_vector_scaling,
+  "vector": functools.partial(calibration.fit_vector_scaling, penalty=PENALTY),
 }
 RECALIBRATED = {name: _recalibrated(fit) for name, fit in FITS.items()}
 

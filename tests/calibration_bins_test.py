@@ -75,6 +75,19 @@ def test_confidence_does_not_stall_past_the_integers_of_float32():
   assert confidence[10] == np.float32(0.7)
 
 
+def test_too_many_rows_give_nan_for_good():
+  ece = calibration.expected_calibration_error
+  p = np.array([[0.7, 0.3], [0.4, 0.6]], np.float32)
+  stats = calibration.bin_stats(p, np.array([0, 0]))
+  for power in range(2, 36):
+    double = jax.tree.map(lambda x: x + x, stats)  # As a psum, without a carry.
+    stats = calibration.merge(stats, stats)
+    for sums in (stats, double):
+      # An int32 count is 0 again at 2^33 rows, of which each bin has half.
+      assert np.isnan(ece(sums)) == (power >= 31), power
+      assert np.isnan(sums.accuracy[10]) == (power >= 31), power
+
+
 def test_a_label_out_of_range_raises_or_gives_nan_under_jit():
   p, y = _data(4)
   y[2] = 5

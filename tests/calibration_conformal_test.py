@@ -150,6 +150,22 @@ def test_scores():
   assert np.ptp(u[:, 0]) > 0.01
 
 
+def test_saturated_rows_do_not_get_every_class():
+  # Float32 rounds the sum with the second class of the last row to 1.
+  p = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 0]]
+  p[5, 2] = 1e-9
+  scores = np.asarray(calibration.aps_score(p))
+  np.testing.assert_array_equal(scores[0], [1, 1.25, 1.5, 1.75])
+  np.testing.assert_array_equal(scores[5], [1, 1.5, 1.25, 1.75])
+  score = calibration.aps_score
+  # Every label is the certain class, or one is not.
+  for labels, size in ((p.argmax(-1), 1), (np.append(p.argmax(-1)[:5], 2), 2)):
+    params = calibration.fit_conformal(p, labels, alpha=0.15, score=score)
+    sets = calibration.prediction_set(params, p, score=score)
+    np.testing.assert_array_equal(sets.sum(-1), size)
+    assert calibration.set_coverage(sets, labels) == 1
+
+
 def test_random_scores_make_smaller_sets_of_new_rows():
   n = 2000
   p, y = _data(2 * n)

@@ -14,11 +14,17 @@ NO_GRADIENT = {
   "brier_decomposition",
   "classwise_calibration_error",
   "fit_beta_calibration",
+  "fit_ensemble_temperature",
   "fit_isotonic_regression",
   "fit_matrix_scaling",
+  "fit_quadratic_scaling",
+  "fit_spline_scaling",
+  "fit_structured_matrix_scaling",
+  "fit_structured_vector_scaling",
   "fit_temperature",
   "fit_vector_scaling",
   "mean_set_size",
+  "roc_stats",
   "set_coverage",
 }
 

@@ -70,6 +70,19 @@ def test_labels_are_not_checked_if_the_mesh_spans_processes(monkeypatch):
     _call_with_an_invalid_label("brier_score")
 
 
+@pytest.mark.parametrize(
+  ("name", "pair"),
+  [
+    ("brier_score", r"\[1 - p, p\]"),
+    ("negative_log_likelihood", r"\[jnp.zeros_like\(z\), z\]"),
+  ],
+)
+def test_one_score_of_two_classes_is_to_be_stacked(name, pair):
+  scores, labels, _ = arguments(name)
+  with pytest.raises(ValueError, match=rf"pass jnp.stack\({pair}, axis=-1\)"):
+    function(name)(scores[:, 1], labels, None)
+
+
 def test_concrete_labels_are_checked_if_the_scores_are_traced():
   scores, labels, _ = arguments("brier_score")
   labels[1] = 7

@@ -30,6 +30,7 @@ def both(scores, labels, where):
   return (
     calibration.auroc(scores, labels, where=where),
     calibration.roc_curve(scores, labels, where=where),
+    calibration.average_precision(scores, labels, where=where),
   )
 
 
@@ -61,7 +62,7 @@ def _among_dropped(scores, labels):
 def _check(kind, dtype, rtol):
   scores, labels = _rows(kind)
   scores = scores.astype(dtype)
-  area, curve = both(*_among_dropped(scores, labels))
+  area, curve, precision = both(*_among_dropped(scores, labels))
   assert area.dtype == dtype
   # scikit-learn refuses infinite scores; their ranks give the same curve.
   ranks = np.unique(scores, return_inverse=True)[1].astype(float)
@@ -69,6 +70,9 @@ def _check(kind, dtype, rtol):
   np.testing.assert_allclose(area, metrics.auc(*want[:2]), rtol=rtol)
   np.testing.assert_allclose(
     area, metrics.roc_auc_score(labels, ranks), rtol=rtol
+  )
+  np.testing.assert_allclose(
+    precision, metrics.average_precision_score(labels, ranks), rtol=rtol
   )
   got = np.stack(curve[:2])
   assert got.shape == (2, NUM_ROWS + 1)
@@ -133,6 +137,8 @@ def test_limits():
   np.testing.assert_array_equal(curve.true_positive_rate, [0, 0.5, 1])
   empty = np.zeros(0, np.float32), np.zeros(0, bool)
   assert np.isnan(calibration.auroc(*empty))
+  assert np.isnan(calibration.average_precision(*empty))
+  assert calibration.average_precision(*one) == 1
   assert np.isnan(calibration.roc_curve(*empty).thresholds).all()
   none = both(*_among_dropped(np.zeros(0, np.float32), np.zeros(0, np.int32)))
   assert all(np.isnan(x).all() for x in jax.tree.leaves(none))
@@ -160,7 +166,12 @@ def test_sharded_scores():
 
 def test_errors_name_the_argument():
   scores, labels = _rows("random")
-  for f in (calibration.auroc, calibration.roc_curve):
+  for f in (
+    calibration.auroc,
+    calibration.average_precision,
+    calibration.roc_curve,
+    calibration.roc_stats,
+  ):
     with pytest.raises(ValueError, match=r"labels\[2\] = 3 is .* \[0, 2\)"):
       f(scores[:3], np.array([0, 1, 3]))
     with pytest.raises(TypeError, match="labels must be booleans"):

@@ -4,13 +4,15 @@
 Dropped rows and classes hold garbage.
 """
 
+import functools
+
 from cases import BINARY_CASES, CLASS_CASES
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import losses
+from squentropy_jax import calibration, losses
 
 EVERY = pytest.mark.parametrize("case", CLASS_CASES, ids=repr)
 RNG = np.random.default_rng(9)
@@ -107,6 +109,28 @@ def test_dropped_entries_of_binary_losses(case):
       gradient = run(scores)
       assert np.isfinite(gradient).all()
       np.testing.assert_array_equal(gradient[~keep], 0)
+
+
+@pytest.mark.parametrize("loss", [losses.squentropy, losses.cross_entropy])
+def test_numpy_logits_are_converted(loss):
+  with jax.debug_nans(True):
+    value = np.asarray(loss(ROWS, LABELS, where=~DROPPED))
+    wide = np.asarray(loss(ROWS.astype(np.float64), LABELS, where=~DROPPED))
+  assert np.isfinite(value).all()
+  np.testing.assert_allclose(value, wide, rtol=1e-6)
+  np.testing.assert_array_equal(value[DROPPED], 0)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_dropped_rows_of_a_conformal_fit(kind):
+  p = np.where(DROPPED[:, None], GARBAGE, SOFT)
+  for score in (calibration.lac_score, calibration.aps_score):
+    fit = functools.partial(
+      calibration.fit_conformal, alpha=0.5, score=score, where=~DROPPED
+    )
+    rows = kind(p)
+    with jax.debug_nans(True):
+      assert np.isfinite(fit(rows, LABELS).threshold)
 
 
 def test_an_invalid_row_is_reported():

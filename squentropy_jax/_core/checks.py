@@ -78,16 +78,17 @@ def as_array(values: Any, name: str) -> Any:
 def as_jax(values: Any, dtype: Any = None) -> jax.Array:
   """Converts to a JAX array, of ``dtype`` if one is given.
 
-  Returns a JAX array of that dtype unchanged. Outside jit, jax_debug_nans
-  checks the result of every operation, even of a conversion that changes
-  nothing, and would raise an error for a NaN in a dropped row.
+  Returns a JAX array of that dtype unchanged.
   """
-  array = values if isinstance(values, jax.Array) else jnp.asarray(values)
-  if dtype is None:
-    return array
   # Without jax_enable_x64, an explicit float64 would give a warning.
-  dtype = jax.dtypes.canonicalize_dtype(dtype)
-  return array if dtype == array.dtype else array.astype(dtype)
+  dtype = None if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
+  if isinstance(values, jax.Array) and dtype in (None, values.dtype):
+    return values
+  # A conversion computes nothing, but jax_debug_nans checks its result and
+  # would raise an error for a NaN in a dropped row.
+  with jax.debug_nans(False):
+    array = jnp.asarray(values)
+    return array if dtype in (None, array.dtype) else array.astype(dtype)
 
 
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:

@@ -56,6 +56,15 @@ from squentropy_jax.calibration._metrics_brier_decomposition import (
 from squentropy_jax.calibration._metrics_classwise import (
   classwise_calibration_error as classwise_calibration_error,
 )
+from squentropy_jax.calibration._metrics_refinement import (
+  RefinementDecomposition as RefinementDecomposition,
+)
+from squentropy_jax.calibration._metrics_refinement import (
+  brier_refinement as brier_refinement,
+)
+from squentropy_jax.calibration._metrics_refinement import (
+  nll_refinement as nll_refinement,
+)
 from squentropy_jax.calibration._metrics_roc import (
   RocCurve as RocCurve,
 )
@@ -63,7 +72,25 @@ from squentropy_jax.calibration._metrics_roc import (
   auroc as auroc,
 )
 from squentropy_jax.calibration._metrics_roc import (
+  average_precision as average_precision,
+)
+from squentropy_jax.calibration._metrics_roc import (
   roc_curve as roc_curve,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  RocStats as RocStats,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  binned_auroc as binned_auroc,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  binned_average_precision as binned_average_precision,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  binned_roc_curve as binned_roc_curve,
+)
+from squentropy_jax.calibration._metrics_roc_stats import (
+  roc_stats as roc_stats,
 )
 from squentropy_jax.calibration._metrics_scores import (
   accuracy as accuracy,
@@ -104,6 +131,24 @@ from squentropy_jax.calibration._recalibrators_beta import (
 from squentropy_jax.calibration._recalibrators_beta import (
   fit_beta_calibration as fit_beta_calibration,
 )
+from squentropy_jax.calibration._recalibrators_binary import (
+  QuadraticScaling as QuadraticScaling,
+)
+from squentropy_jax.calibration._recalibrators_binary import (
+  SplineScaling as SplineScaling,
+)
+from squentropy_jax.calibration._recalibrators_binary import (
+  fit_quadratic_scaling as fit_quadratic_scaling,
+)
+from squentropy_jax.calibration._recalibrators_binary import (
+  fit_spline_scaling as fit_spline_scaling,
+)
+from squentropy_jax.calibration._recalibrators_ensemble import (
+  EnsembleTemperatureScaling as EnsembleTemperatureScaling,
+)
+from squentropy_jax.calibration._recalibrators_ensemble import (
+  fit_ensemble_temperature as fit_ensemble_temperature,
+)
 from squentropy_jax.calibration._recalibrators_linear import (
   MatrixScaling as MatrixScaling,
 )
@@ -115,6 +160,18 @@ from squentropy_jax.calibration._recalibrators_linear import (
 )
 from squentropy_jax.calibration._recalibrators_linear import (
   fit_vector_scaling as fit_vector_scaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  StructuredMatrixScaling as StructuredMatrixScaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  StructuredVectorScaling as StructuredVectorScaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  fit_structured_matrix_scaling as fit_structured_matrix_scaling,
+)
+from squentropy_jax.calibration._recalibrators_structured import (
+  fit_structured_vector_scaling as fit_structured_vector_scaling,
 )
 from squentropy_jax.calibration._recalibrators_temperature import (
   TemperatureScaling as TemperatureScaling,

@@ -64,6 +64,11 @@ def aps_score(probabilities: ArrayLike, *, key: Array | None = None) -> Array:
   the calibration and the test examples:
   ``functools.partial(calibration.aps_score, key=key)``.
 
+  Classes whose probability is 0, or too small to change the sum, would all have
+  the score 1. To separate them, :math:`j / C` is added to the score of the
+  :math:`j`-th of them. So a set of a saturated prediction need not have every
+  class.
+
   APS stands for adaptive prediction sets.
 
   Args:
@@ -88,9 +93,13 @@ def aps_score(probabilities: ArrayLike, *, key: Array | None = None) -> Array:
   """
   p = _nan_unless_probabilities(as_scores("probabilities", probabilities))
   order = jnp.argsort(p, axis=-1, descending=True)
-  sum_before = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1)
+  total = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1)
+  # Sums of equal classes would tie, and a set would have all of them or none.
+  is_same = total[..., 1:] <= jax.lax.cummax(total[..., :-1], axis=p.ndim - 1)
+  ties = jnp.cumsum(is_same, axis=-1, dtype=jnp.int32).astype(p.dtype)
+  total = total.at[..., 1:].add(ties / p.shape[-1])
   # Sorting the order gives the inverse permutation.
-  score = jnp.take_along_axis(sum_before, jnp.argsort(order, axis=-1), axis=-1)
+  score = jnp.take_along_axis(total, jnp.argsort(order, axis=-1), axis=-1)
   if key is None:
     return score
   checks.check_key(key)

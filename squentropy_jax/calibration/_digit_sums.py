@@ -60,6 +60,27 @@ def sum_digits(digits: Array, segments: Array, num_segments: int) -> Array:
   return carry(carry(chunks).sum(0))
 
 
+# Counts have 16 bits in the low digit: 2^15 devices may add theirs by a psum.
+_COUNT_BITS = 16
+
+
+def count_digits(count: Array) -> Array:
+  """Writes an int32 count ``[...]`` as two digits ``[..., 2]``, low first."""
+  low = count & (2**_COUNT_BITS - 1)
+  return jnp.stack([low, count >> _COUNT_BITS], axis=-1)
+
+
+def carry_count(digits: Array) -> Array:
+  """Brings the low digit of sums of `count_digits` below 2^16."""
+  low = count_digits(digits[..., 0])
+  return low.at[..., 1].add(digits[..., 1])
+
+
+def count_overflows(digits: Array) -> Array:
+  """Whether a sum of `count_digits` ``[..., 2]`` is 2^31 or more, ``[...]``."""
+  return carry_count(digits)[..., 1] >= 2 ** (31 - _COUNT_BITS)
+
+
 def to_float(digits: Array, dtype: np.dtype) -> Array:
   """The value ``[..., m]`` of carried digits ``[..., NUM_DIGITS, m]``."""
   value = digits[..., NUM_DIGITS - 1, :].astype(dtype)

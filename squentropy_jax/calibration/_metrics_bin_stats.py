@@ -2,7 +2,7 @@
 """Sums over bins of confidence, which add exactly over batches and devices."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import Array
@@ -12,6 +12,10 @@ from jax.typing import ArrayLike
 
 from squentropy_jax.calibration import _digit_sums
 from squentropy_jax.calibration._equal_width_bins import bin_of
+from squentropy_jax.calibration._metrics_roc_stats import (
+  RocStats,
+  add_roc_stats,
+)
 from squentropy_jax.calibration._row_functions import (
   TopLabel,
   top_label,
@@ -33,23 +37,25 @@ class BinStats(NamedTuple):
   A hit is an example whose predicted class is its label. Bin ``b`` of ``m``
   holds the confidences in ``[b/m, (b+1)/m)``, the last bin also 1. Every field
   is int32, so sums over batches, devices (``jax.lax.psum``) and hosts have the
-  same bits in any order. Counts must stay below ``2**31``; an overflow to a
-  negative count gives NaN errors.
+  same bits in any order. From ``2**31`` examples on, every error is NaN.
 
   Attributes:
     counts: Number of examples in each bin, ``[..., m]``.
     hits: Number of hits in each bin, ``[..., m]``.
     confidence_digits: The sum of confidence in each bin, in base 1024 with one
       digit before the point and four after it, ``[..., 5, m]``.
+    size_digits: The number of examples in all bins, in base ``2**16`` with the
+      low digit first, ``[..., 2]``. It does not overflow as ``counts`` may.
     invalid: Number of invalid examples, ``[...]``: the label is out of range,
       or the scores are not probabilities (a number outside [0, 1], a sum that
-      differs from 1 by more than 0.01, or NaN). If it is above 0, every error
-      is NaN.
+      differs from 1 by more than 0.01, or NaN). If it is not 0, every
+      error is NaN.
   """
 
   counts: Array
   hits: Array
   confidence_digits: Array
+  size_digits: Array
   invalid: Array
 
   @property
@@ -63,6 +69,9 @@ class BinStats(NamedTuple):
     return _bin_means(self)[1]
 
 
+_Stats = TypeVar("_Stats", BinStats, RocStats)
+
+
 def check_stats(name: str, stats: Any) -> None:
   """Raises unless ``stats`` is a `BinStats`."""
   if not isinstance(stats, BinStats):
@@ -73,8 +82,9 @@ def check_stats(name: str, stats: Any) -> None:
 
 
 def nan_if_invalid(stats: BinStats, value: Array) -> Array:
-  """``value`` ``[..., m]``, or NaN if an example was invalid."""
-  invalid = (stats.invalid > 0) | jnp.any(stats.counts < 0, axis=-1)
+  """``value`` ``[..., m]``; NaN if invalid examples or too many were added."""
+  overflows = _digit_sums.count_overflows(stats.size_digits)
+  invalid = (stats.invalid != 0) | overflows
   return jnp.where(invalid[..., None], jnp.nan, value)
 
 
@@ -100,6 +110,7 @@ def _add_up(top: TopLabel, num_bins: int) -> BinStats:
     counts=flags[0],
     hits=flags[1],
     confidence_digits=_digit_sums.sum_digits(digits, bins, num_bins),
+    size_digits=_digit_sums.count_digits(jnp.sum(top.use, dtype=jnp.int32)),
     invalid=jnp.sum(top.invalid, dtype=jnp.int32),
   )
 
@@ -230,15 +241,16 @@ def bin_stats_from_confidence(
   return _from_confidence(*arrays, num_bins=num_bins)
 
 
-def merge(a: BinStats, b: BinStats) -> BinStats:
+def merge(a: _Stats, b: _Stats) -> _Stats:
   r"""Computes the statistics of two batches together.
 
-  Use it to accumulate :func:`bin_stats` over batches. The sum is exact: it has
-  the bits of :func:`bin_stats` of both batches at once, in any order.
+  Use it to accumulate :func:`bin_stats` or :func:`roc_stats` over batches. The
+  sum is exact: it has the bits of the statistics of both batches at once, in
+  any order.
 
   .. math:: n_b = n^{(1)}_b + n^{(2)}_b
 
-  and likewise for hits and summed confidence.
+  and likewise for the other fields.
 
   Args:
     a: Statistics of one batch.
@@ -248,7 +260,8 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     The statistics of both batches.
 
   Raises:
-    TypeError: If ``a`` or ``b`` is not a :class:`BinStats`.
+    TypeError: If ``a`` and ``b`` are not two :class:`BinStats` or two
+      :class:`RocStats`.
     ValueError: If their shapes differ.
 
   Examples:
@@ -260,23 +273,30 @@ def merge(a: BinStats, b: BinStats) -> BinStats:
     Chan, Golub and LeVeque, `Algorithms for Computing the Sample Variance
     <https://doi.org/10.2307/2683386>`_, 1983.
   """
-  check_stats("a", a)
-  check_stats("b", b)
-  if a.counts.shape != b.counts.shape:
+  if not isinstance(a, RocStats):
+    check_stats("a", a)
+  if type(a) is not type(b):
+    raise TypeError(
+      f"b must be a {type(a).__name__} like a, got {type(b).__name__}."
+    )
+  if a[0].shape != b[0].shape:
     raise ValueError(
       "a and b must have as many bins and the same leading shape, got "
-      f"{a.counts.shape} and {b.counts.shape}. Pass the same num_bins to "
-      "bin_stats, and use jax.vmap for stacked statistics."
+      f"{a[0].shape} and {b[0].shape}. Pass the same num_bins for both, and "
+      "use jax.vmap for stacked statistics."
     )
   return _add(a, b)
 
 
 @jax.jit
-def _add(a: BinStats, b: BinStats) -> BinStats:
+def _add(a: Any, b: Any) -> Any:
+  if isinstance(a, RocStats):
+    return add_roc_stats(a, b)
   digits = a.confidence_digits + b.confidence_digits
   return BinStats(
     counts=a.counts + b.counts,
     hits=a.hits + b.hits,
     confidence_digits=_digit_sums.carry(digits),
+    size_digits=_digit_sums.carry_count(a.size_digits + b.size_digits),
     invalid=a.invalid + b.invalid,
   )

@@ -79,7 +79,7 @@ def expected_calibration_error(stats: BinStats, *, norm: float = 1) -> Array:
 
   Returns:
     The error, a scalar (or the leading shape of ``stats``). NaN without any
-    example, or if ``stats.invalid`` is above 0.
+    example, or if ``stats.invalid`` is not 0.
 
   Raises:
     TypeError: If ``stats`` is not a :class:`BinStats` or ``norm`` is not a
@@ -118,7 +118,7 @@ def maximum_calibration_error(stats: BinStats) -> Array:
 
   Returns:
     The error, a scalar (or the leading shape of ``stats``). NaN without any
-    example, or if ``stats.invalid`` is above 0.
+    example, or if ``stats.invalid`` is not 0.
 
   Raises:
     TypeError: If ``stats`` is not a :class:`BinStats`.
@@ -156,7 +156,7 @@ def debiased_calibration_error(stats: BinStats) -> Array:
 
   Returns:
     The error, a scalar (or the leading shape of ``stats``). NaN without any
-    example, or if ``stats.invalid`` is above 0.
+    example, or if ``stats.invalid`` is not 0.
 
   Raises:
     TypeError: If ``stats`` is not a :class:`BinStats`.

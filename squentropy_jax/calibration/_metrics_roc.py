@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Receiver operating characteristic of binary scores, and the area below it."""
 
+from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax import Array
@@ -24,6 +25,8 @@ from squentropy_jax.calibration._scored_rows import (
   without_explicit_axes,
 )
 
+_T = TypeVar("_T")
+
 
 class RocCurve(NamedTuple):
   """Error rates at every threshold of a score.
@@ -40,13 +43,11 @@ class RocCurve(NamedTuple):
   thresholds: Array
 
 
-def _read(
+def read_scores(
   scores: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[Array, Array, Array | None]:
   """Checks types and shapes, and the range of labels if all is concrete."""
-  # Dropped rows may hold NaN, and a conversion computes nothing.
-  with jax.debug_nans(False):
-    values = checks.as_floats(scores, "scores")
+  values = checks.as_floats(scores, "scores")
   ids = checks.as_array(labels, "labels")
   if ids.dtype == jnp.bool_:
     ids = ids.astype(jnp.int8)
@@ -84,6 +85,17 @@ def _ordered(
   )
 
 
+def _area_of_precision(order: ConfidenceOrder) -> Array:
+  dtype = order.confidence.dtype
+  # Each row has the precision at its score, and its group's share of positives.
+  above = (order.num_hits - order.hits_below).astype(dtype)
+  precision = above / jnp.maximum(order.size - order.start, 1).astype(dtype)
+  share = order.hits.astype(dtype) / order.ties.astype(dtype)
+  sum_ = jnp.sum(jnp.where(order.use, share * precision, 0))
+  area = sum_ / order.num_hits.astype(dtype)
+  return jnp.where(order.invalid, jnp.nan, area)
+
+
 def _curve(order: ConfidenceOrder) -> RocCurve:
   dtype = order.confidence.dtype
   n = order.confidence.shape[0]
@@ -110,16 +122,18 @@ def _curve(order: ConfidenceOrder) -> RocCurve:
   return jax.tree.map(lambda x: jnp.where(undefined, jnp.nan, x), curve)
 
 
-@functools.partial(jax.jit, static_argnames="area")
+@functools.partial(jax.jit, static_argnames="metric")
 def _of_rows(
-  scores: Array, labels: Array, where: Array | None, *, area: bool
-) -> Array | RocCurve:
-  def of_examples(
-    scores: Array, labels: Array, where: Array | None
-  ) -> Array | RocCurve:
+  scores: Array,
+  labels: Array,
+  where: Array | None,
+  *,
+  metric: Callable[[ConfidenceOrder], _T],
+) -> _T:
+  def of_examples(scores: Array, labels: Array, where: Array | None) -> _T:
     keep = None if where is None else where.ravel()
     order = _ordered(scores.ravel(), labels.ravel(), keep)
-    return area_of_order(order) if area else _curve(order)
+    return metric(order)
 
   return without_explicit_axes(
     of_examples, scores, PartitionSpec(), scores, labels, where
@@ -168,7 +182,56 @@ def auroc(
     Operating Characteristic (ROC) Curve
     <https://doi.org/10.1148/radiology.143.1.7063747>`_, 1982.
   """
-  found: Array = _of_rows(*_read(scores, labels, where), area=True)
+  found: Array = _of_rows(
+    *read_scores(scores, labels, where), metric=area_of_order
+  )
+  return found
+
+
+def average_precision(
+  scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> Array:
+  r"""Computes the mean precision at the scores of the positives (AP).
+
+  Use it for a score of two classes where positives are rare: unlike
+  :func:`auroc` it does not change much with the number of easy negatives.
+
+  .. math::
+
+    \frac{1}{|P|} \sum_{i \in P}
+    \frac{|\{j \in P : s_j \ge s_i\}|}{|\{j : s_j \ge s_i\}|}
+
+  with the positives :math:`P`. It is the area below the steps of the
+  precision-recall curve, without interpolation.
+
+  Args:
+    scores: One number for each example, large for a positive, any shape; they
+      may be infinite.
+    labels: Whether the example is a positive: booleans, or integers 0 and 1,
+      of the same shape.
+    where: Which examples to include, booleans of the same shape.
+
+  Returns:
+    A scalar, the share of positives for an uninformative score. NaN without any
+    positive, or if an included score is NaN or a traced label is out of range.
+
+  Raises:
+    TypeError: If an argument has a wrong type.
+    ValueError: If a shape does not match, or a concrete label is out of range.
+
+  Examples:
+    >>> scores = jnp.array([0.1, 0.4, 0.35, 0.8])
+    >>> labels = jnp.array([0, 0, 1, 1])
+    >>> print(f"{calibration.average_precision(scores, labels):.3f}")
+    0.833
+
+  References:
+    Davis and Goadrich, `The Relationship between Precision-Recall and ROC
+    Curves <https://doi.org/10.1145/1143844.1143874>`_, 2006.
+  """
+  found: Array = _of_rows(
+    *read_scores(scores, labels, where), metric=_area_of_precision
+  )
   return found
 
 
@@ -215,5 +278,5 @@ def roc_curve(
     Fawcett, `An Introduction to ROC Analysis
     <https://doi.org/10.1016/j.patrec.2005.10.010>`_, 2006.
   """
-  found: RocCurve = _of_rows(*_read(scores, labels, where), area=False)
+  found: RocCurve = _of_rows(*read_scores(scores, labels, where), metric=_curve)
   return found

@@ -9,7 +9,9 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from squentropy_jax.calibration._row_functions import class_index
 from squentropy_jax.calibration._scored_rows import (
+  ScoredRows,
   as_scores,
   widen,
   without_explicit_axes,
@@ -47,6 +49,37 @@ def apply_params(params: Any, logits: Array) -> Array:
   )
 
 
+def finite_logits(x: Array) -> tuple[Array, Array]:
+  """``x`` with 0 for ``-inf``, and which classes were so (impossible)."""
+  impossible = x == -jnp.inf
+  return jnp.where(impossible, 0, x), impossible
+
+
+def scaled_log_probabilities(z: Array, beta: Array) -> Array:
+  """``log softmax(beta z)`` of finite or ``-inf`` logits, without overflow."""
+  # The largest is subtracted first: a product may be -inf, but not inf.
+  return jax.nn.log_softmax(beta * (z - z.max(-1, keepdims=True)), axis=-1)
+
+
+def bounded_logits(rows: ScoredRows) -> Array:
+  """Logits ``[n, C]`` of products that do not overflow; 0 in dropped rows."""
+  logits = widen(rows.fill_dropped(rows.scores))
+  # Logits beyond this limit saturate.
+  limit = float(jnp.finfo(logits.dtype).max) ** 0.5
+  bounded = jnp.clip(logits, -limit, limit)
+  return jnp.where(logits == -jnp.inf, logits, bounded)
+
+
+def mean_cross_entropy(logits: Array, rows: ScoredRows) -> Array:
+  """Mean cross-entropy of recalibrated logits over the kept rows."""
+  # The plain formula compiles several times faster than losses.cross_entropy.
+  is_label = class_index(logits) == rows.labels[:, None]
+  target = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+  loss = jax.nn.logsumexp(logits, axis=-1) - target
+  count = jnp.sum(rows.keep, dtype=loss.dtype)
+  return jnp.sum(jnp.where(rows.keep, loss, 0)) / count
+
+
 def apply(params: Any, logits: ArrayLike) -> Array:
   r"""Computes recalibrated logits from the parameters of a recalibrator.
 
@@ -55,9 +88,12 @@ def apply(params: Any, logits: ArrayLike) -> Array:
   .. math:: z \mapsto g_\theta(z)
 
   with :math:`\theta` the ``params`` and :math:`g` the map of their type:
-  :class:`TemperatureScaling`, :class:`VectorScaling`, :class:`MatrixScaling`,
-  :class:`HistogramBinning`, :class:`IsotonicRegression` or
-  :class:`BetaCalibration`. It works under ``jit``, ``vmap`` and ``grad``.
+  :class:`TemperatureScaling`, :class:`EnsembleTemperatureScaling`,
+  :class:`VectorScaling`, :class:`MatrixScaling`,
+  :class:`StructuredVectorScaling`, :class:`StructuredMatrixScaling`,
+  :class:`HistogramBinning`, :class:`IsotonicRegression`,
+  :class:`BetaCalibration`, :class:`QuadraticScaling` or
+  :class:`SplineScaling`. It works under ``jit``, ``vmap`` and ``grad``.
 
   Args:
     params: The result of a ``fit_*`` function. Its type selects the map.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Beta calibration, for two classes."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,16 +12,27 @@ from jax.typing import ArrayLike
 from squentropy_jax._core import solvers
 from squentropy_jax.calibration._recalibrators_apply import (
   apply_params,
+  bounded_logits,
   read_params,
 )
-from squentropy_jax.calibration._row_functions import label_score
+from squentropy_jax.calibration._recalibrators_binary import (
+  check_two_classes,
+  is_certain,
+  logits_of_odds,
+  mean_log_loss,
+)
+from squentropy_jax.calibration._recalibrators_temperature import (
+  best_inverse_temperature,
+  median_gap,
+)
 from squentropy_jax.calibration._scored_rows import (
   ScoredRows,
   as_scalar,
   compiled_on_rows,
   read_examples,
-  widen,
 )
+
+_LOG_2 = math.log(2)
 
 
 class BetaCalibration(NamedTuple):
@@ -37,81 +49,87 @@ class BetaCalibration(NamedTuple):
   c: Array
 
 
-def _check_two_classes(logits: Array) -> None:
-  if logits.shape[-1] != 2:
-    raise ValueError(
-      "logits must have two classes for beta calibration, got shape "
-      f"{logits.shape}. For more classes use fit_vector_scaling or "
-      "fit_matrix_scaling."
-    )
-
-
-def _log_probabilities(logits: Array) -> Array:
-  return jax.nn.log_softmax(widen(logits), axis=-1)
-
-
-def _log_odds(params: BetaCalibration, logp: Array) -> Array:
-  """Recalibrated log-odds ``[...]`` of class 1, of ``logp`` ``[..., 2]``."""
+def _log_odds(params: BetaCalibration, logits: Array) -> Array:
+  """Recalibrated log-odds ``[...]`` of class 1, 0 where it is certain."""
+  a, b, c = params
+  finite = jnp.where(is_certain(logits)[..., None], 0, logits)
+  logp = jax.nn.log_softmax(finite, axis=-1)
+  x = finite[..., 1] - finite[..., 0]
 
   def times(factor: Array, x: Array) -> Array:
     return jnp.where(factor == 0, 0, factor * x)  # Also if x is -inf.
 
-  a, b, c = read_params(params, logp.dtype, (), (), ())
-  return times(a, logp[..., 1]) - times(b, logp[..., 0]) + c
+  far = times(a, logp[..., 1]) - times(b, logp[..., 0])
+  # Near p = 1/2 the difference of the two logarithms would cancel.
+  is_near = jnp.abs(x) < 1
+  x = jnp.where(is_near, x, 0)
+  near = (a + b) / 2 * x - (a - b) * (_log_cosh_half(x) + _LOG_2)
+  return jnp.where(is_near, near, far) + c
+
+
+def _log_cosh_half(x: Array) -> Array:
+  """``log(cosh(x / 2))``, accurate also near 0 and for large ``x``."""
+  is_small = jnp.abs(x) < 1
+  small = jnp.log1p(2 * jnp.square(jnp.sinh(jnp.where(is_small, x, 0) / 4)))
+  large = jnp.abs(x) / 2 + jnp.log1p(jnp.exp(-jnp.abs(x))) - _LOG_2
+  return jnp.where(is_small, small, large)
 
 
 @apply_params.register
 def _apply_beta(params: BetaCalibration, logits: Array) -> Array:
-  _check_two_classes(logits)
-  logp = _log_probabilities(logits)
-  odds = _log_odds(params, logp)
-  # The pair (0, odds) would not do: the odds may be infinite.
-  return jnp.stack([jax.nn.log_sigmoid(-odds), jax.nn.log_sigmoid(odds)], -1)
+  check_two_classes(logits)
+  fields = read_params(params, logits.dtype, (), (), ())
+  odds = _log_odds(BetaCalibration(*fields), logits)
+  return logits_of_odds(odds, is_certain(logits), logits)
 
 
 @compiled_on_rows()
 def _fit_beta(rows: ScoredRows, *, penalty: Array) -> BetaCalibration:
-  logp = _log_probabilities(rows.fill_dropped(rows.scores))
-  dtype = logp.dtype
+  beta, scale = best_inverse_temperature(rows), median_gap(rows)
+  logits, use = (
+    bounded_logits(rows),
+    rows.keep & ~is_certain(bounded_logits(rows)),
+  )
   # If one class is impossible, the parameters do not matter.
-  certain = jnp.any(logp == -jnp.inf, axis=-1)
-  impossible = label_score(logp, rows.labels) == -jnp.inf
-  logp = jnp.where(certain[:, None], 0, logp)
-  sign = jnp.where(rows.labels == 1, -1, 1).astype(dtype)
-  keep = rows.keep
-  count = jnp.sum(keep, dtype=dtype)
+  logits = jnp.where(use[:, None], logits, 0)
+  x = logits[:, 1] - logits[:, 0]
+  even = _log_cosh_half(x)
+  weight = penalty / jnp.sum(rows.keep, dtype=x.dtype)
 
-  def objective(params: BetaCalibration) -> Array:
-    loss = jax.nn.softplus(sign * _log_odds(params, logp))
-    mean = jnp.sum(jnp.where(keep & ~certain, loss, 0)) / count
-    change = (params.a - 1) ** 2 + (params.b - 1) ** 2 + params.c**2
-    return mean + penalty * change
+  # The penalty is on factors of log-odds of order 1, and on the new log-odds at
+  # p = 1/2, which the factors do not change: both hold at any scale of logits.
+  def factors(change: Array, face: Array) -> Array:
+    return (beta + change[:2] / scale) * face
 
-  def best_on(face: Array) -> BetaCalibration:
-    def project(p: BetaCalibration) -> BetaCalibration:
-      return BetaCalibration(p.a * face[0], p.b * face[1], p.c)
+  def objective(change: Array, face: Array) -> Array:
+    a, b = factors(change, face)
+    odds = (a + b) / 2 * x - (a - b) * even + change[2]
+    squares = jnp.square(scale * (a - beta)) + jnp.square(scale * (b - beta))
+    squares += jnp.square(change[2])
+    return mean_log_loss(odds, use, rows) + weight * squares
 
-    one, zero = jnp.ones((), dtype), jnp.zeros((), dtype)
-    start = BetaCalibration(one, one, zero)
-    return project(solvers.newton(lambda p: objective(project(p)), start))
+  def best_on(face: Array) -> Array:
+    return solvers.newton(lambda p: objective(p, face), jnp.zeros(3, x.dtype))
 
   # The minimum of a convex function under a >= 0 and b >= 0 is the least of the
   # minima on the four faces that satisfy both.
-  faces = jnp.asarray([[1, 1], [1, 0], [0, 1], [0, 0]], dtype)
+  faces = jnp.asarray([[1, 1], [1, 0], [0, 1], [0, 0]], x.dtype)
   found = jax.vmap(best_on)(faces)
-  allowed = (found.a >= 0) & (found.b >= 0)
-  value = jnp.where(allowed, jax.vmap(objective)(found), jnp.inf)
-  best = jax.tree.map(lambda x: x[jnp.argmin(value)], found)
-  undefined = jnp.any(rows.label_invalid | (keep & impossible)) | (count == 0)
-  undefined |= ~jnp.isfinite(jnp.min(value))
-  return jax.tree.map(lambda x: jnp.where(undefined, jnp.nan, x), best)
+  a, b = jax.vmap(factors)(found, faces).T
+  value = jax.vmap(objective)(found, faces)
+  value = jnp.where((a >= 0) & (b >= 0), value, jnp.inf)
+  best = jnp.argmin(value)
+  # From the factors as they are rounded.
+  intercept = found[best, 2] + (a[best] - b[best]) * _LOG_2
+  params = BetaCalibration(a[best], b[best], intercept)
+  return jax.tree.map(lambda x: jnp.where(jnp.isnan(beta), jnp.nan, x), params)
 
 
 def fit_beta_calibration(
   logits: ArrayLike,
   labels: ArrayLike,
   *,
-  penalty: float = 1e-3,
+  penalty: float = 1.0,
   where: ArrayLike | None = None,
 ) -> BetaCalibration:
   r"""Fits the three parameters of beta calibration, for two classes.
@@ -125,10 +143,19 @@ def fit_beta_calibration(
     \qquad a, b \ge 0
 
   with :math:`p` the probability of class 1 before and :math:`q` after. The
-  parameters minimise the negative log-likelihood plus :math:`\lambda
-  ((a - 1)^2 + (b - 1)^2 + c^2)`. The penalty makes the result finite for data
-  that the map can separate. Equal :math:`a` and :math:`b` give Platt scaling of
-  the log-odds.
+  parameters minimise the mean negative log-likelihood plus
+
+  .. math::
+
+    \frac{\lambda}{n} \bigl(s^2 (a - \beta)^2 + s^2 (b - \beta)^2
+    + (c - (a - b) \log 2)^2\bigr)
+
+  with :math:`\beta` the inverse temperature of :func:`fit_temperature` and
+  :math:`s` the median absolute log-odds. The last square is of the new log-odds
+  at :math:`p = 1/2`. Newton's method starts at :math:`a = b = \beta`, so it is
+  accurate for saturated probabilities too. The penalty makes the result finite
+  for data that the map can separate. Equal :math:`a` and :math:`b` give Platt
+  scaling of the log-odds.
 
   Args:
     logits: Logits of held-out examples, shape ``[..., 2]``.
@@ -137,9 +164,8 @@ def fit_beta_calibration(
     where: Which examples to include, booleans of shape ``[...]``.
 
   Returns:
-    A :class:`BetaCalibration` for :func:`apply`. NaN without any example, or if
-    an included one has a traced label out of range, a NaN logit, or a label of
-    logit ``-inf``.
+    A :class:`BetaCalibration` for :func:`apply`. NaN in the cases of
+    :func:`fit_temperature`.
 
   Raises:
     TypeError: If an argument has a wrong type.
@@ -160,6 +186,6 @@ def fit_beta_calibration(
     <https://proceedings.mlr.press/v54/kull17a.html>`_, 2017.
   """
   examples = read_examples("logits", logits, labels, where)
-  _check_two_classes(examples.scores)
+  check_two_classes(examples.scores)
   weight = as_scalar("penalty", penalty, "[0, inf)", examples)
   return _fit_beta(examples, penalty=weight)

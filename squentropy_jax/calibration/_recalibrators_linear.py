@@ -7,27 +7,26 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-import numpy as np
 
 from squentropy_jax._core import solvers
 from squentropy_jax.calibration._recalibrators_apply import (
   apply_params,
+  bounded_logits,
+  finite_logits,
+  mean_cross_entropy,
   read_params,
+  scaled_log_probabilities,
 )
 from squentropy_jax.calibration._recalibrators_temperature import (
   best_inverse_temperature,
-)
-from squentropy_jax.calibration._row_functions import (
-  class_index,
-  largest,
-  map_rows,
+  median_gap,
+  working_scale,
 )
 from squentropy_jax.calibration._scored_rows import (
   ScoredRows,
   as_scalar,
   compiled_on_rows,
   read_examples,
-  widen,
 )
 
 
@@ -47,54 +46,47 @@ class MatrixScaling(NamedTuple):
   """A linear map of log-probabilities; see :func:`fit_matrix_scaling`.
 
   Attributes:
+    inverse_temperature: The factor on the logits before their softmax.
+    floor: The least log-probability; smaller ones are replaced by it.
     weight: The matrix ``[C, C]``; row ``k`` gives the new logit of class ``k``.
     bias: The intercepts, ``[C]``, of mean 0.
   """
 
+  inverse_temperature: Array
+  floor: Array
   weight: Array
   bias: Array
 
 
-def _finite(x: Array) -> tuple[Array, Array]:
-  """``x`` with 0 for ``-inf``, and which classes were so (impossible)."""
-  impossible = x == -jnp.inf
-  return jnp.where(impossible, 0, x), impossible
+def linear_map(x: Array, weight: Array, bias: Array) -> Array:
+  """``weight x + bias`` in each row of finite numbers ``[..., C]``."""
+  product = jnp.matmul(x, weight.T, precision=jax.lax.Precision.HIGHEST)
+  return product + jnp.broadcast_to(bias, x.shape)
 
 
 @apply_params.register
 def _apply_vector(params: VectorScaling, logits: Array) -> Array:
-  z, impossible = _finite(logits)
+  z, impossible = finite_logits(logits)
   size = z.shape[-1]
   fields = read_params(params, z.dtype, (size,), (size,))
   weight, bias = (jnp.broadcast_to(x, z.shape) for x in fields)
   return jnp.where(impossible, -jnp.inf, weight * z + bias)
 
 
+def _matrix_inputs(logits: Array, beta: Array, floor: Array) -> Array:
+  """The log-probabilities that the matrix multiplies; 0 if impossible."""
+  x = jnp.maximum(scaled_log_probabilities(logits, beta), floor)
+  return jnp.where(logits == -jnp.inf, 0, x)
+
+
 @apply_params.register
 def _apply_matrix(params: MatrixScaling, logits: Array) -> Array:
-  z, impossible = _finite(jax.nn.log_softmax(logits, axis=-1))
-  size = z.shape[-1]
-  weight, bias = read_params(params, z.dtype, (size, size), (size,))
-  # Probabilities that underflow become the least one that does not.
-  z = jnp.maximum(z, float(np.log(jnp.finfo(z.dtype).tiny)))
-  product = jnp.matmul(z, weight.T, precision=jax.lax.Precision.HIGHEST)
-  product = product + jnp.broadcast_to(bias, z.shape)
-  return jnp.where(impossible, -jnp.inf, product)
-
-
-def _mean_cross_entropy(params: Any, rows: ScoredRows) -> Array:
-  """Mean cross-entropy of recalibrated logits over the kept rows."""
-  logits = widen(rows.fill_dropped(rows.scores))
-  # Logits beyond this limit saturate, and products of them could overflow.
-  limit = float(jnp.finfo(logits.dtype).max) ** 0.5
-  bounded = jnp.clip(logits, -limit, limit)
-  z = apply_params(params, jnp.where(logits == -jnp.inf, logits, bounded))
-  # The plain formula compiles several times faster than losses.cross_entropy.
-  is_label = class_index(z) == rows.labels[:, None]
-  target = jnp.sum(jnp.where(is_label, z, 0), axis=-1)
-  loss = jax.nn.logsumexp(z, axis=-1) - target
-  count = jnp.sum(rows.keep, dtype=loss.dtype)
-  return jnp.sum(jnp.where(rows.keep, loss, 0)) / count
+  size, dtype = logits.shape[-1], logits.dtype
+  beta, floor, weight, bias = read_params(
+    params, dtype, (), (), (size, size), (size,)
+  )
+  new = linear_map(_matrix_inputs(logits, beta, floor), weight, bias)
+  return jnp.where(logits == -jnp.inf, -jnp.inf, new)
 
 
 def _finish(params: Any, beta: Array) -> Any:
@@ -103,36 +95,18 @@ def _finish(params: Any, beta: Array) -> Any:
   return jax.tree.map(lambda x: jnp.where(jnp.isnan(beta), jnp.nan, x), params)
 
 
-def _median_gap(rows: ScoredRows) -> Array:
-  """The median gap between the two largest logits; 1 if it is 0 or infinite.
-
-  Masked classes do not change it, and a few outliers hardly do.
-  """
-
-  def of_block(scores: Array, _: Array) -> Array:
-    z = widen(scores)
-    first, prediction = largest(z)
-    others = jnp.where(class_index(z) == prediction[:, None], -jnp.inf, z)
-    return first - jnp.max(others, axis=-1)
-
-  gap = rows.fill_dropped(map_rows(of_block, rows), jnp.inf)
-  count = jnp.sum(rows.keep, dtype=jnp.int32)
-  # Dropped rows sort last; one more entry in case there is no row.
-  gap = jnp.sort(jnp.append(gap, jnp.inf))[jnp.maximum(count - 1, 0) // 2]
-  return jnp.where((gap > 0) & (gap < jnp.inf), gap, 1)
-
-
 @compiled_on_rows()
 def _fit_vector(rows: ScoredRows, *, penalty: Array) -> VectorScaling:
-  beta, scale = best_inverse_temperature(rows), _median_gap(rows)
-  size = rows.scores.shape[-1]
+  beta, scale = best_inverse_temperature(rows), median_gap(rows)
+  logits, size = bounded_logits(rows), rows.scores.shape[-1]
+  penalty = penalty / jnp.sum(rows.keep, dtype=beta.dtype)
 
   def of_change(change: VectorScaling) -> VectorScaling:
     return VectorScaling(beta + change.weight / scale, change.bias)
 
   def objective(change: VectorScaling) -> Array:
     squares = jnp.square(change.weight) + jnp.square(change.bias)
-    loss = _mean_cross_entropy(of_change(change), rows)
+    loss = mean_cross_entropy(apply_params(of_change(change), logits), rows)
     return loss + penalty * jnp.mean(squares)
 
   none = jnp.zeros(size, beta.dtype)
@@ -144,26 +118,31 @@ def _fit_vector(rows: ScoredRows, *, penalty: Array) -> VectorScaling:
 def _fit_matrix(
   rows: ScoredRows, *, off_diagonal: Array, intercept: Array
 ) -> MatrixScaling:
-  beta = best_inverse_temperature(rows)
-  size = rows.scores.shape[-1]
+  beta, logits = best_inverse_temperature(rows), bounded_logits(rows)
+  size, count = rows.scores.shape[-1], jnp.sum(rows.keep, dtype=beta.dtype)
   identity = jnp.eye(size, dtype=beta.dtype)
-  pairs = max(size * (size - 1), 1)
+  scale, limit = working_scale(rows, beta)
+  x = _matrix_inputs(logits, scale, -limit)
+  impossible = logits == -jnp.inf
 
-  def objective(params: MatrixScaling) -> Array:
-    off = jnp.sum(jnp.square(params.weight * (1 - identity))) / pairs
-    bias = jnp.mean(jnp.square(params.bias))
-    loss = _mean_cross_entropy(params, rows)
-    return loss + off_diagonal * off + intercept * bias
+  def objective(map_: tuple[Array, Array]) -> Array:
+    weight, bias = map_
+    new = jnp.where(impossible, -jnp.inf, linear_map(x, weight, bias))
+    off = jnp.sum(jnp.square(weight * (1 - identity)))
+    squares = (size - 1) * off_diagonal * off
+    squares += intercept * jnp.sum(jnp.square(bias))
+    return mean_cross_entropy(new, rows) + size / count * squares
 
-  start = MatrixScaling(beta * identity, jnp.zeros(size, beta.dtype))
-  return _finish(solvers.newton(objective, start), beta)
+  start = beta / scale * identity, jnp.zeros(size, beta.dtype)
+  weight, bias = solvers.newton(objective, start)
+  return _finish(MatrixScaling(scale, -limit, weight, bias), beta)
 
 
 def fit_vector_scaling(
   logits: ArrayLike,
   labels: ArrayLike,
   *,
-  penalty: float = 1e-3,
+  penalty: float = 1.0,
   where: ArrayLike | None = None,
 ) -> VectorScaling:
   r"""Fits a factor and an intercept for each class (vector scaling).
@@ -174,7 +153,7 @@ def fit_vector_scaling(
   .. math::
 
     \min_{w, b} \; -\frac{1}{n} \sum_i
-    \log \mathrm{softmax}(w \odot z_i + b)_{y_i} + \frac{\lambda}{C}
+    \log \mathrm{softmax}(w \odot z_i + b)_{y_i} + \frac{\lambda}{n C}
     \sum_k \bigl(s^2 (w_k - \beta)^2 + b_k^2\bigr)
 
   with :math:`\beta` the inverse temperature of :func:`fit_temperature` and
@@ -219,8 +198,8 @@ def fit_matrix_scaling(
   logits: ArrayLike,
   labels: ArrayLike,
   *,
-  off_diagonal_penalty: float = 100.0,
-  intercept_penalty: float = 1e-2,
+  off_diagonal_penalty: float = 1.0,
+  intercept_penalty: float = 1.0,
   where: ArrayLike | None = None,
 ) -> MatrixScaling:
   r"""Fits a linear map of the log-probabilities (Dirichlet calibration).
@@ -233,14 +212,20 @@ def fit_matrix_scaling(
 
     \min_{W, b} \; -\frac{1}{n} \sum_i
     \log \mathrm{softmax}(W \log p_i + b)_{y_i}
-    + \frac{\lambda}{C (C - 1)} \sum_{j \ne k} W_{jk}^2
-    + \frac{\mu}{C} \sum_k b_k^2
+    + \lambda \frac{C (C - 1)}{n} \sum_{j \ne k} W_{jk}^2
+    + \mu \frac{C}{n} \sum_k b_k^2
 
-  with :math:`p` the softmax of the logits, at least the smallest normal number
-  of the type. It has :math:`C^2 + C` parameters. With few held-out examples for
-  each of them, raise the penalties or use :func:`fit_vector_scaling`. The
-  problem is convex, and is solved by Newton's method from the solution of
-  :func:`fit_temperature`.
+  with :math:`p_i = \mathrm{softmax}(\gamma z_i)`. The scale :math:`\gamma` is
+  the inverse temperature :math:`\beta` of :func:`fit_temperature`, or the
+  reciprocal of the median gap between the two largest logits if that is larger.
+  Values of :math:`\log p` whose probability at :math:`\beta` would underflow
+  are replaced by the least that does not.
+
+  The map has :math:`C^2 + C` parameters. With few held-out examples for each of
+  them use :func:`fit_structured_matrix_scaling`, which has a penalty on the
+  diagonal too. The problem is convex, and is solved by Newton's method from the
+  solution of :func:`fit_temperature`, so the penalised objective is never worse
+  than with a temperature alone.
 
   Args:
     logits: Logits of held-out examples, shape ``[..., C]``.

@@ -7,13 +7,19 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+import numpy as np
 
 from squentropy_jax._core import solvers
 from squentropy_jax.calibration._recalibrators_apply import (
   apply_params,
   read_params,
 )
-from squentropy_jax.calibration._row_functions import label_score, map_rows
+from squentropy_jax.calibration._row_functions import (
+  class_index,
+  label_score,
+  largest,
+  map_rows,
+)
 from squentropy_jax.calibration._scored_rows import (
   ScoredRows,
   compiled_on_rows,
@@ -86,6 +92,38 @@ def best_inverse_temperature(rows: ScoredRows) -> Array:
   undefined = jnp.any(rows.label_invalid) | (count == 0) | ~jnp.isfinite(spread)
   beta = jnp.where(spread > 0, beta, 1)
   return jnp.where(undefined, jnp.nan, beta)
+
+
+def median_gap(rows: ScoredRows) -> Array:
+  """The median gap between the two largest logits; 1 if it is 0 or infinite.
+
+  Masked classes do not change it, and a few outliers hardly do.
+  """
+
+  def of_block(scores: Array, _: Array) -> Array:
+    z = widen(scores)
+    first, prediction = largest(z)
+    others = jnp.where(class_index(z) == prediction[:, None], -jnp.inf, z)
+    return first - jnp.max(others, axis=-1)
+
+  gap = rows.fill_dropped(map_rows(of_block, rows), jnp.inf)
+  count = jnp.sum(rows.keep, dtype=jnp.int32)
+  # Dropped rows sort last; one more entry in case there is no row.
+  gap = jnp.sort(jnp.append(gap, jnp.inf))[jnp.maximum(count - 1, 0) // 2]
+  return jnp.where((gap > 0) & (gap < jnp.inf), gap, 1)
+
+
+def working_scale(rows: ScoredRows, beta: Array) -> tuple[Array, Array]:
+  """A factor that brings logits to order 1, and a limit of such numbers.
+
+  The factor is ``beta`` unless that would make the logits vanish. Probabilities
+  of logits below minus the limit underflow at the temperature ``1 / beta``.
+  """
+  scale = jnp.maximum(beta, 1 / median_gap(rows))
+  finfo = jnp.finfo(beta.dtype)
+  least = -float(np.log(finfo.tiny))
+  # Squares of these numbers must not overflow.
+  return scale, jnp.minimum(least * (scale / beta), float(finfo.max) ** 0.25)
 
 
 @compiled_on_rows()

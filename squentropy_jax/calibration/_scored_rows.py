@@ -65,9 +65,7 @@ class ScoredRows(NamedTuple):
 
 def as_scores(name: str, scores: ArrayLike) -> Array:
   """Returns ``scores`` as a floating array ``[..., C]`` with ``C >= 1``."""
-  # Dropped rows may hold NaN, and a conversion computes nothing.
-  with jax.debug_nans(False):
-    scores = checks.as_logits(scores, name)
+  scores = checks.as_logits(scores, name)
   checks.check_num_classes(scores.shape[-1], name)
   return scores
 
@@ -89,6 +87,21 @@ def as_mask(
   return mask
 
 
+def _stack_advice(name: str) -> str:
+  """What to do with one number for each example of two classes."""
+  if name == "logits":
+    pair = "[jnp.zeros_like(z), z]"
+  elif name == "probabilities":
+    pair = "[1 - p, p]"
+  else:
+    return ""
+  letter = pair[-2]
+  return (
+    f" For the {name} {letter} of class 1 of two classes, pass "
+    f"jnp.stack({pair}, axis=-1)."
+  )
+
+
 def read_examples(
   name: str,
   scores: ArrayLike,
@@ -108,6 +121,7 @@ def read_examples(
   if values.shape != batch:
     raise ValueError(
       f"labels must have the batch shape {batch} of {name}, got {values.shape}."
+      + (_stack_advice(name) if values.shape == scores.shape else "")
     )
   values = prelude.widen_ids(values)
   mask = None if where is None else as_mask(where, batch)
@@ -120,9 +134,7 @@ def read_confidence(
   confidence: ArrayLike, correct: ArrayLike, where: ArrayLike | None
 ) -> tuple[Array, Array, Array | None]:
   """Checks types and shapes of confidences and of what is correct."""
-  # Dropped rows may hold NaN, and a conversion computes nothing.
-  with jax.debug_nans(False):
-    scores = checks.as_floats(confidence, "confidence")
+  scores = checks.as_floats(confidence, "confidence")
   hits = jnp.asarray(checks.as_array(correct, "correct"))
   if hits.dtype != jnp.bool_:
     raise TypeError(

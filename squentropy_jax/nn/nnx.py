@@ -55,6 +55,7 @@ class CalibrationMetric(nnx.Metric):
     self.counts = nnx.metrics.MetricState(empty.counts)
     self.hits = nnx.metrics.MetricState(empty.hits)
     self.confidence_digits = nnx.metrics.MetricState(empty.confidence_digits)
+    self.size_digits = nnx.metrics.MetricState(empty.size_digits)
     self.invalid = nnx.metrics.MetricState(empty.invalid)
 
   def _stats_of(

@@ -9,6 +9,12 @@ import numpy as np
 
 from squentropy_jax import calibration
 
+# Recalibrators of two classes.
+_BINARY = (
+  "fit_beta_calibration",
+  "fit_quadratic_scaling",
+  "fit_spline_scaling",
+)
 # Arguments that have no default.
 _KEYWORDS = {"fit_conformal": {"alpha": 0.25}, "top_k_accuracy": {"k": 2}}
 
@@ -37,7 +43,7 @@ def arguments(name):
   scores of two classes those of one and ids.
   """
   rng = np.random.default_rng(6)
-  scores = rng.normal(size=(12, 2 if "beta" in name else 4)) * 2
+  scores = rng.normal(size=(12, 2 if name in _BINARY else 4)) * 2
   labels = rng.integers(0, scores.shape[-1], 12)
   scores = scores.astype(np.float32)
   kind = next(iter(inspect.signature(getattr(calibration, name)).parameters))
@@ -47,6 +53,6 @@ def arguments(name):
     scores = scores > 0.2
   if kind == "confidence":
     scores, labels = scores.max(-1), labels == scores.argmax(-1)
-  if name in ("auroc", "roc_curve"):
+  if name in ("auroc", "average_precision", "roc_curve", "roc_stats"):
     scores, labels = scores[:, 0], np.int64(labels == 0)
   return scores, labels, np.arange(12) % 4 > 0

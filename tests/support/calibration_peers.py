@@ -17,8 +17,7 @@ import numpy as np
 
 TABLE = pathlib.Path(__file__).parents[1] / "data" / "calibration_peers.npz"
 NUM_BINS = {"random": 15, "ties": 8}
-PENALTY = 1e-3
-OFF_DIAGONAL, INTERCEPT = 0.5, 1e-2
+PENALTY, OFF_DIAGONAL, INTERCEPT = 0.3, 0.5, 1e-2
 
 
 def peer(name: str) -> Any:
@@ -146,7 +145,7 @@ def _root(
 def scipy_values(z: np.ndarray, y: np.ndarray) -> dict:
   """Recalibrated probabilities, from the gradients of the objectives."""
   n, c = z.shape
-  hit, logp = np.eye(c)[y], np.log(softmax(z))
+  hit = np.eye(c)[y]
 
   def temperature(x: np.ndarray) -> np.ndarray:
     return ((softmax(x[0] * z) - hit) * z).sum().reshape(1) / n
@@ -159,21 +158,24 @@ def scipy_values(z: np.ndarray, y: np.ndarray) -> dict:
   def vector(x: np.ndarray) -> np.ndarray:
     w, b = x.reshape(2, c)
     error = (softmax(w * z + b) - hit) / n
-    penalty = 2 * PENALTY / c
+    penalty = 2 * PENALTY / (n * c)
     weight = (error * z).sum(0) + penalty * scale**2 * (w - beta)
     return np.append(weight, error.sum(0) + penalty * b)
 
   x = _root(vector, np.append(beta * np.ones(c), np.zeros(c)))
   values["vector"] = softmax(x[:c] * z + x[c:])
 
+  gamma = max(float(beta[0]), 1 / scale)
+  logp = np.log(softmax(gamma * z))
+
   def matrix(x: np.ndarray) -> np.ndarray:
     w, b = x[: c * c].reshape(c, c), x[c * c :]
     error = (softmax(logp @ w.T + b) - hit) / n
-    off = 2 * OFF_DIAGONAL / (c * (c - 1)) * w * (1 - np.eye(c))
+    off = 2 * OFF_DIAGONAL * c * (c - 1) / n * w * (1 - np.eye(c))
     weight = error.T @ logp + off
-    return np.append(weight, error.sum(0) + 2 * INTERCEPT / c * b)
+    return np.append(weight, error.sum(0) + 2 * INTERCEPT * c / n * b)
 
-  x = _root(matrix, np.append(beta * np.eye(c), np.zeros(c)))
+  x = _root(matrix, np.append(beta / gamma * np.eye(c), np.zeros(c)))
   w, b = x[: c * c].reshape(c, c), x[c * c :]
   values["matrix"] = softmax(logp @ w.T + b)
   return values

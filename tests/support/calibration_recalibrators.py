@@ -11,14 +11,20 @@ from squentropy_jax import calibration
 
 FITS = {
   "temperature": calibration.fit_temperature,
+  "ensemble": calibration.fit_ensemble_temperature,
   "vector": calibration.fit_vector_scaling,
   "matrix": calibration.fit_matrix_scaling,
+  "structured_vector": calibration.fit_structured_vector_scaling,
+  "structured_matrix": calibration.fit_structured_matrix_scaling,
   "beta": calibration.fit_beta_calibration,
+  "quadratic": calibration.fit_quadratic_scaling,
+  "spline": functools.partial(calibration.fit_spline_scaling, num_knots=5),
   "histogram": functools.partial(calibration.fit_histogram_binning, num_bins=5),
   "isotonic": calibration.fit_isotonic_regression,
 }
 
-
+# These take two classes.
+BINARY = ("beta", "quadratic", "spline")
 EVERY = pytest.mark.parametrize("name", FITS)
 
 
@@ -43,7 +49,7 @@ def rows(c, n=40):
 
 
 def data(name):
-  return rows(2 if name == "beta" else 4)
+  return rows(2 if name in BINARY else 4)
 
 
 def fit(name, z, y):
