@@ -56,6 +56,7 @@ class Block(nnx.Module):
     self.down = linear(4 * width, width)
 
   def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
+    """Maps ``[batch, length, width]`` to the same shape."""
     mixed = attention(self.qkv(self.norm1(x)), segments, self.heads)
     x = x + self.out(mixed)
     return x + self.down(nnx.gelu(self.up(self.norm2(x))))
@@ -75,6 +76,7 @@ class Decoder(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Maps tokens and the numbers of their files to features."""
     x = self.embedding[...].astype(self.dtype)[tokens]
     for block in self.blocks:
       # The backward pass computes the block again instead of storing it.

@@ -68,6 +68,15 @@ def square_term(stats):
   return losses.squentropy.row(stats) - losses.cross_entropy.row(stats)
 
 
+# Row losses: from logits, and from the statistics of the fused head.
+_METRICS = {
+  "cross-entropy": losses.cross_entropy,
+  "z-loss": squentropy_jax.row_loss(rows.z_loss),
+  "square term": square_term,
+  "accuracy": squentropy_jax.row_loss(rows.correct),
+}
+
+
 def training_loss(scales: LossScales) -> Callable:
   """Returns the loss of a token as a row loss."""
 
@@ -152,17 +161,16 @@ class Program:
   def _sums(self, params: Any, batch: dict[str, jax.Array]) -> tuple:
     """Sums over the tokens, to be added up and divided once."""
     features = self._features(params, batch["inputs"])
-    targets, metrics = batch["targets"], _METRICS
+    targets = batch["targets"]
     table = self.model.table(params)
     kept = targets >= 0
     if self._full_logits:
       logits = features @ table.astype(features.dtype).T
       each = self._loss(logits, targets, where=kept)
       found = {
-        name: squentropy_jax.row_loss(formula)(logits, targets, where=kept)
-        for name, formula in metrics.items()
+        name: formula(logits, targets, where=kept).sum()
+        for name, formula in _METRICS.items()
       }
-      found = {name: x.sum() for name, x in found.items()}
       return each.sum(), (kept.sum().astype(jnp.float32), found)
     sums = fused.linear_loss_sum(
       self._loss,
@@ -171,7 +179,7 @@ class Program:
       targets,
       class_axis=0,
       where=kept,
-      metrics=metrics,
+      metrics={name: formula.row for name, formula in _METRICS.items()},
       compute_dtype=features.dtype,
       mesh=self.mesh,
       features_spec=FEATURES,
@@ -242,11 +250,3 @@ class Program:
     features = self._features(params, tokens)
     last = features[:, position].astype(jnp.float32)
     return jax.random.categorical(key, last @ self.model.table(params).T)
-
-
-_METRICS = {
-  "cross-entropy": losses.cross_entropy.row,
-  "z-loss": rows.z_loss,
-  "square term": square_term.row,
-  "accuracy": rows.correct,
-}

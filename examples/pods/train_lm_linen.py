@@ -21,6 +21,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
+    """Maps ``[batch, length, width]`` to the same shape."""
+
     def linear(features: int, name: str) -> nn.Dense:
       return nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
 
@@ -39,6 +41,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Maps tokens and the numbers of their files to features."""
     sizes = self.sizes
     table = self.param(
       "embedding",
