@@ -131,7 +131,7 @@ test-newest: MINIMUM := 12
 test-newest:
 	$(call environment,$(NEWEST))
 	$(call install,$(NEWEST)) --upgrade \
-	  --editable '.[study,tables,replication,test]'
+	  --editable '.[study,tables,replication,pods,test]'
 	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
 	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
 
@@ -142,7 +142,7 @@ compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 # study.txt is a subset of test.txt, because both go into one environment.
 pins:
 	$(compile) setup.cfg --extra study --extra tables --extra replication \
-	  --extra test --extra dev --output-file requirements/test.txt
+	  --extra pods --extra test --extra dev --output-file requirements/test.txt
 	$(compile) setup.cfg --extra compile --extra test \
 	  --constraint requirements/test.txt --output-file requirements/compile.txt
 	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study \

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text, tokenizer and packed sequences for the language model.
+
+The default text is the source of Python's standard library, about 12 MB that
+every machine with Python has (PSF licence). One file in twenty is kept for the
+evaluation. To prepare a folder for hosts that share no file system:
+python examples/pods/corpus.py --data data/lm
+"""
+
+import argparse
+from collections.abc import Iterator
+import hashlib
+import os
+import pathlib
+import sysconfig
+from typing import NamedTuple
+
+import grain
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+STDLIB = "stdlib"
+# Every file starts with this token.
+START = "<|file|>"
+_VALIDATION_SHARE = 20
+# Folders of the standard library that are not its source.
+_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "__pycache__"}
+
+
+class Corpus(NamedTuple):
+  """Token ids of all files, one after the other, and their tokenizer."""
+
+  train: np.ndarray
+  validation: np.ndarray
+  tokenizer: tokenizers.Tokenizer
+
+
+def _files(text: str) -> Iterator[tuple[str, str]]:
+  """Yields names and contents of the files of a text."""
+  if text == STDLIB:
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    paths = [
+      path
+      for path in root.rglob("*.py")
+      if not _LEFT_OUT & set(path.relative_to(root).parts)
+    ]
+  else:
+    root = pathlib.Path(text)
+    paths = [root] if root.is_file() else list(root.rglob("*.txt"))
+    root = root.parent if root.is_file() else root
+  for path in sorted(paths):
+    name = path.relative_to(root).as_posix()
+    yield name, path.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_validation(name: str) -> bool:
+  """Chooses by the name, so that the choice does not depend on other files."""
+  digest = hashlib.sha256(name.encode()).digest()
+  return digest[0] % _VALIDATION_SHARE == 0
+
+
+def _train_tokenizer(files: dict[str, str], vocab: int) -> tokenizers.Tokenizer:
+  """Trains a byte-pair encoding on the training files."""
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab,
+    special_tokens=[START],
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  training = (x for name, x in files.items() if not _is_validation(name))
+  tokenizer.train_from_iterator(training, trainer)
+  return tokenizer
+
+
+def _encode(texts: list[str], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+  """Returns the tokens of all texts, each after the token ``START``."""
+  start = tokenizer.token_to_id(START)
+  encoded = tokenizer.encode_batch(texts)
+  return np.concatenate([[start, *each.ids] for each in encoded]).astype(
+    np.int32
+  )
+
+
+def prepare(folder: pathlib.Path, text: str, vocab: int) -> None:
+  """Writes tokenizer and tokens to a folder, unless they are there.
+
+  Args:
+    folder: Where to write ``tokenizer-*.json`` and ``tokens-*.npz``.
+    text: ``stdlib``, a text file, or a folder with ``.txt`` files.
+    vocab: Size of the vocabulary.
+
+  Raises:
+    ValueError: If the text is too small for that vocabulary.
+  """
+  names = _names(folder, text, vocab)
+  if all(path.exists() for path in names):
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  files = dict(_files(text))
+  parts: dict[bool, list[str]] = {True: [], False: []}
+  for name, content in files.items():
+    parts[_is_validation(name)].append(content)
+  if not parts[True]:  # A single file: its last twentieth.
+    joined = "".join(parts[False])
+    cut = len(joined) - len(joined) // _VALIDATION_SHARE
+    parts = {False: [joined[:cut]], True: [joined[cut:]]}
+  tokenizer = _train_tokenizer(files, vocab)
+  if tokenizer.get_vocab_size() != vocab:
+    raise ValueError(
+      f"vocab must be at most {tokenizer.get_vocab_size()} for this text, got "
+      f"{vocab}; pass a smaller --vocab or a larger --text"
+    )
+  tokenizer_path, tokens_path = names
+  # Written under another name first, because another process may be reading.
+  partial = tokenizer_path.with_suffix(f".{os.getpid()}.part")
+  tokenizer.save(str(partial))
+  partial.replace(tokenizer_path)
+  partial = tokens_path.with_suffix(f".{os.getpid()}.part")
+  with partial.open("wb") as file:
+    np.savez(
+      file,
+      train=_encode(parts[False], tokenizer),
+      validation=_encode(parts[True], tokenizer),
+    )
+  partial.replace(tokens_path)
+
+
+def _names(
+  folder: pathlib.Path, text: str, vocab: int
+) -> tuple[pathlib.Path, pathlib.Path]:
+  key = hashlib.sha256(text.encode()).hexdigest()[:8]
+  stem = f"{pathlib.Path(text).stem}-{key}-{vocab}"
+  return folder / f"tokenizer-{stem}.json", folder / f"tokens-{stem}.npz"
+
+
+def load(folder: pathlib.Path, text: str, vocab: int) -> Corpus:
+  """Reads what :func:`prepare` wrote."""
+  tokenizer_path, tokens_path = _names(folder, text, vocab)
+  with np.load(tokens_path) as tokens:
+    train, validation = tokens["train"], tokens["validation"]
+  return Corpus(
+    train, validation, tokenizers.Tokenizer.from_file(str(tokenizer_path))
+  )
+
+
+class Sequences:
+  """Consecutive pieces of ``length + 1`` tokens, the last one padded.
+
+  Neighbours share a token: the last target of one is the first input of the
+  next. Padding has the target -1.
+  """
+
+  def __init__(self, tokens: np.ndarray, length: int):
+    if tokens.size < 2:
+      raise ValueError(
+        f"tokens must have at least 2 entries, got {tokens.size}"
+      )
+    self._tokens = tokens
+    self._length = length
+
+  def __len__(self) -> int:
+    return -(-(self._tokens.size - 1) // self._length)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    start = index * self._length
+    piece = self._tokens[start : start + self._length + 1]
+    missing = self._length + 1 - piece.size
+    return {
+      "inputs": np.pad(piece[:-1], (0, missing)),
+      "targets": np.pad(piece[1:], (0, missing), constant_values=-1),
+    }
+
+
+def shuffled(tokens: np.ndarray, length: int, seed: int) -> grain.MapDataset:
+  """Returns the sequences in a new order in each pass, without an end.
+
+  A process reads any of them by its number, so that the state of the data is
+  the number of the step, and every process reads only what its devices need.
+  """
+  dataset = grain.MapDataset.source(Sequences(tokens, length))
+  return dataset.shuffle(seed=seed).repeat()
+
+
+if __name__ == "__main__":
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--data", type=pathlib.Path, default="data/lm")
+  parser.add_argument("--text", default=STDLIB)
+  parser.add_argument("--vocab", type=int, default=8192)
+  arguments = parser.parse_args()
+  prepare(arguments.data, arguments.text, arguments.vocab)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a training script in several processes on one machine.
+
+A pod starts one process on each host. This does the same on one machine, to
+try a training before it goes to a pod: python examples/pods/launch.py
+--processes 2 -- examples/pods/train_lm.py --mesh data=2
+
+If a process dies, the others are stopped and all are started again. The
+script continues from its last checkpoint.
+"""
+
+import argparse
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+# Between the signal to stop and the one that cannot be ignored.
+_GRACE_SECONDS = 20.0
+_POLL_SECONDS = 0.2
+
+
+def _free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+def _start(script: list[str], processes: int) -> list[subprocess.Popen]:
+  coordinator = f"localhost:{_free_port()}"
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        *script,
+        f"--coordinator={coordinator}",
+        f"--processes={processes}",
+        f"--process={number}",
+      ]
+    )
+    for number in range(processes)
+  ]
+
+
+def _stop(running: list[subprocess.Popen], number: int) -> None:
+  """Sends a signal to all, and kills those that do not end."""
+  for process in running:
+    if process.poll() is None:
+      process.send_signal(number)
+  end = time.monotonic() + _GRACE_SECONDS
+  for process in running:
+    try:
+      process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+
+
+def _wait(running: list[subprocess.Popen]) -> list[int]:
+  """Waits until all have ended or one has failed; returns the exit codes."""
+  while True:
+    codes = [process.poll() for process in running]
+    if any(codes) or None not in codes:
+      return [code for code in codes if code is not None]
+    time.sleep(_POLL_SECONDS)
+
+
+def launch(script: list[str], processes: int, restarts: int) -> int:
+  """Runs a script in several processes until it ends.
+
+  Args:
+    script: The script and its arguments. It must take ``--coordinator``,
+      ``--processes`` and ``--process``.
+    processes: The number of processes.
+    restarts: How often the processes are started again after a failure.
+
+  Returns:
+    The exit code: 0 if all processes ended without an error.
+  """
+  stopped_by: list[int] = []
+  running: list[subprocess.Popen] = []
+
+  def pass_on(number: int, _: object) -> None:
+    stopped_by.append(number)
+    _stop(running, number)
+
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, pass_on)
+  for attempt in range(restarts + 1):
+    running[:] = _start(script, processes)
+    codes = _wait(running)
+    if stopped_by:
+      return 128 + stopped_by[0]
+    if not any(codes):
+      return 0
+    failed = next(code for code in codes if code)
+    print(f"launch: a process ended with exit code {failed}", file=sys.stderr)
+    # The others wait for it: SIGKILL, because they cannot make progress.
+    for process in running:
+      process.kill()
+      process.wait()
+    if attempt < restarts:
+      print("launch: starting all processes again", file=sys.stderr)
+  return 1
+
+
+def main() -> int:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--processes", type=int, default=2, metavar="N")
+  parser.add_argument("--restarts", type=int, default=3, metavar="N")
+  parser.add_argument("script", nargs=argparse.REMAINDER)
+  arguments = parser.parse_args()
+  script = [word for word in arguments.script if word != "--"]
+  if not script:
+    parser.error("name the script to run after --")
+  return launch(script, arguments.processes, arguments.restarts)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training of examples/pods: meshes, frameworks, processes that die."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PODS = ROOT / "examples" / "pods"
+SECONDS = 240
+# A tiny model: two checkpoints before the end.
+OPTIONS = [
+  "--vocab=512",
+  "--width=32",
+  "--layers=1",
+  "--heads=2",
+  "--length=32",
+  "--batch=8",
+  "--steps=9",
+  "--warm-up=2",
+  "--evaluate-every=3",
+  "--save-every=3",
+  "--evaluation-batches=1",
+  "--dtype=float32",
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  """A folder with a small text: the documentation of this project."""
+  folder = tmp_path_factory.mktemp("text")
+  for path in sorted((ROOT / "docs").glob("*.md")):
+    (folder / f"{path.stem}.txt").write_text(path.read_text())
+  return folder
+
+
+def command(script, text, out, *options):
+  data = [f"--text={text}", f"--data={text}", f"--out={out}"]
+  return [sys.executable, PODS / script, *OPTIONS, *data, *options]
+
+
+def environment():
+  kept = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
+  return kept | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
+def metrics(out):
+  """The rows of metrics.csv without the speed."""
+  with (out / "metrics.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  for row in rows:
+    del row["tokens per second"]
+  return rows
+
+
+def launch(words):
+  return subprocess.Popen(
+    [str(word) for word in words],
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process):
+  out, errors = process.communicate(timeout=SECONDS)
+  assert process.returncode == 0, errors[-4000:]
+  return out, errors
+
+
+def over_two(words):
+  launcher = [sys.executable, PODS / "launch.py", "--processes=2", "--"]
+  return launch([*launcher, *words[1:]])
+
+
+MESH = ("--cpu-devices=1", "--mesh=data=2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text, tmp_path_factory):
+  out = tmp_path_factory.mktemp("undisturbed")
+  finish(over_two(command("train_lm.py", text, out, *MESH)))
+  return metrics(out)
+
+
+def test_training_survives_a_killed_process(text, undisturbed, tmp_path):
+  """SIGKILL of one process: the same numbers, bit for bit, at the end."""
+  process = over_two(command("train_lm.py", text, tmp_path, *MESH))
+  saved = tmp_path / "checkpoints" / "3"
+  end = time.monotonic() + SECONDS
+  while not saved.exists() and time.monotonic() < end:
+    time.sleep(0.02)
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+  victim = int(children.read_text().split()[-1])
+  os.kill(victim, signal.SIGKILL)
+  _, errors = finish(process)
+  assert "starting all processes again" in errors
+  assert metrics(tmp_path) == undisturbed
+
+
+def test_one_process_gives_the_same_numbers(text, undisturbed, tmp_path):
+  """Two processes with one device each, and one process: the first rows."""
+  finish(launch(command("train_lm.py", text, tmp_path)))
+  found = metrics(tmp_path)
+  for name in ("loss", "gradient norm", "validation nll"):
+    numbers = [float(rows[0][name]) for rows in (found, undisturbed)]
+    np.testing.assert_allclose(*numbers, rtol=1e-5, err_msg=name)
+
+
+def test_linen_trains_as_nnx_does(text, undisturbed, tmp_path):
+  """The loss falls alike; the initial weights differ."""
+  finish(launch(command("train_lm_linen.py", text, tmp_path)))
+  found = metrics(tmp_path)
+  for ours, theirs in zip(found, undisturbed, strict=True):
+    assert ours.keys() == theirs.keys()
+    loss = float(ours["validation nll"])
+    assert abs(loss - float(theirs["validation nll"])) < 0.3
+  assert loss < float(found[0]["validation nll"])
+
+
+GRADIENTS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp
+import numpy as np
+import optax
+import decoder, lm_step, lm_training, train_lm
+
+sizes = decoder.Sizes(vocab=64, width=16, layers=1, heads=2)
+tokens = np.random.default_rng(0).integers(0, 64, (2, 8, 17))
+targets = tokens[..., 1:].copy()
+targets[:, -1, 5:] = -1
+batch = {"inputs": tokens[..., :-1], "targets": targets}
+
+
+def found(text, micro, **options):
+  devices = jax.devices()[: 1 if text == "data=1" else 8]
+  sizes_of = dict.fromkeys(lm_step.AXES, 1)
+  sizes_of |= {k: int(v) for k, v in (x.split("=") for x in text.split(","))}
+  mesh = jax.sharding.Mesh(
+    np.reshape(devices, tuple(sizes_of.values())), tuple(sizes_of)
+  )
+  program = lm_step.Program(
+    train_lm.nnx_model(sizes, jnp.float32), optax.sgd(0.1), mesh, start=0,
+    scales=lm_step.LossScales(1e-4, 1e-3), **options,
+  )
+  state = program.initial(jax.random.key(0))
+  parts = {k: jnp.asarray(v.reshape(micro, -1, 16)) for k, v in batch.items()}
+  loss, metrics, gradient = jax.jit(program.gradients)(state.params, parts)
+  return [float(loss), *map(np.asarray, jax.tree.leaves(gradient))]
+
+
+expected = found("data=1", 2)
+result = {}
+for text, micro, options in (
+  ("data=1", 1, {}),
+  ("data=1", 2, {"full_logits": True}),
+  ("data=8", 1, {}),
+  ("vocab=8", 2, {}),
+  ("data=2,fsdp=2,vocab=2", 2, {}),
+  ("fsdp=2,context=2,vocab=2", 1, {}),
+):
+  ours = found(text, micro, **options)
+  loss = abs(ours[0] / expected[0] - 1)
+  ulp = max(
+    float(np.abs(a - b).max() / np.spacing(np.abs(b).max(), dtype=np.float32))
+    for a, b in zip(ours[1:], expected[1:], strict=True)
+  )
+  result[f"{text} {micro} {options}"] = [loss, ulp]
+print(json.dumps(result))
+"""
+
+
+def test_a_step_is_equal_on_every_mesh():
+  """The loss to 1e-6, gradients to 16 ulp of the largest of each array."""
+  out, _ = finish(launch([sys.executable, "-c", GRADIENTS, PODS]))
+  found = json.loads(out.splitlines()[-1])
+  assert len(found) == 6
+  for name, (loss, ulp) in found.items():
+    assert loss < 1e-6, name
+    assert ulp < 16, name
+
+
+def test_stop_signal_is_passed_on(text, tmp_path):
+  process = over_two(command("train_lm.py", text, tmp_path, *MESH))
+  end = time.monotonic() + SECONDS
+  while not (tmp_path / "metrics.csv").exists() and time.monotonic() < end:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=SECONDS)
+  assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--mesh=model=2"], "mesh must be sizes of data, fsdp, context, vocab"),
+    (["--mesh=data=3"], "change --mesh, or --cpu-devices"),
+    (["--batch=7", "--micro-batches=2"], "batch must be a multiple of 2"),
+  ],
+)
+def test_options_that_do_not_fit(options, message, text, tmp_path):
+  process = launch(command("train_lm.py", text, tmp_path, *options))
+  _, errors = process.communicate(timeout=SECONDS)
+  assert process.returncode
+  assert message in errors
+
+
+def test_sequences_share_one_token_with_the_next():
+  sys.path.insert(0, str(PODS))
+  try:
+    import corpus
+  finally:
+    sys.path.remove(str(PODS))
+  tokens = np.arange(10)
+  sequences = corpus.Sequences(tokens, 4)
+  assert len(sequences) == 3
+  last = sequences[2]
+  np.testing.assert_array_equal(last["inputs"], [8, 0, 0, 0])
+  np.testing.assert_array_equal(last["targets"], [9, -1, -1, -1])
+  kept = [
+    x["targets"][x["targets"] >= 0]
+    for x in map(sequences.__getitem__, range(3))
+  ]
+  np.testing.assert_array_equal(np.concatenate(kept), tokens[1:])
+  with pytest.raises(ValueError, match="tokens must have at least 2 entries"):
+    corpus.Sequences(tokens[:1], 4)
