@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/pod_memory.csv: memory of a training step on each device of a pod.
+"""Writes docs/pod_memory.csv: memory of a training step on each device.
 
 The state comes from the shapes of a decoder like that of examples/pods:
-parameters, gradients and Adam's two moments in float32, divided by all devices.
+parameters, gradients and Adam's two averages in float32, divided by all
+devices.
 The head is compiled for the devices, of which none is needed. The activations
 are the bfloat16 inputs of the blocks, which rematerialisation keeps. They are
 computed, not compiled, and the work space of one block comes in addition.
