@@ -52,6 +52,18 @@ class Hyperparameters(NamedTuple):
         numbers[name] = values[name]
     return numbers, tuple(static)
 
+  def default_settings(self) -> Static:
+    """Returns the static settings of a call without keyword arguments.
+
+    A setting without a default has the first of its values.
+    """
+    first = {
+      name: False if domain is bool else 1 if domain is int else domain[0]
+      for name, domain in self.domains.items()
+      if not isinstance(domain, str)
+    }
+    return tuple((n, self.defaults.get(n, value)) for n, value in first.items())
+
   def allows_zero(self, name: str) -> bool:
     """Whether 0 is in the domain of a number."""
     return bool(checks.in_interval(np.zeros(()), str(self.domains[name])))
