@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import heads, losses
+from squentropy_jax import heads, losses, row_loss
 
 D, WIDTH, ROWS = 9, 4, 3
 RNG = np.random.default_rng(0)
@@ -196,6 +196,49 @@ def test_arguments_that_do_not_fit(changes, error, message):
   }
   with pytest.raises(error, match=message):
     heads.factored_update(**arguments | changes)
+
+
+def test_every_spherical_form_is_the_loss():
+  z = RNG.normal(size=(6, 5)).astype(np.float32)
+  labels = np.arange(6) % 5
+  sums = z[np.arange(6), labels], z.sum(-1), np.square(z).sum(-1)
+  found = [x for x in vars(losses).values() if hasattr(x, "spherical")]
+  assert {loss.__name__ for loss in found} >= {*SPHERICAL, "unhinged"}
+  for loss in found:
+    expected = loss(z, labels)
+    np.testing.assert_allclose(loss.spherical(*sums, 5), expected, rtol=1e-4)
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in sums]
+    assert loss.spherical(*narrow, 5).dtype == jnp.float32
+
+
+def test_arguments_of_spherical_forms():
+  form = losses.zscore.spherical
+  one = np.ones(3, np.float32)
+  with pytest.raises(ValueError, match=r"sharpness must be in \(0, inf\)"):
+    form(one, one, one, 5, sharpness=0.0)
+  with pytest.raises(ValueError, match=r"same shape, got \(3,\), \(1,\)"):
+    form(one, one[:1], one, 5)
+  with pytest.raises(TypeError, match="target must be floating"):
+    form(np.arange(3), one, one, 5)
+  with pytest.raises(ValueError, match="num_classes must be in"):
+    form(one, one, one, 0)
+  with pytest.raises(TypeError, match="zscore has no hyper-parameter margin"):
+    form(one, one, one, 5, margin=1.0)
+
+
+def test_spherical_form_of_a_loss_with_a_static_setting():
+  loss = row_loss(
+    lambda stats, *, squared=True: (
+      stats.rest_sq if squared else stats.rest_max + stats.target
+    ),
+    domains={"squared": bool},
+  )
+  # Of the default.
+  assert loss.spherical(2.0, 3.0, 9.0, 4) == 5.0
+  with pytest.raises(ValueError, match=r"no spherical form .*reads rest_max"):
+    loss.spherical(2.0, 3.0, 9.0, 4, squared=False)
+  # Its margins are static settings too.
+  assert not hasattr(losses.arcface, "spherical")
 
 
 def test_losses_of_more_than_three_sums_have_no_spherical_form():
