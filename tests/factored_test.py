@@ -156,6 +156,19 @@ def test_state_is_updated_in_place():
     assert np.isfinite(state.rows).all()
 
 
+def test_no_example_and_no_class_change_nothing():
+  state = heads.factored_init(np.eye(3, dtype=np.float32))
+  for m, k in ((0, 1), (2, 0)):
+    h, ids = np.ones((m, 3), np.float32), np.zeros((m, k), int)
+    outputs, *_ = heads.factored_forward(state, h, ids)
+    assert outputs.shape == (m, k)
+    zero = np.zeros(m, np.float32)
+    _, after = heads.factored_update(
+      state, h, ids, np.zeros((m, k), np.float32), zero, zero, 0.1
+    )
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
 def test_ids_out_of_range():
   state = heads.factored_init(np.eye(3, dtype=np.float32))
   h, ids = np.ones((2, 3), np.float32), np.array([[0], [3]])
@@ -173,6 +186,11 @@ def test_ids_out_of_range():
   ("changes", "error", "message"),
   [
     ({"state": None}, TypeError, "state must be a FactoredOutput"),
+    (
+      {"state": heads.factored_init(np.eye(3))._replace(mix=np.eye(2))},
+      ValueError,
+      "state must have arrays of the shapes",
+    ),
     ({"features": np.ones((2, 4))}, ValueError, r"features .*\[m, 3\]"),
     (
       {"ids": np.zeros(2, int)},

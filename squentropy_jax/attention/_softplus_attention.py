@@ -174,7 +174,7 @@ def softplus_attention(
     The outputs ``[..., T, N, D]``.
 
   Raises:
-    TypeError: If an input is not floating.
+    TypeError: If an input or ``dtype`` is not floating.
     ValueError: If shapes do not fit, if ``power`` is below 1, if dropout is
       active, or if a concrete mask holds numbers other than 0 and 1. With a
       traced mask such rows are NaN.
@@ -221,6 +221,8 @@ def softplus_attention(
     mask = _check_mask(mask, (*batch, heads, rows, columns))
     mask = checks.as_jax(mask)
   dtype = _shapes.result_dtype(q, k, v) if dtype is None else jnp.dtype(dtype)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(f"dtype must be floating point, got {dtype}.")
   wide = checks.compute_dtype(q.dtype, k.dtype, v.dtype, dtype)
   if power is not None:
     power = checks.as_scalar("power", power, wide, "[1, inf)")

@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.probes._read_examples import (
   Examples,
   as_features,
@@ -82,11 +84,11 @@ def _share(part: jax.Array, whole: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _fit(
-  examples: Examples,
-  ridge: jax.Array,
   num_classes: int,
   full: bool,
   axis_name: Axes | None,
+  examples: Examples,
+  ridge: jax.Array,
 ) -> TiedGaussian:
   def total(x: jax.Array) -> jax.Array:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
@@ -116,7 +118,7 @@ def _fit(
   return TiedGaussian(means * nan, covariance * nan, counts, ridge)
 
 
-_fit_jit = jax.jit(_fit, static_argnums=(2, 3, 4), inline=True)
+_fit_jit = jax.jit(_fit, static_argnums=(0, 1, 2), inline=True)
 
 
 def fit_gaussian(
@@ -191,7 +193,8 @@ def fit_gaussian(
   examples = read_examples(features, labels, classes, where)
   added = checks.as_scalar("ridge", ridge, examples.features.dtype, "[0, inf)")
   names = checks.as_axis_names(axis_name)
-  return _fit_jit(examples, added, classes, covariance == "full", names)
+  fit = functools.partial(_fit_jit, classes, covariance == "full", names)
+  return without_explicit_axes(fit, P(), examples, added)
 
 
 def _outer(x: jax.Array, weights: jax.Array, full: bool) -> jax.Array:
