@@ -100,9 +100,9 @@ def scale_by_error_mass() -> optax.GradientTransformationExtraArgs:
 
   With two classes the step is a mean of the examples, weighted by the
   probability of an error, as in normalised logistic regression. Its length does
-  not shrink while examples are incorrect. The value of the loss is no sign of
-  progress: it may be large in the step before the solution. Stop when all
-  examples are correct.
+  not shrink while examples are incorrect. The value of the loss does not
+  show progress, because it may be large in the step before the solution. Stop
+  when all examples are correct.
 
   Returns:
     A transformation of gradients. Its ``update`` needs the keyword argument

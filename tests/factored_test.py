@@ -156,7 +156,7 @@ def test_state_is_updated_in_place():
     assert np.isfinite(state.rows).all()
 
 
-def test_no_example_and_no_class_change_nothing():
+def test_no_example_no_class_and_padding_change_nothing():
   state = heads.factored_init(np.eye(3, dtype=np.float32))
   for m, k in ((0, 1), (2, 0)):
     h, ids = np.ones((m, 3), np.float32), np.zeros((m, k), int)
@@ -167,6 +167,17 @@ def test_no_example_and_no_class_change_nothing():
       state, h, ids, np.zeros((m, k), np.float32), zero, zero, 0.1
     )
     jax.tree.map(np.testing.assert_array_equal, after, state)
+  # A padded example: features and derivatives of 0, and a valid class.
+  h, ids = np.ones((2, 3), np.float32), np.array([[1], [1]])
+  ones = np.ones(2, np.float32)
+  rows = ones[:1, None], ones[:1], 0.1 * ones[:1]
+  _, expected = heads.factored_update(state, h[:1], ids[:1], *rows, 0.1)
+  h[1] = 0
+  padded = [np.concatenate([x, np.zeros_like(x)]) for x in rows]
+  by_h, after = heads.factored_update(state, h, ids, *padded, 0.1)
+  np.testing.assert_array_equal(by_h[1], 0)
+  for a, b in zip(after, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_ids_out_of_range():

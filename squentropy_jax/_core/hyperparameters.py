@@ -57,11 +57,12 @@ class Hyperparameters(NamedTuple):
 
     A setting without a default has the first of its values.
     """
-    first = {
-      name: False if domain is bool else 1 if domain is int else domain[0]
-      for name, domain in self.domains.items()
-      if not isinstance(domain, str)
-    }
+    first: dict[str, Any] = {}
+    for name, domain in self.domains.items():
+      if isinstance(domain, tuple):
+        first[name] = domain[0]
+      elif not isinstance(domain, str):
+        first[name] = False if domain is bool else 1
     return tuple((n, self.defaults.get(n, value)) for n, value in first.items())
 
   def allows_zero(self, name: str) -> bool:

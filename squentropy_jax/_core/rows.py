@@ -134,13 +134,15 @@ class RowLoss(Loss[P], Generic[P]):
 
 
 def _beyond_spherical(loss: RowLoss[Any], static: Static) -> str:
-  """What a loss reads that three sums do not tell, in words, or nothing."""
+  """Why a loss has no spherical form; an empty string if it has one."""
   known = {"target", "rest_sum", "rest_sq", "num_classes"}
   names = tuple(loss.hyperparameters.domains)
   settings = {name for name, _ in static}
   numbers = tuple(name for name in names if name not in settings)
   more = sorted(fields_read(loss.formula, numbers, static) - known)
-  return more and (
+  if not more:
+    return ""
+  return (
     f"it reads {', '.join(more)} of the other classes, not only their sum and "
     "their sum of squares"
   )

@@ -149,7 +149,8 @@ def softplus_attention(
   with ``power`` :math:`B`, which add up to 1 in each row (LSSAR). :math:`O_i`
   is 0 for :math:`N_i \le` ``offset_start`` and 1 above. A row whose :math:`A`
   is uniform up to rounding errors has no entry above its mean, and keeps its
-  :math:`A`. A row that sees no key gives 0.
+  :math:`A`. In heads of size 1, every row is uniform. A row that sees no key
+  gives 0.
 
   Args:
     query: Queries ``[..., T, N, H]``, any floating dtype.

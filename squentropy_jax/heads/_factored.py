@@ -28,17 +28,18 @@ def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
   where :math:`W` is the transposed kernel. The losses are
   :func:`squentropy_jax.losses.zscore`,
   :func:`squentropy_jax.losses.taylor_softmax`,
-  :func:`squentropy_jax.losses.spherical_softmax` and
-  :func:`squentropy_jax.losses.rescaled_square`. A step for :math:`m` examples
-  costs about :math:`8 m d^2` multiplications, where plain SGD costs
-  :math:`3 m d D`. Only plain SGD is possible, without momentum.
+  :func:`squentropy_jax.losses.spherical_softmax`,
+  :func:`squentropy_jax.losses.rescaled_square` and
+  :func:`squentropy_jax.losses.unhinged`. A step for :math:`m` examples takes
+  about :math:`8 m d^2` multiplications. Plain SGD on the kernel takes
+  :math:`3 m d D`. Momentum and Adam are not possible.
 
   Args:
-    kernel: Shape ``[d, D]``, float32 or wider (narrower ones are widened).
+    kernel: Shape ``[d, D]``, any floating dtype.
 
   Returns:
-    The factors. Donate them to the compiled step, so that they are updated in
-    place.
+    The factors, float32 or wider. Donate them to the compiled step, so that
+    they are updated in place.
 
   Raises:
     TypeError: If the kernel is not of a floating dtype.
@@ -75,8 +76,7 @@ def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
 def factored_kernel(state: FactoredOutput) -> jax.Array:
   r"""Computes the kernel from its factors.
 
-  Use it to evaluate or to store a model. It takes a pass over all classes. The
-  kernel is
+  Use it to evaluate or to store a model. It takes a pass over all classes.
 
   .. math:: W^T = (V U + 1 \omega^T)^T
 
@@ -108,10 +108,10 @@ def factored_kernel(state: FactoredOutput) -> jax.Array:
 def factored_stabilize(state: FactoredOutput) -> FactoredOutput:
   r"""Recomputes the factors, to remove their rounding errors.
 
-  Use it every few hundred steps. The factors slowly become inconsistent through
-  rounding. This is faster if ``2 * learning_rate * grad_total_sq * |h|**2`` is
-  close to 1 in a step, where :math:`U` becomes singular. The function sets
-  :math:`U` to the identity, and takes a pass over all classes.
+  Use it every few hundred steps, because rounding errors accumulate in the
+  factors. They accumulate faster if ``2 * learning_rate * grad_total_sq *
+  |h|**2`` is close to 1 in a step, where :math:`U` becomes singular. The
+  function sets :math:`U` to the identity, and takes a pass over all classes.
 
   .. math:: V \leftarrow V U + 1 \omega^T, \quad U \leftarrow I, \quad
     \omega \leftarrow 0
@@ -208,7 +208,8 @@ def factored_update(
   .. math:: W - \eta \, \frac{\partial L}{\partial W} .
 
   Only the rows of ``ids`` and the small factors change, so that the cost does
-  not depend on the number of classes.
+  not depend on the number of classes. To drop a padded example, set its
+  features and its derivatives to 0, and its ids to any valid class.
 
   Args:
     state: The factors. Donate them to the compiled step.
@@ -221,7 +222,8 @@ def factored_update(
 
   Returns:
     ``(grad_features, state)``: the gradient of the features before the step,
-    shape ``[m, d]``, and the factors after it.
+    shape ``[m, d]``, and the factors after it. If the step makes :math:`U`
+    singular, see `factored_stabilize`, factors are infinite or NaN.
 
   Raises:
     TypeError: If an argument has the wrong type.

@@ -161,8 +161,8 @@ class FourierHead(nnx.Module):
   :math:`2 (N + 1)` outputs, followed by
   :func:`squentropy_jax.heads.fourier_coefficients` and
   :func:`squentropy_jax.heads.fourier_logits`. Its parameters start at a
-  hundredth of the usual size, which makes the first density nearly free of
-  the features.
+  hundredth of the usual size, so that the initial density hardly depends on the
+  features.
 
   Args:
     in_features: The width of the features.

@@ -117,10 +117,11 @@ def dual_activation(
 def optimal_activation(dim: int) -> Callable[[ArrayLike], jax.Array]:
   r"""Makes the activation whose infinitely deep network is consistent.
 
-  The kernel of the network tends to the singular kernel
+  Use it for a network that approximates the classifier of
+  :func:`singular_kernel_log_probs`. The kernel of the network tends to
   :math:`\lVert x - x' \rVert^{-d}` for inputs on a sphere of :math:`d`
-  dimensions. The error of that classifier tends to the least possible one with
-  the number of examples.
+  dimensions. As the number of examples grows, the error of that classifier
+  tends to the least possible one.
 
   .. math::
     \phi = 2^{-d/4} h_1 + \sqrt{1 - 2^{1 - d/2}}\, h_2 + 2^{-d/4} h_3

@@ -34,7 +34,7 @@ class TiedGaussian(NamedTuple):
       the mean of their class, ``[d, d]``, or only its diagonal, ``[d]``.
       ``ridge`` is not included.
     counts: The number of examples of each class, ``[num_classes]``, int32.
-    ridge: What is added to the diagonal before the covariance is used.
+    ridge: The number that is added to the diagonal when the covariance is used.
   """
 
   means: jax.Array
@@ -150,10 +150,10 @@ def fit_gaussian(
     labels: Class ids, integers of shape ``[...]``.
     num_classes: The number of classes, a static int.
     covariance: ``"full"`` or ``"diagonal"``, static.
-    ridge: What is added to the diagonal of the covariance, 0 or more. It is
-      stored, and added when the covariance is used, once for all batches. A
-      covariance of fewer examples than features, or of a constant feature,
-      needs a ridge above 0.
+    ridge: The number that is added to the diagonal of the covariance, 0 or
+      more. It is stored, and added when the covariance is used, once for all
+      batches. A covariance of fewer examples than features, or of a constant
+      feature, needs a ridge above 0.
     where: Which examples to include, booleans of shape ``[...]``.
     axis_name: The axes of ``jax.shard_map`` whose devices hold the other
       examples. The result is that of all examples.
@@ -206,9 +206,9 @@ def _outer(x: jax.Array, weights: jax.Array, full: bool) -> jax.Array:
 def merge_gaussians(a: TiedGaussian, b: TiedGaussian) -> TiedGaussian:
   r"""Computes the statistics of two batches from those of each.
 
-  Use it to fit features that do not fit into memory. The result is that of
-  :func:`fit_gaussian` on all examples, except for rounding errors. The order of
-  the batches does not matter.
+  Use it if the features of all examples need too much memory. The result is
+  that of :func:`fit_gaussian` on all examples, except for rounding errors. The
+  order of the batches does not matter.
 
   .. math::
     \mu_c = \frac{n_c^a \mu_c^a + n_c^b \mu_c^b}{n_c}, \qquad
@@ -221,8 +221,8 @@ def merge_gaussians(a: TiedGaussian, b: TiedGaussian) -> TiedGaussian:
     b: Statistics of another batch, of the same shapes and with the same ridge.
 
   Returns:
-    The statistics of both. If traced ridges differ, the ridge is NaN, and so is
-    all that is computed from it.
+    The statistics of both. If traced ridges differ, the ridge is NaN, and
+    logits and scores are NaN too.
 
   Raises:
     TypeError: If an argument is not a ``TiedGaussian``. The result of
@@ -303,9 +303,10 @@ def add_class(
 ) -> ExtendedGaussian:
   r"""Adds a class, without the examples of the other classes.
 
-  Use it when a new class arrives after the fit. The covariance becomes a mean
-  over classes: the new one counts as much as each of the others, however many
-  examples it has. Therefore :func:`merge_gaussians` refuses the result.
+  Use it when a class is added after the fit. The covariance becomes a mean over
+  classes: the new class has the same weight as each other class, whatever the
+  number of its examples. Therefore :func:`merge_gaussians` raises a TypeError
+  for the result.
 
   .. math::
     \Sigma \leftarrow \frac{C}{C + 1} \Sigma + \frac{1}{C + 1} S, \qquad
@@ -315,13 +316,14 @@ def add_class(
 
   Args:
     params: The result of :func:`fit_gaussian`, or of this function.
-    features: Features of the new class, shape ``[..., d]``, one or more rows.
+    features: Features of the new class, shape ``[..., d]``, of one example or
+      more.
 
   Returns:
-    Parameters of one class more, whose id is the former number of classes.
+    Parameters with one more class, whose id is the previous number of classes.
 
   Raises:
-    TypeError: If ``params`` are no Gaussians or ``features`` not floating.
+    TypeError: If ``params`` are not Gaussians or ``features`` not floating.
     ValueError: If a shape does not fit, or if there is no example.
 
   Examples:

@@ -126,9 +126,10 @@ def gaussian_logits(
 ) -> jax.Array:
   r"""Computes logits of classes from Gaussians with one covariance.
 
-  Their softmax is the posterior of linear discriminant analysis; with a
-  diagonal covariance and the empirical prior it is that of naive Bayes. As
-  logits of a loss they train features generatively.
+  Use them to classify features after :func:`fit_gaussian`. Their softmax is the
+  posterior of linear discriminant analysis. With a diagonal covariance and the
+  empirical prior it is that of naive Bayes. A network whose loss takes these
+  logits is trained for Gaussian features.
 
   .. math::
     z_c = -\frac{1}{2} (x - \mu_c)^\top (\Sigma + \text{ridge} \cdot I)^{-1}
@@ -149,7 +150,7 @@ def gaussian_logits(
     classes without examples. A traced covariance that is singular gives NaN.
 
   Raises:
-    TypeError: If ``params`` are no Gaussians or ``features`` not floating.
+    TypeError: If ``params`` are not Gaussians or ``features`` not floating.
     ValueError: If a shape or ``prior`` is wrong, or a concrete covariance is
       singular.
 
@@ -205,9 +206,9 @@ def mahalanobis_score(
 ) -> jax.Array:
   r"""Computes how close features are to the closest class.
 
-  Use it to detect inputs that are unlike the training data: their score is
-  low. For several layers of a network, compute a score of each and combine them
-  with :func:`fit_logistic`.
+  Use it to detect inputs that are unlike the training data. Their score is low.
+  For several layers of a network, compute the score of each layer and combine
+  the scores with :func:`fit_logistic`.
 
   .. math::
     M(x) = -\min_c \, (x - \mu_c)^\top (\Sigma + \text{ridge} \cdot I)^{-1}
@@ -226,7 +227,7 @@ def mahalanobis_score(
     gives NaN.
 
   Raises:
-    TypeError: If ``params`` are no Gaussians or ``features`` not floating.
+    TypeError: If ``params`` are not Gaussians or ``features`` not floating.
     ValueError: If a shape is wrong or a concrete covariance is singular.
 
   Examples:
@@ -258,9 +259,9 @@ def perturbed_inputs(
 ) -> jax.Array:
   r"""Moves each input a small step towards a higher score.
 
-  Use it before :func:`mahalanobis_score`: the score of inputs that are like the
-  training data rises more than that of others. Choose ``epsilon`` on validation
-  data; the paper tries 0 to 0.01.
+  Use it before :func:`mahalanobis_score`. The score of inputs that are like the
+  training data increases more than that of other inputs. Choose ``epsilon`` on
+  validation data. The paper tries values from 0 to 0.01.
 
   .. math::
     \hat x = x + \varepsilon \operatorname{sign} \nabla_x M(x)

@@ -248,8 +248,8 @@ def fit_logistic(
 ) -> LinearProbe:
   r"""Fits a linear classifier by penalised cross-entropy (a linear probe).
 
-  Use it to measure what frozen features know about the classes, or to combine
-  scores of several layers. :func:`fit_gaussian` is a closed form, which may
+  Use it to measure how well frozen features separate the classes, or to combine
+  the scores of several layers. :func:`fit_gaussian` is a closed form, which may
   need fewer examples.
 
   .. math::
@@ -325,7 +325,8 @@ def linear_logits(params: LinearProbe, features: ArrayLike) -> jax.Array:
     classes without examples.
 
   Raises:
-    TypeError: If ``params`` is no ``LinearProbe`` or ``features`` not floating.
+    TypeError: If ``params`` are not a ``LinearProbe`` or ``features`` not
+      floating.
     ValueError: If a shape does not fit.
 
   Examples:
