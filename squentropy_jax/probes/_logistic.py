@@ -104,7 +104,13 @@ def _direction(problem: _Problem, point: _Point) -> jax.Array:
   def precondition(v: jax.Array) -> jax.Array:
     return v / diagonal
 
-  b = -point.gradient
+  # The weights of each feature sum to 0 over the classes. With a small penalty,
+  # rounding errors in the direction of equal weights would be large steps.
+  def centred(v: jax.Array) -> jax.Array:
+    total = product(v, common[:, None])
+    return v - total * common[None, :] / jnp.maximum(jnp.sum(common), 1)
+
+  b = centred(-point.gradient)
   first = precondition(b)
   size = jnp.vdot(b, first)
 
@@ -123,7 +129,8 @@ def _direction(problem: _Problem, point: _Point) -> jax.Array:
     return count + 1, v + length * along, residual, along_new, rho_new
 
   start = vary_like((jnp.zeros((), jnp.int32), jnp.zeros_like(b)), b)
-  return jax.lax.while_loop(goes_on, advance, (*start, b, first, size))[1]
+  v = jax.lax.while_loop(goes_on, advance, (*start, b, first, size))[1]
+  return centred(v)
 
 
 def _step(problem: _Problem, point: _Point) -> tuple[_Point, jax.Array]:
