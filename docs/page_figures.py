@@ -17,6 +17,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 import numpy as np
 import transforms_figure
+import two_pass_figure
 
 from squentropy_jax import heads, masking, probes, retrieval, reweighting
 
@@ -158,6 +159,7 @@ FIGURES: Mapping[str, Callable[[Any], None]] = {
   "output_layers": draw_output_layers,
   "probes": draw_probes,
   "transforms": transforms_figure.draw,
+  "two_pass": two_pass_figure.draw,
   "weights": draw_weights,
 }
 

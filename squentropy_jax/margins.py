@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax._core import (
+  angles,
   checks,
   class_sums,
   dense_sums,
@@ -152,9 +153,8 @@ def ranked(
   if names is not None:
     start = jax.lax.axis_index(names) * draws.size
     found = jax.lax.dynamic_slice_in_dim(found, start, draws.size)
-  found = found.reshape(draws.shape)
   # NaN ranks as the largest cosine, and must not pass for it.
-  found = jnp.where(jnp.isnan(cosines), jnp.nan, found)
+  found = jnp.where(jnp.isnan(cosines), jnp.nan, found.reshape(draws.shape))
   return jnp.where(keep, found, jnp.zeros_like(found))
 
 
@@ -266,7 +266,7 @@ def _adaptive(
   margin = jnp.where(empty, jnp.zeros_like(margin), margin)
   scale = jnp.where(kept.any(), scale, min_scale)
   # A median passes over NaN.
-  is_nan = keep & (jnp.isnan(target) | jnp.isnan(rest))
+  is_nan = keep & (jnp.isnan(rest) | ~angles.is_cosine(target))
   invalid = _gathered(ready.invalid | is_nan, names).any()
   factor = prelude.nan_factor(invalid, scale.dtype)
   return jax.lax.stop_gradient((scale * factor, margin * factor))
@@ -320,12 +320,12 @@ def adaptive(
 
   Returns:
     The scale and the margin, scalars, float32 or wider. They have no gradient.
-    Both are NaN if a class id of a kept example is invalid.
+    Both are NaN if a traced class id or labelled cosine is out of range.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
     ValueError: If a shape does not fit, if a number is not a scalar or out of
-      range, or if a concrete class id is out of range.
+      range, or if a concrete class id or cosine is out of range.
 
   Examples:
     >>> cosines = jnp.array(
@@ -365,8 +365,8 @@ def adaptive(
     values={"alpha": alpha, "min_scale": min_scale},
     name="cosines",
   )
-  names = checks.as_axis_names(axis_name)
-  return _adaptive(background, names, arguments)
+  angles.check_cosines(arguments, arguments.logits.ndim - 1, "cosines")
+  return _adaptive(background, checks.as_axis_names(axis_name), arguments)
 
 
 def aldr_kl_temperature(

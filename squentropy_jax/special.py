@@ -205,8 +205,9 @@ def two_pass_softmax(
     \frac{e^{x_k}}{\sum_j e^{x_j}} = \frac{m_k}{m} 2^{n_k - n}, \qquad
     m \, 2^n = \sum_k m_k 2^{n_k}, \quad e^{x_k} = m_k 2^{n_k}
 
-  The error is at most 4 ulp. Probabilities below the smallest normal number may
-  be 0. A row with NaN or ``+inf``, or of ``-inf`` only, is NaN.
+  The error is below 5 ulp, and at most 4 ulp in 99.99 % of random cases, for
+  numbers of up to 10,000 in size. Probabilities below the smallest normal
+  number may be 0. A row with NaN or ``+inf``, or of ``-inf`` only, is NaN.
 
   Args:
     x: Numbers, shape ``[..., num_classes]``, any floating dtype.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from squentropy_jax._core import checks
@@ -99,9 +100,9 @@ def scale_by_error_mass() -> optax.GradientTransformationExtraArgs:
 
   With two classes the step is a mean of the examples, weighted by the
   probability of an error, as in normalised logistic regression. Its length does
-  not shrink while examples are incorrect. The value of the loss is no sign of
-  progress: it may be large in the step before the solution. Stop when all
-  examples are correct.
+  not shrink while examples are incorrect. The value of the loss does not
+  show progress, because it may be large in the step before the solution. Stop
+  when all examples are correct.
 
   Returns:
     A transformation of gradients. Its ``update`` needs the keyword argument
@@ -109,7 +110,8 @@ def scale_by_error_mass() -> optax.GradientTransformationExtraArgs:
     0.
 
   Raises:
-    TypeError: By ``update``, without ``error_mass``.
+    TypeError: By ``update``, without ``error_mass``, or if an update is not
+      floating.
     ValueError: By ``update``, if ``error_mass`` is not a scalar.
 
   Examples:
@@ -151,6 +153,7 @@ def scale_by_error_mass() -> optax.GradientTransformationExtraArgs:
       )
 
     def divide(x: jax.Array) -> jax.Array:
+      x = checks.as_floats(x, "updates")
       wide = checks.compute_dtype(x.dtype)
       mass = checks.as_scalar("error_mass", error_mass, wide, "[0, inf)")
       positive = mass != 0
@@ -219,8 +222,8 @@ def output_gradient_norm(
 
   Raises:
     TypeError: If a parameter is not floating.
-    ValueError: If a concrete ``rho`` or ``radius`` is out of range, or the
-      predictions are empty.
+    ValueError: If ``rho`` or ``radius`` is not a scalar or, concrete, out of
+      range, or if the predictions are empty.
 
   Examples:
     >>> def apply_fn(w, x):
@@ -240,12 +243,13 @@ def output_gradient_norm(
   .. seealso:: :func:`constraint_multiplier`
   """
   names = checks.as_axis_names(axis_name)
-  checks.check_interval("rho", rho, "[0, inf)")
-  if radius is not None:
-    checks.check_interval("radius", radius, "(0, inf)")
   for leaf in jax.tree.leaves(params):
     checks.as_floats(leaf, "params")
   params = jax.tree.map(jnp.asarray, params)
+  wide = checks.compute_dtype(*(x.dtype for x in jax.tree.leaves(params)))
+  scale = checks.as_scalar("rho", rho, wide, "[0, inf)")
+  if radius is not None:
+    radius = checks.as_scalar("radius", radius, wide, "(0, inf)")
 
   def mean(params: Any) -> jax.Array:
     out = apply_fn(params, batch)
@@ -266,18 +270,16 @@ def output_gradient_norm(
   )
   if radius is None:
     change = jax.jvp(gradient, (params,), (direction,))[1]
-    scale = jnp.asarray(rho, norm.dtype)
   else:
-    step = jnp.asarray(radius, norm.dtype)
     moved = jax.tree.map(
-      lambda w, d: (w.astype(norm.dtype) + step * d.astype(norm.dtype)).astype(
-        w.dtype
-      ),
+      lambda w, d: (
+        w.astype(norm.dtype) + radius * d.astype(norm.dtype)
+      ).astype(w.dtype),
       params,
       direction,
     )
     change = jax.tree.map(jnp.subtract, gradient(moved), first)
-    scale = jnp.asarray(rho, norm.dtype) / step
+    scale = scale / radius
   return jax.tree.map(
     lambda x: (scale * x.astype(norm.dtype)).astype(x.dtype), change
   ), norm
@@ -319,10 +321,11 @@ def constraint_multiplier(
 
   Returns:
     A pair of functions: ``init()`` returns the first multiplier, and
-    ``update(norm, multiplier)`` the next one, each a scalar.
+    ``update(norm, multiplier)`` the next one, each a scalar, float32 or wider.
 
   Raises:
-    ValueError: If a concrete argument is out of range.
+    ValueError: If an argument is not a scalar, or a concrete one is out of
+      range.
 
   Examples:
     >>> multiplier = transforms.constraint_multiplier(0.05, 0.1, 1e-3)
@@ -344,19 +347,25 @@ def constraint_multiplier(
     "learning_rate": learning_rate,
     "initial": initial,
   }
+  default = np.dtype(jnp.result_type(float))
   for name, value in numbers.items():
-    checks.check_interval(name, value, "[0, inf)")
+    checks.as_scalar(name, value, default, "[0, inf)")
 
   def init() -> jax.Array:
-    return jnp.asarray(initial, jnp.result_type(float))
+    return jnp.asarray(initial, default)
 
   def update(
     norm: jax.typing.ArrayLike, multiplier: jax.typing.ArrayLike
   ) -> jax.Array:
-    value = jnp.asarray(multiplier)
-    scaled = jnp.asarray(rho, value.dtype) * jnp.asarray(norm, value.dtype)
-    step = jnp.asarray(learning_rate, value.dtype) * (
-      scaled - jnp.asarray(epsilon, value.dtype)
+    for name, x in (("norm", norm), ("multiplier", multiplier)):
+      if jnp.ndim(x):
+        raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(x)}.")
+    # In an integer the step would be rounded to 0.
+    dtype = checks.compute_dtype(jnp.asarray(multiplier).dtype)
+    value, size = (jnp.asarray(x, dtype) for x in (multiplier, norm))
+    scaled = jnp.asarray(rho, dtype) * size
+    step = jnp.asarray(learning_rate, dtype) * (
+      scaled - jnp.asarray(epsilon, dtype)
     )
     return jnp.maximum(value + step, 0.0)
 

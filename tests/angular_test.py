@@ -43,6 +43,34 @@ def test_worked_numbers():
   np.testing.assert_allclose(best, 6.118044538513e-07, rtol=1e-10)
 
 
+def test_logits_that_can_be_read_are_no_cosines():
+  loss, kept = losses.cosface, np.arange(8) < 7
+  logits = COSINES.copy()
+  logits[7] = 40.0
+  with pytest.raises(ValueError, match=r"got 40.*heads\.cosine_logits"):
+    loss(logits, LABELS)
+  with pytest.raises(ValueError, match="got 40"):
+    loss(logits.T, LABELS, axis=0)
+  with pytest.raises(ValueError, match="got inf"):
+    loss(jnp.asarray(logits).at[0, 0].set(jnp.inf), LABELS)
+  # Also constants of a trace, and with a mask that can be read.
+  constant = jnp.asarray(logits)
+  with pytest.raises(ValueError, match="got 40"):
+    jax.jit(lambda scale: loss(constant, LABELS, scale=scale))(8.0)
+  found = loss(logits, LABELS, where=kept)
+  np.testing.assert_array_equal(found[:7], loss(COSINES, LABELS)[:7])
+  assert found[7] == 0
+  # What cannot be read gives NaN.
+  traced = jax.jit(lambda keep: loss(logits, LABELS, where=keep))
+  assert np.isnan(traced(np.ones(8, bool))[7])
+  assert np.isnan(jax.jit(loss)(logits, LABELS)[7])
+  # NaN, an impossible class and a rounding to bfloat16 do not raise.
+  logits[7] = np.nan, -np.inf, 1.0, 1.0, 1.0
+  assert np.isnan(loss(logits, LABELS)[7])
+  assert np.isfinite(loss(jnp.full((1, 3), 1.0078125, jnp.bfloat16), [0]))
+  assert loss(np.zeros((0, 3), F32), np.zeros(0, int)).shape == (0,)
+
+
 def test_each_loss_without_a_margin_is_the_normalized_softmax():
   none = (
     losses.normalized_softmax,

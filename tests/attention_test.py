@@ -521,4 +521,7 @@ def test_bad_arguments_are_named():
   of("num must be at most the number of tokens 4", means, q, 5)
   of("num must be in", means, q, 0)
   raises(TypeError, "num must be one int", means, q, 1.5)
+  of("landmarks must be one point or more", free, q, landmarks=q[:, :0])
+  of("a must have the shape", attention.newton_schulz_inverse, q[..., :0, :0])
+  raises(TypeError, "dtype must be", softplus, q, q, q, dtype=jnp.int32)
   of("a must have the shape", attention.newton_schulz_inverse, jnp.ones((2, 3)))

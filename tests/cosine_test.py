@@ -182,6 +182,14 @@ def test_numbers_that_are_no_cosines_give_nan_in_their_row(case):
   assert not np.isnan(gradient).any()
   with pytest.raises(ValueError, match=r"labels\[5\] = 5"):
     case.loss(COSINES, labels)
+  # With values that can be read, a logit of any kept class raises.
+  for place in ((1, 1), (1, 2)):
+    logits = COSINES.copy()
+    logits[place] = -1.05
+    with pytest.raises(ValueError, match=r"cosines must be in .*got -1\.05"):
+      case.loss(logits, LABELS)
+    for dropped in (np.arange(6) != 1, logits >= -1):
+      assert np.isfinite(case.loss(logits, LABELS, where=dropped)[2])
   with pytest.raises(TypeError, match="cosines must be floating"):
     case.loss(np.zeros((6, 5), int), LABELS)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from squentropy_jax import heads, losses
+from squentropy_jax import heads, losses, row_loss
 
 D, WIDTH, ROWS = 9, 4, 3
 RNG = np.random.default_rng(0)
@@ -156,6 +156,30 @@ def test_state_is_updated_in_place():
     assert np.isfinite(state.rows).all()
 
 
+def test_no_example_no_class_and_padding_change_nothing():
+  state = heads.factored_init(np.eye(3, dtype=np.float32))
+  for m, k in ((0, 1), (2, 0)):
+    h, ids = np.ones((m, 3), np.float32), np.zeros((m, k), int)
+    outputs, *_ = heads.factored_forward(state, h, ids)
+    assert outputs.shape == (m, k)
+    zero = np.zeros(m, np.float32)
+    _, after = heads.factored_update(
+      state, h, ids, np.zeros((m, k), np.float32), zero, zero, 0.1
+    )
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+  # A padded example: features and derivatives of 0, and a valid class.
+  h, ids = np.ones((2, 3), np.float32), np.array([[1], [1]])
+  ones = np.ones(2, np.float32)
+  rows = ones[:1, None], ones[:1], 0.1 * ones[:1]
+  _, expected = heads.factored_update(state, h[:1], ids[:1], *rows, 0.1)
+  h[1] = 0
+  padded = [np.concatenate([x, np.zeros_like(x)]) for x in rows]
+  by_h, after = heads.factored_update(state, h, ids, *padded, 0.1)
+  np.testing.assert_array_equal(by_h[1], 0)
+  for a, b in zip(after, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_ids_out_of_range():
   state = heads.factored_init(np.eye(3, dtype=np.float32))
   h, ids = np.ones((2, 3), np.float32), np.array([[0], [3]])
@@ -173,6 +197,11 @@ def test_ids_out_of_range():
   ("changes", "error", "message"),
   [
     ({"state": None}, TypeError, "state must be a FactoredOutput"),
+    (
+      {"state": heads.factored_init(np.eye(3))._replace(mix=np.eye(2))},
+      ValueError,
+      "state must have arrays of the shapes",
+    ),
     ({"features": np.ones((2, 4))}, ValueError, r"features .*\[m, 3\]"),
     (
       {"ids": np.zeros(2, int)},
@@ -196,6 +225,49 @@ def test_arguments_that_do_not_fit(changes, error, message):
   }
   with pytest.raises(error, match=message):
     heads.factored_update(**arguments | changes)
+
+
+def test_every_spherical_form_is_the_loss():
+  z = RNG.normal(size=(6, 5)).astype(np.float32)
+  labels = np.arange(6) % 5
+  sums = z[np.arange(6), labels], z.sum(-1), np.square(z).sum(-1)
+  found = [x for x in vars(losses).values() if hasattr(x, "spherical")]
+  assert {loss.__name__ for loss in found} >= {*SPHERICAL, "unhinged"}
+  for loss in found:
+    expected = loss(z, labels)
+    np.testing.assert_allclose(loss.spherical(*sums, 5), expected, rtol=1e-4)
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in sums]
+    assert loss.spherical(*narrow, 5).dtype == jnp.float32
+
+
+def test_arguments_of_spherical_forms():
+  form = losses.zscore.spherical
+  one = np.ones(3, np.float32)
+  with pytest.raises(ValueError, match=r"sharpness must be in \(0, inf\)"):
+    form(one, one, one, 5, sharpness=0.0)
+  with pytest.raises(ValueError, match=r"same shape, got \(3,\), \(1,\)"):
+    form(one, one[:1], one, 5)
+  with pytest.raises(TypeError, match="target must be floating"):
+    form(np.arange(3), one, one, 5)
+  with pytest.raises(ValueError, match="num_classes must be in"):
+    form(one, one, one, 0)
+  with pytest.raises(TypeError, match="zscore has no hyper-parameter margin"):
+    form(one, one, one, 5, margin=1.0)
+
+
+def test_spherical_form_of_a_loss_with_a_static_setting():
+  loss = row_loss(
+    lambda stats, *, squared=True: (
+      stats.rest_sq if squared else stats.rest_max + stats.target
+    ),
+    domains={"squared": bool},
+  )
+  # Of the default.
+  assert loss.spherical(2.0, 3.0, 9.0, 4) == 5.0
+  with pytest.raises(ValueError, match=r"no spherical form .*reads rest_max"):
+    loss.spherical(2.0, 3.0, 9.0, 4, squared=False)
+  # Its margins are static settings too.
+  assert not hasattr(losses.arcface, "spherical")
 
 
 def test_losses_of_more_than_three_sums_have_no_spherical_form():

@@ -54,6 +54,28 @@ def test_both_apis_compute_the_same(kind):
   assert isinstance(layer, linen.Module)
 
 
+def test_bfloat16_features_and_features_that_do_not_fit():
+  for kind in ("cosine", "fourier"):
+    module, layer = nnx_head(kind), linen_head(kind)
+    narrow = jnp.asarray(FEATURES, jnp.bfloat16)
+    wide = module(narrow.astype(jnp.float32))
+    assert module(narrow).dtype == jnp.float32
+    np.testing.assert_allclose(module(narrow), wide, rtol=0.02, atol=0.02)
+    z, params = layer.init_with_output(jax.random.key(0), narrow)
+    assert z.dtype == jnp.float32
+    with pytest.raises(TypeError, match="features must be floating"):
+      module(np.ones((2, 5), int))
+    with pytest.raises(TypeError, match="features must be floating"):
+      layer.apply(params, np.ones((2, 5), int))
+    with pytest.raises(ValueError, match=r"features must have the .*5"):
+      module(FEATURES[..., :4])
+  # Constants have no frequency.
+  flat = nn.nnx.FourierHead(5, 6, num_frequencies=0, rngs=nnx.Rngs(0))
+  np.testing.assert_allclose(flat(FEATURES), np.log(1 / 6 + 1e-5), rtol=1e-5)
+  with pytest.raises(ValueError, match="num_frequencies"):
+    nn.nnx.FourierHead(5, 6, num_frequencies=-1, rngs=nnx.Rngs(0))
+
+
 @pytest.mark.parametrize("kind", ["cosine", "fourier"])
 def test_a_head_learns_in_an_nnx_loop(kind):
   module = nnx_head(kind)

@@ -71,6 +71,30 @@ def test_limits():
   np.testing.assert_allclose(heads.fourier_smoothness(c), expected, rtol=1e-5)
 
 
+def test_a_density_that_is_0_in_all_bins():
+  """With as many frequencies as bins; then the bins are equally probable."""
+
+  def of_real(real, num_bins):
+    return logits_of(jax.lax.complex(real, jnp.zeros_like(real)), num_bins)
+
+  for a, num_bins in (([1.0, -1.0], 1), ([1.0, 0.0, 1.0], 2)):
+    a = np.array(a, np.float32)
+    expected = np.log(1 / num_bins + 1e-5)
+    np.testing.assert_allclose(of_real(a, num_bins), expected, atol=1e-6)
+    gradient = jax.grad(lambda a, m=num_bins: of_real(a, m).sum())(a)
+    assert np.isfinite(gradient).all()
+
+
+def test_traced_and_too_small_epsilon():
+  a = numbers(3, 4)
+  found = support.jit(lambda a, e: logits_of(a, 5, epsilon=e))(a, 1e-3)
+  np.testing.assert_allclose(found, logits_of(a, 5, epsilon=1e-3), rtol=1e-5)
+  with pytest.raises(ValueError, match=r"epsilon must be in .* as a float32"):
+    logits_of(a, 5, epsilon=1e-60)
+  with pytest.raises(ValueError, match="epsilon must be a scalar"):
+    logits_of(a, 5, epsilon=np.ones(5))
+
+
 def test_gradient():
   """Against finite differences, and finite for coefficients of 0."""
 

@@ -232,6 +232,17 @@ def test_nan_is_no_large_cosine():
   np.testing.assert_array_equal(np.isnan(found), [True, False, False])
 
 
+def test_logits_have_no_adaptive_margin():
+  logits = COSINES.copy()
+  logits[2, 1] = 3.0
+  labels = np.full(8, 1)
+  with pytest.raises(ValueError, match=r"got 3.*heads\.cosine_logits"):
+    margins.adaptive(logits, labels)
+  assert np.isnan(jit(margins.adaptive)(logits, labels)).all()
+  kept = np.arange(8) != 2
+  assert np.isfinite(margins.adaptive(logits, labels, where=kept)).all()
+
+
 def test_the_shape_of_draws_is_a_tuple():
   with pytest.raises(TypeError, match=r"shape must be a tuple.*Pass \(3,\)"):
     margins.elastic(jax.random.key(0), 3, mean=0.5, stddev=0.1)

@@ -70,6 +70,51 @@ def test_float64():
   check(x[:100, 20:40], y[:100], 1.0, 1e-9, np.float64)
 
 
+@pytest.mark.x64
+def test_derivative_in_forward_mode_is_that_of_the_optimum():
+  x, direction = RNG.normal(size=(2, 24, 3))
+  y = np.arange(24) % 3
+
+  def logits_of(x, l2):
+    return probes.linear_logits(probes.fit_logistic(x, y, 3, l2=l2), x)
+
+  step, at = 1e-5, jit(logits_of)
+  up, down = (at(x + s * direction, 0.5 + s) for s in (step, -step))
+  found = jit(lambda *a: jax.jvp(logits_of, a, (direction, 1.0))[1])(x, 0.5)
+  np.testing.assert_allclose(found, (up - down) / (2 * step), atol=1e-6)
+
+
+def test_features_of_any_size():
+  rng = np.random.default_rng(3)
+  x = rng.normal(size=(60, 3))
+  # Not separable, so that the penalty is not what makes the optimum finite.
+  y = (x + 2 * rng.normal(size=x.shape)).argmax(1)
+  for size, l2, same in (
+    (1e-18, 0.5e-36, 0.5),
+    (1e18, 0.5e36, 0.5),
+    # Their squares are not finite, and the penalty is nearly 0.
+    (1e20, 1.0, 1e-6),
+  ):
+    expected = probes.fit_logistic(x.astype(np.float32), y, 3, l2=same)
+    # Also with a penalty that hardly restricts equal weights of all classes.
+    np.testing.assert_allclose(expected.kernel.sum(1), 0, atol=1e-5)
+    found = probes.fit_logistic((x * size).astype(np.float32), y, 3, l2=l2)
+    np.testing.assert_allclose(
+      found.kernel * size, expected.kernel, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_an_optimum_out_of_reach_raises_or_gives_nan():
+  x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+  y = x.argmax(1)
+  with pytest.raises(ValueError, match=r"l2 must be large enough .*float32"):
+    probes.fit_logistic(x, y, 3, l2=1e-12)
+  assert np.isnan(fit(x, y, num_classes=3, l2=1e-12).kernel).all()
+  x[3] = np.nan
+  for array in probes.fit_logistic(x, y, 3):
+    assert np.isnan(array).all()
+
+
 def test_dropped_rows_and_absent_classes():
   x = RNG.normal(size=(24, 3)).astype(np.float32)
   y = np.arange(24) % 3
@@ -98,6 +143,9 @@ def test_invalid_arguments_raise_or_give_nan():
   assert np.isnan(bad.kernel).all()
   none = fit(x, y, num_classes=3, where=np.zeros(3, bool))
   assert np.isnan(none.bias).all()
+  empty = probes.fit_logistic(x[:0], y[:0], 3)
+  assert empty.kernel.shape == (3, 3)
+  assert np.isnan(empty.bias).all()
   with pytest.raises(ValueError, match=r"labels\[2\] = 2 is outside \[0, 2\)"):
     probes.fit_logistic(x, y, 2)
   with pytest.raises(ValueError, match="l2 must be in"):

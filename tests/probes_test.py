@@ -139,6 +139,33 @@ def test_devices_give_the_statistics_of_all_examples():
   np.testing.assert_allclose(found.covariance, whole.covariance, rtol=1e-4)
 
 
+def test_axis_names_are_a_name_or_a_sequence():
+  x = FEATURES.astype(np.float32).reshape(2, 2, 10, 3)
+  y = LABELS.reshape(2, 2, 10)
+  whole = fit(FEATURES.astype(np.float32), LABELS, num_classes=4)
+  for names in (["a", "b"], ("b", "a")):
+
+    def local(x, y, names=names):
+      return probes.fit_gaussian(x, y, 4, axis_name=names)
+
+    found = jax.vmap(
+      jax.vmap(local, axis_name="b", out_axes=None),
+      axis_name="a",
+      out_axes=None,
+    )(x, y)
+    np.testing.assert_array_equal(found.counts, whole.counts)
+    np.testing.assert_allclose(found.means, whole.means, rtol=1e-5, atol=1e-6)
+  with pytest.raises(TypeError, match="axis_name must be None, a string or"):
+    probes.fit_gaussian(x[0, 0], y[0, 0], 4, axis_name=1)
+
+
+def test_scores_without_a_gradient_move_nothing():
+  x = FEATURES.astype(np.float32)
+  for score, found in ((lambda x: x.argmax(-1), "int32"), (list, "list")):
+    with pytest.raises(TypeError, match=f"score_fn must return .* got {found}"):
+      probes.perturbed_inputs(score, x, epsilon=0.1)
+
+
 def test_logits_and_scores_are_those_of_numpy():
   means, covariance = reference(FEATURES, LABELS, 3)
   squares = distances(FEATURES, means, covariance)

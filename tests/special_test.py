@@ -91,6 +91,17 @@ def test_values_are_within_their_ulp(dtype):
         assert error <= 4 * ulp(float(true), dtype)
 
 
+def test_errors_of_many_probabilities():
+  """Five ulp are the bound, and more than four are rare."""
+  centre = RNG.uniform(-100.0, 100.0, (20_000, 1))
+  x = (centre + RNG.uniform(-40.0, 40.0, (20_000, 10))).astype(np.float32)
+  exps = np.exp(np.float64(x) - x.max(1, keepdims=True))
+  true = exps / exps.sum(1, keepdims=True)
+  errors = np.abs(optimized(x)[0] - true) / np.spacing(np.float32(true))
+  assert errors.max() < 5
+  assert np.mean(errors > 4) < 1e-4
+
+
 def test_a_long_row_is_added_up_as_a_tree():
   x = RNG.uniform(-3.0, 3.0, (1, 131_072 + 5)).astype(np.float32)
   exact = np.exp(np.float64(x)).sum()

@@ -181,6 +181,8 @@ def test_errors_of_scale_by_error_mass():
     transform.update(w, transform.init(w))
   with pytest.raises(ValueError, match="error_mass must be a scalar"):
     transform.update(w, transform.init(w), error_mass=jnp.ones(2))
+  with pytest.raises(TypeError, match="updates must be floating"):
+    transform.update(jnp.arange(2), transform.init(w), error_mass=0.5)
   with pytest.raises(ValueError, match="error_mass must be in"):
     transform.update(w, transform.init(w), error_mass=-0.1)
   with pytest.raises(ValueError, match=r"labels\[1\]"):
@@ -321,6 +323,19 @@ def test_the_multiplier_is_projected_and_follows_the_constraint():
   assert constant.update(9.0, constant.init()) == constant.init()
 
 
+def test_multipliers_of_other_types():
+  update = transforms.constraint_multiplier(0.5, 0.1, 0.1).update
+  expected = 0.1 * (0.5 * 3 - 0.1)
+  for zero in (0, np.int32(0), 0.0, jnp.bfloat16(0)):
+    found = update(3, zero)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+  with pytest.raises(ValueError, match="multiplier must be a scalar"):
+    update(3.0, jnp.zeros(2))
+  with pytest.raises(ValueError, match="norm must be a scalar"):
+    update(jnp.zeros(2), 0.0)
+
+
 def test_errors_of_the_constraint():
   norm = transforms.output_gradient_norm
   w = jnp.ones(2)
@@ -328,6 +343,12 @@ def test_errors_of_the_constraint():
     norm(model, w, X, rho=-1.0)
   with pytest.raises(ValueError, match="radius must be in"):
     norm(model, w, X, rho=1.0, radius=0.0)
+  with pytest.raises(ValueError, match="rho must be a scalar"):
+    norm(model, w, X, rho=jnp.ones(2))
+  with pytest.raises(ValueError, match="radius must be a scalar"):
+    norm(model, w, X, rho=1.0, radius=jnp.ones(2))
+  with pytest.raises(ValueError, match="epsilon must be a scalar"):
+    transforms.constraint_multiplier(1.0, jnp.ones(2), 1.0)
   with pytest.raises(TypeError, match="params must be floating"):
     norm(model, jnp.ones(2, jnp.int32), X, rho=1.0)
   with pytest.raises(ValueError, match="at least one prediction"):

@@ -6,11 +6,51 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from squentropy_jax._core import checks
 from squentropy_jax._core.class_sums import RowStats
+from squentropy_jax._core.labels import Arguments
 
 # A rounding to bfloat16 moves a cosine by less. A number that is farther
 # outside [-1, 1] is no cosine.
 _TOLERANCE = 1.0 / 64.0
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _farthest(
+  cosines: jax.Array, where: jax.Array | None, axis: int
+) -> jax.Array:
+  """The kept entry with the largest absolute value; NaN and -inf are 0."""
+  kept = jnp.where(jnp.isnan(cosines) | (cosines == -jnp.inf), 0.0, cosines)
+  if where is not None:
+    where = where if where.ndim == kept.ndim else jnp.expand_dims(where, axis)
+    kept = jnp.where(where, kept, 0.0)
+  wide = kept.astype(checks.compute_dtype(kept.dtype)).ravel()
+  return wide[jnp.argmax(jnp.abs(wide))]
+
+
+def check_cosines(arguments: Arguments, axis: int, name: str) -> None:
+  """Raises if concrete scores that must be cosines are not in [-1, 1].
+
+  An impossible class may be ``-inf``. What is dropped may be anything.
+  """
+  cosines, where = arguments.logits, arguments.where
+  readable = checks.is_concrete(cosines, where, used_with=(cosines,))
+  if not readable or cosines.size == 0:
+    return
+  # Read also inside a trace of other arguments. No entry is an error of
+  # jax_debug_nans.
+  with jax.ensure_compile_time_eval(), jax.debug_nans(False):
+    found = float(_farthest(cosines, where, axis))
+  if abs(found) > 1.0 + _TOLERANCE:
+    raise ValueError(
+      f"{name} must be in [-1, 1], got {found:.6g}. Logits are no cosines: "
+      "pass heads.cosine_logits(features, kernel)."
+    )
+
+
+def is_cosine(x: jax.Array) -> jax.Array:
+  """Which numbers are in [-1, 1], or ``-inf``, of an impossible class."""
+  return (jnp.abs(x) <= 1.0 + _TOLERANCE) | (x == -jnp.inf)
 
 
 def target_cosine(
@@ -23,8 +63,7 @@ def target_cosine(
   """
   possible = stats.target != -jnp.inf
   cosine = jnp.where(possible, stats.target / scale, 0.0)
-  outside = jnp.abs(cosine) > 1.0 + _TOLERANCE
-  return possible, jnp.where(outside, jnp.nan, cosine)
+  return possible, jnp.where(is_cosine(cosine), cosine, jnp.nan)
 
 
 def sine_and_angle(cosine: jax.Array) -> tuple[jax.Array, jax.Array]:

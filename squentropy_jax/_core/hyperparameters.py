@@ -52,6 +52,19 @@ class Hyperparameters(NamedTuple):
         numbers[name] = values[name]
     return numbers, tuple(static)
 
+  def default_settings(self) -> Static:
+    """Returns the static settings of a call without keyword arguments.
+
+    A setting without a default has the first of its values.
+    """
+    first: dict[str, Any] = {}
+    for name, domain in self.domains.items():
+      if isinstance(domain, tuple):
+        first[name] = domain[0]
+      elif not isinstance(domain, str):
+        first[name] = False if domain is bool else 1
+    return tuple((n, self.defaults.get(n, value)) for n, value in first.items())
+
   def allows_zero(self, name: str) -> bool:
     """Whether 0 is in the domain of a number."""
     return bool(checks.in_interval(np.zeros(()), str(self.domains[name])))

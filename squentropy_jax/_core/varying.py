@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh axes that an array varies over inside a ``jax.shard_map``.
+"""The mesh axes in the type of an array.
 
 The carry of a loop inside ``shard_map`` may not change its type. So its initial
-value must vary over every axis that its updates vary over.
+value must vary over every axis that its updates vary over. Explicit axes can be
+left to the compiler.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.sharding import AxisType, auto_axes, use_abstract_mesh
 
 
 def axes_of(*trees: Any) -> frozenset[str]:
@@ -45,3 +48,20 @@ def gathered(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
   else:
     every = lax.psum(every, names)
   return every.reshape(-1, *x.shape[1:])
+
+
+def without_explicit_axes(
+  f: Callable[..., Any], spec: Any, *arguments: Any
+) -> Any:
+  """``f(*arguments)``, with explicit mesh axes left to the compiler.
+
+  If the type of an array names explicit mesh axes, the result has the sharding
+  ``spec``, a PartitionSpec or a tree of them.
+  """
+  arrays = jax.tree.leaves(arguments)
+  meshes = [jax.typeof(x).sharding.mesh for x in arrays]
+  explicit = [m for m in meshes if AxisType.Explicit in m.axis_types]
+  if not explicit:
+    return f(*arguments)
+  with use_abstract_mesh(explicit[0]):
+    return auto_axes(f, out_sharding=spec)(*arguments)

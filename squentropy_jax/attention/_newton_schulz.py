@@ -80,10 +80,12 @@ def newton_schulz_inverse(a: ArrayLike, *, num_iters: int = 20) -> jax.Array:
     <https://arxiv.org/abs/2207.03341>`_, IJCV 2024.
   """
   array = checks.as_floats(a, "a")
-  if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
+  if (
+    array.ndim < 2 or array.shape[-1] != array.shape[-2] or not array.shape[-1]
+  ):
     raise ValueError(
-      "a must have the shape [..., m, m], as square matrices have, got "
-      f"{array.shape}."
+      "a must have the shape [..., m, m], as square matrices have, with m of 1 "
+      f"or more, got {array.shape}."
     )
   array = array.astype(checks.compute_dtype(array.dtype))
   return _inverse(array, checks.as_count("num_iters", num_iters))

@@ -173,6 +173,11 @@ def softmax_free_attention(
   like = f"query {q.shape}"
   _shapes.check_shape("value", v, (*batch, rows, heads, "D"), like)
   _shapes.check_shape("landmarks", points, (*batch, "m", heads, width), like)
+  if points.shape[-3] == 0:
+    raise ValueError(
+      f"landmarks must be one point or more, got shape {points.shape}. Pass "
+      "average_landmarks(query, num)."
+    )
   wide = checks.compute_dtype(q.dtype, v.dtype, points.dtype)
   out = _softmax_free(
     q,
@@ -193,7 +198,8 @@ def _segment_means(
 ) -> jax.Array:
   wide = checks.compute_dtype(query.dtype)
   if keep is None:
-    keep = jnp.ones(query.shape[:-2], bool)
+    # With the sharding of the queries, which jnp.ones would not have.
+    keep = jnp.ones_like(query, bool).all((-2, -1))
   query = jnp.where(keep[..., None, None], query.astype(wide), 0.0)
   # Segments of the kept tokens alone: padding moves no border.
   rank = jnp.cumsum(keep, -1, dtype=jnp.int32)[..., None, :] - 1

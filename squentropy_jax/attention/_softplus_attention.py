@@ -149,7 +149,8 @@ def softplus_attention(
   with ``power`` :math:`B`, which add up to 1 in each row (LSSAR). :math:`O_i`
   is 0 for :math:`N_i \le` ``offset_start`` and 1 above. A row whose :math:`A`
   is uniform up to rounding errors has no entry above its mean, and keeps its
-  :math:`A`. A row that sees no key gives 0.
+  :math:`A`. In heads of size 1, every row is uniform. A row that sees no key
+  gives 0.
 
   Args:
     query: Queries ``[..., T, N, H]``, any floating dtype.
@@ -174,7 +175,7 @@ def softplus_attention(
     The outputs ``[..., T, N, D]``.
 
   Raises:
-    TypeError: If an input is not floating.
+    TypeError: If an input or ``dtype`` is not floating.
     ValueError: If shapes do not fit, if ``power`` is below 1, if dropout is
       active, or if a concrete mask holds numbers other than 0 and 1. With a
       traced mask such rows are NaN.
@@ -221,6 +222,8 @@ def softplus_attention(
     mask = _check_mask(mask, (*batch, heads, rows, columns))
     mask = checks.as_jax(mask)
   dtype = _shapes.result_dtype(q, k, v) if dtype is None else jnp.dtype(dtype)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(f"dtype must be floating point, got {dtype}.")
   wide = checks.compute_dtype(q.dtype, k.dtype, v.dtype, dtype)
   if power is not None:
     power = checks.as_scalar("power", power, wide, "[1, inf)")

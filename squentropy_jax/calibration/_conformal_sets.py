@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.calibration._conformal_scores import lac_score
 from squentropy_jax.calibration._recalibrators_apply import read_params
 from squentropy_jax.calibration._row_functions import (
@@ -24,7 +25,6 @@ from squentropy_jax.calibration._scored_rows import (
   compiled_on_rows,
   read_examples,
   widen,
-  without_explicit_axes,
 )
 
 _ClassScore = Callable[[Any], Array]
@@ -135,9 +135,7 @@ def _class_scores(
     return score(predictions)
 
   spec = jax.typeof(predictions).sharding.spec
-  scores = without_explicit_axes(
-    of_examples, predictions, spec, predictions, where
-  )
+  scores = without_explicit_axes(of_examples, spec, predictions, where)
   if scores.shape != predictions.shape:
     raise ValueError(
       f"score must return the shape {predictions.shape} of its argument, got "

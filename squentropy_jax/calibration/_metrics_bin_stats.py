@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.calibration import _digit_sums
 from squentropy_jax.calibration._equal_width_bins import bin_of
 from squentropy_jax.calibration._metrics_roc_stats import (
@@ -27,7 +28,6 @@ from squentropy_jax.calibration._scored_rows import (
   compiled_on_rows,
   read_confidence,
   read_examples,
-  without_explicit_axes,
 )
 
 
@@ -132,7 +132,7 @@ def _from_confidence(
     return _add_up(top, num_bins)
 
   return without_explicit_axes(
-    of_examples, confidence, PartitionSpec(), confidence, correct, where
+    of_examples, PartitionSpec(), confidence, correct, where
   )
 
 

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.calibration._confidence_order import (
   ConfidenceOrder,
   area_of_order,
@@ -22,7 +23,6 @@ from squentropy_jax.calibration._row_functions import TopLabel
 from squentropy_jax.calibration._scored_rows import (
   as_mask,
   widen,
-  without_explicit_axes,
 )
 
 _T = TypeVar("_T")
@@ -136,7 +136,7 @@ def _of_rows(
     return metric(order)
 
   return without_explicit_axes(
-    of_examples, scores, PartitionSpec(), scores, labels, where
+    of_examples, PartitionSpec(), scores, labels, where
   )
 
 

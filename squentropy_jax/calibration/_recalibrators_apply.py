@@ -9,12 +9,12 @@ from jax import Array
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.calibration._row_functions import class_index
 from squentropy_jax.calibration._scored_rows import (
   ScoredRows,
   as_scores,
   widen,
-  without_explicit_axes,
 )
 
 
@@ -119,4 +119,4 @@ def apply(params: Any, logits: ArrayLike) -> Array:
   """
   logits = widen(as_scores("logits", logits))
   spec = jax.typeof(logits).sharding.spec
-  return without_explicit_axes(apply_params, logits, spec, params, logits)
+  return without_explicit_axes(apply_params, spec, params, logits)

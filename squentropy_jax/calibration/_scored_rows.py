@@ -12,16 +12,12 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jax.sharding import (
-  AxisType,
-  PartitionSpec,
-  auto_axes,
-  use_abstract_mesh,
-)
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
+from squentropy_jax._core.varying import without_explicit_axes
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -165,21 +161,6 @@ def _flatten(examples: ScoredExamples) -> ScoredRows:
   return ScoredRows(scores, labels, where, keep & out_of_range)
 
 
-def without_explicit_axes(
-  f: Callable[..., Any], like: Array, spec: PartitionSpec, *arguments: Any
-) -> Any:
-  """``f(*arguments)``, with the mesh axes of ``like`` left to the compiler.
-
-  If the type of ``like`` names explicit mesh axes, the result has the sharding
-  ``spec``.
-  """
-  mesh = jax.typeof(like).sharding.mesh
-  if AxisType.Explicit not in mesh.axis_types:
-    return f(*arguments)
-  with use_abstract_mesh(mesh):
-    return auto_axes(f, out_sharding=spec)(*arguments)
-
-
 def compiled_on_rows(
   *static: str,
 ) -> Callable[
@@ -209,7 +190,7 @@ def compiled_on_rows(
         return function(_flatten(examples), **keywords, **constants)
 
       return without_explicit_axes(
-        of_examples, examples.scores, PartitionSpec(), examples, keywords
+        of_examples, PartitionSpec(), examples, keywords
       )
 
     return jax.jit(functools.wraps(f)(run), static_argnames=static)

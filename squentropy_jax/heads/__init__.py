@@ -10,7 +10,6 @@ from squentropy_jax.heads._cosine import cosine_logits as cosine_logits
 from squentropy_jax.heads._cosine import extend_classes as extend_classes
 from squentropy_jax.heads._cosine import normalize as normalize
 from squentropy_jax.heads._cosine import unit_columns as unit_columns
-from squentropy_jax.heads._factored import FactoredOutput as FactoredOutput
 from squentropy_jax.heads._factored import factored_forward as factored_forward
 from squentropy_jax.heads._factored import factored_init as factored_init
 from squentropy_jax.heads._factored import factored_kernel as factored_kernel
@@ -18,6 +17,7 @@ from squentropy_jax.heads._factored import (
   factored_stabilize as factored_stabilize,
 )
 from squentropy_jax.heads._factored import factored_update as factored_update
+from squentropy_jax.heads._factored_step import FactoredOutput as FactoredOutput
 from squentropy_jax.heads._fourier import (
   fourier_coefficients as fourier_coefficients,
 )

@@ -148,7 +148,8 @@ def cosine_logits(
   weights, axis = _as_kernel(kernel, class_axis)
   rows = _as_features(features, weights, axis)
   dtype = checks.compute_dtype(rows.dtype, weights.dtype)
-  operand = jnp.promote_types(rows.dtype, weights.dtype)
+  with jax.numpy_dtype_promotion("standard"):
+    operand = jnp.promote_types(rows.dtype, weights.dtype)
   return jax.lax.dot_general(
     _normalize(rows, rows.ndim - 1).astype(operand),
     _normalize(weights, 1 - axis).astype(operand),

@@ -1,45 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """An output layer whose exact SGD step does not pass over all classes."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from squentropy_jax._core import checks
 from squentropy_jax._core import labels as prelude
-
-
-class FactoredOutput(NamedTuple):
-  r"""A kernel of :math:`D` classes as a product that SGD can update.
-
-  With :math:`W` the transposed kernel, of shape ``[D, d]``,
-
-  .. math::
-    W = V U + 1 \omega^T .
-
-  A step of gradient descent changes a few rows of :math:`V`, and the small
-  arrays. `factored_init` returns a `FactoredOutput`.
-
-  Attributes:
-    rows: :math:`V`, shape ``[D, d]``.
-    mix: :math:`U`, shape ``[d, d]``.
-    mix_inverse: The inverse of :math:`U`, shape ``[d, d]``.
-    gram: :math:`W^T W`, shape ``[d, d]``.
-    shift: :math:`\omega`, shape ``[d]``.
-    row_sum: The sum of the rows of :math:`W`, shape ``[d]``.
-  """
-
-  rows: jax.Array
-  mix: jax.Array
-  mix_inverse: jax.Array
-  gram: jax.Array
-  shift: jax.Array
-  row_sum: jax.Array
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+from squentropy_jax._core.varying import without_explicit_axes
+from squentropy_jax.heads._factored_step import (
+  FactoredOutput,
+  forward,
+  product,
+  update,
+)
 
 
 def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
@@ -54,17 +28,18 @@ def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
   where :math:`W` is the transposed kernel. The losses are
   :func:`squentropy_jax.losses.zscore`,
   :func:`squentropy_jax.losses.taylor_softmax`,
-  :func:`squentropy_jax.losses.spherical_softmax` and
-  :func:`squentropy_jax.losses.rescaled_square`. A step for :math:`m` examples
-  costs about :math:`8 m d^2` multiplications, where plain SGD costs
-  :math:`3 m d D`. Only plain SGD is possible, without momentum.
+  :func:`squentropy_jax.losses.spherical_softmax`,
+  :func:`squentropy_jax.losses.rescaled_square` and
+  :func:`squentropy_jax.losses.unhinged`. A step for :math:`m` examples takes
+  about :math:`8 m d^2` multiplications. Plain SGD on the kernel takes
+  :math:`3 m d D`. Momentum and Adam are not possible.
 
   Args:
-    kernel: Shape ``[d, D]``, float32 or wider (narrower ones are widened).
+    kernel: Shape ``[d, D]``, any floating dtype.
 
   Returns:
-    The factors. Donate them to the compiled step, so that they are updated in
-    place.
+    The factors, float32 or wider. Donate them to the compiled step, so that
+    they are updated in place.
 
   Raises:
     TypeError: If the kernel is not of a floating dtype.
@@ -92,7 +67,7 @@ def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
     # Two arrays, because one buffer cannot be donated twice.
     mix=jnp.eye(w.shape[0], dtype=w.dtype),
     mix_inverse=jnp.eye(w.shape[0], dtype=w.dtype),
-    gram=_dot(w, w.T),
+    gram=product(w, w.T),
     shift=jnp.zeros(w.shape[0], w.dtype),
     row_sum=w.sum(1),
   )
@@ -101,8 +76,7 @@ def factored_init(kernel: jax.typing.ArrayLike) -> FactoredOutput:
 def factored_kernel(state: FactoredOutput) -> jax.Array:
   r"""Computes the kernel from its factors.
 
-  Use it to evaluate or to store a model. It takes a pass over all classes. The
-  kernel is
+  Use it to evaluate or to store a model. It takes a pass over all classes.
 
   .. math:: W^T = (V U + 1 \omega^T)^T
 
@@ -114,6 +88,7 @@ def factored_kernel(state: FactoredOutput) -> jax.Array:
 
   Raises:
     TypeError: If ``state`` is not a `FactoredOutput`.
+    ValueError: If its shapes do not fit.
 
   Examples:
     >>> state = heads.factored_init(jnp.eye(2))
@@ -127,16 +102,16 @@ def factored_kernel(state: FactoredOutput) -> jax.Array:
     <https://arxiv.org/abs/1412.7091>`_, NeurIPS 2015.
   """
   state = _checked(state)
-  return (_dot(state.rows, state.mix) + state.shift[None]).T
+  return (product(state.rows, state.mix) + state.shift[None]).T
 
 
 def factored_stabilize(state: FactoredOutput) -> FactoredOutput:
   r"""Recomputes the factors, to remove their rounding errors.
 
-  Use it every few hundred steps. The factors slowly become inconsistent through
-  rounding. This is faster if ``2 * learning_rate * grad_total_sq * |h|**2`` is
-  close to 1 in a step, where :math:`U` becomes singular. The function sets
-  :math:`U` to the identity, and takes a pass over all classes.
+  Use it every few hundred steps, because rounding errors accumulate in the
+  factors. They accumulate faster if ``2 * learning_rate * grad_total_sq *
+  |h|**2`` is close to 1 in a step, where :math:`U` becomes singular. The
+  function sets :math:`U` to the identity, and takes a pass over all classes.
 
   .. math:: V \leftarrow V U + 1 \omega^T, \quad U \leftarrow I, \quad
     \omega \leftarrow 0
@@ -149,6 +124,7 @@ def factored_stabilize(state: FactoredOutput) -> FactoredOutput:
 
   Raises:
     TypeError: If ``state`` is not a `FactoredOutput`.
+    ValueError: If its shapes do not fit.
 
   Examples:
     >>> state = heads.factored_stabilize(heads.factored_init(jnp.eye(2)))
@@ -211,16 +187,8 @@ def factored_forward(
   """
   state = _checked(state)
   h, ids, invalid = _examples(state, features, ids)
-  some = jnp.take(state.rows, ids, axis=0)
-  mixed = _dot(h, state.mix.T)
-  outputs = jnp.einsum(
-    "mkd,md->mk", some, mixed, precision=jax.lax.Precision.HIGHEST
-  )
-  outputs += _dot(h, state.shift)[:, None]
-  outputs = jnp.where(invalid, jnp.nan, outputs)
-  total_sq = (h * _dot(h, state.gram)).sum(-1)
-  # It is a sum of squares, whatever rounding makes of it.
-  return outputs, _dot(h, state.row_sum), jnp.maximum(total_sq, 0.0)
+  spec = P(*jax.typeof(h).sharding.spec[:1])
+  return without_explicit_axes(forward, spec, state, h, ids, invalid)
 
 
 def factored_update(
@@ -240,7 +208,8 @@ def factored_update(
   .. math:: W - \eta \, \frac{\partial L}{\partial W} .
 
   Only the rows of ``ids`` and the small factors change, so that the cost does
-  not depend on the number of classes.
+  not depend on the number of classes. To drop a padded example, set its
+  features and its derivatives to 0, and its ids to any valid class.
 
   Args:
     state: The factors. Donate them to the compiled step.
@@ -253,7 +222,8 @@ def factored_update(
 
   Returns:
     ``(grad_features, state)``: the gradient of the features before the step,
-    shape ``[m, d]``, and the factors after it.
+    shape ``[m, d]``, and the factors after it. If the step makes :math:`U`
+    singular, see `factored_stabilize`, factors are infinite or NaN.
 
   Raises:
     TypeError: If an argument has the wrong type.
@@ -287,83 +257,19 @@ def factored_update(
       ("grad_total_sq", grad_total_sq, h.shape[:1]),
     )
   )
-  by_output = jnp.where(invalid, jnp.nan, by_output)
   rate = checks.as_scalar("learning_rate", learning_rate, h.dtype, "[0, inf)")
-  num_classes = state.rows.shape[0]
-  # The derivative by the outputs of all classes is
-  # twice * outputs + by_total + (by_output at the ids).
-  twice = 2.0 * by_total_sq
-  scaled = twice[:, None] * h
-  sum_output = by_output.sum(-1)
-
-  some = jnp.take(state.rows, ids, axis=0)
-  of_ids = jnp.einsum(
-    "mk,mkd->md", by_output, some, precision=jax.lax.Precision.HIGHEST
+  specs = jax.tree.map(lambda x: P(*jax.typeof(x).sharding.spec), (h, state))
+  return without_explicit_axes(
+    update,
+    specs,
+    state,
+    h,
+    ids,
+    jnp.where(invalid, jnp.nan, by_output),
+    by_total,
+    by_total_sq,
+    rate,
   )
-  rest = _dot(of_ids, state.mix) + jnp.outer(sum_output, state.shift)
-  rest += jnp.outer(by_total, state.row_sum)
-  grad = _dot(scaled, state.gram) + rest
-
-  places = _first_places(ids)
-  flat = (by_output[..., None] * h[:, None]).reshape(-1, h.shape[1])
-  # What each named row of the kernel gets, at the first place that names it.
-  changes = jnp.zeros_like(flat).at[places].add(flat)
-  outer = _dot(h.T, scaled)
-  inverse = _moved_inverse(state.mix_inverse, h, scaled, outer, rate)
-  # What is written is computed from what was read, so that XLA can update the
-  # array in place.
-  written = some.reshape(-1, h.shape[1]) - rate * _dot(changes, inverse)[places]
-
-  # The Gram matrix of the derivative by the kernel.
-  from_total, from_output = _dot(by_total, h), _dot(sum_output, h)
-  mixed = _dot(outer, _dot(rest.T, h)) + jnp.outer(from_total, from_output)
-  of_step = _dot(_dot(outer, state.gram), outer) + mixed + mixed.T
-  of_step += num_classes * jnp.outer(from_total, from_total)
-  of_step += _dot(changes.T, changes)
-  step = _dot(grad.T, h)
-  gram = state.gram - rate * (step + step.T) + jnp.square(rate) * of_step
-
-  def moved(v: jax.Array, more: jax.Array) -> jax.Array:
-    return v - rate * _dot(twice * _dot(h, v) + more, h)
-
-  return grad, FactoredOutput(
-    rows=state.rows.at[ids.reshape(-1)].set(written),
-    mix=state.mix - rate * _dot(_dot(state.mix, h.T), scaled),
-    mix_inverse=inverse,
-    gram=gram,
-    shift=moved(state.shift, by_total),
-    row_sum=moved(state.row_sum, num_classes * by_total + sum_output),
-  )
-
-
-def _moved_inverse(
-  inverse: jax.Array,
-  h: jax.Array,
-  scaled: jax.Array,
-  outer: jax.Array,
-  rate: jax.Array,
-) -> jax.Array:
-  """``(1 - rate * outer)^-1 inverse``, where ``outer`` is ``h^T scaled``."""
-  m, d = h.shape
-  if m >= d:
-    return jnp.linalg.solve(jnp.eye(d, dtype=h.dtype) - rate * outer, inverse)
-  # By Woodbury's identity, a system of m equations.
-  system = jnp.eye(m, dtype=h.dtype) - rate * _dot(h, scaled.T)
-  solved = jnp.linalg.solve(system, _dot(h, inverse))
-  return inverse + rate * _dot(scaled.T, solved)
-
-
-def _first_places(ids: jax.Array) -> jax.Array:
-  """For each of the flat ids the first place with an equal id."""
-  flat = ids.reshape(-1)
-  order = jnp.argsort(flat, stable=True)
-  in_order = flat[order]
-  is_first = jnp.concatenate(
-    [in_order[:1] == in_order[:1], in_order[1:] != in_order[:-1]]
-  )
-  place = jnp.arange(flat.size, dtype=jnp.int32)
-  start = jax.lax.cummax(jnp.where(is_first, place, 0))
-  return jnp.zeros_like(place).at[order].set(order[start].astype(jnp.int32))
 
 
 def _checked(state: FactoredOutput) -> FactoredOutput:
@@ -371,6 +277,14 @@ def _checked(state: FactoredOutput) -> FactoredOutput:
     raise TypeError(
       f"state must be a FactoredOutput, got {type(state).__name__}. Make it "
       "with factored_init."
+    )
+  state = FactoredOutput(*map(checks.as_jax, state))
+  shapes = [x.shape for x in state]
+  d = shapes[0][1:]
+  if len(shapes[0]) != 2 or shapes[1:] != [d * 2, d * 2, d * 2, d, d]:
+    raise ValueError(
+      "state must have arrays of the shapes [D, d], three times [d, d] and "
+      f"twice [d], got {shapes}. Make it with factored_init."
     )
   return state
 

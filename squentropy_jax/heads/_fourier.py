@@ -8,6 +8,11 @@ import numpy as np
 from squentropy_jax._core import checks
 
 
+def num_outputs(num_frequencies: int) -> int:
+  """The number of outputs of the linear layer of a Fourier head."""
+  return 2 * checks.as_count("num_frequencies + 1", num_frequencies + 1)
+
+
 def fourier_coefficients(a: jax.typing.ArrayLike) -> jax.Array:
   r"""Computes Fourier coefficients of a function that is never negative.
 
@@ -19,7 +24,9 @@ def fourier_coefficients(a: jax.typing.ArrayLike) -> jax.Array:
     c_k = \sum_{l=0}^{N-k} \overline{a_l} \, a_{l+k}, \qquad k = 0, \ldots, N.
 
   A series with such coefficients has no negative value. The logits do not
-  change if ``a`` is multiplied by a complex number other than 0.
+  change if ``a`` is multiplied by a complex number other than 0. The squares of
+  ``a`` must not overflow or underflow: in float32, the largest absolute value
+  must be between 1e-18 and 1e18.
 
   Args:
     a: Complex numbers, shape ``[..., N + 1]``.
@@ -66,7 +73,7 @@ def fourier_logits(
   coefficients: jax.typing.ArrayLike,
   num_bins: int,
   *,
-  epsilon: float = 1e-5,
+  epsilon: jax.typing.ArrayLike = 1e-5,
 ) -> jax.Array:
   r"""Computes logits of ordered bins from the coefficients of a density.
 
@@ -86,16 +93,18 @@ def fourier_logits(
 
   Args:
     coefficients: From `fourier_coefficients`, complex, shape ``[..., N + 1]``.
-      If the first one is 0, all bins are equally probable.
+      If the first one is 0, or the density is 0 in all bins, all bins are
+      equally probable.
     num_bins: The number of bins :math:`m`, a Python int.
-    epsilon: Added to the probability of each bin, above 0, a Python float.
+    epsilon: Added to the probability of each bin, a number above 0.
 
   Returns:
     The logits, shape ``[..., num_bins]``, float32 or wider.
 
   Raises:
     TypeError: If ``coefficients`` are not complex.
-    ValueError: If ``num_bins`` is below 1, or ``epsilon`` is not above 0.
+    ValueError: If ``num_bins`` is below 1, or a concrete ``epsilon`` is not
+      above 0.
 
   Examples:
     >>> c = heads.fourier_coefficients(jnp.array([1.0, 0.5 - 0.25j]))
@@ -108,11 +117,8 @@ def fourier_logits(
   """
   c = _as_coefficients(coefficients)
   num_bins = checks.as_count("num_bins", num_bins)
-  if not 0 < epsilon < np.inf:
-    raise ValueError(
-      f"epsilon must be in (0, inf), got {epsilon}. The default is 1e-5."
-    )
   first = c[..., :1].real
+  added = checks.as_scalar("epsilon", epsilon, first.dtype, "(0, inf)")
   is_zero = first == 0
   # Divided first, so that no product of small coefficients underflows.
   divisor = jnp.where(is_zero, jnp.ones_like(first), first)
@@ -131,8 +137,11 @@ def fourier_logits(
   density = density - waves(others.imag, np.sin(angles)) + 0.5
   # Rounding may carry a bin below 0.
   density = jnp.maximum(density, 0.0)
-  share = density / density.sum(-1, keepdims=True)
-  return jnp.log(share + epsilon)
+  total = density.sum(-1, keepdims=True)
+  # With as many frequencies as bins, the density may be 0 in all of them.
+  is_zero = total == 0
+  share = density / jnp.where(is_zero, 1.0, total)
+  return jnp.log(jnp.where(is_zero, 1.0 / num_bins, share) + added)
 
 
 def fourier_smoothness(coefficients: jax.typing.ArrayLike) -> jax.Array:

@@ -65,11 +65,11 @@ def normalized_softmax(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine is outside [-1, 1] by more than 1/64.
+    the labelled cosine is traced and outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete label or
+    ValueError: If a shape does not fit, or if a concrete label, cosine or
       hyper-parameter is out of range.
 
   Examples:
@@ -137,11 +137,11 @@ def cosface(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine is outside [-1, 1] by more than 1/64.
+    the labelled cosine is traced and outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete label or
+    ValueError: If a shape does not fit, or if a concrete label, cosine or
       hyper-parameter is out of range.
 
   Examples:
@@ -226,11 +226,11 @@ def arcface(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine is outside [-1, 1] by more than 1/64.
+    the labelled cosine is traced and outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete label or
+    ValueError: If a shape does not fit, or if a concrete label, cosine or
       hyper-parameter is out of range.
 
   Examples:
@@ -311,11 +311,11 @@ def sphereface(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine is outside [-1, 1] by more than 1/64.
+    the labelled cosine is traced and outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete label or
+    ValueError: If a shape does not fit, or if a concrete label, cosine or
       hyper-parameter is out of range.
 
   Examples:
@@ -417,11 +417,11 @@ def combined_margin(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine is outside [-1, 1] by more than 1/64.
+    the labelled cosine is traced and outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, or if a concrete label or
+    ValueError: If a shape does not fit, or if a concrete label, cosine or
       hyper-parameter is out of range.
 
   Examples:

@@ -174,11 +174,11 @@ def unpg(
 
   Returns:
     The loss of each example, shape ``[...]``, float32 or wider. It is NaN if
-    the labelled cosine is outside [-1, 1] by more than 1/64.
+    the labelled cosine is traced and outside [-1, 1] by more than 1/64.
 
   Raises:
     TypeError: If the dtype of an argument does not fit.
-    ValueError: If a shape does not fit, if a concrete label or
+    ValueError: If a shape does not fit, if a concrete label, cosine or
       hyper-parameter is out of range, or if a concrete similarity that counts
       is not finite.
 

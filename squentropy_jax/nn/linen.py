@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax import heads
+from squentropy_jax._core import checks
+from squentropy_jax.heads._fourier import num_outputs
 
 
 class CosineHead(linen.Module):
@@ -70,7 +72,8 @@ class FourierHead(linen.Module):
   @linen.compact
   def __call__(self, features: ArrayLike) -> Array:
     """Returns the logits ``[..., num_bins]`` of features ``[..., d]``."""
-    size = 2 * (self.num_frequencies + 1)
+    size = num_outputs(self.num_frequencies)
+    x = checks.as_floats(features, "features")
 
     def small(
       init: jax.nn.initializers.Initializer,
@@ -78,11 +81,13 @@ class FourierHead(linen.Module):
       return lambda *arguments: 0.01 * init(*arguments)
 
     # The bias is not 0, where features of 0 would have no gradient.
-    a = linen.Dense(
+    layer = linen.Dense(
       size,
       kernel_init=small(linen.initializers.lecun_normal()),
       bias_init=small(linen.initializers.normal(1.0)),
-    )(features)
+    )
+    with jax.numpy_dtype_promotion("standard"):
+      a = layer(x)
     real, imag = jnp.split(a, 2, axis=-1)
     coefficients = heads.fourier_coefficients(jax.lax.complex(real, imag))
     self.sow("intermediates", "coefficients", coefficients)

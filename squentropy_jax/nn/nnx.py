@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from squentropy_jax import calibration, heads
+from squentropy_jax._core import checks
 from squentropy_jax.calibration import _scored_rows
+from squentropy_jax.heads._fourier import num_outputs
 
 
 class CalibrationMetric(nnx.Metric):
@@ -160,8 +162,8 @@ class FourierHead(nnx.Module):
   :math:`2 (N + 1)` outputs, followed by
   :func:`squentropy_jax.heads.fourier_coefficients` and
   :func:`squentropy_jax.heads.fourier_logits`. Its parameters start at a
-  hundredth of the usual size, which makes the first density nearly free of
-  the features.
+  hundredth of the usual size, so that the initial density hardly depends on the
+  features.
 
   Args:
     in_features: The width of the features.
@@ -188,7 +190,7 @@ class FourierHead(nnx.Module):
     epsilon: float = 1e-5,
     rngs: nnx.Rngs,
   ) -> None:
-    size = 2 * (num_frequencies + 1)
+    size = num_outputs(num_frequencies)
     init = nnx.initializers.lecun_normal()
     self.kernel = nnx.Param(0.01 * init(rngs.params(), (in_features, size)))
     # Not 0, where the density of features of 0 would have no gradient.
@@ -199,10 +201,15 @@ class FourierHead(nnx.Module):
 
   def coefficients(self, features: ArrayLike) -> Array:
     """Returns the coefficients, for `heads.fourier_smoothness`."""
-    bias = jnp.broadcast_to(
-      self.bias[...], (*jnp.shape(features)[:-1], self.bias.shape[0])
-    )
-    a = jnp.matmul(features, self.kernel[...]) + bias
+    kernel, bias = self.kernel[...], self.bias[...]
+    x = checks.as_floats(features, "features")
+    if x.ndim == 0 or x.shape[-1] != kernel.shape[0]:
+      raise ValueError(
+        f"features must have the shape [..., {kernel.shape[0]}], got {x.shape}."
+      )
+    with jax.numpy_dtype_promotion("standard"):
+      a = jnp.matmul(x, kernel)
+      a = a + jnp.broadcast_to(bias, a.shape)
     real, imag = jnp.split(a, 2, axis=-1)
     return heads.fourier_coefficients(jax.lax.complex(real, imag))
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from squentropy_jax._core import checks
 
-# A coefficient of at most this absolute value is 0, and a sum of squares that
-# differs from 1 by at most this is 1.
+# A coefficient of at most this absolute value is 0.
+_ZERO = 1e-12
+# The same in types narrower than float64. A sum of squares that differs from 1
+# by at most this is 1.
 _TOLERANCE = 1e-6
 
 Limit = Literal["nearest_neighbor", "majority_vote", "singular_kernel"]
@@ -87,6 +89,10 @@ def dual_activation(
     A differentiable function of similarities in [-1, 1], of any shape. It
     returns an array of that shape, float32 or wider.
 
+  Raises:
+    TypeError: If the coefficients are traced or not numbers.
+    ValueError: If they are not finite numbers in one axis.
+
   Examples:
     >>> dual = probes.dual_activation([0.0, 0.6, 0.8])
     >>> print(dual(jnp.array([0.0, 0.5, 1.0])))
@@ -111,10 +117,11 @@ def dual_activation(
 def optimal_activation(dim: int) -> Callable[[ArrayLike], jax.Array]:
   r"""Makes the activation whose infinitely deep network is consistent.
 
-  The kernel of the network tends to the singular kernel
+  Use it for a network that approximates the classifier of
+  :func:`singular_kernel_log_probs`. The kernel of the network tends to
   :math:`\lVert x - x' \rVert^{-d}` for inputs on a sphere of :math:`d`
-  dimensions. The error of that classifier tends to the least possible one with
-  the number of examples.
+  dimensions. As the number of examples grows, the error of that classifier
+  tends to the least possible one.
 
   .. math::
     \phi = 2^{-d/4} h_1 + \sqrt{1 - 2^{1 - d/2}}\, h_2 + 2^{-d/4} h_3
@@ -132,6 +139,10 @@ def optimal_activation(dim: int) -> Callable[[ArrayLike], jax.Array]:
     A function of an array, to be used as the activation of a network. Its
     attribute ``hermite_coefficients`` holds the numbers :math:`a_i`. The result
     has the dtype of its argument.
+
+  Raises:
+    TypeError: If ``dim`` is not an int.
+    ValueError: If ``dim`` is below 1.
 
   Examples:
     >>> activation = probes.optimal_activation(2)
@@ -172,8 +183,9 @@ def infinite_depth_limit(hermite_coefficients: ArrayLike) -> Limit:
   Args:
     hermite_coefficients: The numbers :math:`a_0, a_1, \ldots` of
       :func:`dual_activation`, concrete, of shape ``[k]``. Their squares sum to
-      1. A coefficient of at most 1e-6 in absolute value counts as 0, and a sum
-      of squares within 1e-6 of 1 as 1.
+      1 within 1e-6. A coefficient counts as 0 up to an absolute value of 1e-12
+      in Python floats and float64 arrays, and of 1e-6 in arrays of narrower
+      types.
 
   Returns:
     ``"nearest_neighbor"``, ``"majority_vote"`` or ``"singular_kernel"``.
@@ -195,16 +207,20 @@ def infinite_depth_limit(hermite_coefficients: ArrayLike) -> Limit:
     Optimality for Classification <https://arxiv.org/abs/2204.14126>`_, 2022.
   """
   a = _as_coefficients(hermite_coefficients)
+  given = checks.as_array(hermite_coefficients, "hermite_coefficients").dtype
+  # Integers are exact.
+  narrow = jnp.issubdtype(given, jnp.floating) and given.itemsize < 8
+  zero = _TOLERANCE if narrow else _ZERO
   total = float(np.sum(np.square(a)))
   if abs(total - 1.0) > _TOLERANCE:
     raise ValueError(
       "hermite_coefficients must have squares that sum to 1, got a sum of "
       f"{total:.7g}. Divide them by its square root."
     )
-  if abs(a[0]) > _TOLERANCE:
+  if abs(a[0]) > zero:
     return "majority_vote"
   first = abs(a[1]) if a.size > 1 else 0.0
-  if first <= _TOLERANCE:
+  if first <= zero:
     return "nearest_neighbor"
   # The squares sum to 1, so the other coefficients are 0 and B is 1 as well.
   if first**2 >= 1.0 - _TOLERANCE:

@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.probes._read_examples import (
   Examples,
   as_features,
@@ -32,7 +34,7 @@ class TiedGaussian(NamedTuple):
       the mean of their class, ``[d, d]``, or only its diagonal, ``[d]``.
       ``ridge`` is not included.
     counts: The number of examples of each class, ``[num_classes]``, int32.
-    ridge: What is added to the diagonal before the covariance is used.
+    ridge: The number that is added to the diagonal when the covariance is used.
   """
 
   means: jax.Array
@@ -82,11 +84,11 @@ def _share(part: jax.Array, whole: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _fit(
-  examples: Examples,
-  ridge: jax.Array,
   num_classes: int,
   full: bool,
   axis_name: Axes | None,
+  examples: Examples,
+  ridge: jax.Array,
 ) -> TiedGaussian:
   def total(x: jax.Array) -> jax.Array:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
@@ -116,7 +118,7 @@ def _fit(
   return TiedGaussian(means * nan, covariance * nan, counts, ridge)
 
 
-_fit_jit = jax.jit(_fit, static_argnums=(2, 3, 4), inline=True)
+_fit_jit = jax.jit(_fit, static_argnums=(0, 1, 2), inline=True)
 
 
 def fit_gaussian(
@@ -148,10 +150,10 @@ def fit_gaussian(
     labels: Class ids, integers of shape ``[...]``.
     num_classes: The number of classes, a static int.
     covariance: ``"full"`` or ``"diagonal"``, static.
-    ridge: What is added to the diagonal of the covariance, 0 or more. It is
-      stored, and added when the covariance is used, once for all batches. A
-      covariance of fewer examples than features, or of a constant feature,
-      needs a ridge above 0.
+    ridge: The number that is added to the diagonal of the covariance, 0 or
+      more. It is stored, and added when the covariance is used, once for all
+      batches. A covariance of fewer examples than features, or of a constant
+      feature, needs a ridge above 0.
     where: Which examples to include, booleans of shape ``[...]``.
     axis_name: The axes of ``jax.shard_map`` whose devices hold the other
       examples. The result is that of all examples.
@@ -191,7 +193,8 @@ def fit_gaussian(
   examples = read_examples(features, labels, classes, where)
   added = checks.as_scalar("ridge", ridge, examples.features.dtype, "[0, inf)")
   names = checks.as_axis_names(axis_name)
-  return _fit_jit(examples, added, classes, covariance == "full", names)
+  fit = functools.partial(_fit_jit, classes, covariance == "full", names)
+  return without_explicit_axes(fit, P(), examples, added)
 
 
 def _outer(x: jax.Array, weights: jax.Array, full: bool) -> jax.Array:
@@ -203,9 +206,9 @@ def _outer(x: jax.Array, weights: jax.Array, full: bool) -> jax.Array:
 def merge_gaussians(a: TiedGaussian, b: TiedGaussian) -> TiedGaussian:
   r"""Computes the statistics of two batches from those of each.
 
-  Use it to fit features that do not fit into memory. The result is that of
-  :func:`fit_gaussian` on all examples, except for rounding errors. The order of
-  the batches does not matter.
+  Use it if the features of all examples need too much memory. The result is
+  that of :func:`fit_gaussian` on all examples, except for rounding errors. The
+  order of the batches does not matter.
 
   .. math::
     \mu_c = \frac{n_c^a \mu_c^a + n_c^b \mu_c^b}{n_c}, \qquad
@@ -218,8 +221,8 @@ def merge_gaussians(a: TiedGaussian, b: TiedGaussian) -> TiedGaussian:
     b: Statistics of another batch, of the same shapes and with the same ridge.
 
   Returns:
-    The statistics of both. If traced ridges differ, the ridge is NaN, and so is
-    all that is computed from it.
+    The statistics of both. If traced ridges differ, the ridge is NaN, and
+    logits and scores are NaN too.
 
   Raises:
     TypeError: If an argument is not a ``TiedGaussian``. The result of
@@ -300,9 +303,10 @@ def add_class(
 ) -> ExtendedGaussian:
   r"""Adds a class, without the examples of the other classes.
 
-  Use it when a new class arrives after the fit. The covariance becomes a mean
-  over classes: the new one counts as much as each of the others, however many
-  examples it has. Therefore :func:`merge_gaussians` refuses the result.
+  Use it when a class is added after the fit. The covariance becomes a mean over
+  classes: the new class has the same weight as each other class, whatever the
+  number of its examples. Therefore :func:`merge_gaussians` raises a TypeError
+  for the result.
 
   .. math::
     \Sigma \leftarrow \frac{C}{C + 1} \Sigma + \frac{1}{C + 1} S, \qquad
@@ -312,13 +316,14 @@ def add_class(
 
   Args:
     params: The result of :func:`fit_gaussian`, or of this function.
-    features: Features of the new class, shape ``[..., d]``, one or more rows.
+    features: Features of the new class, shape ``[..., d]``, of one example or
+      more.
 
   Returns:
-    Parameters of one class more, whose id is the former number of classes.
+    Parameters with one more class, whose id is the previous number of classes.
 
   Raises:
-    TypeError: If ``params`` are no Gaussians or ``features`` not floating.
+    TypeError: If ``params`` are not Gaussians or ``features`` not floating.
     ValueError: If a shape does not fit, or if there is no example.
 
   Examples:

@@ -7,9 +7,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.probes._gaussian import (
   ExtendedGaussian,
   TiedGaussian,
@@ -82,20 +84,30 @@ def _solve(factor: jax.Array, rows: jax.Array) -> jax.Array:
   )
 
 
-@functools.partial(jax.jit, static_argnums=4)
+def _standardised(
+  means: jax.Array, factor: jax.Array, counts: jax.Array, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Features and means, in units of the standard deviation.
+
+  The mean of the means is subtracted: differences of large numbers are rounded.
+  """
+  some = (counts > 0)[:, None]
+  number = jnp.maximum(jnp.sum(counts > 0), 1).astype(x.dtype)
+  centre = jnp.sum(jnp.where(some, means, 0), axis=0) / number
+  v = _solve(factor, jnp.where(some, means - centre[None, :], 0))
+  return _solve(factor, x - centre[None, :]), v
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _logits(
+  empirical: bool,
   means: jax.Array,
   factor: jax.Array,
   counts: jax.Array,
   x: jax.Array,
-  empirical: bool,
 ) -> jax.Array:
   present = counts > 0
-  some = present[:, None]
-  number = jnp.maximum(jnp.sum(present), 1).astype(x.dtype)
-  centre = jnp.sum(jnp.where(some, means, 0), axis=0) / number
-  v = _solve(factor, jnp.where(some, means - centre[None, :], 0))
-  u = _solve(factor, x - centre[None, :])
+  u, v = _standardised(means, factor, counts, x)
   # |u|^2 is the same for all classes. With it, a feature that is far from all
   # means would cost the accuracy of the differences.
   bias = -0.5 * jnp.sum(jnp.square(v), axis=1)
@@ -114,9 +126,10 @@ def gaussian_logits(
 ) -> jax.Array:
   r"""Computes logits of classes from Gaussians with one covariance.
 
-  Their softmax is the posterior of linear discriminant analysis; with a
-  diagonal covariance and the empirical prior it is that of naive Bayes. As
-  logits of a loss they train features generatively.
+  Use them to classify features after :func:`fit_gaussian`. Their softmax is the
+  posterior of linear discriminant analysis. With a diagonal covariance and the
+  empirical prior it is that of naive Bayes. A network whose loss takes these
+  logits is trained for Gaussian features.
 
   .. math::
     z_c = -\frac{1}{2} (x - \mu_c)^\top (\Sigma + \text{ridge} \cdot I)^{-1}
@@ -137,7 +150,7 @@ def gaussian_logits(
     classes without examples. A traced covariance that is singular gives NaN.
 
   Raises:
-    TypeError: If ``params`` are no Gaussians or ``features`` not floating.
+    TypeError: If ``params`` are not Gaussians or ``features`` not floating.
     ValueError: If a shape or ``prior`` is wrong, or a concrete covariance is
       singular.
 
@@ -164,7 +177,9 @@ def gaussian_logits(
   means, _, counts, _, wide = _widen(params, x)
   factor = _read_factor(params, wide.dtype)
   rows = wide.reshape(-1, wide.shape[-1])
-  z = _logits(means, factor, counts, rows, prior == "empirical")
+  logits = functools.partial(_logits, prior == "empirical")
+  spec = P(*jax.typeof(rows).sharding.spec[:1])
+  z = without_explicit_axes(logits, spec, means, factor, counts, rows)
   return z.reshape(*x.shape[:-1], means.shape[0])
 
 
@@ -173,7 +188,7 @@ def _score(
   means: jax.Array, factor: jax.Array, counts: jax.Array, x: jax.Array
 ) -> jax.Array:
   present = counts > 0
-  u, v = _solve(factor, x), _solve(factor, means)
+  u, v = _standardised(means, factor, counts, x)
 
   # One class at a time: differences of all classes are [n, num_classes, d].
   def from_class(mean: jax.Array) -> jax.Array:
@@ -191,9 +206,9 @@ def mahalanobis_score(
 ) -> jax.Array:
   r"""Computes how close features are to the closest class.
 
-  Use it to detect inputs that are unlike the training data: their score is
-  low. For several layers of a network, compute a score of each and combine them
-  with :func:`fit_logistic`.
+  Use it to detect inputs that are unlike the training data. Their score is low.
+  For several layers of a network, compute the score of each layer and combine
+  the scores with :func:`fit_logistic`.
 
   .. math::
     M(x) = -\min_c \, (x - \mu_c)^\top (\Sigma + \text{ridge} \cdot I)^{-1}
@@ -212,7 +227,7 @@ def mahalanobis_score(
     gives NaN.
 
   Raises:
-    TypeError: If ``params`` are no Gaussians or ``features`` not floating.
+    TypeError: If ``params`` are not Gaussians or ``features`` not floating.
     ValueError: If a shape is wrong or a concrete covariance is singular.
 
   Examples:
@@ -231,7 +246,9 @@ def mahalanobis_score(
   means, _, counts, _, wide = _widen(params, x)
   factor = _read_factor(params, wide.dtype)
   rows = wide.reshape(-1, wide.shape[-1])
-  return _score(means, factor, counts, rows).reshape(x.shape[:-1])
+  spec = P(*jax.typeof(rows).sharding.spec[:1])
+  score = without_explicit_axes(_score, spec, means, factor, counts, rows)
+  return score.reshape(x.shape[:-1])
 
 
 def perturbed_inputs(
@@ -242,9 +259,9 @@ def perturbed_inputs(
 ) -> jax.Array:
   r"""Moves each input a small step towards a higher score.
 
-  Use it before :func:`mahalanobis_score`: the score of inputs that are like the
-  training data rises more than that of others. Choose ``epsilon`` on validation
-  data; the paper tries 0 to 0.01.
+  Use it before :func:`mahalanobis_score`. The score of inputs that are like the
+  training data increases more than that of other inputs. Choose ``epsilon`` on
+  validation data. The paper tries values from 0 to 0.01.
 
   .. math::
     \hat x = x + \varepsilon \operatorname{sign} \nabla_x M(x)
@@ -264,7 +281,7 @@ def perturbed_inputs(
     The moved inputs, of the inputs' shape and dtype.
 
   Raises:
-    TypeError: If ``inputs`` are not floating.
+    TypeError: If ``inputs`` or the scores are not floating.
     ValueError: If the scores do not have one value for each example, or if
       ``epsilon`` has a wrong shape or, concrete, is below 0.
 
@@ -282,12 +299,20 @@ def perturbed_inputs(
   x = checks.as_floats(inputs, "inputs")
   checks.check_interval("epsilon", epsilon, "[0, inf)")
   scores, back = jax.vjp(score_fn, x)
+  if not isinstance(scores, jax.Array) or not jnp.issubdtype(
+    scores.dtype, jnp.floating
+  ):
+    found = getattr(scores, "dtype", type(scores).__name__)
+    raise TypeError(
+      f"score_fn must return an array of floats, got {found}. A score without "
+      "a gradient, such as a class id, moves nothing."
+    )
   if scores.shape != x.shape[: scores.ndim]:
     raise ValueError(
       "score_fn must return one score for each example, of a shape that "
       f"begins the inputs' shape {x.shape}, got {scores.shape}."
     )
-  step = jnp.asarray(epsilon).astype(x.dtype)
+  step = jnp.asarray(epsilon, x.dtype)
   if step.shape not in ((), scores.shape):
     raise ValueError(
       f"epsilon must be a scalar or have the scores' shape {scores.shape}, got "

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Softmax regression on frozen features, to the optimum."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
-from squentropy_jax._core.varying import vary_like
+from squentropy_jax._core.varying import vary_like, without_explicit_axes
 from squentropy_jax.probes._read_examples import (
   Examples,
   as_features,
@@ -19,7 +21,7 @@ from squentropy_jax.probes._read_examples import (
 )
 
 # Limits: Newton steps, halvings of a step, conjugate-gradient steps.
-_NEWTON_STEPS = 60
+_NEWTON_STEPS = 100
 _HALVINGS = 30
 _CG_STEPS = 300
 # A direction is computed to this relative accuracy.
@@ -102,7 +104,13 @@ def _direction(problem: _Problem, point: _Point) -> jax.Array:
   def precondition(v: jax.Array) -> jax.Array:
     return v / diagonal
 
-  b = -point.gradient
+  # The weights of each feature sum to 0 over the classes. With a small penalty,
+  # rounding errors in the direction of equal weights would be large steps.
+  def centred(v: jax.Array) -> jax.Array:
+    total = product(v, common[:, None])
+    return v - total * common[None, :] / jnp.maximum(jnp.sum(common), 1)
+
+  b = centred(-point.gradient)
   first = precondition(b)
   size = jnp.vdot(b, first)
 
@@ -121,7 +129,8 @@ def _direction(problem: _Problem, point: _Point) -> jax.Array:
     return count + 1, v + length * along, residual, along_new, rho_new
 
   start = vary_like((jnp.zeros((), jnp.int32), jnp.zeros_like(b)), b)
-  return jax.lax.while_loop(goes_on, advance, (*start, b, first, size))[1]
+  v = jax.lax.while_loop(goes_on, advance, (*start, b, first, size))[1]
+  return centred(v)
 
 
 def _step(problem: _Problem, point: _Point) -> tuple[_Point, jax.Array]:
@@ -154,24 +163,27 @@ def _step(problem: _Problem, point: _Point) -> tuple[_Point, jax.Array]:
   start = vary_like((jnp.zeros((), jnp.int32), one), step)
   state = (*start, moved(start[1]))
   halvings, _, new = jax.lax.while_loop(too_far, halve, state)
-  largest = jnp.max(jnp.abs(change))
+  largest = jnp.max(jnp.abs(change), initial=0.0)
   return new, jnp.where(halvings == 0, largest, jnp.inf)
 
 
-def _minimise(problem: _Problem) -> jax.Array:
-  """The weights ``[d + 1, C]`` of the least value."""
+def _minimise(problem: _Problem) -> tuple[jax.Array, jax.Array]:
+  """The weights ``[d + 1, C]`` of the least value; also whether they are."""
   n, width = problem.x.shape
   num_classes = len(problem.present)
   dtype = problem.x.dtype
   eps = float(jnp.finfo(dtype).eps)
 
-  def goes_on(state: _State) -> jax.Array:
-    count, best, last, point = state
-    size = 1 + jnp.max(jnp.abs(point.logits))
+  def is_least(state: _State) -> jax.Array:
+    _, best, last, point = state
+    size = 1 + jnp.max(jnp.abs(point.logits), initial=0.0)
     small = last <= 8 * eps * size
     # Rounding errors end the progress of small steps.
     stalled = (last > best / 2) & (best <= 1e-3 * size)
-    return ~(small | stalled) & (count < _NEWTON_STEPS)
+    return small | stalled
+
+  def goes_on(state: _State) -> jax.Array:
+    return ~is_least(state) & (state[0] < _NEWTON_STEPS)
 
   def advance(state: _State) -> _State:
     count, best, last, point = state
@@ -185,10 +197,14 @@ def _minimise(problem: _Problem) -> jax.Array:
     (jnp.zeros((), jnp.int32), *jnp.full((2,), jnp.inf, dtype)), like
   )
   state = (*start, _at(problem, zero, logits))
-  return jax.lax.while_loop(goes_on, advance, state)[3].weights
+  state = jax.lax.while_loop(goes_on, advance, state)
+  return state[3].weights, is_least(state)
 
 
-def _fit(examples: Examples, l2: jax.Array, num_classes: int) -> LinearProbe:
+def _fit(
+  num_classes: int, examples: Examples, l2: jax.Array
+) -> tuple[LinearProbe, jax.Array]:
+  """The probe; also whether valid arguments did not lead to the optimum."""
   x, labels, keep, invalid = examples
   dtype = x.dtype
   classes = jnp.arange(num_classes, dtype=jnp.int32)
@@ -199,29 +215,34 @@ def _fit(examples: Examples, l2: jax.Array, num_classes: int) -> LinearProbe:
   # The bias is free, so centred features have the same optimum.
   centre = jnp.sum(x, axis=0) / count
   x = jnp.where(kept, x - centre[None, :], 0)
-  scale = jnp.sqrt(jnp.sum(jnp.square(x), axis=0) / count)
-  scale = jnp.where(scale > 0, scale, 1)
+  # In units of the largest, whose square neither overflows nor underflows.
+  unit = jnp.max(jnp.abs(x), axis=0, initial=0.0)
+  unit = jnp.where(unit > 0, unit, 1)
+  x = x / unit[None, :]
+  spread = jnp.sqrt(jnp.sum(jnp.square(x), axis=0) / count)
+  spread = jnp.where(spread > 0, spread, 1)
+  scale = unit * spread
   ones = keep.astype(dtype)[:, None]
   problem = _Problem(
-    jnp.concatenate([x / scale[None, :], ones], axis=1),
+    jnp.concatenate([x / spread[None, :], ones], axis=1),
     is_label,
     keep,
     present,
-    jnp.append(l2 / jnp.square(scale), 0),
+    jnp.append(jnp.square(jnp.sqrt(l2) / scale), 0),
   )
-  weights = _minimise(problem)
+  weights, is_least = _minimise(problem)
   kernel = weights[:-1] / scale[:, None]
   bias = weights[-1] - product(centre, kernel)
   # The optimum is determined up to a constant: the mean of the biases is 0.
   some = jnp.maximum(jnp.sum(present), 1).astype(dtype)
   bias = bias - jnp.sum(jnp.where(present, bias, 0)) / some
-  good = ~invalid & jnp.any(present)
+  good = ~invalid & jnp.any(present) & jnp.all(jnp.isfinite(x))
   bias = jnp.where(present, bias, -jnp.inf)
-  nan = jnp.where(good, 1, jnp.nan).astype(dtype)
-  return LinearProbe(kernel * nan, bias * nan)
+  nan = jnp.where(good & is_least, 1, jnp.nan).astype(dtype)
+  return LinearProbe(kernel * nan, bias * nan), good & ~is_least
 
 
-_fit_jit = jax.jit(_fit, static_argnums=2)
+_fit_jit = jax.jit(_fit, static_argnums=0)
 
 
 def fit_logistic(
@@ -234,8 +255,8 @@ def fit_logistic(
 ) -> LinearProbe:
   r"""Fits a linear classifier by penalised cross-entropy (a linear probe).
 
-  Use it to measure what frozen features know about the classes, or to combine
-  scores of several layers. :func:`fit_gaussian` is a closed form, which may
+  Use it to measure how well frozen features separate the classes, or to combine
+  the scores of several layers. :func:`fit_gaussian` is a closed form, which may
   need fewer examples.
 
   .. math::
@@ -257,13 +278,15 @@ def fit_logistic(
   Returns:
     A :class:`LinearProbe` for :func:`linear_logits`, float32 or wider. The
     biases have mean 0. A class without examples has bias ``-inf``. All is NaN
-    if there is no example or if a traced label is out of range. The result is
-    not differentiable in reverse mode.
+    if there is no example, if a feature is not finite, if a traced label is out
+    of range, or if the optimum is not reached under ``jax.jit``. The result is
+    differentiable in forward mode only.
 
   Raises:
     TypeError: If an argument has a wrong type.
-    ValueError: If a shape is wrong, or a concrete label or ``l2`` is out of
-      range.
+    ValueError: If a shape is wrong, if a concrete label or ``l2`` is out of
+      range, or if the optimum is not reached because ``l2`` is too small for
+      the dtype.
 
   Examples:
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])
@@ -278,7 +301,19 @@ def fit_logistic(
   classes = as_num_classes(num_classes)
   examples = read_examples(features, labels, classes, where)
   weight = checks.as_scalar("l2", l2, examples.features.dtype, "(0, inf)")
-  return _fit_jit(examples, weight, classes)
+  probe, failed = without_explicit_axes(
+    functools.partial(_fit_jit, classes),
+    P(),
+    examples,
+    weight,
+  )
+  if checks.is_concrete(failed) and failed:
+    raise ValueError(
+      "l2 must be large enough for the optimum to be found in "
+      f"{weight.dtype}, got {l2}. Pass a larger l2, or features in float64 "
+      "with jax_enable_x64."
+    )
+  return probe
 
 
 def linear_logits(params: LinearProbe, features: ArrayLike) -> jax.Array:
@@ -297,7 +332,8 @@ def linear_logits(params: LinearProbe, features: ArrayLike) -> jax.Array:
     classes without examples.
 
   Raises:
-    TypeError: If ``params`` is no ``LinearProbe`` or ``features`` not floating.
+    TypeError: If ``params`` are not a ``LinearProbe`` or ``features`` not
+      floating.
     ValueError: If a shape does not fit.
 
   Examples:
@@ -320,5 +356,6 @@ def linear_logits(params: LinearProbe, features: ArrayLike) -> jax.Array:
   x = as_features(features, width=kernel.shape[0])
   dtype = checks.compute_dtype(x.dtype, kernel.dtype)
   rows = x.astype(dtype).reshape(-1, x.shape[-1])
-  z = product(rows, kernel.astype(dtype)) + bias.astype(dtype)[None, :]
+  z = product(rows, jnp.asarray(kernel, dtype))
+  z = z + jnp.asarray(bias, dtype)[None, :]
   return z.reshape(*x.shape[:-1], kernel.shape[1])

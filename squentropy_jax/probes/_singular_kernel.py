@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The singular-kernel (Hilbert) classifier, in blocks of distances."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from squentropy_jax._core import checks
-from squentropy_jax._core.varying import vary_like
+from squentropy_jax._core.varying import vary_like, without_explicit_axes
 from squentropy_jax.probes._read_examples import (
   as_features,
   as_num_classes,
@@ -126,12 +128,15 @@ def _pad(x: jax.Array, size: int) -> jax.Array:
 
 
 def _log_probs(
+  num_classes: int,
   queries: jax.Array,
   exponent: jax.Array,
   block: _Block,
   invalid: jax.Array,
-  num_classes: int,
 ) -> jax.Array:
+  batch = queries.shape[:-1]
+  exponent = jnp.broadcast_to(exponent, batch).reshape(-1)
+  queries = queries.reshape(-1, queries.shape[-1])
   n, m = block.points.shape[0], queries.shape[0]
   sizes = min(m, _QUERIES), min(n, _POINTS)
   blocks = _Block(*(_pad(x, sizes[1]) for x in block))
@@ -139,11 +144,11 @@ def _log_probs(
     lambda pair: _of_queries(pair[0], pair[1], blocks, num_classes),
     (_pad(queries, sizes[0]), _pad(exponent, sizes[0])),
   )
-  out = out.reshape(-1, num_classes)[:m]
+  out = out.reshape(-1, num_classes)[:m].reshape(*batch, num_classes)
   return jnp.where(invalid, jnp.nan, out)
 
 
-_log_probs_jit = jax.jit(_log_probs, static_argnums=4)
+_log_probs_jit = jax.jit(_log_probs, static_argnums=0)
 
 
 def singular_kernel_log_probs(
@@ -225,10 +230,12 @@ def singular_kernel_log_probs(
       f"each query, got {power.shape}."
     )
   examples = read_examples(x.astype(dtype), labels, classes, where, "points")
-  rows = q.astype(dtype).reshape(-1, q.shape[-1])
-  power = jnp.broadcast_to(power, q.shape[:-1]).reshape(len(rows))
+  q = q.astype(dtype)
   block = _Block(examples.features, examples.labels, examples.keep)
-  if len(rows) == 0:
+  if q.size == 0:
     return jnp.zeros((*q.shape[:-1], classes), dtype)
-  out = _log_probs_jit(rows, power, block, examples.invalid, classes)
-  return out.reshape(*q.shape[:-1], classes)
+  log_probs = functools.partial(_log_probs_jit, classes)
+  spec = P(*jax.typeof(q).sharding.spec[: q.ndim - 1])
+  return without_explicit_axes(
+    log_probs, spec, q, power, block, examples.invalid
+  )
