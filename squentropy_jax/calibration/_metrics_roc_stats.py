@@ -10,14 +10,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
+from squentropy_jax._core.varying import without_explicit_axes
 from squentropy_jax.calibration import _digit_sums
 from squentropy_jax.calibration._equal_width_bins import bin_of, edges
 from squentropy_jax.calibration._metrics_roc import RocCurve, read_scores
 from squentropy_jax.calibration._row_functions import top_label_of_confidence
-from squentropy_jax.calibration._scored_rows import (
-  check_int,
-  without_explicit_axes,
-)
+from squentropy_jax.calibration._scored_rows import check_int
 
 
 class RocStats(NamedTuple):
