@@ -362,7 +362,7 @@ def _split(
   else:
     parts = _splits.PARTS if folds == 1 else folds
     _check_counts(
-      dataset, parts, "a split into training, calibration and test rows"
+      dataset, parts, "a split into training, validation and test rows"
     )
     if groups is None:
       return _splits.random(labels, folds, seed)

@@ -238,9 +238,9 @@ def open_temperature(results: Results) -> str | None:
   if not found:
     return None
   return (
-    "NLL and ECE after temperature say little for "
-    f"{_number_text.listed(found)}: the validation rows push the temperature "
-    f"to its bound ({low:g} or {high:g})."
+    f"Temperatures fitted for {_number_text.listed(found)} are at a "
+    f"bound ({low:g} or {high:g}), so the NLL after temperature is not the "
+    "least possible one."
   )
 
 

@@ -168,7 +168,7 @@ class _Temperatures:
 
 def test_temperature_at_its_bound_is_said():
   warning = _headline.open_temperature(_Temperatures())
-  assert warning.startswith("NLL and ECE after temperature say little for b: ")
+  assert warning.startswith("Temperatures fitted for b are at a bound ")
   ranking = _ranking.rank_entries(
     made.entries(cross_entropy=1.0, squentropy=1.3), None, "stopped"
   )
