@@ -219,7 +219,9 @@ def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
 
 
 def _introduction(sets: pd.DataFrame) -> str:
-  code = ", ".join(sorted(set(sets["code"]) | set(sets.get("stopped_code", ()))))
+  code = ", ".join(
+    sorted(set(sets["code"]) | set(sets.get("stopped_code", ())))
+  )
   return f"""# All comparisons of the replication
 
 The conclusions are in [README.md](README.md). `make replicate` writes this page
