@@ -80,11 +80,19 @@ def test_a_pair_counts_as_a_class_of_every_row():
     np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
 
 
-def test_a_row_with_one_class_has_the_pairs_alone():
-  loss = losses.unpg(np.array([0.5], F32), 0, (SIMILARITIES, MASK), scale=5.0)
+def test_a_row_with_one_possible_class_has_the_pairs_alone():
+  def loss(mask):
+    return losses.unpg(
+      np.array([0.5, 0.0], F32),
+      0,
+      (SIMILARITIES, mask),
+      scale=5.0,
+      where=np.array([True, False]),
+    )
+
   odds = np.logaddexp.reduce(5.0 * SIMILARITIES[MASK]) - 5.0 * (0.5 - 0.5)
-  np.testing.assert_allclose(loss, np.logaddexp(0.0, odds), rtol=1e-5)
-  assert losses.unpg(np.array([0.5], F32), 0, (SIMILARITIES, NOTHING)) == 0
+  np.testing.assert_allclose(loss(MASK), np.logaddexp(0.0, odds), rtol=1e-5)
+  assert loss(NOTHING) == 0
 
 
 def test_bad_negatives_raise():
