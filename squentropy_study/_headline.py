@@ -3,12 +3,17 @@
 
 from collections.abc import Sequence
 import dataclasses
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from squentropy_study import _data, _evaluation, _number_text, _ranking
+from squentropy_study import (
+  _data,
+  _evaluation,
+  _number_text,
+  _paired_errors,
+  _ranking,
+)
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference
 from squentropy_study._ranking import RankedEntry, Ranking
@@ -161,24 +166,24 @@ def _winners(ranking: Ranking) -> str | None:
 
 
 def _far_baseline(ranking: Ranking) -> str | None:
-  """Says whether a baseline beats every loss by far."""
+  """Says whether a baseline beats every loss by far, and significantly."""
   nll, score = ranking.metrics[:2]
-  for entry in ranking.baselines:
-    if entry.diverged:
-      continue
+  baselines = [entry for entry in ranking.baselines if entry.over_best]
+  p_values = _paired_errors.holm(
+    [e.over_best[m.name].p_value for e in baselines for m in (nll, score)]
+  ).reshape(-1, 2)
+  for entry, adjusted in zip(baselines, p_values, strict=True):
     texts = []
-    for metric in (nll, score):
+    for metric, p_value in zip((nll, score), adjusted, strict=True):
       best = ranking.best(metric).values[metric.name]
       ours = entry.values[metric.name]
-      # The errors of the two are added as if independent: a cautious test.
-      error = math.hypot(*(e for e in (*ours[4:], *best[4:]) if e == e))
-      gain = metric.gain * (ours.mean - best.mean)
+      gain = metric.gain * entry.over_best[metric.name].mean
       far = (
         ours.mean < _FAR_NLL * best.mean
         if metric is nll
         else gain * metric.scale >= _FAR_POINTS
       )
-      if far and gain > 2 * error:
+      if far and p_value < _ranking.LEVEL:
         texts.append(_value_and_best(ours, best, metric))
     if texts:
       return (

@@ -63,6 +63,13 @@ def definitions(results: Results) -> Iterator[str]:
       "trains on the others. Folds share training rows, which the intervals "
       "do not cover."
     )
+  if results.baselines:
+    yield (
+      "The baselines are fitted on the training rows of each fold with the "
+      "defaults of scikit-learn. The validation rows choose the number of "
+      "boosting rounds and fit a temperature. The majority class stands for "
+      "the shares of the classes."
+    )
   several = {m.loss for m in results.methods if m.probability_map != "softmax"}
   if several:
     yield (

@@ -17,6 +17,7 @@ from squentropy_study import (
   _number_text,
   _test_rows,
 )
+from squentropy_study._baselines import Baseline
 from squentropy_study._data import FoldRows
 from squentropy_study._evaluation import HeldOutLogits
 from squentropy_study._settings import Settings
@@ -148,19 +149,23 @@ class Results:
     settings: The settings of the study.
     run_results: What the training with each loss left.
     evaluations: By method and name of the training length.
-    baselines: Probabilities of the test rows, ``[folds, rows, classes]``, by
-      the name of a classifier that is no loss.
+    baselines: Classifiers that are no networks, by name.
   """
 
   settings: Settings
   run_results: Mapping[str, RunResult]
   evaluations: Mapping[tuple[Method, str], _evaluation.Evaluation]
-  baselines: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  baselines: Mapping[str, Baseline] = dataclasses.field(default_factory=dict)
 
   @property
   def methods(self) -> tuple[Method, ...]:
     """Losses and probability maps in the order named."""
     return tuple(dict.fromkeys(method for method, _ in self.evaluations))
+
+  @property
+  def baseline_notes(self) -> tuple[str, ...]:
+    """What was cut to bound the time of the baselines."""
+    return tuple(note for x in self.baselines.values() for note in x.notes)
 
   @functools.cached_property
   def rows(self) -> list[ResultRow]:
@@ -172,7 +177,7 @@ class Results:
       run_result = self.run_results[method.loss]
       accuracy = self._at(method, length, run_result.train_accuracy)
       of_classes = _class_metrics.class_metrics(
-        self.predictions(method, length)
+        self.test_predictions(method, length)
       )
       columns = (
         *before,
@@ -239,7 +244,7 @@ class Results:
     """
     return self._at(method, length, self.run_results[method.loss].test_scores)
 
-  def predictions(
+  def test_predictions(
     self, method: Method, length: str, *, scaled: bool = True
   ) -> Predictions:
     """Returns the predictions for the test rows.
@@ -333,7 +338,9 @@ class Results:
 
 
 def collect(
-  settings: Settings, run_results: Mapping[str, RunResult]
+  settings: Settings,
+  run_results: Mapping[str, RunResult],
+  baselines: Mapping[str, Baseline],
 ) -> Results:
   """Evaluates every loss, probability map and training length."""
   evaluations = {}
@@ -353,7 +360,7 @@ def collect(
             result.test_keep,
           ),
         )
-  return Results(settings, run_results, evaluations)
+  return Results(settings, run_results, evaluations, baselines)
 
 
 def results_csv(results: Results) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from squentropy_study import (
+  _baselines,
   _charts,
   _data,
   _loss_specs,
@@ -100,6 +101,15 @@ def _train_loss(
   on_progress(last._replace(finished=True))
 
 
+def _fit_baselines(
+  folds: _data.Folds, out: Path, on_stage: Callable[[str], None]
+) -> None:
+  """Fits the baselines and saves them, unless an earlier call did."""
+  if not _baselines.has_baselines(out):
+    on_stage("fitting the baselines")
+    _baselines.write_baselines(out, _baselines.fit_baselines(folds))
+
+
 def run(
   settings: Settings,
   out: str | Path,
@@ -109,6 +119,7 @@ def run(
   save_every: float = 10.0,
   on_progress: Callable[[Progress], None] = lambda progress: None,
   on_note: Callable[[str], None] = lambda note: None,
+  on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Results:
   """Trains with every loss and every seed, and writes the report.
 
@@ -127,6 +138,7 @@ def run(
     on_progress: Called after each evaluation of a training, and at its end.
     on_note: Called before the training with each note on the data, such as
       how many rows are dropped.
+    on_stage: Called with what is done after the training, when it begins.
 
   Returns:
     The numbers.
@@ -186,6 +198,9 @@ def run(
     on_note(note)
   for number in range(len(settings.losses)):
     _train_loss(settings, number, folds, out, save_every, on_progress)
+  if settings.baselines:
+    _fit_baselines(folds, out, on_stage)
+  on_stage("writing the report")
   return report(out)
 
 
@@ -198,19 +213,22 @@ def _load(folder: Path) -> tuple[Results, dict]:
     )
   settings = _store.read_settings(folder, config)
   missing = [
-    loss
+    f"runs of {loss}"
     for loss in settings.losses
     if len(_run_files.stored_seeds(folder, loss)) < settings.seeds
   ]
+  if settings.baselines and not _baselines.has_baselines(folder):
+    missing.append("baselines")
   if missing:
     raise StudyError(
-      f"the study in {folder} is unfinished (runs of {missing[0]} are "
+      f"the study in {folder} is unfinished ({missing[0]} are "
       f"missing); resume it with: {config['command']}"
     )
   run_results = {
     loss: _run_files.read_run_result(folder, loss) for loss in settings.losses
   }
-  return _results.collect(settings, run_results), config
+  fitted = _baselines.read_baselines(folder) if settings.baselines else {}
+  return _results.collect(settings, run_results, fitted), config
 
 
 def load(folder: str | Path) -> Results:

@@ -222,7 +222,7 @@ def test_notes_on_the_data_are_printed_first(tmp_path, capsys, monkeypatch):
   data.write_text("\n".join(["x,y", "0,", *rows]))
   words = ["run", str(data), "--label", "y", "--losses", "cross_entropy"]
   words += ["--seeds", "1", "--epochs", "none", "--max-epochs", "1"]
-  words += ["--model", "linear"]
+  words += ["--model", "linear", "--no-baselines"]
   words += ["--out", str(tmp_path / "[/b]o")]
   monkeypatch.setattr(_terminal_table, "results_table", lambda results: "")
   nothing = _headline.Headline("", ())

@@ -176,6 +176,16 @@ def test_temperature_at_its_bound_is_said():
   assert found.further[0] == warning
 
 
+@pytest.mark.parametrize(("rows", "signal"), [(20, 1.6), (60, 1.4)])
+def test_baseline_is_compared_row_by_row(rows, signal):
+  options = {"rows": rows}
+  entries = made.entries(options=options, cross_entropy=1.0, squentropy=1.01)
+  entries.append(made.baseline("trees", signal, **options))
+  found = _headline_of(entries)
+  # On 20 rows, a large difference may be one of chance.
+  assert ("The baseline trees is better" in str(found)) == (rows == 60)
+
+
 def test_imbalanced_table():
   shares = (0.94, 0.06)
   found = _headline_of(made.entries(shares, cross_entropy=1.0, squentropy=2.0))

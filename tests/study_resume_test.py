@@ -24,6 +24,7 @@ SETTINGS = squentropy_study.Settings(
   epochs=(2, 12),
   max_epochs=12,
   model="bn-mlp",
+  baselines=False,
 )
 
 
