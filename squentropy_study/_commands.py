@@ -225,6 +225,12 @@ def _parser() -> _Parser:
     "customer, in the same part",
   )
   run.add_argument(
+    "--id",
+    dest="id_column",
+    metavar="COLUMN",
+    help="write this column to the file of predictions, and do not train on it",
+  )
+  run.add_argument(
     "--rows",
     type=int,
     metavar="N",

@@ -276,7 +276,7 @@ def rank(results: Results, length: str | None = None) -> Ranking:
   ]
   rows = entries[0].predictions
   entries += [
-    Entry(name, _test_rows.of_probabilities(baseline.probabilities, rows))
+    Entry(name, _test_rows.of_baseline(baseline.scaled_log_probs, rows))
     for name, baseline in results.baselines.items()
   ]
   known[length] = rank_entries(entries, results.settings.reference, length)

@@ -211,6 +211,8 @@ test rows. p is corrected for the number of tests (Holm).</p>
 <ul>
 {definitions}
 </ul>
+<h2>Files</h2>
+{_page_setup.files(results)}
 <h2>Setup</h2>
 <pre>{escape(config["command"])}</pre>
 {_page_setup.setup(results, config)}

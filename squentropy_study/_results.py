@@ -9,17 +9,20 @@ import io
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from squentropy_study import (
   _class_metrics,
   _evaluation,
   _loss_specs,
   _number_text,
+  _predictions,
   _test_rows,
 )
 from squentropy_study._baselines import Baseline
 from squentropy_study._data import FoldRows
 from squentropy_study._evaluation import HeldOutLogits
+from squentropy_study._predictions import DataRows
 from squentropy_study._settings import Settings
 from squentropy_study._test_rows import Predictions
 from squentropy_study._train import RunResult
@@ -150,12 +153,14 @@ class Results:
     run_results: What the training with each loss left.
     evaluations: By method and name of the training length.
     baselines: Classifiers that are no networks, by name.
+    data_rows: What identifies the rows of the data.
   """
 
   settings: Settings
   run_results: Mapping[str, RunResult]
   evaluations: Mapping[tuple[Method, str], _evaluation.Evaluation]
   baselines: Mapping[str, Baseline] = dataclasses.field(default_factory=dict)
+  data_rows: DataRows | None = None
 
   @property
   def methods(self) -> tuple[Method, ...]:
@@ -266,6 +271,20 @@ class Results:
       scores, result.test_labels, result.test_keep, self.settings.seeds
     )
 
+  def predictions(self) -> pd.DataFrame:
+    """Returns the predictions of stopped training for each test row.
+
+    Returns:
+      A row for each test row, fold, seed, and loss or baseline. ``row`` is the
+      number of the row in the data, from 0 (the first row below the names of
+      the columns), and ``id`` its value in the column of ``--id``, if one was
+      named. ``label`` is the name of the class. ``log_prob_CLASS``, float32, is
+      the logarithm of the predicted probability of a class after temperature
+      scaling. It is of the probabilities that the loss itself defines. A
+      baseline is fitted once for each fold and has seed 0.
+    """
+    return _predictions.frame(self)
+
   def row_values(self, method: Method, length: str, name: str) -> np.ndarray:
     """Returns a metric of each test row.
 
@@ -341,6 +360,7 @@ def collect(
   settings: Settings,
   run_results: Mapping[str, RunResult],
   baselines: Mapping[str, Baseline],
+  data_rows: DataRows,
 ) -> Results:
   """Evaluates every loss, probability map and training length."""
   evaluations = {}
@@ -360,7 +380,7 @@ def collect(
             result.test_keep,
           ),
         )
-  return Results(settings, run_results, evaluations, baselines)
+  return Results(settings, run_results, evaluations, baselines, data_rows)
 
 
 def results_csv(results: Results) -> bytes:

@@ -12,6 +12,7 @@ from squentropy_study import (
   _data,
   _loss_specs,
   _models,
+  _predictions,
   _reliability,
   _report_page,
   _results,
@@ -163,6 +164,7 @@ def run(
     header=settings.header,
     time=settings.time,
     group=settings.group,
+    id_column=settings.id_column,
   )
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
@@ -194,6 +196,7 @@ def run(
     _data.digest(dataset),
     fresh=fresh,
   )
+  _predictions.write_data_rows(out, _predictions.data_rows(dataset))
   for note in notes:
     on_note(note)
   for number in range(len(settings.losses)):
@@ -219,6 +222,8 @@ def _load(folder: Path) -> tuple[Results, dict]:
   ]
   if settings.baselines and not _baselines.has_baselines(folder):
     missing.append("baselines")
+  if not _predictions.has_data_rows(folder):
+    missing.append("numbers of the rows")
   if missing:
     raise StudyError(
       f"the study in {folder} is unfinished ({missing[0]} are "
@@ -228,7 +233,8 @@ def _load(folder: Path) -> tuple[Results, dict]:
     loss: _run_files.read_run_result(folder, loss) for loss in settings.losses
   }
   fitted = _baselines.read_baselines(folder) if settings.baselines else {}
-  return _results.collect(settings, run_results, fitted), config
+  rows = _predictions.read_data_rows(folder)
+  return _results.collect(settings, run_results, fitted, rows), config
 
 
 def load(folder: str | Path) -> Results:
@@ -263,6 +269,7 @@ def report(out: str | Path) -> Results:
   out = Path(out)
   results, config = _load(out)
   _store.write(out / "results.csv", _results.results_csv(results))
+  _predictions.write(out, results)
   _store.write(
     out / "reliability.png", _reliability.reliability(results, "light")
   )

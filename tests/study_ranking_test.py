@@ -15,6 +15,7 @@ from squentropy_study import (
   _ranking,
   _test_rows,
 )
+from squentropy_study._baselines import Baseline
 
 
 def test_order_is_that_of_the_nll_and_baselines_come_last():
@@ -212,13 +213,14 @@ def test_per_class():
   assert ((found.ece >= 0) & (found.ece <= 1)).all()
 
 
-def test_baseline_that_is_certain_and_wrong_has_a_finite_nll():
+def test_baseline_that_is_certain_and_wrong_pays_for_it_as_a_loss_does():
   rows = made.predictions(1.0)
-  probabilities = np.zeros((*rows.labels.shape, 3))
-  probabilities[..., 0] = 1
-  found = _test_rows.of_probabilities(probabilities, rows)
-  value = _metric_samples.nll(found).mean
-  assert 1 < value < 50
+  scores = np.zeros((*rows.labels.shape, 3), np.float32)
+  scores[..., 0] = 2000
+  baseline = Baseline(scores, np.array([2.0]))
+  found = _test_rows.of_baseline(baseline.scaled_log_probs, rows)
+  wrong = (rows.labels != 0).mean()
+  assert _metric_samples.nll(found).mean == pytest.approx(1000 * wrong)
 
 
 def test_bins_are_those_of_the_library():

@@ -16,6 +16,7 @@ from squentropy_study import _baselines, _data, _run_files, _store, _train
 SETTINGS = study.settings()
 FILES = {
   "config.json",
+  "predictions.parquet",
   "reliability.png",
   "report.html",
   "results.csv",
@@ -140,6 +141,7 @@ def test_same_settings_give_the_same_numbers(
   assert {path.name for path in (tmp_path / "runs").iterdir()} == {
     "squentropy.npz",
     "squentropy.model.npz",
+    "rows.npz",
   }
   for name in ("runs/squentropy.npz", "runs/squentropy.model.npz"):
     expected = (finished_study[0] / name).read_bytes()
