@@ -165,22 +165,23 @@ def _winners(ranking: Ranking) -> str | None:
   return f"{'; '.join(parts)}." if parts else None
 
 
-def _far_baseline(ranking: Ranking) -> str | None:
+def _far_baseline(
+  ranking: Ranking, metrics: Sequence[RankMetric]
+) -> str | None:
   """Says whether a baseline beats every loss by far, and significantly."""
-  nll, score = ranking.metrics[:2]
   baselines = [entry for entry in ranking.baselines if entry.over_best]
   p_values = _paired_errors.holm(
-    [e.over_best[m.name].p_value for e in baselines for m in (nll, score)]
-  ).reshape(-1, 2)
+    [e.over_best[m.name].p_value for e in baselines for m in metrics]
+  ).reshape(-1, len(metrics))
   for entry, adjusted in zip(baselines, p_values, strict=True):
     texts = []
-    for metric, p_value in zip((nll, score), adjusted, strict=True):
+    for metric, p_value in zip(metrics, adjusted, strict=True):
       best = ranking.best(metric).values[metric.name]
       ours = entry.values[metric.name]
       gain = metric.gain * entry.over_best[metric.name].mean
       far = (
         ours.mean < _FAR_NLL * best.mean
-        if metric is nll
+        if metric.name == "nll"
         else gain * metric.scale >= _FAR_POINTS
       )
       if far and p_value < _ranking.LEVEL:
@@ -292,7 +293,8 @@ def headline_of(
     first = _first(ranking, data)
   if warning:
     further.append(warning)
-  if far := _far_baseline(ranking):
+  # The NLL after a temperature at its bound is no evidence.
+  if far := _far_baseline(ranking, ranking.metrics[bool(warning) : 2]):
     further.append(far)
   chosen = [item for item in past if item.label == ranking.reference]
   if chosen or past:

@@ -133,6 +133,13 @@ def test_trees_that_win_by_far():
     r"\d\d\.\d %\)\.",
     found.further[0],
   )
+  # NLL that says little decides nothing.
+  found = _headline.headline_of(
+    _ranking.rank_entries([*entries, trees], None, "stopped"),
+    "digits",
+    warning="NLL says little.",
+  )
+  assert "by far: accuracy" in found.further[1]
   near = made.baseline("gradient-boosted trees", 1.02)
   found = _headline_of([*entries, near])
   assert "baseline" not in str(found)
