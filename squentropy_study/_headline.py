@@ -234,20 +234,21 @@ def past_best(results: Results) -> list[PastBest]:
 
 def open_temperature(results: Results) -> str | None:
   """Says whose temperature the validation rows do not determine."""
-  low, high = _evaluation.TEMPERATURES
+  # At the upper bound the models know no more than the shares of the classes,
+  # and their NLL is right.
+  low, _ = _evaluation.TEMPERATURES
   stopped = next(iter(results.settings.training_lengths))
   found = []
   for method in results.methods:
     fitted = results.per_run(method, stopped, "temperature")
-    if ((fitted < 1.001 * low) | (fitted > 0.999 * high)).any():
+    if (fitted < 1.001 * low).any():
       found.append(results.label(method))
   if not found:
     return None
   return (
     "NLL and ECE after temperature say little for "
     f"{_number_text.listed(found)}: the validation rows, of which perhaps all "
-    f"are classified correctly, push the temperature to its bound ({low:g} or "
-    f"{high:g})."
+    f"are classified correctly, push the temperature to its bound ({low:g})."
   )
 
 

@@ -66,10 +66,10 @@ def definitions(results: Results) -> Iterator[str]:
     )
   if results.baselines:
     yield (
-      "The baselines are fitted on the training rows of each fold with the "
-      "defaults of scikit-learn. The validation rows choose the number of "
-      "boosting rounds and fit a temperature. The majority class stands for "
-      "the shares of the classes."
+      "The baselines are classifiers of scikit-learn, fitted on the training "
+      "rows of each fold. The majority class predicts the shares of the "
+      "classes. The validation rows choose the number of boosting rounds and "
+      "fit a temperature."
     )
   several = {m.loss for m in results.methods if m.probability_map != "softmax"}
   if several:

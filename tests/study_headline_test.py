@@ -169,8 +169,8 @@ class _Temperatures:
 
   def per_run(self, method, length, name):
     assert (length, name) == ("stopped", "temperature")
-    low, _ = _evaluation.TEMPERATURES
-    return np.array([[1.3, np.float32(low) if method == "b" else 0.2]])
+    low, high = map(np.float32, _evaluation.TEMPERATURES)
+    return np.array([[1.3, low if method == "b" else high]])
 
 
 def test_temperature_at_its_bound_is_said():
