@@ -55,10 +55,11 @@ class Baseline(NamedTuple):
   notes: tuple[str, ...] = ()
 
   @property
-  def probabilities(self) -> np.ndarray:
-    """Probabilities after temperature scaling, ``[folds, rows, classes]``."""
+  def scaled_log_probs(self) -> np.ndarray:
+    """After temperature scaling, ``[folds, rows, classes]``, float64."""
     scores = self.log_probs.astype(np.float64)
-    return special.softmax(scores / self.temperature[:, None, None], axis=-1)
+    scores /= self.temperature[:, None, None]
+    return special.log_softmax(scores, axis=-1)
 
 
 class _Part(NamedTuple):

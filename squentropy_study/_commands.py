@@ -225,6 +225,12 @@ def _parser() -> _Parser:
     "customer, in the same part",
   )
   run.add_argument(
+    "--id",
+    dest="id_column",
+    metavar="COLUMN",
+    help="write this column to the file of predictions, and do not train on it",
+  )
+  run.add_argument(
     "--rows",
     type=int,
     metavar="N",
@@ -379,6 +385,8 @@ def _print_results(results: Results, out: Path, console: Console) -> None:
   console.print(Text(headline.sentence, "bold"), end="\n\n")
   for text in headline.further:
     console.print(Text(text), end="\n\n")
+  for note in results.baseline_notes:
+    _print_plain(f"Baselines: {note}", console)
   _print_plain(f"Report: {out / 'report.html'}", console)
 
 
@@ -405,6 +413,7 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
     if not arguments.quiet:
       bar = _progress_bar.ProgressBar(settings, errors)
       hooks["on_progress"] = stack.enter_context(bar)
+      hooks["on_stage"] = bar.stage
       hooks["on_note"] = lambda note: _print_plain(f"Data: {note}", errors)
     try:
       results = _run.run(

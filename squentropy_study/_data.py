@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets, and the folds that all losses and seeds share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
 from pathlib import Path
+import types
 from typing import NamedTuple
 import warnings
 
@@ -43,6 +44,7 @@ class Dataset(NamedTuple):
     groups: ``[rows]``, equal values for the rows of a group; None without
       ``--group``.
     encoder: Turns new rows into features alike; None for arrays.
+    ids: ``[rows]``, values that identify the rows; None without ``--id``.
   """
 
   name: str
@@ -55,6 +57,7 @@ class Dataset(NamedTuple):
   times: np.ndarray | None = None
   groups: np.ndarray | None = None
   encoder: TableEncoder | None = None
+  ids: np.ndarray | None = None
 
   @property
   def class_counts(self) -> dict[str, int]:
@@ -140,6 +143,7 @@ def load_data(
   header: bool = True,
   time: str | None = None,
   group: str | None = None,
+  id_column: str | None = None,
 ) -> Dataset:
   """Loads a bundled data set, a data file, or a folder of images.
 
@@ -157,6 +161,7 @@ def load_data(
       Without names, they are ``column1``, ``column2`` and so on.
     time: A column of times to split the rows by, which is no feature.
     group: A column of groups to split the rows by, which is no feature.
+    id_column: A column that identifies the rows, which is no feature.
 
   Returns:
     The data set.
@@ -169,6 +174,7 @@ def load_data(
     >>> load_data("iris").features.shape
     (150, 4)
   """
+  columns = {"time": time, "group": group, "id": id_column}
   if name not in _BUNDLED:
     path = Path(name)
     if not path.exists():
@@ -178,11 +184,11 @@ def load_data(
     found = _read_file.read(path, label, encoding=encoding, header=header)
     if isinstance(found, RawTable):
       return from_table(
-        name, found, str(label), options=options, time=time, group=group
+        name, found, str(label), options=options, columns=columns
       )
-    _check_no_columns(name, time, group)
+    _check_no_columns(name, columns)
     return Dataset(name, *_encoding.apply_options(name, found, options))
-  _check_no_columns(name, time, group)
+  _check_no_columns(name, columns)
   if label is not None:
     raise StudyError(
       f"{name} already has labels, so it has no column to choose; leave out "
@@ -201,9 +207,9 @@ def load_data(
   return Dataset(name, *encoded)
 
 
-def _check_no_columns(name: str, time: str | None, group: str | None) -> None:
-  """Raises if rows without columns are to be split by one."""
-  for option, column in (("time", time), ("group", group)):
+def _check_no_columns(name: str, columns: Mapping[str, str | None]) -> None:
+  """Raises if an option names a column of rows without columns."""
+  for option, column in columns.items():
     if column is not None:
       raise StudyError(
         f"{name} has no column for --{option}, which needs a table; leave out "
@@ -217,38 +223,34 @@ def from_table(
   label: str,
   *,
   options: TableOptions = NO_OPTIONS,
-  time: str | None = None,
-  group: str | None = None,
+  columns: Mapping[str, str | None] = types.MappingProxyType({}),
 ) -> Dataset:
   """Turns a table into a data set; see :func:`load_data`."""
-  split_by: dict[str, np.ndarray] = {}
-  for option, column in (("time", time), ("group", group)):
-    if column is None:
-      continue
+  values: dict[str, np.ndarray] = {}
+  named = {k: column for k, column in columns.items() if column is not None}
+  for option, column in named.items():
     names = [str(each) for each in table.frame.columns]
     if column not in names or column == label:
       others = [each for each in names if each != label]
       raise unknown_name(f"column of {name} for --{option}", column, others)
-    split_by[option] = (
+    values[option] = (
       _encoding.sortable(name, table, column, options)
       if option == "time"
       else table.frame[column].to_numpy(object)
     )
-  columns = [
-    x for x in (time, group) if x is not None and x not in options.drop
-  ]
+  drop = dict.fromkeys((*options.drop, *named.values()))
   encoder, encoded = _encoding.fit_encoder(
     name,
     table,
     label,
-    options=dataclasses.replace(options, drop=(*options.drop, *columns)),
+    options=dataclasses.replace(options, drop=tuple(drop)),
   )
   rows = encoded.row_numbers
-  times, groups = (
-    None if (found := split_by.get(option)) is None else found[rows]
-    for option in ("time", "group")
+  times, groups, ids = (
+    None if (found := values.get(option)) is None else found[rows]
+    for option in ("time", "group", "id")
   )
-  return Dataset(name, *encoded, times=times, groups=groups, encoder=encoder)
+  return Dataset(name, *encoded, times, groups, encoder, ids)
 
 
 def describe(name: str) -> str:
@@ -296,14 +298,12 @@ def draw(dataset: Dataset, rows: int, seed: int) -> Dataset:
     random_state=seed,
   )
   note = f"stratified sample of {rows} of {size} rows"
+  if dataset.row_numbers is None:
+    dataset = dataset._replace(row_numbers=np.arange(size))
+  of_rows = ("features", "labels", "row_numbers", "times", "groups", "ids")
+  arrays = {name: getattr(dataset, name) for name in of_rows}
   return dataset._replace(
-    features=dataset.features[index],
-    labels=dataset.labels[index],
-    row_numbers=index
-    if dataset.row_numbers is None
-    else dataset.row_numbers[index],
-    times=None if dataset.times is None else dataset.times[index],
-    groups=None if dataset.groups is None else dataset.groups[index],
+    **{name: x[index] for name, x in arrays.items() if x is not None},
     notes=(*dataset.notes, note),
   )
 

@@ -3,12 +3,17 @@
 
 from collections.abc import Sequence
 import dataclasses
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from squentropy_study import _data, _evaluation, _number_text, _ranking
+from squentropy_study import (
+  _data,
+  _evaluation,
+  _number_text,
+  _paired_errors,
+  _ranking,
+)
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference
 from squentropy_study._ranking import RankedEntry, Ranking
@@ -160,25 +165,26 @@ def _winners(ranking: Ranking) -> str | None:
   return f"{'; '.join(parts)}." if parts else None
 
 
-def _far_baseline(ranking: Ranking) -> str | None:
-  """Says whether a baseline beats every loss by far."""
-  nll, score = ranking.metrics[:2]
-  for entry in ranking.baselines:
-    if entry.diverged:
-      continue
+def _far_baseline(
+  ranking: Ranking, metrics: Sequence[RankMetric]
+) -> str | None:
+  """Says whether a baseline beats every loss by far, and significantly."""
+  baselines = [entry for entry in ranking.baselines if entry.over_best]
+  p_values = _paired_errors.holm(
+    [e.over_best[m.name].p_value for e in baselines for m in metrics]
+  ).reshape(-1, len(metrics))
+  for entry, adjusted in zip(baselines, p_values, strict=True):
     texts = []
-    for metric in (nll, score):
+    for metric, p_value in zip(metrics, adjusted, strict=True):
       best = ranking.best(metric).values[metric.name]
       ours = entry.values[metric.name]
-      # The errors of the two are added as if independent: a cautious test.
-      error = math.hypot(*(e for e in (*ours[4:], *best[4:]) if e == e))
-      gain = metric.gain * (ours.mean - best.mean)
+      gain = metric.gain * entry.over_best[metric.name].mean
       far = (
         ours.mean < _FAR_NLL * best.mean
-        if metric is nll
+        if metric.name == "nll"
         else gain * metric.scale >= _FAR_POINTS
       )
-      if far and gain > 2 * error:
+      if far and p_value < _ranking.LEVEL:
         texts.append(_value_and_best(ours, best, metric))
     if texts:
       return (
@@ -228,19 +234,20 @@ def past_best(results: Results) -> list[PastBest]:
 
 def open_temperature(results: Results) -> str | None:
   """Says whose temperature the validation rows do not determine."""
-  low, high = _evaluation.TEMPERATURES
+  # At the upper bound the models know no more than the shares of the classes,
+  # and their NLL is right.
+  low, _ = _evaluation.TEMPERATURES
   stopped = next(iter(results.settings.training_lengths))
   found = []
   for method in results.methods:
     fitted = results.per_run(method, stopped, "temperature")
-    if ((fitted < 1.001 * low) | (fitted > 0.999 * high)).any():
+    if (fitted < 1.001 * low).any():
       found.append(results.label(method))
   if not found:
     return None
   return (
-    f"Temperatures fitted for {_number_text.listed(found)} are at a "
-    f"bound ({low:g} or {high:g}), so the NLL after temperature is not the "
-    "least possible one."
+    f"Temperatures fitted for {_number_text.listed(found)} are at their bound "
+    f"({low:g}), so the NLL after temperature is not the least possible one."
   )
 
 
@@ -286,7 +293,8 @@ def headline_of(
     first = _first(ranking, data)
   if warning:
     further.append(warning)
-  if far := _far_baseline(ranking):
+  # The NLL after a temperature at its bound is no evidence.
+  if far := _far_baseline(ranking, ranking.metrics[bool(warning) : 2]):
     further.append(far)
   chosen = [item for item in past if item.label == ranking.reference]
   if chosen or past:

@@ -7,6 +7,7 @@ from squentropy_study import (
   _evaluation,
   _models,
   _page_parts,
+  _predictions,
   _program,
   _stopping,
 )
@@ -66,6 +67,13 @@ def definitions(results: Results) -> Iterator[str]:
       "trains on the others. Folds share training rows, which the intervals "
       "do not cover."
     )
+  if results.baselines:
+    yield (
+      "The baselines are classifiers of scikit-learn, fitted on the training "
+      "rows of each fold. The majority class predicts the shares of the "
+      "classes. The validation rows choose the number of boosting rounds and "
+      "fit a temperature."
+    )
   several = {m.loss for m in results.methods if m.probability_map != "softmax"}
   if several:
     yield (
@@ -73,6 +81,31 @@ def definitions(results: Results) -> Iterator[str]:
       "softmax the softmax of the logits. Both are shown for "
       f"{', '.join(sorted(several))}; for all other losses they are the same."
     )
+
+
+def files(results: Results) -> str:
+  """Lists the files of the folder."""
+  settings = results.settings
+  name, seeds = _predictions.file(results)
+  of_seeds = f" Seeds: the first {seeds}." if seeds < settings.seeds else ""
+  has_ids = results.data_rows is not None and results.data_rows.ids is not None
+  ids = f"id the value of {settings.id_column}, " if has_ids else ""
+  predictions = (
+    "log-probabilities of every class after stopped training and temperature "
+    "scaling, a line for each test row, fold, seed, and loss or baseline. row "
+    f"is the number of the row in the data, from 0, {ids}and label its "
+    f"class.{of_seeds}"
+  )
+  facts = {"results.csv": "all metrics of each loss, fold and seed."}
+  if name is not None:
+    facts[name] = predictions
+  else:
+    facts["Predictions"] = (
+      "too many for a file. In Python, squentropy_study.load(folder)"
+      ".predictions() returns them."
+    )
+  facts["runs"] = "the stopped models, and what the report is computed from."
+  return _page_parts.definitions(facts)
 
 
 def setup(results: Results, config: dict) -> str:

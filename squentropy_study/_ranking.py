@@ -49,6 +49,8 @@ class RankedEntry:
       the reference and where nothing can be compared.
     adjusted: p-values after Holm's correction, by metric.
     diverged: Whether a value is not finite in any run.
+    over_best: Of a baseline, the value minus that of the best loss, by metric;
+      empty for a loss and where there is no loss.
   """
 
   label: str
@@ -58,6 +60,7 @@ class RankedEntry:
   differences: Mapping[str, Difference]
   adjusted: Mapping[str, float]
   diverged: bool
+  over_best: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
 
   @property
   def is_baseline(self) -> bool:
@@ -130,6 +133,32 @@ def _reference(entries: Sequence[Entry], wanted: str | None) -> Entry | None:
   return next((entry for entry in entries if entry.loss == name), None)
 
 
+def _sample(entry: Entry, metric: RankMetric, seeds: int) -> Sample:
+  """Returns a metric of an entry, with the same resamples for every entry."""
+  predictions = entry.predictions
+  if entry.method is not None:
+    return metric.sample(predictions)
+  # Their number follows from the number of seeds, of which a baseline has one.
+  folds, _, *rest = predictions.log_probs.shape
+  repeated = np.broadcast_to(predictions.log_probs, (folds, seeds, *rest))
+  sample = metric.sample(predictions._replace(log_probs=repeated))
+  return sample._replace(per_seed=sample.per_seed[:1])
+
+
+def _over_best(
+  of_metric: Mapping[str, Sample],
+  losses: Sequence[Mapping[str, Sample]],
+  metrics: Sequence[RankMetric],
+) -> dict[str, Difference]:
+  """Compares a baseline with the best loss in each metric."""
+  result = {}
+  for metric in metrics if losses else ():
+    name = metric.name
+    best = max((x[name] for x in losses), key=lambda x: metric.gain * x.mean)
+    result[name] = _paired_errors.estimate(of_metric[name] - best)
+  return result
+
+
 def rank_entries(
   entries: Sequence[Entry], reference: str | None, length: str
 ) -> Ranking:
@@ -145,6 +174,7 @@ def rank_entries(
     The ranking.
   """
   counts = entries[0].predictions.class_counts
+  seeds = entries[0].predictions.log_probs.shape[1]
   metrics = _metric_samples.chosen(counts)
   samples: dict[str, dict[str, Sample]] = {}
   diverged = set()
@@ -153,7 +183,7 @@ def rank_entries(
       diverged.add(entry.label)
       continue
     samples[entry.label] = {
-      metric.name: metric.sample(entry.predictions) for metric in metrics
+      metric.name: _sample(entry, metric, seeds) for metric in metrics
     }
   order = sorted(
     (entry for entry in entries if entry.label in samples),
@@ -183,6 +213,12 @@ def rank_entries(
   corrected: dict[str, dict[str, float]] = {}
   for (label, name), p_value in zip(tested, adjusted, strict=True):
     corrected.setdefault(label, {})[name] = float(p_value)
+  of_losses = [samples[entry.label] for entry in losses]
+  over_best = {
+    entry.label: _over_best(samples[entry.label], of_losses, metrics)
+    for entry in order
+    if entry.method is None
+  }
   order += [entry for entry in entries if entry.label in diverged]
   nothing = Difference(*[math.nan] * len(Difference._fields))
   ranked = [
@@ -199,6 +235,7 @@ def rank_entries(
       differences.get(entry.label, {}),
       corrected.get(entry.label, {}),
       entry.label in diverged,
+      over_best.get(entry.label, {}),
     )
     for entry in order
   ]
@@ -208,7 +245,7 @@ def rank_entries(
     metrics,
     tuple(sorted(ranked, key=lambda entry: entry.is_baseline)),
     counts,
-    entries[0].predictions.log_probs.shape[1],
+    seeds,
   )
 
 
@@ -230,7 +267,7 @@ def rank(results: Results, length: str | None = None) -> Ranking:
   entries = [
     Entry(
       results.label(method),
-      results.predictions(method, length),
+      results.test_predictions(method, length),
       method.loss,
       method,
       float(np.median(results.epochs(method, length))),
@@ -239,8 +276,8 @@ def rank(results: Results, length: str | None = None) -> Ranking:
   ]
   rows = entries[0].predictions
   entries += [
-    Entry(name, _test_rows.of_probabilities(probabilities, rows))
-    for name, probabilities in results.baselines.items()
+    Entry(name, _test_rows.of_baseline(baseline.scaled_log_probs, rows))
+    for name, baseline in results.baselines.items()
   ]
   known[length] = rank_entries(entries, results.settings.reference, length)
   return known[length]

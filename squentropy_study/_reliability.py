@@ -51,7 +51,7 @@ class _Panel(NamedTuple):
 def _panel(results: Results, method: Method, *, scaled: bool) -> _Panel:
   length = next(iter(results.settings.training_lengths))
   bins = _test_rows.bin_stats(
-    results.predictions(method, length, scaled=scaled)
+    results.test_predictions(method, length, scaled=scaled)
   )
   name = "ece_scaled" if scaled else "ece"
   ece = results.per_seed(method, length, name).mean()

@@ -51,7 +51,7 @@ def _imbalance(ranking: Ranking, names: list[str]) -> list[str]:
   return [text]
 
 
-def _rank_note(ranking: Ranking) -> str:
+def _rank_note(results: Results, ranking: Ranking) -> str:
   """Explains the ranking."""
   texts = ["Means over seeds. Bold: the best loss in a column."]
   if len(ranking.losses) > 1:
@@ -64,6 +64,8 @@ def _rank_note(ranking: Ranking) -> str:
     )
   if ranking.baselines:
     texts.append("Baselines are one fit for each fold, without seeds.")
+  # Each of them begins with the name of a baseline.
+  texts += [f"{note[0].upper()}{note[1:]}." for note in results.baseline_notes]
   return " ".join(texts)
 
 
@@ -110,7 +112,7 @@ def _classes(results: Results, ranking: Ranking, names: list[str]) -> str:
   best = next(iter(ranking.losses), None)
   if best is None or best.method is None:
     return ""
-  predictions = results.predictions(best.method, ranking.length)
+  predictions = results.test_predictions(best.method, ranking.length)
   listed = ""
   if len(names) > _page_tables.MOST_LISTED:
     listed = f" The {_page_tables.MOST_LISTED} classes with the lowest recall."
@@ -193,7 +195,7 @@ def html(results: Results, config: dict) -> bytes:
 {_page_parts.paragraphs(_imbalance(ranking, names))}
 <h2>Which loss? ({escape(ranking.length)} training)</h2>
 {_page_tables.ranked(ranking)}
-<p class="quiet">{escape(_rank_note(ranking))}</p>
+<p class="quiet">{escape(_rank_note(results, ranking))}</p>
 {_past(results)}
 <h2>Standard errors</h2>
 {_page_tables.errors(ranking)}
@@ -209,6 +211,8 @@ test rows. p is corrected for the number of tests (Holm).</p>
 <ul>
 {definitions}
 </ul>
+<h2>Files</h2>
+{_page_setup.files(results)}
 <h2>Setup</h2>
 <pre>{escape(config["command"])}</pre>
 {_page_setup.setup(results, config)}

@@ -9,16 +9,20 @@ import io
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from squentropy_study import (
   _class_metrics,
   _evaluation,
   _loss_specs,
   _number_text,
+  _predictions,
   _test_rows,
 )
+from squentropy_study._baselines import Baseline
 from squentropy_study._data import FoldRows
 from squentropy_study._evaluation import HeldOutLogits
+from squentropy_study._predictions import DataRows
 from squentropy_study._settings import Settings
 from squentropy_study._test_rows import Predictions
 from squentropy_study._train import RunResult
@@ -148,19 +152,25 @@ class Results:
     settings: The settings of the study.
     run_results: What the training with each loss left.
     evaluations: By method and name of the training length.
-    baselines: Probabilities of the test rows, ``[folds, rows, classes]``, by
-      the name of a classifier that is no loss.
+    baselines: Classifiers that are no networks, by name.
+    data_rows: What identifies the rows of the data.
   """
 
   settings: Settings
   run_results: Mapping[str, RunResult]
   evaluations: Mapping[tuple[Method, str], _evaluation.Evaluation]
-  baselines: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  baselines: Mapping[str, Baseline] = dataclasses.field(default_factory=dict)
+  data_rows: DataRows | None = None
 
   @property
   def methods(self) -> tuple[Method, ...]:
     """Losses and probability maps in the order named."""
     return tuple(dict.fromkeys(method for method, _ in self.evaluations))
+
+  @property
+  def baseline_notes(self) -> tuple[str, ...]:
+    """What was cut to bound the time of the baselines."""
+    return tuple(note for x in self.baselines.values() for note in x.notes)
 
   @functools.cached_property
   def rows(self) -> list[ResultRow]:
@@ -172,7 +182,7 @@ class Results:
       run_result = self.run_results[method.loss]
       accuracy = self._at(method, length, run_result.train_accuracy)
       of_classes = _class_metrics.class_metrics(
-        self.predictions(method, length)
+        self.test_predictions(method, length)
       )
       columns = (
         *before,
@@ -239,7 +249,7 @@ class Results:
     """
     return self._at(method, length, self.run_results[method.loss].test_scores)
 
-  def predictions(
+  def test_predictions(
     self, method: Method, length: str, *, scaled: bool = True
   ) -> Predictions:
     """Returns the predictions for the test rows.
@@ -260,6 +270,20 @@ class Results:
     return _test_rows.of_scores(
       scores, result.test_labels, result.test_keep, self.settings.seeds
     )
+
+  def predictions(self) -> pd.DataFrame:
+    """Returns the predictions of stopped training for each test row.
+
+    Returns:
+      A row for each test row, fold, seed, and loss or baseline. ``row`` is the
+      number of the row in the data, from 0 (the first row below the names of
+      the columns), and ``id`` its value in the column of ``--id``, if one was
+      named. ``label`` is the name of the class. ``log_prob_CLASS``, float32, is
+      the logarithm of the predicted probability of a class after temperature
+      scaling. It is of the probabilities that the loss itself defines. A
+      baseline is fitted once for each fold and has seed 0.
+    """
+    return _predictions.frame(self)
 
   def row_values(self, method: Method, length: str, name: str) -> np.ndarray:
     """Returns a metric of each test row.
@@ -333,7 +357,10 @@ class Results:
 
 
 def collect(
-  settings: Settings, run_results: Mapping[str, RunResult]
+  settings: Settings,
+  run_results: Mapping[str, RunResult],
+  baselines: Mapping[str, Baseline],
+  data_rows: DataRows,
 ) -> Results:
   """Evaluates every loss, probability map and training length."""
   evaluations = {}
@@ -353,7 +380,7 @@ def collect(
             result.test_keep,
           ),
         )
-  return Results(settings, run_results, evaluations)
+  return Results(settings, run_results, evaluations, baselines, data_rows)
 
 
 def results_csv(results: Results) -> bytes:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from squentropy_study import (
+  _baselines,
   _charts,
   _data,
   _loss_specs,
   _models,
+  _predictions,
   _reliability,
   _report_page,
   _results,
@@ -100,6 +102,15 @@ def _train_loss(
   on_progress(last._replace(finished=True))
 
 
+def _fit_baselines(
+  folds: _data.Folds, out: Path, on_stage: Callable[[str], None]
+) -> None:
+  """Fits the baselines and saves them, unless an earlier call did."""
+  if not _baselines.has_baselines(out):
+    on_stage("fitting the baselines")
+    _baselines.write_baselines(out, _baselines.fit_baselines(folds))
+
+
 def run(
   settings: Settings,
   out: str | Path,
@@ -109,6 +120,7 @@ def run(
   save_every: float = 10.0,
   on_progress: Callable[[Progress], None] = lambda progress: None,
   on_note: Callable[[str], None] = lambda note: None,
+  on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Results:
   """Trains with every loss and every seed, and writes the report.
 
@@ -127,6 +139,7 @@ def run(
     on_progress: Called after each evaluation of a training, and at its end.
     on_note: Called before the training with each note on the data, such as
       how many rows are dropped.
+    on_stage: Called with what is done after the training, when it begins.
 
   Returns:
     The numbers.
@@ -151,6 +164,7 @@ def run(
     header=settings.header,
     time=settings.time,
     group=settings.group,
+    id_column=settings.id_column,
   )
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
@@ -182,10 +196,14 @@ def run(
     _data.digest(dataset),
     fresh=fresh,
   )
+  _predictions.write_data_rows(out, _predictions.data_rows(dataset))
   for note in notes:
     on_note(note)
   for number in range(len(settings.losses)):
     _train_loss(settings, number, folds, out, save_every, on_progress)
+  if settings.baselines:
+    _fit_baselines(folds, out, on_stage)
+  on_stage("writing the report")
   return report(out)
 
 
@@ -198,19 +216,25 @@ def _load(folder: Path) -> tuple[Results, dict]:
     )
   settings = _store.read_settings(folder, config)
   missing = [
-    loss
+    f"runs of {loss}"
     for loss in settings.losses
     if len(_run_files.stored_seeds(folder, loss)) < settings.seeds
   ]
+  if settings.baselines and not _baselines.has_baselines(folder):
+    missing.append("baselines")
+  if not _predictions.has_data_rows(folder):
+    missing.append("numbers of the rows")
   if missing:
     raise StudyError(
-      f"the study in {folder} is unfinished (runs of {missing[0]} are "
+      f"the study in {folder} is unfinished ({missing[0]} are "
       f"missing); resume it with: {config['command']}"
     )
   run_results = {
     loss: _run_files.read_run_result(folder, loss) for loss in settings.losses
   }
-  return _results.collect(settings, run_results), config
+  fitted = _baselines.read_baselines(folder) if settings.baselines else {}
+  rows = _predictions.read_data_rows(folder)
+  return _results.collect(settings, run_results, fitted, rows), config
 
 
 def load(folder: str | Path) -> Results:
@@ -245,6 +269,7 @@ def report(out: str | Path) -> Results:
   out = Path(out)
   results, config = _load(out)
   _store.write(out / "results.csv", _results.results_csv(results))
+  _predictions.write(out, results)
   _store.write(
     out / "reliability.png", _reliability.reliability(results, "light")
   )

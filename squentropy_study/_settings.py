@@ -32,6 +32,8 @@ class Settings:
     time: The column of a table with times: training is on the past, and there
       is one fold.
     group: The column of a table with groups, which are not split.
+    id_column: The column of a table that identifies the rows in the file of
+      predictions, and is no feature.
     rows: Size of a stratified sample of the rows; None uses all rows.
     losses: Losses as text, such as ``rescaled_square:target_value=10``.
     seeds: Number of seeds, numbered from 0. A seed decides the initial weights
@@ -98,6 +100,7 @@ class Settings:
   dedupe: bool = False
   time: str | None = None
   group: str | None = None
+  id_column: str | None = None
 
   def __post_init__(self) -> None:
     """Raises StudyError for settings that cannot be run."""
@@ -189,6 +192,7 @@ class Settings:
       "--encoding": optional(self.encoding),
       "--time": optional(self.time),
       "--group": optional(self.group),
+      "--id": optional(self.id_column),
       "--rows": optional(self.rows),
       "--losses": self.losses,
       "--seeds": [self.seeds],

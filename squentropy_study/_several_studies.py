@@ -19,6 +19,7 @@ _OF_THE_DATA = frozenset(
     "label",
     "time",
     "group",
+    "id_column",
     "drop",
     "categorical",
     "numeric",

@@ -17,7 +17,15 @@ from squentropy_study._study_error import StudyError
 
 CONFIG = "config.json"
 _FORMAT = 2
-_OUTPUTS = ("results.csv", "reliability.png", "training.png", "report.html")
+# The second one where pyarrow is not installed.
+PREDICTIONS = ("predictions.parquet", "predictions.csv.gz")
+_OUTPUTS = (
+  "results.csv",
+  *PREDICTIONS,
+  "reliability.png",
+  "training.png",
+  "report.html",
+)
 SUMMARY = "summary.csv"
 _SUMMARY_OUTPUTS = {
   SUMMARY,
@@ -30,7 +38,7 @@ _PARTIAL = ".part"
 RUNS = "runs"
 CHECKPOINT = ".checkpoint"
 # Settings that may differ from one call to the next.
-_MAY_DIFFER = {"losses", "seeds", "reference", "baselines"}
+_MAY_DIFFER = {"losses", "seeds", "reference", "baselines", "id_column"}
 _KEYS = {"command", "settings", "rows", "classes", "notes", "versions"}
 
 
@@ -160,7 +168,8 @@ def prepare(
   Raises:
     StudyError: The folder cannot be written, or holds files of another kind,
       or a study with other data, versions or settings. Only the losses, the
-      number of seeds, the reference and the baselines may differ.
+      number of seeds, the reference, the baselines and the id column may
+      differ.
   """
   config = {
     "squentropy_study": _FORMAT,

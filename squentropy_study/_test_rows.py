@@ -9,10 +9,6 @@ from scipy import special
 
 from squentropy_study import _evaluation
 
-# Probabilities below this are raised to it, so that a baseline that is certain
-# and wrong has a finite NLL.
-_LEAST = 1e-15
-
 
 class Predictions(NamedTuple):
   """Predicted probabilities of the test rows.
@@ -64,20 +60,17 @@ def of_scores(
   )
 
 
-def of_probabilities(
-  probabilities: np.ndarray, others: Predictions
-) -> Predictions:
+def of_baseline(log_probs: np.ndarray, others: Predictions) -> Predictions:
   """Returns the predictions of a baseline for the rows of other predictions.
 
   Args:
-    probabilities: ``[folds, rows, classes]``.
+    log_probs: ``[folds, rows, classes]``.
     others: Predictions for the same rows.
 
   Returns:
     The predictions, as of one seed.
   """
-  log_probs = np.log(np.maximum(probabilities, _LEAST))
-  return others._replace(log_probs=log_probs[:, None].astype(np.float64))
+  return others._replace(log_probs=log_probs[:, None])
 
 
 def hits(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:

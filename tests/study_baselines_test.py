@@ -45,8 +45,9 @@ def test_each_baseline_predicts_every_test_row_of_every_fold(folds):
     np.testing.assert_allclose(
       special.logsumexp(baseline.log_probs, axis=-1), 0, atol=1e-5
     )
-    np.testing.assert_allclose(baseline.probabilities.sum(axis=-1), 1)
-    right = baseline.probabilities.argmax(axis=-1) == labels
+    scaled = baseline.scaled_log_probs
+    np.testing.assert_allclose(np.exp(scaled).sum(axis=-1), 1)
+    right = scaled.argmax(axis=-1) == labels
     accuracy = right[keep].mean()
     assert accuracy > 0.85 if name != "majority class" else accuracy < 0.4
   again = _baselines.fit_baselines(folds)

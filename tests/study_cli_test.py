@@ -69,6 +69,7 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --rows 0", "rows must be at least 1"),
     ("run iris --model cnn", "model cnn needs images of shape"),
     ("run iris --label x", "leave out --label"),
+    ("run iris --id x", "iris has no column for --id"),
     ("run iris --losses squentropy:", "remove the colon"),
     ("run none.csv", "there is no file none.csv"),
   ],
@@ -169,7 +170,7 @@ def test_options_become_settings(monkeypatch, tmp_path):
   words += ["--rows", "99", "--folds", "3", "--model", "linear"]
   words += ["--optimizer", "sgd", "--max-epochs", "50", "--stop-by", "nll"]
   words += ["--class-weights", "balanced", "--reference", "best"]
-  words += ["--no-baselines"]
+  words += ["--no-baselines", "--id", "customer"]
   assert _cli.main([*words, "--out", str(tmp_path / "a b")]) == 2
   settings = seen["settings"]
   assert settings.data == "wine"
@@ -182,6 +183,7 @@ def test_options_become_settings(monkeypatch, tmp_path):
   assert (settings.max_epochs, settings.stopping) == (50, "nll")
   assert (settings.class_weights, settings.reference) == ("balanced", "best")
   assert settings.baselines is False
+  assert settings.id_column == "customer"
   assert seen["command"].endswith(f"--out '{tmp_path}/a b'")
   # The command of the settings gives the same settings.
   first = settings
@@ -222,7 +224,7 @@ def test_notes_on_the_data_are_printed_first(tmp_path, capsys, monkeypatch):
   data.write_text("\n".join(["x,y", "0,", *rows]))
   words = ["run", str(data), "--label", "y", "--losses", "cross_entropy"]
   words += ["--seeds", "1", "--epochs", "none", "--max-epochs", "1"]
-  words += ["--model", "linear"]
+  words += ["--model", "linear", "--no-baselines"]
   words += ["--out", str(tmp_path / "[/b]o")]
   monkeypatch.setattr(_terminal_table, "results_table", lambda results: "")
   nothing = _headline.Headline("", ())

@@ -133,6 +133,13 @@ def test_trees_that_win_by_far():
     r"\d\d\.\d %\)\.",
     found.further[0],
   )
+  # NLL that says little decides nothing.
+  found = _headline.headline_of(
+    _ranking.rank_entries([*entries, trees], None, "stopped"),
+    "digits",
+    warning="NLL says little.",
+  )
+  assert "by far: accuracy" in found.further[1]
   near = made.baseline("gradient-boosted trees", 1.02)
   found = _headline_of([*entries, near])
   assert "baseline" not in str(found)
@@ -162,18 +169,28 @@ class _Temperatures:
 
   def per_run(self, method, length, name):
     assert (length, name) == ("stopped", "temperature")
-    low, _ = _evaluation.TEMPERATURES
-    return np.array([[1.3, np.float32(low) if method == "b" else 0.2]])
+    low, high = map(np.float32, _evaluation.TEMPERATURES)
+    return np.array([[1.3, low if method == "b" else high]])
 
 
 def test_temperature_at_its_bound_is_said():
   warning = _headline.open_temperature(_Temperatures())
-  assert warning.startswith("Temperatures fitted for b are at a bound ")
+  assert warning.startswith("Temperatures fitted for b are at their bound ")
   ranking = _ranking.rank_entries(
     made.entries(cross_entropy=1.0, squentropy=1.3), None, "stopped"
   )
   found = _headline.headline_of(ranking, "digits", [PAST], warning)
   assert found.further[0] == warning
+
+
+@pytest.mark.parametrize(("rows", "signal"), [(20, 1.6), (60, 1.4)])
+def test_baseline_is_compared_row_by_row(rows, signal):
+  options = {"rows": rows}
+  entries = made.entries(options=options, cross_entropy=1.0, squentropy=1.01)
+  entries.append(made.baseline("trees", signal, **options))
+  found = _headline_of(entries)
+  # On 20 rows, a large difference may be one of chance.
+  assert ("The baseline trees is better" in str(found)) == (rows == 60)
 
 
 def test_imbalanced_table():

@@ -30,6 +30,7 @@ from squentropy_study import (
   _store,
   _terminal_table,
 )
+from squentropy_study._baselines import Baseline
 
 SETTINGS = study.settings()
 
@@ -127,7 +128,7 @@ def test_baselines_are_ranked_below_the_losses(finished_study, monkeypatch):
   study.skip_figures(monkeypatch)
   out, results = finished_study
   labels = results.run_results["cross_entropy"].test_labels[:1]
-  sure = 0.97 * np.eye(3)[labels] + 0.01
+  sure = Baseline(np.log(0.97 * np.eye(3)[labels] + 0.01), np.ones(1))
   results = dataclasses.replace(results, baselines={"Boosted trees": sure})
   config = _store.read_config(out)
   text = html_text(_report_page.html(results, config).decode())

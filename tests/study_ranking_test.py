@@ -11,9 +11,11 @@ from support import predictions as made
 from squentropy_study import (
   _class_metrics,
   _metric_samples,
+  _paired_errors,
   _ranking,
   _test_rows,
 )
+from squentropy_study._baselines import Baseline
 
 
 def test_order_is_that_of_the_nll_and_baselines_come_last():
@@ -82,6 +84,31 @@ def test_diverged_losses_are_not_ranked():
   entries[0].predictions.log_probs[...] = np.nan
   ranking = _ranking.rank_entries(entries, None, "stopped")
   assert ranking.reference == "logit_norm"
+
+
+@pytest.mark.parametrize("shares", [made.SHARES, (0.96, 0.04)])
+def test_baselines_are_paired_with_losses_of_any_number_of_seeds(
+  shares, monkeypatch
+):
+  # The work of the bootstrap, which grows with the seeds, is bounded.
+  monkeypatch.setattr(_paired_errors, "_MOST_WORK", 300 * made.ROWS * 3)
+  entries = made.entries(shares, cross_entropy=0.5, squentropy=1.0)
+  entries.append(made.baseline("trees", 1.2, shares))
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  (trees,) = ranking.baselines
+  for metric in ranking.metrics:
+    value = trees.values[metric.name]
+    assert math.isnan(value.seeds_error)
+    assert value.rows_error > 0
+    over = trees.over_best[metric.name]
+    best = ranking.best(metric).values[metric.name]
+    assert over.mean == pytest.approx(value.mean - best.mean)
+  assert all(entry.over_best == {} for entry in ranking.losses)
+  for entry in entries[:2]:
+    entry.predictions.log_probs[...] = np.nan
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  assert [x.label for x in ranking.baselines] == ["trees"]
+  assert ranking.baselines[0].over_best == {}
 
 
 def test_imbalanced_table_is_not_ranked_by_accuracy():
@@ -186,13 +213,14 @@ def test_per_class():
   assert ((found.ece >= 0) & (found.ece <= 1)).all()
 
 
-def test_baseline_that_is_certain_and_wrong_has_a_finite_nll():
+def test_baseline_that_is_certain_and_wrong_pays_for_it_as_a_loss_does():
   rows = made.predictions(1.0)
-  probabilities = np.zeros((*rows.labels.shape, 3))
-  probabilities[..., 0] = 1
-  found = _test_rows.of_probabilities(probabilities, rows)
-  value = _metric_samples.nll(found).mean
-  assert 1 < value < 50
+  scores = np.zeros((*rows.labels.shape, 3), np.float32)
+  scores[..., 0] = 2000
+  baseline = Baseline(scores, np.array([2.0]))
+  found = _test_rows.of_baseline(baseline.scaled_log_probs, rows)
+  wrong = (rows.labels != 0).mean()
+  assert _metric_samples.nll(found).mean == pytest.approx(1000 * wrong)
 
 
 def test_bins_are_those_of_the_library():

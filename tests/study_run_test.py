@@ -11,11 +11,12 @@ import pytest
 from support import study
 
 import squentropy_study
-from squentropy_study import _data, _run_files, _store, _train
+from squentropy_study import _baselines, _data, _run_files, _store, _train
 
 SETTINGS = study.settings()
 FILES = {
   "config.json",
+  "predictions.parquet",
   "reliability.png",
   "report.html",
   "results.csv",
@@ -135,7 +136,13 @@ def test_same_settings_give_the_same_numbers(
 ):
   study.skip_figures(monkeypatch)
   jax.clear_caches()
-  squentropy_study.run(study.settings(losses=("squentropy",)), tmp_path)
+  settings = study.settings(losses=("squentropy",), baselines=False)
+  squentropy_study.run(settings, tmp_path)
+  assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+    "squentropy.npz",
+    "squentropy.model.npz",
+    "rows.npz",
+  }
   for name in ("runs/squentropy.npz", "runs/squentropy.model.npz"):
     expected = (finished_study[0] / name).read_bytes()
     assert (tmp_path / name).read_bytes() == expected
@@ -264,6 +271,43 @@ def test_rows_have_the_means_of_the_table(finished_study):
       expected = results.per_run(method, "stopped", name).ravel()
       means = np.mean(values, axis=1, where=keep)
       np.testing.assert_allclose(means, expected, rtol=1e-5)
+
+
+def test_baselines_are_fitted_once(study_copy, finished_study, monkeypatch):
+  study.skip_figures(monkeypatch)
+  study.forbid_training(monkeypatch)
+  _, results = finished_study
+  assert list(results.baselines) == [
+    "majority class",
+    "logistic regression",
+    "gradient-boosted trees",
+  ]
+  fitted = []
+
+  def fit(folds):
+    fitted.append(folds.test.rows)
+    note = "the trees were cut"
+    return {k: v._replace(notes=(note,)) for k, v in results.baselines.items()}
+
+  monkeypatch.setattr(_baselines, "fit_baselines", fit)
+  stages = []
+  for _ in range(2):
+    squentropy_study.run(SETTINGS, study_copy, on_stage=stages.append)
+  assert fitted == []
+  assert set(stages) == {"writing the report"}
+  (study_copy / "runs" / "baselines.npz").unlink()
+  with pytest.raises(squentropy_study.StudyError, match="baselines are miss"):
+    squentropy_study.report(study_copy)
+  without = study.settings(baselines=False)
+  assert squentropy_study.run(without, study_copy).baselines == {}
+  assert "Baselines" not in (study_copy / "report.html").read_text()
+  assert fitted == []
+  stages.clear()
+  squentropy_study.run(SETTINGS, study_copy, on_stage=stages.append)
+  assert stages == ["fitting the baselines", "writing the report"]
+  np.testing.assert_array_equal(fitted, [results.test_rows.rows[:1]])
+  page = (study_copy / "report.html").read_text()
+  assert page.count("The trees were cut.") == 3
 
 
 def test_divergence_is_reported_and_nothing_compared(tmp_path):
