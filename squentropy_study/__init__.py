@@ -13,6 +13,7 @@ from squentropy_study import _extra
 
 if TYPE_CHECKING:
   from squentropy_study._charts import figure_png, figure_style
+  from squentropy_study._compare import compare
   from squentropy_study._comparisons import (
     Comparison,
     MethodAtLength,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
   from squentropy_study._data import Dataset, load_data
   from squentropy_study._encoding import EncodedTable, encode_table
   from squentropy_study._headline import Headline, headline
+  from squentropy_study._predict import predict
   from squentropy_study._ranking import RankedEntry, Ranking, rank
   from squentropy_study._results import BASELINE, Method, ResultRow, Results
   from squentropy_study._run import Progress, load, report, run
@@ -55,6 +57,7 @@ __all__ = [
   "Settings",
   "StudyError",
   "TableOptions",
+  "compare",
   "compare_studies",
   "compare_values",
   "comparisons_csv",
@@ -67,6 +70,7 @@ __all__ = [
   "load",
   "load_data",
   "pair",
+  "predict",
   "rank",
   "read_config",
   "read_results",
@@ -76,6 +80,7 @@ __all__ = [
 
 _MODULES = {
   "_charts": ("figure_png", "figure_style"),
+  "_compare": ("compare",),
   "_comparisons": (
     "Comparison",
     "MethodAtLength",
@@ -89,6 +94,7 @@ _MODULES = {
   "_data": ("Dataset", "load_data"),
   "_encoding": ("EncodedTable", "encode_table"),
   "_headline": ("Headline", "headline"),
+  "_predict": ("predict",),
   "_ranking": ("RankedEntry", "Ranking", "rank"),
   "_results": ("BASELINE", "Method", "ResultRow", "Results"),
   "_run": ("Progress", "load", "report", "run"),

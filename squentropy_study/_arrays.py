@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features and labels that are arrays: NPZ files and folders of images."""
 
+from collections.abc import Sequence
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,52 @@ def _array(arrays: np.lib.npyio.NpzFile, name: str, source: str) -> np.ndarray:
     ) from None
 
 
+def _npz(data: bytes, source: str, names: Sequence[str]) -> Any:
+  """Opens the arrays of a file, which must have some names."""
+  arrays = np.load(io.BytesIO(data), allow_pickle=False)
+  if isinstance(arrays, np.ndarray):
+    raise StudyError(
+      f"{source} holds one array without a name, expected x and y; {_SAVE}"
+    )
+  missing = [name for name in names if name not in arrays.files]
+  if missing:
+    found = ", ".join(arrays.files[:8]) or "none"
+    raise StudyError(
+      f"{source} has no array {missing[0]!r}; its arrays are {found}"
+      f"{', ...' if len(arrays.files) > 8 else ''}. Expected x, the features, "
+      f"and y, the labels: {_SAVE}"
+    )
+  return arrays
+
+
+def features(x: np.ndarray, source: str) -> np.ndarray:
+  """Returns an array of features with NaN where a value is not finite.
+
+  Args:
+    x: ``[rows, ...]``.
+    source: The name of the array in error messages.
+
+  Returns:
+    The features.
+
+  Raises:
+    StudyError: The features are no numbers.
+  """
+  if x.dtype.kind not in "biuf":
+    raise StudyError(
+      f"{source}: x must be numeric, got {x.dtype}; convert it with "
+      "x.astype(float)"
+    )
+  return np.where(np.isfinite(x), x, np.nan) if x.dtype.kind == "f" else x
+
+
+def new_npz(data: bytes, source: str) -> tuple[np.ndarray, np.ndarray | None]:
+  """Reads the array ``x`` of new rows, and ``y`` if there is one."""
+  arrays = _npz(data, source, ("x",))
+  x = features(_array(arrays, "x", source), source)
+  return x, _array(arrays, "y", source) if "y" in arrays.files else None
+
+
 def npz(data: bytes, source: str) -> EncodedTable:
   """Reads features and labels from the arrays ``x`` and ``y`` of a file.
 
@@ -39,32 +87,31 @@ def npz(data: bytes, source: str) -> EncodedTable:
   Raises:
     StudyError: The arrays have other names, types or shapes.
   """
-  arrays = np.load(io.BytesIO(data), allow_pickle=False)
-  if isinstance(arrays, np.ndarray):
-    raise StudyError(
-      f"{source} holds one array without a name, expected x and y; {_SAVE}"
-    )
-  missing = [name for name in ("x", "y") if name not in arrays.files]
-  if missing:
-    found = ", ".join(arrays.files[:8]) or "none"
-    raise StudyError(
-      f"{source} has no array {missing[0]!r}; its arrays are {found}"
-      f"{', ...' if len(arrays.files) > 8 else ''}. Expected x, the features, "
-      f"and y, the labels: {_SAVE}"
-    )
+  arrays = _npz(data, source, ("x", "y"))
   x, y = _array(arrays, "x", source), _array(arrays, "y", source)
+  return encoded(x, y, source)
+
+
+def encoded(x: np.ndarray, y: Any, source: str) -> EncodedTable:
+  """Turns arrays of features and labels into the rows of a study.
+
+  Args:
+    x: Features, ``[rows, ...]``.
+    y: Labels, ``[rows]``.
+    source: The name of the arrays in error messages.
+
+  Returns:
+    The rows.
+
+  Raises:
+    StudyError: The arrays have other types or shapes.
+  """
   if y.ndim != 1 or x.ndim < 2 or len(x) != len(y):
     raise StudyError(
       f"{source}: expected x of shape (rows, ...) and y of shape (rows,), got "
       f"shapes {x.shape} and {y.shape}; reshape the arrays"
     )
-  if x.dtype.kind not in "biuf":
-    raise StudyError(
-      f"{source}: x must be numeric, got {x.dtype}; convert it with "
-      "x.astype(float)"
-    )
-  if x.dtype.kind == "f":
-    x = np.where(np.isfinite(x), x, np.nan)
+  x = features(x, source)
   if np.isnan(x).all():
     raise StudyError(f"{source}: x has no finite value; add features")
   ids, classes, kept = _label_column.class_ids(f"y of {source}", y)

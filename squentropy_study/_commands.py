@@ -19,11 +19,13 @@ from rich.text import Text
 
 from squentropy_study import (
   _data,
+  _data_options,
   _fingerprint,
   _headline,
   _loss_specs,
   _loss_words,
   _models,
+  _predict_command,
   _progress_bar,
   _run,
   _run_files,
@@ -130,53 +132,6 @@ def _seconds(text: str) -> float:
   return value
 
 
-def _add_table_options(run: argparse.ArgumentParser) -> None:
-  """Adds the options on columns and labels of a table."""
-  table = run.add_argument_group("columns and labels of a table")
-  for name, text in (
-    ("drop", "leave out a column"),
-    ("categorical", "one-hot encode a column, whatever it looks like"),
-    ("numeric", "read a column as numbers, whatever it looks like"),
-  ):
-    table.add_argument(
-      f"--{name}",
-      action="append",
-      default=[],
-      metavar="COLUMN",
-      help=f"{text}; may be given several times",
-    )
-  table.add_argument(
-    "--missing",
-    action="append",
-    default=[],
-    metavar="VALUE",
-    help="a value that means a missing value in a column of features, such as "
-    "-999; may be given several times",
-  )
-  table.add_argument(
-    "--min-class",
-    type=int,
-    metavar="N",
-    help="drop the rows of classes with fewer than N rows",
-  )
-  table.add_argument(
-    "--merge-rare",
-    type=int,
-    metavar="N",
-    help="pool the classes with fewer than N rows in one class",
-  )
-  table.add_argument(
-    "--merge-case",
-    action="store_true",
-    help="merge labels that differ only in upper and lower case",
-  )
-  table.add_argument(
-    "--dedupe",
-    action="store_true",
-    help="keep only the first of several rows with equal features and label",
-  )
-
-
 def _parser() -> _Parser:
   parser = _Parser(
     prog=_PROGRAM,
@@ -199,19 +154,7 @@ def _parser() -> _Parser:
   run.add_argument(
     "--label", metavar="COLUMN", help="the column of a table to predict"
   )
-  run.add_argument(
-    "--encoding",
-    metavar="NAME",
-    help="encoding of a text file, such as cp1252 (default: its byte order "
-    "mark, or UTF-8)",
-  )
-  run.add_argument(
-    "--no-header",
-    dest="header",
-    action="store_false",
-    help="the first line of the file has no names of columns; they are called "
-    "column1, column2, ...",
-  )
+  _data_options.add_text_options(run)
   run.add_argument(
     "--time",
     metavar="COLUMN",
@@ -336,7 +279,7 @@ def _parser() -> _Parser:
     metavar="SEED",
     help="seed for the sample of rows and for the folds (default: %(default)s)",
   )
-  _add_table_options(run)
+  _data_options.add_table_options(run)
   run.add_argument(
     "--out",
     type=Path,
@@ -369,6 +312,7 @@ def _parser() -> _Parser:
     help="folder for the summary of several studies (default: reports/summary)",
   )
 
+  _predict_command.add(commands.add_parser)
   commands.add_parser("losses", help="list the losses with their defaults")
   commands.add_parser("data", help="list the bundled data sets")
   return parser
@@ -456,6 +400,8 @@ def _dispatch(words: Sequence[str]) -> None:
     _run_study(arguments, shlex.join([_PROGRAM, *words]))
   elif arguments.command == "report":
     _report_studies(arguments, shlex.join([_PROGRAM, *words]))
+  elif arguments.command == "predict":
+    _predict_command.run(arguments)
   elif arguments.command == "losses":
     for name in _loss_specs.names():
       print(f"{_loss_specs.signature(name)}\n    {_loss_words.purpose(name)}")

@@ -92,6 +92,9 @@ class Folds(NamedTuple):
     train: ``[folds, rows]``, training rows; equally many in each fold.
     validation: Rows that choose the epoch and fit the temperature.
     test: Rows that are reported.
+    data_shift: What was subtracted from the features of the data set: the mean
+      over all of its rows.
+    data_scale: What the features were multiplied with after that.
     notes: Sentences on the split.
   """
 
@@ -103,6 +106,8 @@ class Folds(NamedTuple):
   train: np.ndarray
   validation: FoldRows
   test: FoldRows
+  data_shift: np.ndarray
+  data_scale: np.ndarray
   notes: tuple[str, ...] = ()
 
   @property
@@ -186,9 +191,9 @@ def load_data(
       return from_table(
         name, found, str(label), options=options, columns=columns
       )
-    _check_no_columns(name, columns)
+    check_no_columns(name, columns)
     return Dataset(name, *_encoding.apply_options(name, found, options))
-  _check_no_columns(name, columns)
+  check_no_columns(name, columns)
   if label is not None:
     raise StudyError(
       f"{name} already has labels, so it has no column to choose; leave out "
@@ -207,7 +212,7 @@ def load_data(
   return Dataset(name, *encoded)
 
 
-def _check_no_columns(name: str, columns: Mapping[str, str | None]) -> None:
+def check_no_columns(name: str, columns: Mapping[str, str | None]) -> None:
   """Raises if an option names a column of rows without columns."""
   for option, column in columns.items():
     if column is not None:
@@ -436,5 +441,7 @@ def fold(
     np.stack(train),
     _pad(split.validation),
     _pad(split.test),
+    mean,
+    inverse,
     split.notes,
   )

@@ -199,7 +199,11 @@ def fit_encoder(
   kept = frame.loc[labels.kept] if not labels.kept.all() else frame
   columns = _decide(source, table._replace(frame=kept), label, options)
   encoder = TableEncoder(
-    label, labels.classes, tuple(columns.encoders), options.missing
+    label,
+    labels.classes,
+    tuple(columns.encoders),
+    options.missing,
+    tuple(names),
   )
   blocks = [
     encoder.encode_cells(cells)

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a data file or a folder of images by its ending."""
 
+from collections.abc import Iterator
+import contextlib
 import io
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from squentropy_study import (
@@ -133,6 +136,16 @@ def _read(
       return _arrays.images(path)
     encoded = _arrays.npz(found.data, source)
     return encoded._replace(notes=(*found.notes, *encoded.notes))
+  table = _read_table(path, found, kind, encoding, header)
+  _check_label(path, table, label, header)
+  return table
+
+
+def _read_table(
+  path: Path, found: Content, kind: str, encoding: str | None, header: bool
+) -> RawTable:
+  """Reads the table of a file that holds no arrays."""
+  source = str(path)
   if kind in (".parquet", *_EXCEL):
     # Only a workbook may have no header.
     no_header = kind in _EXCEL or header
@@ -142,7 +155,6 @@ def _read(
   elif kind == ".arff":
     _refuse_options(source, "an ARFF file", encoding=None, header=header)
   table = _table(found, kind, source, encoding, header)
-  _check_label(path, table, label, header)
   return table._replace(notes=(*found.notes, *table.notes))
 
 
@@ -170,11 +182,51 @@ def read(
     StudyError: The file cannot be read, its kind does not have an option, no
       label is chosen, or a package is not installed.
   """
+  with _file_errors(path):
+    return _read(path, label, encoding, header)
+
+
+def read_new(
+  path: Path, *, encoding: str | None = None, header: bool = True
+) -> RawTable | tuple[np.ndarray, np.ndarray | None]:
+  """Reads new rows, which may have no labels.
+
+  Args:
+    path: A file with a table, or an NPZ file.
+    encoding: The encoding of a text without a byte order mark; None is UTF-8.
+    header: Whether the first line of a text or workbook names the columns.
+
+  Returns:
+    A table as it was read, or features and labels; None without labels.
+
+  Raises:
+    StudyError: The file cannot be read.
+  """
+  if not path.exists():
+    raise StudyError(f"there is no file {path}; check the path")
+  if path.is_dir():
+    raise StudyError(
+      f"{path} is a folder; name a file, such as an .npz file with the images "
+      "as array x"
+    )
+  with _file_errors(path):
+    found = _read_text.content(path, _ARCHIVES)
+    kind = _kind(found, path)
+    if kind != ".npz":
+      return _read_table(path, found, kind, encoding, header)
+    what = "a file of arrays"
+    _refuse_options(str(path), what, encoding=encoding, header=header)
+    return _arrays.new_npz(found.data, str(path))
+
+
+@contextlib.contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+  """Turns what readers raise into a StudyError that names the file."""
   ending = (
     path.with_suffix("") if _read_text.is_compressed(path) else path
   ).suffix.lower()
   try:
-    return _read(path, label, encoding, header)
+    yield
   except ImportError:
     package, advice = _PACKAGES.get(ending, ("pyarrow or openpyxl", _EXTRA))
     raise StudyError(

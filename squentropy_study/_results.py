@@ -8,6 +8,7 @@ import functools
 import io
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
@@ -270,6 +271,36 @@ class Results:
     return _test_rows.of_scores(
       scores, result.test_labels, result.test_keep, self.settings.seeds
     )
+
+  def table(self) -> pd.DataFrame:
+    """Returns the ranking of the losses after stopped training.
+
+    Returns:
+      A row per loss, the lowest NLL after temperature scaling first, then the
+      baselines. ``nll``, ``accuracy`` and ``ece`` (of a table with a dominant
+      class others) are means; ``_seeds_error`` and ``_rows_error`` are their
+      standard errors. ``_difference`` is from the reference, whose name is in
+      ``attrs["reference"]``, with a 95 % interval from ``_low`` to ``_high``,
+      and ``_p`` its p-value after Holm's correction. NaN where there is none.
+    """
+    # The modules that show results import this one.
+    from squentropy_study import _ranking_table
+
+    return _ranking_table.table(self)
+
+  def plot(self, theme: str = "light") -> Figure:
+    """Draws the ranking: the differences from the reference, with intervals.
+
+    Args:
+      theme: ``light`` or ``dark``.
+
+    Returns:
+      A figure with a panel per metric and a row per loss or baseline. A
+      baseline that is farther away than all losses is an arrow with its value.
+    """
+    from squentropy_study import _ranking_table
+
+    return _ranking_table.plot(self, theme)
 
   def predictions(self) -> pd.DataFrame:
     """Returns the predictions of stopped training for each test row.

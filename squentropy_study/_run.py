@@ -13,6 +13,7 @@ from squentropy_study import (
   _loss_specs,
   _models,
   _predictions,
+  _preprocessing,
   _reliability,
   _report_page,
   _results,
@@ -166,6 +167,53 @@ def run(
     group=settings.group,
     id_column=settings.id_column,
   )
+
+  def write_command(grown: Settings) -> str:
+    # A command that names only what is new does not reproduce the study.
+    whole = command is not None and grown == settings
+    return str(command) if whole else grown.command(str(out))
+
+  run_rows(
+    dataset,
+    settings,
+    out,
+    write_command=write_command,
+    fresh=fresh,
+    save_every=save_every,
+    on_progress=on_progress,
+    on_note=on_note,
+    on_stage=on_stage,
+  )
+  on_stage("writing the report")
+  return report(out)
+
+
+def run_rows(
+  dataset: _data.Dataset,
+  settings: Settings,
+  out: Path,
+  *,
+  write_command: Callable[[Settings], str],
+  fresh: bool = False,
+  save_every: float = 10.0,
+  on_progress: Callable[[Progress], None] = lambda progress: None,
+  on_note: Callable[[str], None] = lambda note: None,
+  on_stage: Callable[[str], None] = lambda stage: None,
+) -> None:
+  """Trains with every loss on rows that were read; see :func:`run`.
+
+  Args:
+    dataset: The rows.
+    settings: The settings of the study.
+    out: Folder for the results.
+    write_command: Returns what the folder records as its command, given the
+      settings with the losses and seeds that the folder holds.
+    fresh: Replace an earlier study in the folder.
+    save_every: Seconds between two checkpoints.
+    on_progress: Called after each evaluation.
+    on_note: Called with each note on the data.
+    on_stage: Called with what is done after the training, when it begins.
+  """
   if settings.rows is not None:
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
@@ -177,10 +225,7 @@ def run(
     times=dataset.times,
     groups=dataset.groups,
   )
-  named, settings = settings, _grown(out, settings, fresh=fresh)
-  # A command that names only what is new does not reproduce the study.
-  if command is None or settings != named:
-    command = settings.command(str(out))
+  settings = _grown(out, settings, fresh=fresh)
   repeats = _table_checks.repeats_note(
     dataset.features, dataset.labels, folds.train, folds.test.rows
   )
@@ -189,13 +234,14 @@ def run(
   _store.prepare(
     out,
     settings,
-    command,
+    write_command(settings),
     folds.row_counts,
     dataset.class_counts,
     notes,
     _data.digest(dataset),
     fresh=fresh,
   )
+  _preprocessing.write(out, _preprocessing.of_study(dataset, folds))
   _predictions.write_data_rows(out, _predictions.data_rows(dataset))
   for note in notes:
     on_note(note)
@@ -203,8 +249,6 @@ def run(
     _train_loss(settings, number, folds, out, save_every, on_progress)
   if settings.baselines:
     _fit_baselines(folds, out, on_stage)
-  on_stage("writing the report")
-  return report(out)
 
 
 def _load(folder: Path) -> tuple[Results, dict]:

@@ -17,6 +17,7 @@ from squentropy_study._study_error import StudyError
 
 CONFIG = "config.json"
 _FORMAT = 2
+PREPROCESSING = "preprocessing.json"
 # The second one where pyarrow is not installed.
 PREDICTIONS = ("predictions.parquet", "predictions.csv.gz")
 _OUTPUTS = (
@@ -25,6 +26,7 @@ _OUTPUTS = (
   "reliability.png",
   "training.png",
   "report.html",
+  PREPROCESSING,
 )
 SUMMARY = "summary.csv"
 _SUMMARY_OUTPUTS = {

@@ -28,12 +28,14 @@ class TableEncoder:
     classes: Names of the classes.
     columns: How each column of features is encoded.
     missing: Values that count as missing, as text.
+    names: Names of all columns of the table, in its order.
   """
 
   label: str
   classes: tuple[str, ...]
   columns: tuple[ColumnEncoder, ...]
   missing: tuple[str, ...] = ()
+  names: tuple[str, ...] = ()
 
   @property
   def features(self) -> tuple[str, ...]:
@@ -53,6 +55,7 @@ class TableEncoder:
       tuple(fields["classes"]),
       tuple(map(ColumnEncoder.from_dict, fields["columns"])),
       tuple(fields["missing"]),
+      tuple(fields["names"]),
     )
 
   def transform(self, table: RawTable) -> np.ndarray:
