@@ -6,6 +6,7 @@ poly loss built on them too; what is left out is named with its reason, and
 README.md tells users of the same differences.
 """
 
+import functools
 import unittest
 
 import jax
@@ -26,7 +27,9 @@ SUITES = (
 ON_MASKED_CLASS = (
   "Puts target mass on a masked class: optax drops it, we return NaN."
 )
+ONE_CLASS = "Has logits of one class, which ours refuse."
 DESELECTED = {
+  "PolyLossTest.test_equals_to_cross_entropy_when_eps04": ONE_CLASS,
   "SoftmaxCrossEntropyTest.test_mask0": ON_MASKED_CLASS,
   "SoftmaxCrossEntropyTest.test_mask1": ON_MASKED_CLASS,
   "PolyLossTest.test_mask0": ON_MASKED_CLASS,
@@ -34,8 +37,13 @@ DESELECTED = {
 }
 
 
+@functools.partial(jax.jit, static_argnames="axis")
 def _stand_in(logits, labels, axis=-1, where=None):
-  """Ours behind optax's signature, where ``axis`` may be several."""
+  """Ours behind optax's signature, where ``axis`` may be several.
+
+  Under jit, because some of their labels do not sum to 1, which is an error if
+  the labels are known.
+  """
   if isinstance(axis, tuple):
     end = range(-len(axis), 0)
     logits = jnp.moveaxis(jnp.asarray(logits), axis, tuple(end))
