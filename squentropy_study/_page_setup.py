@@ -104,6 +104,9 @@ def files(results: Results) -> str:
       "too many for a file. In Python, squentropy_study.load(folder)"
       ".predictions() returns them."
     )
+  facts["preprocessing.json"] = (
+    "how rows become features, for squentropy-study predict."
+  )
   facts["runs"] = "the stopped models, and what the report is computed from."
   return _page_parts.definitions(facts)
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from squentropy_study import StudyError, _baselines, _data
+from squentropy_study import StudyError, _baselines, _data, _evaluation
 
 # Few rows and rounds: boosting is most of the time.
 ROUNDS = 5
@@ -81,10 +81,15 @@ def test_temperature_is_of_the_validation_rows(folds):
       _baselines._fit_logistic, _baselines._part(folds, number)
     )
     chosen = keep[number]
-    places = folds.labels[rows[number][chosen]][:, None]
+    labels = folds.labels[rows[number][chosen]]
+    held = np.ones(labels.size, bool)
+    added = _evaluation.with_one_error(
+      _evaluation.HeldOutLogits(scores.validation[chosen], labels, held)
+    )
 
-    def nll(at, scores=scores.validation[chosen], places=places):
-      log_probs = special.log_softmax(scores / at, axis=-1)
+    def nll(at, added=added):
+      log_probs = special.log_softmax(np.asarray(added.scores) / at, axis=-1)
+      places = np.asarray(added.labels)[:, None]
       return -np.take_along_axis(log_probs, places, axis=-1).mean()
 
     assert nll(temperature) < min(

@@ -16,6 +16,7 @@ from squentropy_study import _baselines, _data, _run_files, _store, _train
 SETTINGS = study.settings()
 FILES = {
   "config.json",
+  "preprocessing.json",
   "predictions.parquet",
   "reliability.png",
   "report.html",
@@ -149,7 +150,7 @@ def test_same_settings_give_the_same_numbers(
 
 
 def test_report_is_rewritten_with_the_same_bytes(finished_study, study_copy):
-  for name in FILES - {"config.json", "runs"}:
+  for name in FILES - {"config.json", "preprocessing.json", "runs"}:
     (study_copy / name).unlink()
   squentropy_study.report(study_copy)
   for path in study_copy.rglob("*.*"):

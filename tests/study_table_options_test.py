@@ -53,7 +53,8 @@ def test_settings_are_read_back_from_json(tmp_path):
   import dataclasses
 
   settings = Settings("mine.csv", "y", **CHOSEN)
-  config = {"settings": json.loads(json.dumps(dataclasses.asdict(settings)))}
+  values = json.loads(json.dumps(dataclasses.asdict(settings)))
+  config = {"squentropy_study": _store._FORMAT, "settings": values}
   assert _store.read_settings(tmp_path, config) == settings
 
 
@@ -77,7 +78,7 @@ def test_options_reach_the_table(tmp_path, monkeypatch):
   seen = []
 
   def prepare(*arguments, **_):
-    seen.append(arguments[4])
+    seen.append(arguments[5])
     raise StudyError("stop")
 
   monkeypatch.setattr(_store, "prepare", prepare)
