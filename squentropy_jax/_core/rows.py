@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from squentropy_jax._core import angles, checks, class_sums, dense_sums
+from squentropy_jax._core import angles, class_sums, dense_sums, spherical_form
 from squentropy_jax._core import labels as prelude
 from squentropy_jax._core.class_sums import RowStats
 from squentropy_jax._core.declared import LogScores, Loss, P
@@ -104,12 +104,20 @@ class RowLoss(Loss[P], Generic[P]):
     hyper-parameters are checked as in the loss. Losses that read other
     statistics do not have this attribute.
     """
-    more = _beyond_spherical(self, self.hyperparameters.default_settings())
+    more = self._beyond_sums(self.hyperparameters.default_settings())
     if more:
       raise AttributeError(
         f"{self.__name__} has no attribute 'spherical': {more}"
       )
-    return functools.partial(_of_sums, self)
+    return functools.partial(spherical_form.of_sums, self, self._beyond_sums)
+
+  def _beyond_sums(self, static: Static) -> str:
+    """Why the loss has no spherical form; an empty string if it has one."""
+    settings = {name for name, _ in static}
+    names = (x for x in self.hyperparameters.domains if x not in settings)
+    return spherical_form.beyond_sums(
+      fields_read(self.formula, tuple(names), static)
+    )
 
   def evaluate(
     self,
@@ -133,62 +141,6 @@ class RowLoss(Loss[P], Generic[P]):
     if self.scores_name == "cosines":
       angles.check_cosines(arguments, axis, self.scores_name)
     return _evaluate(self, axis, static, arguments)
-
-
-def _beyond_spherical(loss: RowLoss[Any], static: Static) -> str:
-  """Why a loss has no spherical form; an empty string if it has one."""
-  known = {"target", "rest_sum", "rest_sq", "num_classes"}
-  names = tuple(loss.hyperparameters.domains)
-  settings = {name for name, _ in static}
-  numbers = tuple(name for name in names if name not in settings)
-  more = sorted(fields_read(loss.formula, numbers, static) - known)
-  if not more:
-    return ""
-  return (
-    f"it reads {', '.join(more)} of the other classes, not only their sum and "
-    "their sum of squares"
-  )
-
-
-def _of_sums(
-  loss: RowLoss[Any],
-  target: ArrayLike,
-  total: ArrayLike,
-  total_sq: ArrayLike,
-  num_classes: int,
-  **hyperparameters: Any,
-) -> jax.Array:
-  """The loss from the target's output and two sums over all classes."""
-  given = {"target": target, "total": total, "total_sq": total_sq}
-  sums = [checks.as_floats(x, name) for name, x in given.items()]
-  batch = sums[0].shape
-  if any(x.shape != batch for x in sums):
-    raise ValueError(
-      "target, total and total_sq must have the same shape, got "
-      f"{', '.join(str(x.shape) for x in sums)}. Nothing is broadcast."
-    )
-  count = checks.as_count("num_classes", num_classes)
-  dtype = checks.compute_dtype(*(x.dtype for x in sums))
-  values = loss.hyperparameters.complete(hyperparameters, loss.__name__)
-  numbers, static = loss.hyperparameters.split(values)
-  if more := _beyond_spherical(loss, static):
-    raise ValueError(
-      f"{loss.__name__} has no spherical form with {dict(static)}: {more}."
-    )
-  values = loss.hyperparameters.as_arrays(numbers, dtype, batch)
-  z, sum_z, sum_sq = (x.astype(dtype) for x in sums)
-  factor = None if loss.transform is None else loss.transform.factor(values)
-  if factor is not None:
-    z, sum_z, sum_sq = z * factor, sum_z * factor, sum_sq * jnp.square(factor)
-  nothing = jnp.full_like(z, jnp.nan)
-  stats = RowStats(*(nothing,) * len(RowStats._fields))._replace(
-    target=z,
-    rest_sum=sum_z - z,
-    # Of other outputs near 0, rounding leaves a number below 0.
-    rest_sq=jnp.maximum(sum_sq - jnp.square(z), 0.0),
-    num_classes=jnp.full_like(z, count),
-  )
-  return loss.formula(stats, **values, **dict(static))
 
 
 # Compiled, so that a call outside jit is one dispatch. Inlined inside a trace.
