@@ -5,7 +5,9 @@
 ``jax.nn.softmax`` or ``jax.nn.logsumexp`` of the same array, and its temporary
 memory as a share of the array. The arrays fit into a cache or do not. One peer
 subtracts the maximum in the same blocks as the two-pass form, which shows how
-much of a gain is due to the blocks.
+much of a gain is due to the blocks. The last table is the log-normalizer of a
+linear head in tiles of classes, and that of a kernel sharded over four devices
+of this processor.
 """
 
 from collections.abc import Callable
@@ -15,9 +17,13 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from benchmarks import runner
 from squentropy_jax import special
+from squentropy_jax._core import scaled_sums
 
 SHAPES = {
   "in cache, few classes": (1024, 10),
@@ -96,6 +102,120 @@ FUNCTIONS: dict[str, dict[str, Function]] = {
 }
 
 
+# Rows, width, classes and classes of a tile.
+HEAD = (1024, 128, 32_768, 2048)
+
+
+def tile_with_maximum(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The maximum and the sum of exponentials of a tile of logits."""
+  largest = z.max(-1)
+  return largest, jnp.exp(z - largest[:, None]).sum(-1)
+
+
+def add_with_maximum(a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
+  """Adds two sums of exponentials that have different maxima."""
+  largest = jnp.maximum(a[0], b[0])
+  return largest, sum(s * jnp.exp(m - largest) for m, s in (a, b))
+
+
+def tile_of_pairs(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The sum of the exponentials of a tile of logits, as a pair."""
+  return scaled_sums.sum_of(special.scaled_exp(z), -1)
+
+
+def head_sums(tile: Any, add: Any, h: jax.Array, kernel: jax.Array) -> Any:
+  """Adds up the tiles of a head; the logits of one tile are in memory."""
+  width = HEAD[-1]
+
+  def of(k: Any) -> Any:
+    return tile(h @ lax.dynamic_slice_in_dim(kernel, k * width, width, 1))
+
+  tiles = kernel.shape[1] // width
+  return lax.fori_loop(1, tiles, lambda k, sums: add(sums, of(k)), of(0))
+
+
+def head_with_maximum(h: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The log-normalizer of a head from maxima and sums of exponentials."""
+  largest, total = head_sums(tile_with_maximum, add_with_maximum, h, kernel)
+  return largest + jnp.log(total)
+
+
+def head_of_pairs(h: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The log-normalizer of a head from pairs."""
+  return scaled_sums.log(
+    head_sums(tile_of_pairs, special.scaled_add, h, kernel)
+  )
+
+
+def sharded_with_maximum(h: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The log-normalizer over devices, by a pmax and a psum."""
+  largest, total = head_sums(tile_with_maximum, add_with_maximum, h, kernel)
+  first = lax.pmax(largest, "vocab")
+  return first + jnp.log(lax.psum(total * jnp.exp(largest - first), "vocab"))
+
+
+def sharded_of_pairs(h: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The log-normalizer over devices, by a pmax of exponents and a psum."""
+  mantissa, exponent = head_sums(tile_of_pairs, special.scaled_add, h, kernel)
+  first = lax.pmax(exponent, "vocab")
+  total = lax.psum(mantissa * jnp.exp2(exponent - first), "vocab")
+  return scaled_sums.log((total, first))
+
+
+def head_functions() -> dict[str, dict[str, Callable[..., jax.Array]]]:
+  """Heads on one device, and sharded over four if there are so many."""
+  functions: dict[str, dict[str, Callable[..., jax.Array]]] = {
+    "head": {"max-shift": head_with_maximum, "two-pass": head_of_pairs}
+  }
+  if jax.device_count() >= 4:
+    mesh = Mesh(
+      np.array(jax.devices()[:4]), ("vocab",), axis_types=(AxisType.Auto,)
+    )
+    functions["head on 4 devices"] = {
+      name: jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(P(), P(None, "vocab")),
+        out_specs=P(),
+        check_vma=False,
+      )
+      for name, function in (
+        ("max-shift", sharded_with_maximum),
+        ("two-pass", sharded_of_pairs),
+      )
+    }
+  return functions
+
+
+def measure_heads(repeats: int = REPEATS) -> list[dict[str, Any]]:
+  """Returns a row for each head; ratios are to the form with a maximum."""
+  rows, width, classes, _ = HEAD
+  keys = jax.random.split(jax.random.key(0))
+  h = jax.random.normal(keys[0], (rows, width))
+  kernel = jax.random.normal(keys[1], (width, classes)) / width**0.5
+  found = []
+  for result, functions in head_functions().items():
+    compiled = runner.compile_all(functions, (h, kernel))
+    outputs = [np.asarray(f(h, kernel)) for f in compiled.values()]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-5)
+    seconds = runner.interleaved(compiled, (h, kernel), repeats)
+    found += [
+      {
+        "rows": rows,
+        "classes": classes,
+        "result": result,
+        "function": name,
+        "milliseconds": f"{1e3 * statistics.median(values):.4f}",
+        "ratio_to_max_shift": (
+          f"{runner.ratio(values, seconds['max-shift']):.3f}"
+        ),
+        "temporary_bytes": runner.temporary_bytes(compiled[name]),
+      }
+      for name, values in seconds.items()
+    ]
+  return found
+
+
 def _repeated(compiled: Any, count: int) -> Function:
   def call(x: jax.Array) -> Any:
     for _ in range(count):
@@ -147,3 +267,12 @@ def main() -> None:
   for title, shape in SHAPES.items():
     title = f"{title}: {shape[0]} x {shape[1]}, float32"
     runner.report("two_pass", title, measure(shape), columns)
+  columns = {
+    "result": "result",
+    "function": "function",
+    "milliseconds": "ms",
+    "ratio_to_max_shift": "ratio to max-shift",
+    "temporary_bytes": "temporary bytes",
+  }
+  title = f"log-normalizer of a head, {HEAD[0]} x {HEAD[1]} x {HEAD[2]}"
+  runner.report("two_pass_heads", title, measure_heads(), columns)
