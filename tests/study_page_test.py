@@ -132,7 +132,7 @@ def test_baselines_are_ranked_below_the_losses(finished_study, monkeypatch):
   results = dataclasses.replace(results, baselines={"Boosted trees": sure})
   config = _store.read_config(out)
   text = html_text(_report_page.html(results, config).decode())
-  assert "The baseline Boosted trees is better than every loss by far" in text
+  assert "The baseline Boosted trees is much better than every loss: " in text
   table = text[text.index("Which loss?") : text.index("Standard errors")]
   last = max(table.index(results.label(method)) for method in results.methods)
   assert last < table.index("Baselines, on the same rows")
