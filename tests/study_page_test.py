@@ -158,7 +158,7 @@ def test_page_of_an_imbalanced_table_does_not_lead_with_accuracy(
   assert "Average precision" in text
   assert "Accuracy, %" not in text
   assert "92.1 % of the test rows are of the class setosa" in text
-  assert "The rarest class has 1 test row: its recall and" in text
+  assert "The rarest class has 1 test row, so the errors of its recall" in text
 
 
 def test_class_tables_of_many_classes_are_cut():
