@@ -243,6 +243,6 @@ def repeats_note(
     return []
   return [
     f"{repeats} of {size} test rows have the features and the label of a "
-    "training row, which makes results too good unless new rows repeat as "
-    "well; --dedupe keeps the first of several equal rows of a table"
+    "training row, so the results are too good if new rows do not repeat "
+    "training rows; --dedupe keeps the first of several equal rows of a table"
   ]
