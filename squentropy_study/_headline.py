@@ -306,9 +306,9 @@ def headline_of(
 def headline(results: Results) -> Headline:
   """Says which loss is best on the data of a study, with up to three caveats.
 
-  A loss is called better or worse than the reference only if its difference in
-  NLL or accuracy is significant after Holm's correction for all losses and
-  both metrics.
+  The sentence calls a loss better or worse than the reference only if its
+  difference in NLL or accuracy is significant. Holm's correction is for all
+  losses and both metrics.
 
   Args:
     results: The numbers.

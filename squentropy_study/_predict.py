@@ -206,10 +206,10 @@ def predict(
     header: Whether the first line of a text or workbook names the columns.
 
   Returns:
-    A table with one row for each row of the data. Its columns are ``row``, the
-    number of the row from 0; ``id``, the value in the id column of the study,
-    if the data have that column; ``predicted``, the most probable class; and
-    ``probability_CLASS`` for each class.
+    A table with one row for each row of the data. ``row`` is the number of the
+    row from 0. ``id`` is its value in the id column of the study, if the data
+    have that column. ``predicted`` is the most probable class, and
+    ``probability_CLASS`` is the probability of each class.
 
   Raises:
     StudyError: The folder holds no finished study, or the rows are not like

@@ -112,9 +112,9 @@ def _advice(data: bytes) -> str:
   except UnicodeDecodeError:
     western = "latin-1"
   return (
-    f"add --encoding {western} if the file was saved by Excel or another "
-    "program in a Western European language, or name its encoding, such as "
-    "--encoding cp1250, shift_jis or gb18030"
+    f"add --encoding {western} for a file that Excel or another program saved "
+    "in a Western European language, or name another encoding, such as cp1250, "
+    "shift_jis or gb18030"
   )
 
 
