@@ -99,7 +99,7 @@ def files(results: Results) -> str:
   predictions = (
     "log-probabilities of every class after stopped training and temperature "
     "scaling, with a line for each test row, fold, seed, and loss or baseline. "
-    f"In each line, row is the number of the row in the data from 0{ids} and "
+    f"In each line, row is the number of the row in the data (from 0){ids} and "
     f"label is its class.{of_seeds}"
   )
   facts = {"results.csv": "all metrics of each loss, fold and seed."}
