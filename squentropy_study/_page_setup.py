@@ -13,6 +13,7 @@ from squentropy_study import (
   _stopping,
 )
 from squentropy_study._results import Results
+from squentropy_study._settings import Settings
 
 _STOPPING = {
   "refinement": "the lowest validation NLL after temperature scaling",
@@ -117,13 +118,24 @@ def files(results: Results) -> str:
   return _page_parts.definitions(facts)
 
 
+def _split(settings: Settings) -> str:
+  """Says how the rows are split."""
+  if settings.time is not None:
+    return f"in the order of the column {settings.time}"
+  seed = f"data seed {settings.data_seed}"
+  if settings.group is not None:
+    return f"by the values of the column {settings.group}, {seed}"
+  return f"stratified by class, {seed}"
+
+
 def setup(results: Results, config: dict) -> str:
+  """Lists the settings and the versions."""
   settings = results.settings
   notes = {"Data": "; ".join(config["notes"])} if config["notes"] else {}
   return _page_parts.definitions(
     {
       **notes,
-      "Split": f"stratified by class, data seed {settings.data_seed}",
+      "Split": _split(settings),
       "Model": _models.MODELS[settings.model].description
       + f"; standardised features, clipped to ±{_program.MOST_DEVIATIONS}",
       "Optimizer": f"{_models.OPTIMIZER_NOTES[settings.optimizer]}, constant "
