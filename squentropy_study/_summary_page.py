@@ -214,7 +214,7 @@ def html(rows: pd.DataFrame, summary: Summary, command: str) -> bytes:
 <p class="quiet">{escape(_ranks_caption(first))}</p>
 {_ranks_table(first)}
 <p class="quiet">The win rate is the share of data sets and other losses on
-which a loss is better, and equal losses count one half. The column "Best on" is
+which a loss is better, and equal losses count one half. The column "best on" is
 the number of data sets on which no loss is better. A loss that diverged has the
 last rank.</p>
 <details><summary>Win rates of pairs of losses</summary>
