@@ -248,7 +248,7 @@ def open_temperature(results: Results) -> str | None:
     return None
   return (
     f"Some temperatures of {_number_text.listed(found)} are at their lower "
-    f"bound ({low:g}), so the NLL after temperature scaling is too high."
+    f"bound ({low:g}), so the NLL after temperature scaling may be too high."
   )
 
 
