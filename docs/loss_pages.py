@@ -54,8 +54,8 @@ CAPTIONS = {
     "loss. Right: its derivative in the similarity."
   ),
   "sigmoid": (
-    "The score varies. The label is 1, and 0 for the loss that is named so. "
-    "Left: the loss. Right: its derivative in the score."
+    "Left: the loss against the score. Right: its derivative with respect to "
+    "the score. The label is 1, except for the loss marked with label 0."
   ),
   "simplex": (
     f"{CAPTION} The continuous Bernoulli loss is that of the label 1, against "

@@ -25,14 +25,13 @@ _TOPICS = {
   "constant": "columns with a single value are left out",
   "many": f"columns with more than {MOST_CATEGORIES} categories are left out; "
   "keep one with --categorical COLUMN",
-  "unread": "columns of texts are left out, because they are neither numbers "
+  "unread": "columns of text are left out, because they hold neither numbers "
   f"nor at most {MOST_CATEGORIES} categories; correct them, or read one with "
   "--numeric COLUMN",
   "decorated": "numbers are read without currency signs, percent signs and "
   "separators of thousands",
-  "comma": "numbers are read with the other decimal mark",
-  "odd": "cells that are neither empty nor of the type of their column count "
-  "as missing",
+  "comma": "numbers are read with a decimal mark other than that of the table",
+  "odd": "cells that do not fit the type of their column count as missing",
   "date": "dates are turned into days since the first date and calendar "
   "features",
   "code": "columns of digits with leading zeros are categorical; read one as "

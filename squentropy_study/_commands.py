@@ -136,7 +136,7 @@ def _parser() -> _Parser:
   parser = _Parser(
     prog=_PROGRAM,
     description="Trains a classifier with several losses and several seeds, "
-    "and compares accuracy, likelihood and calibration on your data.",
+    "and compares NLL, accuracy and calibration on your data.",
   )
   parser.add_argument(
     "--version", nargs=0, action=_Version, help="print the versions and exit"
@@ -147,9 +147,9 @@ def _parser() -> _Parser:
   run.add_argument(
     "data",
     help="a bundled data set (listed by: squentropy-study data), a file "
-    "(separated values as .csv, .tsv, .tab, .txt or .data, .arff, .parquet, "
-    ".xlsx or .npz; also compressed as .gz, .zip, .bz2 or .xz), or a folder "
-    "with one folder of images per class",
+    "(delimited text as .csv, .tsv, .tab, .txt or .data, or .arff, .parquet, "
+    ".xlsx or .npz; compressed files end in .gz, .zip, .bz2 or .xz), or a "
+    "folder with one folder of images per class",
   )
   run.add_argument(
     "--label", metavar="COLUMN", help="the column of a table to predict"
@@ -158,14 +158,14 @@ def _parser() -> _Parser:
   run.add_argument(
     "--time",
     metavar="COLUMN",
-    help="train on the past: the test rows are the last quarter in the order "
-    "of this column, the validation rows the quarter before",
+    help="train on earlier rows: the test rows are the last quarter in the "
+    "order of this column, and the validation rows are the quarter before",
   )
   run.add_argument(
     "--group",
     metavar="COLUMN",
     help="keep the rows with the same value in this column, such as those of a "
-    "customer, in the same part",
+    "customer, in the same part of the split",
   )
   run.add_argument(
     "--id",
@@ -204,23 +204,24 @@ def _parser() -> _Parser:
     action=_Join,
     default=_DEFAULTS["epochs"],
     metavar="N",
-    help="fixed training lengths in epochs to report as well, increasing; none "
-    f"for stopped training alone (default: {Settings.epochs[0]})",
+    help="report these fixed training lengths too, in epochs and in increasing "
+    "order; none reports stopped training only (default: "
+    f"{Settings.epochs[0]})",
   )
   run.add_argument(
     "--max-epochs",
     type=int,
     default=_DEFAULTS["max_epochs"],
     metavar="N",
-    help="where the search for the best epoch ends (default: %(default)s)",
+    help="largest number of epochs of stopped training (default: %(default)s)",
   )
   run.add_argument(
     "--stop-by",
     dest="stopping",
     choices=STOPPING,
     default=_DEFAULTS["stopping"],
-    help="what chooses the epoch of stopped training on the validation rows: "
-    "the least NLL after a fitted temperature (refinement), the least NLL, or "
+    help="how stopped training chooses its epoch on the validation rows: by "
+    "the lowest NLL after temperature scaling (refinement), the lowest NLL, or "
     "the highest accuracy (default: %(default)s)",
   )
   run.add_argument(
@@ -233,13 +234,13 @@ def _parser() -> _Parser:
     "--reference",
     metavar="LOSS",
     help="the loss that the others are compared with, or best (default: "
-    "cross_entropy, or best where it is not trained)",
+    "cross_entropy, or best if cross_entropy is not trained)",
   )
   run.add_argument(
     "--no-baselines",
     dest="baselines",
     action="store_false",
-    help="fit no classifiers other than the network",
+    help="do not fit the majority class, logistic regression and trees",
   )
   run.add_argument(
     "--folds",

@@ -39,7 +39,8 @@ def _settings(
   for name in settings:
     if name in _OF_FILES:
       raise StudyError(
-        f"{name} is a setting of files, but x and y are in memory; leave it out"
+        f"{name} is a setting of files, but x and y are in memory; leave out "
+        f"{name}"
       )
     if name not in fields:
       known = sorted(fields - {*_OF_FILES, *_ARGUMENTS})
@@ -60,8 +61,8 @@ def _table(x: pd.DataFrame, y: Any) -> tuple[pd.DataFrame, str]:
     return x, y
   if isinstance(y, pd.Series) and not y.index.equals(x.index):
     raise StudyError(
-      "x and y have different indexes, so that it is not clear which label "
-      "belongs to a row; align them, or pass y.to_numpy()"
+      "x and y have different indexes, so it is not clear which label belongs "
+      "to which row; align them, or pass y.to_numpy()"
     )
   if np.ndim(y) != 1 or len(y) != len(x):
     raise StudyError(
@@ -72,8 +73,8 @@ def _table(x: pd.DataFrame, y: Any) -> tuple[pd.DataFrame, str]:
   label = "label" if name is None else str(name)
   if label in map(str, x.columns):
     raise StudyError(
-      f"x has a column {label!r} as well, which is the name of y; drop it from "
-      "x if it holds the labels, or rename it"
+      f"x has a column {label!r}, which is also the name of y; drop this "
+      "column if it holds the labels, or rename it"
     )
   labels = pd.Series(y).set_axis(x.index)
   return pd.concat([x, labels.rename(label)], axis=1), label
@@ -99,7 +100,8 @@ def _dataset(x: Any, y: Any, settings: Settings) -> tuple[Dataset, Settings]:
     )
   elif isinstance(y, str):
     raise StudyError(
-      f"y = {y!r} names a column, but x is not a DataFrame; pass the labels"
+      f"y = {y!r} names a column, but x is not a DataFrame; pass the labels as "
+      "an array"
     )
   else:
     _data.check_no_columns("x", columns)
@@ -137,11 +139,11 @@ def compare(
   quiet: bool = False,
   **settings: Any,
 ) -> Results:
-  """Trains a network with each loss and compares them, on data in memory.
+  """Trains a network with each loss on data in memory, and compares the losses.
 
-  The study is that of the command ``squentropy-study run``: the columns of a
-  DataFrame are encoded like those of a Parquet file, and an array is taken as
-  features.
+  The study is that of the command ``squentropy-study run``. Columns of a
+  DataFrame are encoded like those of a Parquet file. An array is used as
+  features without encoding.
 
   Args:
     x: A DataFrame, or an array ``[rows, ...]`` of numbers.
@@ -149,15 +151,15 @@ def compare(
     losses: Losses with hyper-parameters, such as ``squentropy:scale=0.5``.
     seeds: Number of seeds.
     out: A folder for the results and the report. A call with the same data
-      resumes the study in it, and :func:`predict` predicts new rows from it.
-      None keeps nothing but what is returned.
+      resumes the study in this folder, and :func:`predict` uses it to predict
+      new rows. None keeps no files.
     fresh: Replace an earlier study in the folder.
     quiet: Print no progress and no notes on the data.
     **settings: Other fields of :class:`Settings`, such as ``folds=4``.
 
   Returns:
-    The numbers: ``.table()`` is the ranking of the losses, ``.plot()`` a figure
-    of it, and ``.predictions()`` has the probabilities of each test row.
+    The results. ``.table()`` returns the ranking of the losses, ``.plot()``
+    draws it, and ``.predictions()`` returns the probabilities of each test row.
 
   Raises:
     StudyError: The settings do not fit the data, or the folder cannot be
@@ -198,5 +200,5 @@ def compare(
     _run.run_rows(
       dataset, chosen, folder, write_command=_call(out), fresh=fresh, **hooks
     )
-    # Without a folder nobody reads the page.
+    # Without a folder, the report is not needed.
     return _run.load(folder) if out is None else _run.report(folder)

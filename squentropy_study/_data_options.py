@@ -9,14 +9,14 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--encoding",
     metavar="NAME",
-    help="encoding of a text file, such as cp1252 (default: its byte order "
-    "mark, or UTF-8)",
+    help="encoding of a text file, such as cp1252 (default: the one of its "
+    "byte order mark, or UTF-8)",
   )
   parser.add_argument(
     "--no-header",
     dest="header",
     action="store_false",
-    help="the first line of the file has no names of columns; they are called "
+    help="the first line of the file holds values; the columns get the names "
     "column1, column2, ...",
   )
 

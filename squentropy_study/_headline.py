@@ -23,7 +23,8 @@ _MOST_FURTHER = 3
 # A fixed length is past the best epoch if its NLL is higher by this factor and
 # by this much.
 _PAST = (1.05, 0.01)
-# By far: an NLL lower by this factor, or points of accuracy.
+# A baseline is much better with an NLL lower by this factor, or with this many
+# points of accuracy.
 _FAR_NLL = 0.9
 _FAR_POINTS = 1.0
 
@@ -70,7 +71,7 @@ class PastBest(NamedTuple):
       _number_text.fixed(value, places) for value in (self.nll, self.best_nll)
     )
     return (
-      f"{self.label} was best at epoch {self.best_epoch:.3g}; at epoch "
+      f"The best epoch of {self.label} is {self.best_epoch:.3g}; at epoch "
       f"{self.epoch} its NLL is {now} instead of {best}."
     )
 
@@ -133,8 +134,8 @@ def _first(ranking: Ranking, data: str) -> str:
     )
   if not ranking.num_tests:
     return (
-      f"No difference between the losses can be tested on {data}: there are "
-      "too few test rows, or the losses predict the same."
+      f"The losses cannot be compared on {data}, because there are too few "
+      "test rows or all losses predict the same."
     )
   text = f"No loss is significantly better than {reference} on {data}"
   if worse:
@@ -168,7 +169,7 @@ def _winners(ranking: Ranking) -> str | None:
 def _far_baseline(
   ranking: Ranking, metrics: Sequence[RankMetric]
 ) -> str | None:
-  """Says whether a baseline beats every loss by far, and significantly."""
+  """Says whether a baseline is much and significantly better than each loss."""
   baselines = [entry for entry in ranking.baselines if entry.over_best]
   p_values = _paired_errors.holm(
     [e.over_best[m.name].p_value for e in baselines for m in metrics]
@@ -188,7 +189,7 @@ def _far_baseline(
         texts.append(_value_and_best(ours, best, metric))
     if texts:
       return (
-        f"The baseline {entry.label} is better than every loss by far: "
+        f"The baseline {entry.label} is much better than every loss: "
         f"{_number_text.listed(texts)}."
       )
   return None
@@ -246,8 +247,8 @@ def open_temperature(results: Results) -> str | None:
   if not found:
     return None
   return (
-    f"Temperatures fitted for {_number_text.listed(found)} are at their bound "
-    f"({low:g}), so the NLL after temperature is not the least possible one."
+    f"Some temperatures of {_number_text.listed(found)} are at their lower "
+    f"bound ({low:g}), so the NLL after temperature scaling may be too high."
   )
 
 
@@ -271,22 +272,20 @@ def headline_of(
   further = []
   if ranking.diverged:
     names = _number_text.listed([entry.label for entry in ranking.diverged])
+    verb = "is" if len(ranking.diverged) == 1 else "are"
     further.append(
-      f"{names} diverged (values that are not finite in at least one run) and "
-      "is not ranked; try a lower learning rate."
-      if len(ranking.diverged) == 1
-      else f"{names} diverged (values that are not finite in at least one run) "
-      "and are not ranked; try a lower learning rate."
+      f"{names} diverged (NaN or infinite values in at least one run) and "
+      f"{verb} not ranked; try a lower learning rate."
     )
   if not ranking.losses:
     return Headline(
-      f"Nothing is compared on {data}: every loss diverged.",
+      f"No losses are compared on {data}, because every loss diverged.",
       ("Try a lower learning rate.",),
     )
   if len(ranking.losses) == 1:
     only = ranking.losses[0].label
-    kept = "left" if ranking.diverged else "trained"
-    first = f"Nothing is compared on {data}: only {only} was {kept}."
+    why = "did not diverge" if ranking.diverged else "was trained"
+    first = f"No losses are compared on {data}, because only {only} {why}."
     if not ranking.diverged:
       further.append("Name two losses or more to compare them.")
   else:
@@ -305,11 +304,11 @@ def headline_of(
 
 
 def headline(results: Results) -> Headline:
-  """Says which loss is best on the data of a study, and what limits that.
+  """Says which loss is best on the data of a study, with up to three caveats.
 
-  A loss is called better or worse than the reference only if its difference in
-  NLL or accuracy is significant after Holm's correction for all losses and
-  both metrics.
+  The sentence calls a loss better or worse than the reference only if its
+  difference in NLL or accuracy is significant. Holm's correction is for all
+  losses and both metrics.
 
   Args:
     results: The numbers.

@@ -104,7 +104,7 @@ def class_ids(
     )
     raise StudyError(
       f"{name} must hold classes, got {infinite[0]} in {row_count(rows)}; "
-      "leave the label empty where it is missing, or choose another column"
+      "if a label is missing, leave its cell empty, or choose another column"
     )
   if numeric and present:
     if any(decimal.Decimal(text) % 1 for text in present if _small(text)):
@@ -235,7 +235,7 @@ def _warnings(labels: Labels) -> list[str]:
   if groups := _same_case(labels):
     found.append(
       f"labels differ only in upper and lower case: {listed(groups)}; they are "
-      "different classes, use --merge-case to merge them"
+      "different classes, and --merge-case merges them"
     )
   numbers = defaultdict(list)
   for number, text in enumerate(labels.classes):
@@ -245,13 +245,13 @@ def _warnings(labels: Labels) -> list[str]:
   if equal:
     found.append(
       f"labels are the same number written differently: {listed(equal)}; they "
-      "are different classes, write them alike if they mean the same"
+      "are different classes, so write them alike if they mean the same class"
     )
   ambiguous = [x for x in labels.classes if x.lower() in _AMBIGUOUS_NAMES]
   if ambiguous:
     found.append(
-      "these labels are counted as classes; leave the label empty where it is "
-      f"missing: {', '.join(ambiguous)}"
+      "labels that may mean a missing label are classes: "
+      f"{', '.join(ambiguous)}; if a label is missing, leave its cell empty"
     )
   return found
 
@@ -304,8 +304,8 @@ def read_labels(name: str, column: pd.Series, options: TableOptions) -> Labels:
   # Who chooses the least number of rows of a class has looked at them.
   if many and options.min_class is None and options.merge_rare is None:
     raise StudyError(
-      f"{name} has {number} classes in {row_count(rows)}; is it an id? Choose "
-      "another column with --label, or keep the classes of at least 20 rows "
-      "with --min-class 20"
+      f"{name} has {number} classes in {row_count(rows)} and may be an id; "
+      "choose another column with --label, or keep the classes of at least 20 "
+      "rows with --min-class 20"
     )
   return labels

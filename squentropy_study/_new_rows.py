@@ -108,7 +108,7 @@ def read(
   else:
     rows = _of_arrays(*found, preprocessing, source, merge_case)
   if not len(rows.features):
-    raise StudyError(f"{source} has no rows; add some")
+    raise StudyError(f"{source} has no rows; add at least one")
   return rows._replace(row_index=index)
 
 
@@ -146,9 +146,9 @@ def _of_table(
   names = [str(name) for name in table.frame.columns]
   _check_header(table, names, encoder, source, header)
   if not len(table.frame):
-    raise StudyError(f"{source} has no rows; add some")
+    raise StudyError(f"{source} has no rows; add at least one")
   frame = table.frame.set_axis(names, axis=1)
-  # Of a column that occurs twice, transform raises an error.
+  # If a column occurs twice, transform raises an error.
   once = [c for c in encoder.columns if names.count(c.name) == 1]
   cells = [read_cells(c.name, frame[c.name], encoder.missing) for c in once]
   if table.from_text:
@@ -173,21 +173,21 @@ def _check_header(
   source: str,
   header: bool,
 ) -> None:
-  """Raises if the columns of a file are not those that their names say."""
+  """Raises if the columns of a file cannot be found by their names."""
   studied = list(encoder.names)
   unnamed = studied == _delimited.column_names(len(studied))
   if header:
     if unnamed and not {c.name for c in encoder.columns} <= {*names}:
       raise StudyError(
-        f"the table of the study had no header, but {source} is read with its "
-        "first line as one; add --no-header (in Python, header=False)"
+        f"the table of the study had no header, but the first line of {source} "
+        "is read as a header; add --no-header (in Python, header=False)"
       )
     return
   _header.check(source, table, None, header=False)
   if not unnamed:
     raise StudyError(
-      f"{source} has no header, but the study needs the names of columns, such "
-      f"as {encoder.columns[0].name!r}; add a first line with the names"
+      f"{source} has no header, but the study finds columns by name, such as "
+      f"{encoder.columns[0].name!r}; add a first line with the names"
     )
   # Only a label at the end can be left out without moving other columns.
   if names != studied and [*names, encoder.label] != studied:
@@ -209,8 +209,8 @@ def _decimal_mark(
   ]
   if not numeric:
     return found
-  # A reader finds a comma only where there is one for certain. Of a point it
-  # knows nothing: "1.500" may be 1500.
+  # A reader returns a comma only if it is certain. A point may be the default,
+  # because "1.500" may mean 1500.
   first = "," if found == "," else numeric[0][0].decimal
 
   def unread(mark: str) -> int:
@@ -230,7 +230,7 @@ def _odd_cells(
     if column.kind == "categorical":
       known = set(column.categories)
       odd = np.array([n not in known for n in category_names(each)], bool)
-      end = "not a category of the study, and is none of its categories"
+      end = "not a category of the study, and counts as missing"
     elif column.kind == "numeric":
       odd = np.isnan(number_values(each, column.decimal))
       end = "not a number, and counts as missing"
@@ -271,6 +271,6 @@ def _labels(
     rows = int(np.isin(codes, unknown).sum())
     notes.append(
       f"the label of {row_count(rows)}, such as {example(texts[unknown[0]])}, "
-      "is no class of the study, and is ignored"
+      "is not a class of the study, and is ignored"
     )
   return by_value[codes], tuple(notes)

@@ -158,7 +158,14 @@ def past(found: Sequence[_headline.PastBest]) -> str:
   for item in found:
     by_label.setdefault(item.label, {})[item.epoch] = item
   lines = [
-    head(["Loss", "Best epoch", "NLL there", *(f"at epoch {e}" for e in fixed)])
+    head(
+      [
+        "Loss",
+        "Best epoch",
+        "NLL at the best epoch",
+        *(f"NLL at epoch {e}" for e in fixed),
+      ]
+    )
   ]
   for label, items in by_label.items():
     first = next(iter(items.values()))
@@ -267,7 +274,7 @@ def confusions(predictions: Predictions, names: Sequence[str]) -> str:
     return _matrix(matrix, names)
   errors_only = matrix * (1 - np.eye(len(names)))
   order = np.argsort(-errors_only, axis=None, kind="stable")[:MOST_LISTED]
-  lines = [head(["Class", "Predicted as", "Rows", "Of the class, %"])]
+  lines = [head(["Class", "Predicted as", "Rows", "Share of the class, %"])]
   for cell in order:
     label, other = divmod(int(cell), len(names))
     count = errors_only[label, other]

@@ -42,7 +42,7 @@ class Predicted(NamedTuple):
     frame: As returned by :func:`predict`.
     notes: Sentences on how the file was read.
     warnings: Sentences on values that are unlike those of the study.
-    summary: A sentence on the models, and on accuracy and NLL if there are
+    summary: A sentence on the models, and one on accuracy and NLL if there are
       labels.
   """
 
@@ -126,8 +126,8 @@ def _summary(
 ) -> str:
   runs = len(ensemble.temperature)
   models = "1 model" if runs == 1 else f"{runs} models"
-  text = f"{row_count(len(log_probs))} predicted by {models} trained with "
-  text += ensemble.method.loss
+  text = f"{models} trained with {ensemble.method.loss} predicted "
+  text += row_count(len(log_probs))
   has_label = np.zeros(0, bool) if labels is None else labels >= 0
   if labels is None or not has_label.any():
     return f"{text}."
@@ -135,8 +135,8 @@ def _summary(
   accuracy = np.mean(of_rows[0].argmax(axis=-1) == of_rows[1])
   nll = -np.take_along_axis(of_rows[0], of_rows[1][:, None], axis=-1).mean()
   return (
-    f"{text}; on {row_count(int(has_label.sum()))} with a label: accuracy "
-    f"{_number_text.fixed(100 * accuracy, 1)} %, NLL "
+    f"{text}. On {row_count(int(has_label.sum()))} with a label, the accuracy "
+    f"is {_number_text.fixed(100 * accuracy, 1)} % and the NLL is "
     f"{_number_text.fixed(nll, 3)}."
   )
 
@@ -199,16 +199,17 @@ def predict(
   Args:
     folder: The folder of the study.
     data: The path of a file, a DataFrame, or, if the study was trained on
-      arrays, an array ``[rows, ...]``. Columns are found by name; others than
-      those of the study are ignored. The label may be among them.
+      arrays, an array ``[rows, ...]``. Columns are found by name, and columns
+      that the study does not use are ignored. The label may be among them.
     loss: A loss of the study; None takes the one with the lowest NLL.
     encoding: The encoding of a text without a byte order mark; None is UTF-8.
     header: Whether the first line of a text or workbook names the columns.
 
   Returns:
-    A row per row of the data: ``row``, its number from 0; ``id``, its value in
-    the id column of the study, if the data have it; ``predicted``, the
-    most probable class; and ``probability_CLASS`` for each class.
+    A table with one row for each row of the data. ``row`` is the number of the
+    row from 0. ``id`` is its value in the id column of the study, if the data
+    have that column. ``predicted`` is the most probable class, and
+    ``probability_CLASS`` is the probability of each class.
 
   Raises:
     StudyError: The folder holds no finished study, or the rows are not like

@@ -74,7 +74,7 @@ def read(folder: Path, command: str) -> Preprocessing:
     StudyError: The file is missing or damaged.
   """
   path = folder / _store.PREPROCESSING
-  again = f"run the study again, which trains nothing twice: {command}"
+  again = f"run the study again, which trains only what is missing: {command}"
   if not path.exists():
     raise StudyError(
       f"{folder} has no {path.name}, so new rows cannot be encoded; {again}"

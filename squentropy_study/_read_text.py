@@ -63,8 +63,8 @@ def _member(data: bytes, name: str) -> Content:
     if len(members) != 1:
       raise StudyError(
         f"{name} must hold one file, got {len(members)} "
-        f"({', '.join(members[:3]) or 'none'}); extract the file of the study "
-        "and name it"
+        f"({', '.join(members[:3]) or 'none'}); extract the file that you want "
+        "to use and pass its path"
       )
     inner = PurePosixPath(members[0]).name
     return Content(inner, archive.read(members[0]))
@@ -97,7 +97,9 @@ def content(path: Path, archives: tuple[str, ...]) -> Content:
       return Content(name, decompress(data))
   if is_compressed(path):
     return Content(
-      name, data, (f"the file is not compressed, although it is {path.suffix}",)
+      name,
+      data,
+      (f"the file is not compressed, although its name ends in {path.suffix}",),
     )
   return Content(name, data)
 
@@ -110,9 +112,9 @@ def _advice(data: bytes) -> str:
   except UnicodeDecodeError:
     western = "latin-1"
   return (
-    f"add --encoding {western} if it was saved by Excel or another program in "
-    "a Western European language, or name its own encoding, such as "
-    "--encoding cp1250, shift_jis or gb18030"
+    f"add --encoding {western} for a file that Excel or another program saved "
+    "in a Western European language, or name another encoding, such as cp1250, "
+    "shift_jis or gb18030"
   )
 
 
@@ -130,8 +132,8 @@ def _refuse_zeros(text: str, source: str) -> None:
         f"--encoding {name}"
       )
   raise StudyError(
-    f"{source} is not text (character {first} has code 0); correct its ending "
-    "if it is another kind of file"
+    f"{source} is not text (character {first} has code 0); if it is another "
+    "kind of file, rename it with the ending of that kind"
   )
 
 
@@ -176,7 +178,7 @@ def decode(
     # Before it is decoded, because UTF-16 is seldom valid UTF-8.
     _refuse_zeros(data.decode("latin-1"), source)
   try:
-    # Only the mark tells the byte order of UTF-16.
+    # Only the byte order mark says which byte order UTF-16 has.
     text = data.decode(marked or used)
   except UnicodeDecodeError as error:
     at = f"{source} is not {used.upper()} text (byte {error.start})"

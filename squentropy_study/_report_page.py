@@ -39,31 +39,36 @@ def _imbalance(ranking: Ranking, names: list[str]) -> list[str]:
     return []
   text = (
     f"{_page_tables.share_text(share)} of the test rows are of the class "
-    f"{names[counts.argmax()]}, so accuracy says little and the page leads "
-    "with balanced accuracy and average precision."
+    f"{names[counts.argmax()]}, which is the accuracy of always predicting it. "
+    "The page shows balanced accuracy and average precision instead."
   )
   fewest = int(counts.min())
   if fewest < 10:
     text += (
-      f" The rarest class has {_number_text.counted(fewest, 'test row')}: its "
-      "recall and average precision are hardly known."
+      f" The rarest class has {_number_text.counted(fewest, 'test row')}, so "
+      "the errors of its recall and average precision are large."
     )
   return [text]
 
 
 def _rank_note(results: Results, ranking: Ranking) -> str:
   """Explains the ranking."""
-  texts = ["Means over seeds. Bold: the best loss in a column."]
+  texts = ["Numbers are means over seeds. The best loss of a column is bold."]
   if len(ranking.losses) > 1:
     texts.append(
-      f"Below: difference from {ranking.reference} with its 95 % confidence "
-      "interval, which covers the choice of the test rows"
-      + (" and the seeds." if ranking.seeds > 2 else ", but not the seeds.")
-      + f" *: significant after Holm's correction for {ranking.num_tests} "
-      "tests. The ECE is not tested."
+      f"Below each number is its difference from {ranking.reference}, with a "
+      "95 % confidence interval. The interval includes the error from the "
+      "choice of the test rows"
+      + (
+        " and from the seeds."
+        if ranking.seeds > 2
+        else ", but not the error from the seeds."
+      )
+      + " A star (*) marks a difference that is significant after Holm's "
+      f"correction for {ranking.num_tests} tests. The ECE is not tested."
     )
   if ranking.baselines:
-    texts.append("Baselines are one fit for each fold, without seeds.")
+    texts.append("Each baseline is fitted once in each fold, without seeds.")
   # Each of them begins with the name of a baseline.
   texts += [f"{note[0].upper()}{note[1:]}." for note in results.baseline_notes]
   return " ".join(texts)
@@ -77,20 +82,21 @@ def _past(results: Results) -> str:
   return (
     "<h3>Fixed lengths past the best epoch</h3>\n"
     + _page_tables.past(found)
-    + '\n<p class="quiet">NLL of the test rows before temperature scaling, '
-    "means over the runs; empty where it is not clearly higher.</p>"
+    + '\n<p class="quiet">Numbers are the NLL of the test rows before '
+    "temperature scaling, as means over the runs. A cell is empty if the NLL "
+    "is not clearly higher than at the best epoch.</p>"
   )
 
 
 def _metrics(results: Results, ranking: Ranking) -> str:
-  """Returns all metrics at all training lengths, most of them folded."""
+  """Returns all metrics at all training lengths, the main ones first."""
   folds = ", each averaged over folds" if results.settings.folds > 1 else ""
   stopped = next(iter(results.settings.training_lengths))
   chance = [results.chance_ece(method, stopped) for method in results.methods]
   note = (
-    f"Mean ± standard deviation over seeds{folds}. On this many rows, the ECE "
-    "of a perfectly calibrated classifier with the same confidence is about "
-    f"{min(chance):.3f} to {max(chance):.3f}."
+    f"Numbers are the mean ± standard deviation over seeds{folds}. On this "
+    "many rows, a perfectly calibrated classifier with the same confidence has "
+    f"an ECE of about {min(chance):.3f} to {max(chance):.3f}."
   )
   shown = {measure.name for measure in _results.MEASURES if measure.main}
   ranked = {metric.name for metric in ranking.metrics}
@@ -115,19 +121,23 @@ def _classes(results: Results, ranking: Ranking, names: list[str]) -> str:
   predictions = results.test_predictions(best.method, ranking.length)
   listed = ""
   if len(names) > _page_tables.MOST_LISTED:
-    listed = f" The {_page_tables.MOST_LISTED} classes with the lowest recall."
+    listed = (
+      f" The table has the {_page_tables.MOST_LISTED} classes with the lowest "
+      "recall."
+    )
   note = (
-    f"{best.label}, {ranking.length}, after temperature scaling, means over "
-    "seeds. A class is calibrated if its mean probability is its share of the "
-    f"rows. ECE: of the probability of the class.{listed}"
+    f"Numbers are means over the seeds of {best.label} with {ranking.length} "
+    "training, after temperature scaling. If a class is calibrated, its mean "
+    "probability equals its share of the rows. The ECE is that of the "
+    f"probability of the class.{listed}"
   )
   return (
     f"<h2>Classes, for {escape(best.label)}</h2>\n"
     + _page_tables.classes(predictions, names)
     + f'\n<p class="quiet">{escape(note)}</p>\n<h3>Confusions</h3>\n'
     + _page_tables.confusions(predictions, names)
-    + '\n<p class="quiet">Test rows of each class by predicted class, means '
-    "over seeds.</p>"
+    + '\n<p class="quiet">Numbers count the test rows of each class by '
+    "predicted class, as means over seeds.</p>"
   )
 
 
@@ -153,19 +163,19 @@ def _figures(results: Results) -> str:
   ]
   settings = results.settings
   runs = "folds and seeds" if settings.folds > 1 else "seeds"
-  fixed = " Dotted lines: the fixed lengths." if settings.epochs else ""
+  fixed = " Dotted lines are the fixed lengths." if settings.epochs else ""
   length = next(iter(settings.training_lengths))
   return f"""<h2>Reliability diagrams</h2>
-<p class="quiet">Training length: {length}. The test rows of all {runs}
-together. The lower part is the share of the rows in each bin, on the same axis
-for every loss.</p>
+<p class="quiet">A diagram shows the test rows of all {runs} together, after
+{length} training. The lower part is the share of the rows in each bin, on the
+same axis for every loss.</p>
 {_page_parts.bar_legend(_reliability.LEGEND)}
 <div class="grid pairs">
 {diagrams}
 </div>
 <h2>Training curves</h2>
-<p class="quiet">Line: mean over {runs}. Band: range over {runs}. Dot: the
-median epoch at which the runs are stopped.{fixed}</p>
+<p class="quiet">A line is the mean over {runs}, and a band is the range over
+{runs}. A dot is the median epoch at which the runs are stopped.{fixed}</p>
 {_page_parts.line_legend(lines)}
 <div class="grid pairs">
 {curves}

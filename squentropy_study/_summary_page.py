@@ -74,8 +74,8 @@ def table(summary: Summary) -> Table:
   result = Table(
     title=f"Compared with {summary.reference[0]} on {sets} data sets, {first} "
     "training",
-    caption="better, equal, worse, diverged: numbers of data sets. "
-    "p: Wilcoxon signed-rank test, not corrected.",
+    caption="better, equal, worse and diverged are numbers of data sets. "
+    "p is of the Wilcoxon signed-rank test, without a correction.",
     box=box.SIMPLE_HEAD,
     show_edge=False,
     pad_edge=False,
@@ -149,12 +149,15 @@ def _wins_table(ranking: Ranking) -> str:
 def _ranks_caption(rankings: Sequence[Ranking]) -> str:
   difference = rankings[0].critical_difference
   if difference != difference:
-    return "Average rank over data sets. There are too few for a test."
+    return (
+      "Ranks are averages over data sets. There are too few data sets for a "
+      "test."
+    )
   return (
-    "Average rank over data sets. A bar is as long as the critical difference "
-    f"({difference:.2f}, Nemenyi test at 5 %): losses whose bars do not "
-    "overlap are significantly different. The dotted line is the end of the "
-    "bar of the best loss."
+    "Ranks are averages over data sets. A bar is as long as the critical "
+    f"difference ({difference:.2f}, Nemenyi test at 5 %). Losses whose bars do "
+    "not overlap are significantly different. The dotted line is the end of "
+    "the bar of the best loss."
   )
 
 
@@ -192,7 +195,7 @@ def html(rows: pd.DataFrame, summary: Summary, command: str) -> bytes:
       against=summary.reference,
     ),
     f"Difference from {reference} on each data set",
-    "Each point is a data set. Vertical line: median over data sets.",
+    "Each point is a data set. The vertical line is the median over data sets.",
   )
   lead = _summary_text.TITLES[HEADLINE[0]]
   page = _page_template.PAGE.substitute(
@@ -211,9 +214,10 @@ def html(rows: pd.DataFrame, summary: Summary, command: str) -> bytes:
 <p class="quiet">{escape(_ranks_caption(first))}</p>
 {_ranks_table(first)}
 <p class="quiet">The win rate is the share of data sets and other losses on
-which a loss is better; equal ones count one half. Best on: the number of data
-sets on which no loss is better. A loss that diverged has the last rank.</p>
-<details><summary>Who beats whom</summary>
+which a loss is better, and equal losses count one half. The column "best on" is
+the number of data sets on which no loss is better. A loss that diverged has the
+last rank.</p>
+<details><summary>Win rates of pairs of losses</summary>
 {_wins_table(first[0])}
 <p class="quiet">{escape(lead)}: the share of data sets on which the loss of the
 line is better than the loss of the column.</p>
@@ -221,14 +225,14 @@ line is better than the loss of the column.</p>
 <h2>Difference from {escape(reference)}</h2>
 {_comparison_table(summary.comparisons)}
 <p class="quiet">Better, equal, worse and diverged are numbers of data sets. The
-difference is this loss minus {escape(reference)}, each the mean over folds and
-seeds: higher is better for accuracy, lower for all other metrics. Brackets are
-95 % confidence intervals of the mean (BCa bootstrap over data sets), for
-{_comparisons.LEAST_SETS} data sets or more. A loss has diverged on a data set
-if a metric is not finite. Such a data set counts as worse and is left out of
-mean, median and test. p is of the Wilcoxon signed-rank test, without a
-correction for multiple testing; fewer than {_comparisons.LEAST_SETS}
-differences other than 0 are too few for it.</p>
+difference is the mean of this loss over folds and seeds, minus that of
+{escape(reference)}. Higher is better for accuracy, and lower is better for all
+other metrics. With {_comparisons.LEAST_SETS} data sets or more, brackets are
+95 % confidence intervals of the mean (BCa bootstrap over data sets). A loss has
+diverged on a data set if a metric is not finite. Such a data set counts as
+worse and is left out of mean, median and test. p is of the Wilcoxon signed-rank
+test, without a correction for multiple testing. The test needs at least
+{_comparisons.LEAST_SETS} differences other than 0.</p>
 <h2>Each data set</h2>
 {each_set}
 <h2>Setup</h2>

@@ -48,7 +48,7 @@ class Summary(NamedTuple):
 def labels(
   methods: Iterable[Comparison | MethodAtLength],
 ) -> dict[tuple[str, str], str]:
-  """Returns labels: the first probability map of a loss is left out."""
+  """Returns the label of each method, without the first map of a loss."""
   result: dict[tuple[str, str], str] = {}
   for loss, name, *_ in methods:
     again = loss in result.values()
@@ -64,7 +64,7 @@ def _decimals(size: float) -> int:
 
 
 def differences(comparison: Comparison) -> tuple[str, str]:
-  """Returns mean and median; the width of the interval decides the digits."""
+  """Returns mean and median as text, rounded by the width of the interval."""
   mean, median, low, high = (
     comparison.mean,
     comparison.median,
@@ -134,7 +134,7 @@ def conclude(
   """Returns the conclusion, which is about the first training length.
 
   Args:
-    rankings: Of the headline metrics at that length.
+    rankings: The rankings by each headline metric at that length.
     comparisons: Every other method against the reference.
 
   Returns:

@@ -43,9 +43,10 @@ def numbers_rows(name: str, by_row: np.ndarray, distinct: int) -> bool:
     distinct: The number of different values.
 
   Returns:
-    True if all are integers, and they are unique and called an index, or
-    unique in so small a range that this is no chance, or sorted in the order
-    of the file and nearly unique.
+    True if all numbers are integers and one of three conditions holds. The
+    numbers are unique and the column is called an index. They are unique in a
+    range so small that this is not by chance. They are sorted and nearly
+    unique.
   """
   values = by_row[~np.isnan(by_row)]
   size = values.size
@@ -82,9 +83,9 @@ def sentinels(
     counts: The number of rows of each.
 
   Returns:
-    Repeated extreme values far outside the others, and their counts. A value
-    such as -999 or 9999 is far outside at half of the range of the others, and
-    any other value at ten times the range.
+    Repeated extreme values far outside the other values, and their counts. A
+    value such as -999 or 9999 is far outside if its distance from the others is
+    half of their range. Any other value needs a distance of ten ranges.
   """
   order = np.argsort(values)
   values, counts = values[order], counts[order]
@@ -152,9 +153,9 @@ def predicts_label(values: np.ndarray, labels: np.ndarray) -> float | None:
     labels: ``[rows]``, class ids from 0.
 
   Returns:
-    The cross-validated accuracy of a decision tree on the column, if it is
-    within 0.5 % of 1 and the most frequent class is not nearly as accurate;
-    otherwise None.
+    The cross-validated accuracy of a decision tree on the column. None if it is
+    not within 0.5 % of 1, or if predicting the most frequent class is nearly as
+    accurate.
   """
   rows = _rows_of_sample(labels)
   values, labels = values[rows], labels[rows]
@@ -243,6 +244,6 @@ def repeats_note(
     return []
   return [
     f"{repeats} of {size} test rows have the features and the label of a "
-    "training row, which makes results too good unless new rows repeat as "
-    "well; --dedupe keeps the first of several equal rows of a table"
+    "training row, so results on new rows may be worse; --dedupe keeps the "
+    "first of several equal rows of a table"
   ]

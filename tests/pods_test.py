@@ -206,7 +206,7 @@ def test_stop_signal_is_passed_on(text, tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (["--mesh=model=2"], "mesh must be sizes of data, fsdp, context, vocab"),
+    (["--mesh=model=2"], "mesh must name sizes of data, fsdp, context, vocab"),
     (["--mesh=data=3"], "change --mesh, or --cpu-devices"),
     (["--batch=7", "--micro-batches=2"], "batch must be a multiple of 2"),
   ],

@@ -159,7 +159,7 @@ def test_few_data_sets_are_said_and_not_tested():
   assert "p =" not in text
   page = _summary_page.html(_rows([base, base - 0.01]), summary, "x").decode()
   assert "too few</td>" in page
-  assert "There are too few for a test" in page
+  assert "There are too few data sets for a" in page
   assert "nan" not in page.split("<style>")[1].split("base64")[0]
 
 

@@ -205,7 +205,12 @@ def test_progress_and_notes_are_printed(monkeypatch, capsys):
       r"one label for each of the 120 rows .* \(119,\)",
     ),
     (X, "sold", {}, "unknown column of x 'sold'"),
-    (X, Y.rename("day"), {}, "x has a column 'day' as well"),
+    (
+      X,
+      Y.rename("day"),
+      {},
+      "x has a column 'day', which is also the name of y",
+    ),
     (X[["size"]].to_numpy(), "size", {}, "x is not a DataFrame"),
     (X[["size"]].to_numpy(), Y[:3], {}, r"got shapes \(120, 1\) and \(3,\)"),
     (X.to_numpy(), Y, {}, "x must be numeric, got object"),

@@ -67,8 +67,8 @@ def test_classes_may_have_the_names_of_gaps(tmp_path, ending):
   np.testing.assert_array_equal(data.features[:, 0], range(5))
   assert data.notes == ("2 rows without a label are dropped",)
   assert data.warnings == (
-    "these labels are counted as classes; leave the label empty where it is "
-    "missing: NA, None, nan, null",
+    "labels that may mean a missing label are classes: NA, None, nan, null; if "
+    "a label is missing, leave its cell empty",
   )
 
 

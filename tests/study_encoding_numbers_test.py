@@ -122,7 +122,7 @@ def test_decimal_mark_of_a_column_may_differ_from_that_of_the_file(decimal):
   )
   assert encoder.columns[0].decimal == other
   np.testing.assert_array_equal(encoded.features[:, 0], NOISE)
-  assert "numbers are read with the other decimal mark: x" in encoded.notes[0]
+  assert "a decimal mark other than that of the table: x" in encoded.notes[0]
 
 
 def test_few_words_among_numbers_are_missing():

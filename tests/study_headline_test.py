@@ -128,7 +128,7 @@ def test_trees_that_win_by_far():
   trees = made.baseline("gradient-boosted trees", 2.0)
   found = _headline_of([*entries, trees])
   assert re.fullmatch(
-    r"The baseline gradient-boosted trees is better than every loss by far: "
+    r"The baseline gradient-boosted trees is much better than every loss: "
     r"NLL 0\.\d{3} \(best loss 0\.\d{3}\) and accuracy \d\d\.\d % \(best loss "
     r"\d\d\.\d %\)\.",
     found.further[0],
@@ -139,7 +139,7 @@ def test_trees_that_win_by_far():
     "digits",
     warning="NLL says little.",
   )
-  assert "by far: accuracy" in found.further[1]
+  assert "every loss: accuracy" in found.further[1]
   near = made.baseline("gradient-boosted trees", 1.02)
   found = _headline_of([*entries, near])
   assert "baseline" not in str(found)
@@ -151,11 +151,12 @@ def test_fixed_length_past_the_best_epoch():
   other = PAST._replace(label="squentropy")
   found = _headline_of(entries, [other, PAST])
   assert found.further[0] == (
-    "cross_entropy was best at epoch 5; at epoch 40 its NLL is 0.83 instead of "
-    "0.45."
+    "The best epoch of cross_entropy is 5; at epoch 40 its NLL is 0.83 instead "
+    "of 0.45."
   )
   # Without a warning on the reference, that on another loss is shown.
-  assert _headline_of(entries, [other]).further[0].startswith("squentropy was")
+  (first, *_) = _headline_of(entries, [other]).further
+  assert first.startswith("The best epoch of squentropy is 5")
 
 
 class _Temperatures:
@@ -175,7 +176,7 @@ class _Temperatures:
 
 def test_temperature_at_its_bound_is_said():
   warning = _headline.open_temperature(_Temperatures())
-  assert warning.startswith("Temperatures fitted for b are at their bound ")
+  assert warning.startswith("Some temperatures of b are at their lower bound ")
   ranking = _ranking.rank_entries(
     made.entries(cross_entropy=1.0, squentropy=1.3), None, "stopped"
   )
@@ -190,7 +191,7 @@ def test_baseline_is_compared_row_by_row(rows, signal):
   entries.append(made.baseline("trees", signal, **options))
   found = _headline_of(entries)
   # On 20 rows, a large difference may be one of chance.
-  assert ("The baseline trees is better" in str(found)) == (rows == 60)
+  assert ("The baseline trees is much better" in str(found)) == (rows == 60)
 
 
 def test_imbalanced_table():
@@ -216,26 +217,27 @@ def test_losses_that_diverged_are_named():
   found = _headline_of(entries)
   assert found.sentence.startswith("No")
   assert found.further[0] == (
-    "squentropy diverged (values that are not finite in at least one run) and "
-    "is not ranked; try a lower learning rate."
+    "squentropy diverged (NaN or infinite values in at least one run) and is "
+    "not ranked; try a lower learning rate."
   )
   entries[2].predictions.log_probs[0, 0] = np.nan
   found = _headline_of(entries)
   assert found.sentence == (
-    "Nothing is compared on digits: only cross_entropy was left."
+    "No losses are compared on digits, because only cross_entropy did not "
+    "diverge."
   )
   assert "squentropy and logit_norm diverged" in found.further[0]
   entries[0].predictions.log_probs[0, 0] = np.nan
   found = _headline_of(entries)
   assert found.sentence == (
-    "Nothing is compared on digits: every loss diverged."
+    "No losses are compared on digits, because every loss diverged."
   )
 
 
 def test_single_loss():
   found = _headline_of(made.entries(squentropy=1.0), [PAST])
   assert found.sentence == (
-    "Nothing is compared on digits: only squentropy was trained."
+    "No losses are compared on digits, because only squentropy was trained."
   )
   assert found.further[0] == "Name two losses or more to compare them."
   assert "at epoch 40" in found.further[1]
@@ -245,7 +247,7 @@ def test_equal_predictions_cannot_be_tested():
   entries = made.entries(cross_entropy=1.0, squentropy=1.0)
   found = _headline_of(entries)
   assert found.sentence.startswith(
-    "No difference between the losses can be tested on digits"
+    "The losses cannot be compared on digits, because there are too few test"
   )
   assert found.further == ()
 

@@ -132,7 +132,7 @@ def test_baselines_are_ranked_below_the_losses(finished_study, monkeypatch):
   results = dataclasses.replace(results, baselines={"Boosted trees": sure})
   config = _store.read_config(out)
   text = html_text(_report_page.html(results, config).decode())
-  assert "The baseline Boosted trees is better than every loss by far" in text
+  assert "The baseline Boosted trees is much better than every loss: " in text
   table = text[text.index("Which loss?") : text.index("Standard errors")]
   last = max(table.index(results.label(method)) for method in results.methods)
   assert last < table.index("Baselines, on the same rows")
@@ -158,7 +158,7 @@ def test_page_of_an_imbalanced_table_does_not_lead_with_accuracy(
   assert "Average precision" in text
   assert "Accuracy, %" not in text
   assert "92.1 % of the test rows are of the class setosa" in text
-  assert "The rarest class has 1 test row: its recall and" in text
+  assert "The rarest class has 1 test row, so the errors of its recall" in text
 
 
 def test_class_tables_of_many_classes_are_cut():

@@ -206,14 +206,14 @@ def test_command_writes_a_table_and_prints_accuracy(finished, tmp_path, capsys):
     found.loc[k, f"probability_{frame['y'][k]}"] for k in range(2, 40)
   ]
   assert printed.startswith(
-    "40 rows predicted by 2 models trained with cross_entropy; on 38 rows with "
-    f"a label: accuracy {100 * right.mean():.1f} %, NLL "
+    "2 models trained with cross_entropy predicted 40 rows. On 38 rows with a "
+    f"label, the accuracy is {100 * right.mean():.1f} % and the NLL is "
     f"{-np.log(of_label).mean():.3f}.\n"
   )
   for text in (
     "column 'kind': the value of 1 row, such as 'violet', is not a category",
     "column 'size': the value of 1 row, such as 'much', is not a number",
-    "the label of 1 row, such as 'maybe', is no class of the study",
+    "the label of 1 row, such as 'maybe', is not a class of the study",
   ):
     assert f"Data: warning: {text}" in said
   before = new.read_bytes()

@@ -125,7 +125,7 @@ def test_file_is_bounded(finished_study, tmp_path, monkeypatch, most, seeds):
   table = pd.read_parquet(tmp_path / "predictions.parquet")
   assert set(table["seed"]) == set(range(seeds))
   assert table[LOG_PROBS].size == 342 * (seeds + 1)
-  assert ("Seeds: the first 1." in files) == (seeds == 1)
+  assert ("The file has 1 seed only" in files) == (seeds == 1)
 
 
 @pytest.fixture

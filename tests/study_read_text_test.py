@@ -49,7 +49,7 @@ def test_first_bytes_say_how_a_file_is_compressed(tmp_path, ending, compress):
   path.write_text(TEXT, encoding="utf-8")
   assert _read(path).frame.to_dict("list") == COLUMNS
   assert _read(path).notes == (
-    f"the file is not compressed, although it is {ending}",
+    f"the file is not compressed, although its name ends in {ending}",
   )
   (tmp_path / "cut.csv").write_bytes(data[:-12])
   with pytest.raises(StudyError, match=r"cannot be read as a \.csv file"):

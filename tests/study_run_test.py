@@ -318,6 +318,6 @@ def test_divergence_is_reported_and_nothing_compared(tmp_path):
   results = squentropy_study.run(settings, tmp_path)
   headline = squentropy_study.headline(results)
   assert headline.sentence == (
-    "Nothing is compared on iris: every loss diverged."
+    "No losses are compared on iris, because every loss diverged."
   )
   assert {path.name for path in tmp_path.iterdir()} == FILES

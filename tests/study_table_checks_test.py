@@ -207,9 +207,9 @@ def test_rows_that_repeat_in_training_and_test_are_counted():
   # Padding repeats row 0, which is a test row of the second fold.
   test = np.array([[6, 7, 6], [0, 6, 0]])
   assert _table_checks.repeats_note(features, labels, train, test) == [
-    "1 of 4 test rows have the features and the label of a training row, which "
-    "makes results too good unless new rows repeat as well; --dedupe keeps the "
-    "first of several equal rows of a table"
+    "1 of 4 test rows have the features and the label of a training row, so "
+    "results on new rows may be worse; --dedupe keeps the first of several "
+    "equal rows of a table"
   ]
   assert (
     _table_checks.repeats_note(features, labels, train, train * 0 + 5) == []

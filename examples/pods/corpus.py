@@ -2,9 +2,9 @@
 """Text, tokenizer and packed sequences for the language model.
 
 The default text is the source of Python's standard library, about 12 MB that
-every machine with Python has (PSF licence). One file in twenty is kept for the
-evaluation. To prepare a folder for hosts that share no file system:
-python examples/pods/corpus.py --data data/lm
+every machine with Python has (PSF licence). One file in twenty is used for the
+evaluation only. If hosts share no file system, prepare a folder and copy it to
+every host: python examples/pods/corpus.py --data data/lm
 """
 
 import argparse
@@ -29,7 +29,7 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "__pycache__"}
 
 
 class Corpus(NamedTuple):
-  """Token ids of all files, one after the other, and their tokenizer."""
+  """The token ids of all files, concatenated, and their tokenizer."""
 
   train: np.ndarray
   validation: np.ndarray
@@ -86,7 +86,7 @@ def _encode(texts: list[str], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
 
 
 def prepare(folder: pathlib.Path, text: str, vocab: int) -> None:
-  """Writes tokenizer and tokens to a folder, unless they are there.
+  """Writes tokenizer and tokens to a folder, unless the files exist.
 
   Args:
     folder: Where to write ``tokenizer-*.json`` and ``tokens-*.npz``.
@@ -104,7 +104,8 @@ def prepare(folder: pathlib.Path, text: str, vocab: int) -> None:
   parts: dict[bool, list[str]] = {True: [], False: []}
   for name, content in files.items():
     parts[_is_validation(name)].append(content)
-  if not parts[True]:  # A single file: its last twentieth.
+  # Without files for the evaluation, use the last twentieth of the text.
+  if not parts[True]:
     joined = "".join(parts[False])
     cut = len(joined) - len(joined) // _VALIDATION_SHARE
     parts = {False: [joined[:cut]], True: [joined[cut:]]}
@@ -176,10 +177,11 @@ class Sequences:
 
 
 def shuffled(tokens: np.ndarray, length: int, seed: int) -> grain.MapDataset:
-  """Returns the sequences in a new order in each pass, without an end.
+  """Returns an endless data set of sequences, in a new order in each pass.
 
-  A process reads any of them by its number, so that the state of the data is
-  the number of the step, and every process reads only what its devices need.
+  A process can read any sequence by its number. The state of the data is
+  therefore the number of the step, and every process reads only the sequences
+  of its devices.
   """
   dataset = grain.MapDataset.source(Sequences(tokens, length))
   return dataset.shuffle(seed=seed).repeat()

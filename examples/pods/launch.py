@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a training script in several processes on one machine.
 
-A pod starts one process on each host. This does the same on one machine, to
-try a training before it goes to a pod: python examples/pods/launch.py
+A pod runs one process on each host. This launcher does the same on one machine.
+Use it to test a script before a run on a pod: python examples/pods/launch.py
 --processes 2 -- examples/pods/train_lm.py --mesh data=2
 
-If a process dies, the others are stopped and all are started again. The
-script continues from its last checkpoint.
+If a process fails, the launcher stops the other processes and starts all of
+them again. The script continues from its last checkpoint.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-# Between the signal to stop and the one that cannot be ignored.
+# Time between SIGTERM or SIGINT and SIGKILL.
 _GRACE_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 
@@ -44,7 +44,7 @@ def _start(script: list[str], processes: int) -> list[subprocess.Popen]:
 
 
 def _stop(running: list[subprocess.Popen], number: int) -> None:
-  """Sends a signal to all, and kills those that do not end."""
+  """Sends a signal to all processes, and kills those that do not end."""
   for process in running:
     if process.poll() is None:
       process.send_signal(number)
@@ -58,7 +58,7 @@ def _stop(running: list[subprocess.Popen], number: int) -> None:
 
 
 def _wait(running: list[subprocess.Popen]) -> list[int]:
-  """Waits until all have ended or one has failed; returns the exit codes."""
+  """Waits until all processes end or one fails, and returns the exit codes."""
   while True:
     codes = [process.poll() for process in running]
     if any(codes) or None not in codes:
@@ -96,7 +96,7 @@ def launch(script: list[str], processes: int, restarts: int) -> int:
       return 0
     failed = next(code for code in codes if code)
     print(f"launch: a process ended with exit code {failed}", file=sys.stderr)
-    # The others wait for it: SIGKILL, because they cannot make progress.
+    # SIGKILL, because the other processes wait for the failed one.
     for process in running:
       process.kill()
       process.wait()

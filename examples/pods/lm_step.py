@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss, training step, evaluation and sampling of a language model on a mesh.
 
-A model is three functions of its parameters, so that Flax NNX, Flax Linen and
-plain JAX share everything here.
+A model is given as three functions of its parameters, so this file works with
+Flax NNX, Flax Linen and plain JAX.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import squentropy_jax
 from squentropy_jax import calibration, fused, losses, rows
 
 AXES = ("data", "fsdp", "context", "vocab")
-# Batches are sharded by rows and by position, the table by class and width.
+# Batches are sharded by row and position, the embedding by class and width.
 TOKENS = P(("data", "fsdp"), "context")
 FEATURES = P(("data", "fsdp"), "context", None)
 TABLE = P("vocab", "fsdp")
@@ -42,7 +42,7 @@ class Model(NamedTuple):
 
 
 class State(NamedTuple):
-  """What a checkpoint holds."""
+  """The state of a training, which a checkpoint holds."""
 
   step: jax.Array
   params: Any
@@ -68,7 +68,7 @@ def square_term(stats):
   return losses.squentropy.row(stats) - losses.cross_entropy.row(stats)
 
 
-# Row losses: from logits, and from the statistics of the fused head.
+# Row losses take logits, and their .row takes statistics of the fused head.
 _METRICS = {
   "cross-entropy": losses.cross_entropy,
   "z-loss": squentropy_jax.row_loss(rows.z_loss),
@@ -89,7 +89,7 @@ def training_loss(scales: LossScales) -> Callable:
 
 
 def parameter_spec(path: tuple, leaf: jax.Array) -> P:
-  """Returns how a parameter is sharded; optimizer states follow theirs."""
+  """Returns how a parameter and its optimizer state are sharded."""
   if any("embedding" in str(key) for key in path):
     return TABLE if leaf.ndim == 2 else P()
   return P("fsdp") if leaf.ndim == 2 else P()
@@ -103,7 +103,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def segments_of(tokens: jax.Array, start: int) -> jax.Array:
-  """Numbers the files of a packed sequence; attention stays within a file."""
+  """Numbers the files of a packed sequence, to limit attention to a file."""
   return jnp.cumsum(tokens == start, axis=-1)
 
 
@@ -127,8 +127,8 @@ class Program:
       optimizer: The optimizer.
       mesh: A mesh with the axes ``AXES``.
       start: The token with which a file starts.
-      scales: The terms of the loss.
-      full_logits: Store the logits, to measure what the fused head saves.
+      scales: The scales of the terms of the loss.
+      full_logits: Store the logits, to compare with the fused head.
     """
     self.model = model
     self.mesh = mesh
@@ -159,7 +159,7 @@ class Program:
     )
 
   def _sums(self, params: Any, batch: dict[str, jax.Array]) -> tuple:
-    """Sums over the tokens, to be added up and divided once."""
+    """Returns sums over the tokens, which a step adds up and divides once."""
     features = self._features(params, batch["inputs"])
     targets = batch["targets"]
     table = self.model.table(params)
@@ -188,13 +188,13 @@ class Program:
     return sums.loss, (sums.weight, sums.metrics)
 
   def gradients(self, params: Any, batch: dict[str, jax.Array]) -> tuple:
-    """Returns loss, metrics and gradients of the mean over all tokens.
+    """Returns the mean loss and metrics of all tokens, and the gradient.
 
     Args:
       params: The parameters.
       batch: ``inputs`` and ``targets`` of shape ``[micro-batches, rows,
         length]``. The gradients of the micro-batches are added up, and divided
-        once by the number of tokens of all.
+        once by the number of all tokens.
     """
     grad = jax.value_and_grad(self._sums, has_aux=True)
 
@@ -246,7 +246,7 @@ class Program:
   def _next_token(
     self, params: Any, tokens: jax.Array, position: jax.Array, key: jax.Array
   ) -> jax.Array:
-    """Draws the token after a position of each row from the model."""
+    """Samples the token after a position of each row from the model."""
     features = self._features(params, tokens)
     last = features[:, position].astype(jnp.float32)
     return jax.random.categorical(key, last @ self.model.table(params).T)

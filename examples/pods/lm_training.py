@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: options, mesh, data, checkpoints, metrics and a sample."""
+"""Trains a language model: options, mesh, data, checkpoints and metrics."""
 
 import argparse
 from collections.abc import Callable
@@ -55,12 +55,12 @@ def _parser() -> argparse.ArgumentParser:
   add("--evaluate-every", type=int, default=100, help="steps")
   add("--evaluation-batches", type=int, default=8)
   add("--save-every", type=int, default=100, help="steps")
-  add("--mesh", default="", help="such as data=2,vocab=2; default: data")
+  add("--mesh", default="", help="such as data=2,vocab=2; empty: data only")
   add("--cpu-devices", type=int, help="CPU devices of a process")
-  add("--coordinator", help="host:port; a pod and Slurm need none")
+  add("--coordinator", help="host:port; not needed on a pod or with Slurm")
   add("--processes", type=int)
   add("--process", type=int)
-  add("--distributed", action="store_true", help="detect a pod or Slurm")
+  add("--distributed", action="store_true", help="on a pod or with Slurm")
   return parser
 
 
@@ -70,7 +70,7 @@ def _connect(arguments: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
   if arguments.coordinator:
-    # Without effect on other devices than CPUs.
+    # This setting has no effect on devices other than CPUs.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
       arguments.coordinator, arguments.processes, arguments.process
@@ -83,8 +83,8 @@ def make_mesh(text: str) -> jax.sharding.Mesh:
   """Returns a mesh of ``lm_step.AXES`` from a text such as data=2,vocab=2.
 
   Args:
-    text: Sizes of axes; an axis that is not named has size 1. An empty text
-      shards the rows of a batch over all devices.
+    text: Sizes of axes. An axis that is not named has size 1. An empty text
+      sets ``data`` to the number of devices.
 
   Raises:
     ValueError: If an axis is unknown or the sizes do not fit the devices.
@@ -95,7 +95,7 @@ def make_mesh(text: str) -> jax.sharding.Mesh:
     axis, _, size = item.partition("=")
     if axis not in sizes or not size.isdigit() or int(size) < 1:
       raise ValueError(
-        f"mesh must be sizes of {', '.join(lm_step.AXES)} such as "
+        f"mesh must name sizes of {', '.join(lm_step.AXES)}, such as "
         f"data=2,vocab=2; got {item!r}"
       )
     sizes[axis] = int(size)
@@ -103,8 +103,8 @@ def make_mesh(text: str) -> jax.sharding.Mesh:
     sizes["data"] = devices
   if math.prod(sizes.values()) != devices:
     raise ValueError(
-      f"mesh must have the {devices} devices of all processes, got {sizes}; "
-      "change --mesh, or --cpu-devices on a CPU"
+      f"the product of the mesh sizes must be {devices}, the number of devices "
+      f"of all processes, got {sizes}; change --mesh, or --cpu-devices on a CPU"
     )
   types = (AxisType.Auto,) * len(sizes)
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
@@ -115,13 +115,13 @@ def _check(arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> None:
   over = mesh.shape["data"] * mesh.shape["fsdp"]
   if arguments.batch % arguments.micro_batches or rows % over:
     raise ValueError(
-      f"batch must be a multiple of {arguments.micro_batches} micro-batches x "
-      f"{over} devices that share the rows, got {arguments.batch}"
+      f"batch must be a multiple of {arguments.micro_batches} (micro-batches) "
+      f"x {over} (data x fsdp of the mesh), got {arguments.batch}"
     )
   if arguments.length % mesh.shape["context"]:
     raise ValueError(
-      f"length must be a multiple of context={mesh.shape['context']}, got "
-      f"{arguments.length}"
+      f"length must be a multiple of context={mesh.shape['context']} of the "
+      f"mesh, got {arguments.length}"
     )
   if arguments.vocab % mesh.shape["vocab"]:
     raise ValueError(
@@ -131,9 +131,9 @@ def _check(arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> None:
 
 
 class Batches:
-  """Batches of a data set as arrays on the mesh, read one step ahead.
+  """Batches of a data set as arrays on the mesh, which are read ahead.
 
-  Every process reads the sequences of its own devices only.
+  Every process reads only the sequences of its devices, one step ahead.
   """
 
   def __init__(self, dataset: Any, shape: tuple[int, ...], mesh: Any):
@@ -170,7 +170,7 @@ class Batches:
 
 
 class Metrics:
-  """Rows of ``metrics.csv``; only the first process writes."""
+  """Writes rows of ``metrics.csv``, in the first process only."""
 
   def __init__(self, path: pathlib.Path, step: int):
     """Removes the rows after the step from which the training continues."""
@@ -201,7 +201,7 @@ class Metrics:
 def _evaluate(
   program: lm_step.Program, params: Any, batches: Batches, number: int
 ) -> dict[str, float]:
-  """Returns the metrics of the validation text."""
+  """Computes the metrics of the validation text."""
   sums = None
   for step in range(number):
     batch = {k: x[0] for k, x in batches[step].items()}
@@ -220,7 +220,7 @@ def _evaluate(
 def _sample(
   program: lm_step.Program, params: Any, text: corpus.Corpus, length: int
 ) -> str:
-  """Returns a text that the model writes."""
+  """Returns a text that is sampled from the model."""
   rows = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
   tokens = np.zeros((rows, length), np.int32)
   tokens[:, 0] = text.tokenizer.token_to_id(corpus.START)
@@ -254,8 +254,8 @@ def main(
   """Trains a model.
 
   Args:
-    build: Returns the model of some sizes and a dtype of its products.
-    words: The command line; None takes that of the process.
+    build: Returns the model for given sizes and compute dtype.
+    words: The arguments of the command line; None reads ``sys.argv``.
   """
   arguments = _parser().parse_args(words)
   _connect(arguments)
@@ -292,7 +292,7 @@ def main(
 
 
 def _score(metrics: dict[str, float]) -> float:
-  """Returns what is larger for a better checkpoint."""
+  """Returns a number that is larger for a better checkpoint."""
   return -metrics["validation nll"]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a small language model in Flax NNX, on one device or on a pod.
 
-On this machine: python examples/pods/train_lm.py --steps 200
-Docs: docs/pods.md
+Run on one machine: python examples/pods/train_lm.py --steps 200
+docs/pods.md explains the options.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the language model of train_lm.py in Flax Linen.
 
-Data, loss, step, checkpoints and evaluation are those of train_lm.py; only the
-model differs. Run: python examples/pods/train_lm_linen.py --steps 200
+Only the model differs from train_lm.py. Run on one machine:
+python examples/pods/train_lm_linen.py --steps 200
 """
 
 from decoder import Sizes, attention

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sigmoid losses: one logit for each label that is 0 or 1.
+"""Sigmoid losses: a model has one logit for each label, which is 0 or 1.
 
-They are for binary classification with one logit, and for several labels of
-one example, each with a logit of its own. There is no class axis.
+These losses are for binary classification with one logit, and for examples with
+several labels, where each label has its own logit. There is no class axis.
 """
 
 from collections.abc import Mapping
@@ -76,21 +76,23 @@ def binary_cross_entropy(
     \ell(z, y) = - \text{positive\_weight} \, y \, (1 - p)^\text{gamma} \log p
                  - (1 - y) \, p^\text{gamma} \log(1 - p) .
 
-  With the default ``gamma`` of 0 it is binary cross-entropy, the cross-entropy
-  of the logits :math:`[0, z]` of two classes. A ``gamma`` above 0 makes it the
-  focal loss, which lowers the weight of entries that the model fits already and
-  is not proper. A label between 0 and 1 gives the expected loss.
+  With the default ``gamma`` of 0 this is binary cross-entropy, which equals the
+  cross-entropy of the logits :math:`[0, z]` of two classes. With a ``gamma``
+  above 0 it is the focal loss, which lowers the weight of entries that the
+  model already fits. The focal loss is not proper. A label between 0 and 1
+  gives the expected loss.
 
   The loss has one number for each logit. For logits ``[batch, labels]``,
-  ``loss.sum(-1)`` is the loss of each example. A weight above 1 raises recall,
-  one below 1 raises precision. With weights for each label, of shape
-  ``[labels]``, pass ``jnp.broadcast_to(weights, logits.shape)``.
+  ``loss.sum(-1)`` is the loss of each example. A ``positive_weight`` above 1
+  raises recall, and one below 1 raises precision. If each label has a weight,
+  pass ``jnp.broadcast_to(weights, logits.shape)`` for weights of shape
+  ``[labels]``.
 
-  A focal loss that weights positives by ``alpha`` and negatives by
-  ``1 - alpha`` is this loss with ``positive_weight=alpha / (1 - alpha)``, times
-  ``1 - alpha``.
+  Some focal losses weight positives by ``alpha`` and negatives by
+  ``1 - alpha``. They are ``1 - alpha`` times this loss with
+  ``positive_weight=alpha / (1 - alpha)``.
 
-  An infinite logit gives the limit, 0 or infinity.
+  For an infinite logit, the loss is its limit, 0 or infinity.
 
   Args:
     logits: Scores, any shape, any floating dtype.
@@ -162,12 +164,12 @@ def binary_squentropy(
 ) -> jax.Array:
   r"""Computes the squentropy loss of the logits 0 and z of two classes.
 
-  Use when a model has one logit for each label and squentropy of two classes is
-  meant.
+  Use when a model has one logit for each label and should be trained with
+  squentropy of two classes.
 
-  Avoid when positives and negatives should be treated alike: the square acts on
-  the logit of negatives only, because that of class 0 is always 0. For a loss
-  that does, return two logits and use
+  Avoid when positives and negatives should be treated alike: the square changes
+  the loss of negatives only, because the logit of class 0 is always 0. To treat
+  them alike, return two logits and use
   :func:`squentropy_jax.losses.squentropy`. Avoid when probabilities are
   needed without recalibration, because the loss is not proper.
 
@@ -175,16 +177,16 @@ def binary_squentropy(
 
   .. math::
     \ell(z, y) = \text{positive\_weight} \, y \, \log(1 + e^{-z})
-      + (1 - y) \bigl( \log(1 + e^z) + \text{scale} \, z^2 \bigr) ,
+      + (1 - y) \bigl( \log(1 + e^z) + \text{scale} \, z^2 \bigr) .
 
-  which with the default weight is
+  With the default weight, this equals
   :func:`squentropy_jax.losses.squentropy` of the logits :math:`[0, z]`. A label
   between 0 and 1 gives the expected loss. For logits ``[batch, labels]``,
   ``loss.sum(-1)`` is the loss of each example.
 
-  A logit of ``-inf`` makes the positive class impossible, which leaves out its
-  square. If a finite logit is beyond 1e19, its square overflows float32, and
-  the loss of a negative is infinite.
+  A logit of ``-inf`` makes the positive class impossible. The loss then leaves
+  out the square of this logit. If a finite logit is beyond 1e19, its square
+  overflows float32, and the loss of a negative is infinite.
 
   Args:
     logits: Scores, any shape, any floating dtype.
