@@ -220,7 +220,10 @@ def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
 
 def _introduction(sets: pd.DataFrame) -> str:
   code = ", ".join(
-    sorted(set(sets["code"]) | set(sets.get("stopped_code", ())))
+    sorted(
+      set(sets["code"])
+      | set(sets.get("stopped_code", pd.Series(dtype=str)).dropna())
+    )
   )
   return f"""# All comparisons of the replication
 

@@ -48,7 +48,9 @@ def read(path: pathlib.Path) -> pd.DataFrame:
   Returns:
     Its rows. Digests are texts, also one that consists of digits only.
   """
-  return pd.read_csv(path, dtype={"code": str, "data_sha256": str})
+  return pd.read_csv(
+    path, dtype={"code": str, "stopped_code": str, "data_sha256": str}
+  )
 
 
 def append(

@@ -81,10 +81,11 @@ def _confusions(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def positive_classes(class_counts: np.ndarray) -> np.ndarray:
-  """Returns the classes whose average precision counts."""
+  """Returns the classes whose average precision counts; all have rows."""
   if class_counts.size > 2:
-    return np.arange(class_counts.size)
-  return np.array([0 if class_counts[0] < class_counts[1] else 1])
+    return np.flatnonzero(class_counts)
+  rarer = np.array([0 if class_counts[0] < class_counts[1] else 1])
+  return rarer[class_counts[rarer] > 0]
 
 
 def average_precision(
@@ -126,7 +127,13 @@ def _mean_auroc(log_probs: np.ndarray, labels: np.ndarray) -> float:
   classes = log_probs.shape[-1]
   chosen = np.arange(classes if classes > 2 else 1)
   scores = log_probs[:, chosen].astype(np.float32)
-  return float(np.mean(_auroc(scores, labels[:, None] == chosen)))
+  return _mean(np.asarray(_auroc(scores, labels[:, None] == chosen)))
+
+
+def _mean(values: np.ndarray) -> float:
+  """Returns the mean over the classes that have a value; NaN without any."""
+  defined = values[~np.isnan(values)]
+  return float(defined.mean()) if defined.size else math.nan
 
 
 def class_metrics(predictions: Predictions) -> list[ClassMetrics]:
@@ -153,13 +160,14 @@ def class_metrics(predictions: Predictions) -> list[ClassMetrics]:
       precisions = [
         average_precision(log_probs[:, k], labels == k, once)[0]
         for k in positives
+        if actual[k]
       ]
       result.append(
         ClassMetrics(
           float(np.nanmean(recall)),
           float(np.nanmean(f1)),
           _mean_auroc(log_probs, labels),
-          float(np.mean(precisions)),
+          _mean(np.array(precisions)),
         )
       )
   return result

@@ -121,7 +121,14 @@ def dataset_means(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
     StudyError: The losses of a data set have different runs.
   """
   _check_pairs(rows)
-  columns = [measure.name for measure in _results.MEASURES]
+  lacking = sorted(set(_FINITE) - set(rows.columns))
+  if lacking:
+    raise StudyError(
+      f"the results have no column {lacking[0]}; rewrite results.csv with "
+      "squentropy-study report"
+    )
+  # A later version of the study may have more metrics.
+  columns = [x.name for x in _results.MEASURES if x.name in rows.columns]
   result = {}
   for method, chosen in rows.groupby(list(MethodAtLength._fields), sort=False):
     finite = np.isfinite(chosen[list(_FINITE)]).all(axis=1)
@@ -269,7 +276,11 @@ def compare_studies(
       or is the only one, or the losses of a data set have different runs.
   """
   table = dataset_means(rows)
-  metrics = [m.name for m in _results.MEASURES if m.name != "temperature"]
+  metrics = [
+    measure.name
+    for measure in _results.MEASURES
+    if measure.name in rows.columns and measure.name != "temperature"
+  ]
   comparisons = []
   for method in table:
     if method.loss != against[0]:

@@ -7,7 +7,6 @@ import hashlib
 from pathlib import Path
 import types
 from typing import NamedTuple
-import warnings
 
 import numpy as np
 from sklearn import datasets as sklearn_datasets
@@ -17,6 +16,7 @@ from squentropy_study import (
   _encoding,
   _read_file,
   _read_text,
+  _scaling,
   _splits,
 )
 from squentropy_study._encoding import EncodedTable
@@ -92,8 +92,8 @@ class Folds(NamedTuple):
     train: ``[folds, rows]``, training rows; equally many in each fold.
     validation: Rows that choose the epoch and fit the temperature.
     test: Rows that are reported.
-    data_shift: What was subtracted from the features of the data set: the mean
-      over all of its rows.
+    data_shift: What was subtracted from the features of the data set: the
+      median over all of its rows.
     data_scale: What the features were multiplied with after that.
     notes: Sentences on the split.
   """
@@ -336,22 +336,6 @@ def _pad(parts: list[np.ndarray]) -> FoldRows:
   )
 
 
-def _standardization(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns shift and scale of the last axis, ignoring missing values.
-
-  The scale of an empty or constant column is 0: the column is not informative
-  in these rows, and another value in a test row must not move its logits.
-  """
-  axes = tuple(range(features.ndim - 1))
-  with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", category=RuntimeWarning)
-    mean = np.nan_to_num(np.nanmean(features, axis=axes))
-    deviation = np.nanstd(features, axis=axes)
-    # The computed deviation of a constant may differ from 0.
-    varies = np.nanmax(features, axis=axes) > np.nanmin(features, axis=axes)
-  return mean, np.where(varies, 1 / np.where(varies, deviation, 1), 0)
-
-
 def _split(
   dataset: Dataset,
   folds: int,
@@ -421,15 +405,16 @@ def fold(
   split = _split(dataset, folds, seed, times, groups)
   # In float64, because a large offset would cancel in float32.
   features = dataset.features.astype(np.float64)
-  mean, inverse = _standardization(features)
-  features = ((features - mean) * inverse).astype(np.float32)
+  middle, inverse = _scaling.robust(features)
+  features = _scaling.scaled(features, middle, inverse)
   order = np.random.default_rng(seed)
   train = [order.permutation(rows) for rows in split.train]
   # All folds train in one compiled program, so they need the same length.
   size = min(map(len, train))
   train = [rows[:size] for rows in train]
   standards = [
-    _standardization(features[rows].astype(np.float64)) for rows in train
+    _scaling.standardization(features[rows].astype(np.float64))
+    for rows in train
   ]
   shift, scale = zip(*standards, strict=True)
   return Folds(
@@ -441,7 +426,7 @@ def fold(
     np.stack(train),
     _pad(split.validation),
     _pad(split.test),
-    mean,
+    middle,
     inverse,
     split.notes,
   )

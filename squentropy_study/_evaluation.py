@@ -11,7 +11,7 @@ from squentropy_jax import calibration
 
 NUM_BINS = 15
 # Bounds of the fitted temperature.
-TEMPERATURES = (0.1, 10.0)
+TEMPERATURES = (0.1, 1000.0)
 
 
 class Metrics(NamedTuple):

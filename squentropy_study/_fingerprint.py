@@ -14,7 +14,7 @@ import squentropy_jax
 # in a loss, a recalibrator or a metric of the library. A study is resumed only
 # with the number it was started with. tests/study_fingerprint_test.py fails
 # when the numbers of a small study move.
-NUMERICS = 2
+NUMERICS = 3
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
 

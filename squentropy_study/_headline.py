@@ -22,6 +22,8 @@ from squentropy_study._results import Results
 _MOST_FURTHER = 3
 # A fixed length is past the best epoch if its NLL is higher by this factor and
 # by this much.
+# Losses of which the first sentence gives the differences.
+_MOST_NAMED = 3
 _PAST = (1.05, 0.01)
 # A baseline is much better with an NLL lower by this factor, or with this many
 # points of accuracy.
@@ -100,17 +102,26 @@ def _significant(entry: RankedEntry, ranking: Ranking, sign: int) -> list:
   return [m for m in ranking.metrics if entry.significance(m) == sign]
 
 
-def _of_one(entry: RankedEntry, ranking: Ranking, data: str) -> str:
-  """Says in what a single loss is better, and in what it is worse."""
-  better = _significant(entry, ranking, 1)
+def _better_and_worse(entry: RankedEntry, ranking: Ranking) -> str:
+  """Says in what a loss is better, and in what it is worse."""
+  better = _in_metrics(entry, _significant(entry, ranking, 1))
   worse = _significant(entry, ranking, -1)
-  text = (
-    f"{entry.label} is significantly better than {ranking.reference} on {data} "
-    f"in {_in_metrics(entry, better)}"
+  if not worse:
+    return better
+  return f"{better}, but significantly worse in {_in_metrics(entry, worse)}"
+
+
+def _only_worse(entries: Sequence[RankedEntry], ranking: Ranking) -> str:
+  """Says which losses are worse, as the end of a sentence."""
+  if not entries:
+    return ""
+  names = _number_text.listed([entry.label for entry in entries])
+  if len(entries) > 1:
+    return f"; {names} are significantly worse"
+  metrics = _significant(entries[0], ranking, -1)
+  return (
+    f"; {names} is significantly worse in {_in_metrics(entries[0], metrics)}"
   )
-  if worse:
-    text += f", and significantly worse in {_in_metrics(entry, worse)}"
-  return f"{text}."
 
 
 def _first(ranking: Ranking, data: str) -> str:
@@ -122,15 +133,20 @@ def _first(ranking: Ranking, data: str) -> str:
     e for e in others if e not in better and _significant(e, ranking, -1)
   ]
   if len(better) == 1:
-    return _of_one(better[0], ranking, data)
-  if better:
-    best = better[0]
-    names = _number_text.listed([entry.label for entry in better])
-    metrics = _significant(best, ranking, 1)
     return (
-      f"{names} are significantly better than {reference} on {data}; "
-      f"{best.label} has the lowest NLL of them and is better in "
-      f"{_in_metrics(best, metrics)}."
+      f"{better[0].label} is significantly better than {reference} on {data} "
+      f"in {_better_and_worse(better[0], ranking)}"
+      f"{_only_worse(worse, ranking)}."
+    )
+  if better:
+    named = _number_text.listed([entry.label for entry in better])
+    each = "; ".join(
+      f"{entry.label} in {_better_and_worse(entry, ranking)}"
+      for entry in better[:_MOST_NAMED]
+    )
+    return (
+      f"{named} are significantly better than {reference} on {data}: "
+      f"{each}{_only_worse(worse, ranking)}."
     )
   if not ranking.num_tests:
     return (
@@ -138,14 +154,7 @@ def _first(ranking: Ranking, data: str) -> str:
       "test rows or all losses predict the same."
     )
   text = f"No loss is significantly better than {reference} on {data}"
-  if worse:
-    names = _number_text.listed([entry.label for entry in worse])
-    verb = "is" if len(worse) == 1 else "are"
-    text += f"; {names} {verb} significantly worse"
-    if len(worse) == 1:
-      metrics = _significant(worse[0], ranking, -1)
-      text += f" in {_in_metrics(worse[0], metrics)}"
-  return f"{text}."
+  return f"{text}{_only_worse(worse, ranking)}."
 
 
 def _winners(ranking: Ranking) -> str | None:
@@ -235,8 +244,7 @@ def past_best(results: Results) -> list[PastBest]:
 
 def open_temperature(results: Results) -> str | None:
   """Says whose temperature the validation rows do not determine."""
-  # At the upper bound the models know no more than the shares of the classes,
-  # and their NLL is right.
+  # At the upper bound all classes are equally probable, and the NLL is right.
   low, _ = _evaluation.TEMPERATURES
   stopped = next(iter(results.settings.training_lengths))
   found = []

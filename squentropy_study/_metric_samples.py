@@ -121,6 +121,9 @@ def average_precision(predictions: Predictions) -> Sample:
   number = _paired_errors.num_resamples(work)
   per_seed, draws = [], []
   for log_probs, labels in predictions.folds():
+    here = positives[np.isin(positives, labels)]
+    if not here.size:
+      continue  # A grouped fold may have no test row of the rare class.
     # The first weights are 1: the metric itself.
     weights = np.ones((number + 1, labels.size), np.float32)
     for k in np.unique(labels):
@@ -133,8 +136,7 @@ def average_precision(predictions: Predictions) -> Sample:
         np.mean(
           [
             _class_metrics.average_precision(run[:, k], labels == k, weights)
-            for k in positives
-            if (labels == k).any()
+            for k in here
           ],
           axis=0,
         )
@@ -199,4 +201,8 @@ IMBALANCED = (_NLL, _BALANCED_ACCURACY, _AVERAGE_PRECISION, _ECE)
 def chosen(class_counts: np.ndarray) -> tuple[RankMetric, ...]:
   """Returns the metrics of a table with this many rows of each class."""
   share = class_counts.max() / class_counts.sum()
-  return IMBALANCED if share >= DOMINANT else BALANCED
+  if share < DOMINANT:
+    return BALANCED
+  if _class_metrics.positive_classes(class_counts).size:
+    return IMBALANCED
+  return tuple(x for x in IMBALANCED if x is not _AVERAGE_PRECISION)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from squentropy_study import _data, _store
+from squentropy_study import _data, _scaling, _store
 from squentropy_study._study_error import StudyError
 from squentropy_study._table_encoder import TableEncoder
 
@@ -19,7 +19,7 @@ class Preprocessing(NamedTuple):
     classes: Names of the classes.
     shape: Shape of the features of a row.
     shift: Subtracted from the features, ``[columns]`` (for images
-      ``[channels]``): the mean over all rows of the study.
+      ``[channels]``): the median over all rows of the study.
     scale: Multiplies the shifted features.
     encoder: Turns a table into features; None if the study had arrays.
   """
@@ -32,8 +32,7 @@ class Preprocessing(NamedTuple):
 
   def standardized(self, features: np.ndarray) -> np.ndarray:
     """Returns features as :func:`_data.fold` does, float32."""
-    shifted = features.astype(np.float64) - self.shift
-    return (shifted * self.scale).astype(np.float32)
+    return _scaling.scaled(features, self.shift, self.scale)
 
 
 def of_study(dataset: _data.Dataset, folds: _data.Folds) -> Preprocessing:

@@ -53,10 +53,12 @@ def _grown(out: Path, settings: Settings, *, fresh: bool) -> Settings:
   config = None if fresh else _store.read_config(out)
   losses, seeds = settings.losses, settings.seeds
   if config is not None:
-    earlier = _store.read_settings(out, config).losses
+    earlier = _store.read_settings(out, config)
+    if settings.reference is None:
+      settings = dataclasses.replace(settings, reference=earlier.reference)
     stored = {
       loss: len(_run_files.stored_seeds(out, loss))
-      for loss in dict.fromkeys((*earlier, *losses))
+      for loss in dict.fromkeys((*earlier.losses, *losses))
     }
     # In the order in which the losses were first named.
     losses = tuple(x for x, size in stored.items() if size or x in losses)
@@ -157,6 +159,11 @@ def run(
     0.9
   """
   out = Path(out)
+  config = None if fresh else _store.read_config(out)
+  if config is not None and settings.id_column is None:
+    # A call that only adds losses keeps the column.
+    earlier = _store.read_settings(out, config)
+    settings = dataclasses.replace(settings, id_column=earlier.id_column)
   dataset = _data.load_data(
     settings.data,
     settings.label,
@@ -226,9 +233,7 @@ def run_rows(
     groups=dataset.groups,
   )
   settings = _grown(out, settings, fresh=fresh)
-  repeats = _table_checks.repeats_note(
-    dataset.features, dataset.labels, folds.train, folds.test.rows
-  )
+  repeats = _table_checks.repeats_note(dataset.features, dataset.labels, folds)
   warnings = [f"warning: {text}" for text in dataset.warnings]
   notes = (*dataset.notes, *folds.notes, *repeats, *warnings)
   _store.prepare(

@@ -3,11 +3,15 @@
 
 import hashlib
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.tree import DecisionTreeClassifier
+
+if TYPE_CHECKING:
+  from squentropy_study._data import Folds
 
 # In smaller tables, unique or sorted values are often a coincidence.
 _FEWEST_ROWS = 20
@@ -217,33 +221,31 @@ def first_of_equals(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def repeats_note(
-  features: np.ndarray,
-  labels: np.ndarray,
-  train: np.ndarray,
-  test: np.ndarray,
+  features: np.ndarray, labels: np.ndarray, folds: "Folds"
 ) -> list[str]:
-  """Says how many test rows repeat a training row.
+  """Says how many validation and test rows repeat a training row.
 
   Args:
     features: ``[rows, ...]``, the features of all rows.
     labels: ``[rows]``, their class ids.
-    train: ``[folds, rows]``, the training rows of each fold.
-    test: ``[folds, rows]``, the test rows; padded rows repeat row 0.
+    folds: The rows of the parts.
 
   Returns:
     One sentence, or none if no row is repeated.
   """
   keys = _row_keys(features, labels)
-  repeats, size = 0, 0
-  for trained, tested in zip(train, test, strict=True):
-    # Padding repeats one row, which is counted once.
-    rows = np.unique(tested)
-    repeats += int(np.isin(keys[rows], keys[trained]).sum())
-    size += rows.size
-  if not repeats:
+  found = []
+  for name, part in (("validation", folds.validation), ("test", folds.test)):
+    repeats = sum(
+      int(np.isin(keys[rows[keep]], keys[train]).sum())
+      for train, rows, keep in zip(folds.train, *part, strict=True)
+    )
+    if repeats:
+      found.append(f"{repeats} of {int(part.keep.sum())} {name} rows")
+  if not found:
     return []
   return [
-    f"{repeats} of {size} test rows have the features and the label of a "
-    "training row, so results on new rows may be worse; --dedupe keeps the "
-    "first of several equal rows of a table"
+    f"{' and '.join(found)} have the features and the label of a training row, "
+    "so results on new rows may be worse; --dedupe keeps the first of several "
+    "equal rows of a table"
   ]

@@ -36,10 +36,10 @@ def _rows(gain, spread):
     ours = loss == "squentropy"
     value = 0.5 + 0.001 * data + ours * gain * (1 + 0.1 * data)
     accuracy = value + (spread if ours else 0.01) * noise[data, fold, seed]
-    numbers = [accuracy] + [value] * (len(ResultRow._fields) - 8)
+    numbers = [accuracy] + [value] * (len(records.COLUMNS) - 8)
     key = (f"set{data}", loss, probability_map, "long", 300, fold, seed)
     rows.append((*key, *numbers))
-  return pd.DataFrame(rows, columns=ResultRow._fields)
+  return pd.DataFrame(rows, columns=records.COLUMNS)
 
 
 def test_tables_follow_from_the_rows():
@@ -104,7 +104,8 @@ def test_page_needs_only_the_rows(tmp_path):
   curves = means.merge(points, how="cross")
   sets = pd.DataFrame({"data": results["data"].unique()})
   sets = sets.assign(rows=90, features=5, classes=3, code="abc")
-  sets = sets.assign(stopped_code="def")
+  # The stopped training of one data set is missing.
+  sets = sets.assign(stopped_code=[None] + ["def"] * (SETS - 1))
   page.write(tmp_path, results, curves, sets)
   names = {path.name for path in tmp_path.iterdir()}
   pictures = {"differences.png", "by_epoch.png", "over_confidence.png"}
@@ -349,6 +350,12 @@ def test_every_set_of_the_plan_has_results():
   # The stopped training of the plan is not run yet.
   for lengths in replication_main._missing().values():
     assert not lengths & set(plan.FIXED)
+
+
+def test_committed_rows_can_be_compared():
+  rows = records.read(records.RESULTS)
+  rows = rows[rows["data"].isin(["iris", "wine", "zoo"])]
+  assert {c.metric for c in claims.compare(rows)} > {"accuracy", "nll_scaled"}
 
 
 def test_results_have_columns_of_the_study():

@@ -120,6 +120,31 @@ def test_imbalanced_table_is_not_ranked_by_accuracy():
   assert ranking.num_tests == 3
 
 
+def test_class_without_a_test_row():
+  """A split by time or group may leave a class out of the test rows."""
+  entries = made.entries((1.0, 0.0), cross_entropy=1.0, squentropy=2.0)
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  names = [metric.name for metric in ranking.metrics]
+  assert names == ["nll", "balanced_accuracy", "ece"]
+  entries = made.entries((0.95, 0.05, 0.0), cross_entropy=1.0, squentropy=2.0)
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  difference = ranking.losses[0].differences["average_precision"]
+  assert 0 < difference.rows_error < 0.5
+  (metrics, *_) = _class_metrics.class_metrics(entries[0].predictions)
+  assert np.isfinite(metrics).all()
+
+
+def test_fold_without_the_rare_class():
+  rows = made.predictions(1.0, (0.95, 0.05), folds=2)
+  expected = _metric_samples.average_precision(rows)
+  labels = rows.labels.copy()
+  labels[1] = 0
+  found = _metric_samples.average_precision(rows._replace(labels=labels))
+  assert np.isfinite(found.mean)
+  assert 0 < found.mean < 1
+  assert expected.per_seed.shape == found.per_seed.shape
+
+
 def test_padding_is_left_out():
   plain = made.entries(cross_entropy=1.0, squentropy=2.0)
   padded = [

@@ -202,6 +202,17 @@ def test_losses_that_are_not_named_are_kept(
   assert (study_copy / "results.csv").read_bytes() == expected
 
 
+def test_a_later_call_keeps_the_reference(study_copy, monkeypatch):
+  study.skip_figures(monkeypatch)
+  study.forbid_training(monkeypatch)
+  first, second = SETTINGS.losses[:2]
+  settings = study.settings(reference=second)
+  results = squentropy_study.run(settings, study_copy)
+  assert results.settings.reference == second
+  results = squentropy_study.run(study.settings(losses=(first,)), study_copy)
+  assert results.settings.reference == second
+
+
 def test_a_study_grows_by_losses_and_by_seeds(
   study_copy, finished_study, monkeypatch
 ):

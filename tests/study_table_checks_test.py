@@ -204,16 +204,25 @@ def test_rows_that_repeat_in_training_and_test_are_counted():
   labels = np.zeros(8, int)
   labels[7] = 1
   train = np.array([[0, 1, 2], [2, 3, 4]])
-  # Padding repeats row 0, which is a test row of the second fold.
-  test = np.array([[6, 7, 6], [0, 6, 0]])
-  assert _table_checks.repeats_note(features, labels, train, test) == [
+  # Row 0 is padding, in a fold in which it is a training row.
+  rows = np.array([[6, 7, 0], [0, 6, 0]])
+  keep = np.array([[True, True, False], [True, True, False]])
+
+  class Folds:
+    validation = _data.FoldRows(train * 0 + 5, train > -1)
+    test = _data.FoldRows(rows, keep)
+
+  Folds.train = train
+  assert _table_checks.repeats_note(features, labels, Folds) == [
     "1 of 4 test rows have the features and the label of a training row, so "
     "results on new rows may be worse; --dedupe keeps the first of several "
     "equal rows of a table"
   ]
-  assert (
-    _table_checks.repeats_note(features, labels, train, train * 0 + 5) == []
-  )
+  Folds.validation = Folds.test
+  (note,) = _table_checks.repeats_note(features, labels, Folds)
+  assert note.startswith("1 of 4 validation rows and 1 of 4 test rows have")
+  Folds.validation = Folds.test = _data.FoldRows(train * 0 + 5, train > -1)
+  assert _table_checks.repeats_note(features, labels, Folds) == []
 
 
 def test_options_on_rows_apply_to_arrays():
