@@ -99,9 +99,9 @@ def test_what_better_losses_are_worse_in_is_said():
         predictions=rows._replace(log_probs=log_probs)
       )
   assert _shape(_headline_of(entries).sentence) == (
-    "squentropy and logit_norm are significantly better than cross_entropy on "
-    "digits: squentropy in accuracy (X), but significantly worse in NLL (X); "
-    "logit_norm in accuracy (X), but significantly worse in NLL (X)."
+    "logit_norm and squentropy are significantly better than cross_entropy on "
+    "digits: logit_norm in accuracy (X), but significantly worse in NLL (X); "
+    "squentropy in accuracy (X), but significantly worse in NLL (X)."
   )
 
 
