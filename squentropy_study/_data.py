@@ -233,9 +233,14 @@ def from_table(
   """Turns a table into a data set; see :func:`load_data`."""
   values: dict[str, np.ndarray] = {}
   named = {k: column for k, column in columns.items() if column is not None}
+  names = [str(each) for each in table.frame.columns]
+  table = table._replace(frame=table.frame.set_axis(names, axis=1))
   for option, column in named.items():
-    names = [str(each) for each in table.frame.columns]
-    if column not in names or column == label:
+    if column == label:
+      raise StudyError(
+        f"--{option} {column}: the column holds the labels; name another one"
+      )
+    if column not in names:
       others = [each for each in names if each != label]
       raise unknown_name(f"column of {name} for --{option}", column, others)
     values[option] = (

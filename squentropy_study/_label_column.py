@@ -296,6 +296,11 @@ def read_labels(name: str, column: pd.Series, options: TableOptions) -> Labels:
     StudyError: The column has fewer than two classes, is not categorical, or
       looks like an id.
   """
+  if column.map(lambda value: isinstance(value, (list, np.ndarray))).any():
+    raise StudyError(
+      f"{name} holds lists, but each row must have one label; choose another "
+      "column"
+    )
   ids, classes, kept = class_ids(name, column)
   notes = tuple(without_label(int((~kept).sum())))
   labels = choose_classes(name, Labels(ids, classes, kept, notes), options)

@@ -15,6 +15,9 @@ _ABBREVIATIONS = {
     "categoricalcrossentropy sparsecategoricalcrossentropy softmaxcrossentropy"
   ),
   "cross_entropy:smoothing=0.1": "ls labelsmoothing smoothing",
+  "cross_entropy:adjustment=1": (
+    "la logitadjusted logitadjustment logitadjustedcrossentropy balancedsoftmax"
+  ),
   "squentropy": "sq sqe sqen squent squareentropy",
   "rescaled_square": "mse l2 square squared squareerror meansquarederror rsq",
   "mean_absolute_error": "mae l1 absolute",

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a study."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import itertools
 import math
+import operator
 import shlex
+from typing import Any
 
 from squentropy_study import _loss_specs, _models, _splits
 from squentropy_study._study_error import StudyError, unknown_name
@@ -18,6 +20,35 @@ CLASS_WEIGHTS = {"balanced": "inverse", "effective": "effective_number"}
 STOPPED = "stopped"
 # As the reference: the best loss.
 BEST = "best"
+
+
+# Settings that are several values, or whole numbers.
+_TUPLES = ("losses", "epochs", "drop", "categorical", "numeric", "missing")
+_INTEGERS = (
+  "rows",
+  "seeds",
+  "max_epochs",
+  "folds",
+  "batch_size",
+  "data_seed",
+) + ("min_class", "merge_rare")
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+  """Takes one value for a tuple of one."""
+  if isinstance(value, str) or not isinstance(value, Iterable):
+    return (value,)
+  return tuple(value)
+
+
+def _as_int(name: str, value: Any) -> int | None:
+  """Returns an integer of Python, which JSON can hold."""
+  if value is None:
+    return None
+  try:
+    return operator.index(value)
+  except TypeError:
+    raise StudyError(f"{name} must be an integer, got {value!r}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +135,12 @@ class Settings:
 
   def __post_init__(self) -> None:
     """Raises StudyError for settings that cannot be run."""
+    for name in _TUPLES:
+      object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+    for name in _INTEGERS:
+      object.__setattr__(self, name, _as_int(name, getattr(self, name)))
+    epochs = tuple(_as_int("epochs", epoch) for epoch in self.epochs)
+    object.__setattr__(self, "epochs", epochs)
     if not self.losses:
       raise StudyError("losses must name at least one loss, got none")
     for loss in self.losses:

@@ -4,6 +4,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from squentropy_study._study_error import StudyError
@@ -73,7 +74,7 @@ def _check_size(name: str, values: np.ndarray, labels: np.ndarray) -> None:
 def _missing(values: np.ndarray) -> int:
   """Returns the number of missing values: None, NaN, NaT and empty text."""
   if values.dtype.kind == "O":
-    return sum(x is None or x != x or x == "" for x in values.tolist())
+    return sum(pd.isna(x) or x == "" for x in values.tolist())
   if values.dtype.kind in "US":
     return int((values == values.dtype.type()).sum())
   # NaN and NaT differ from themselves.

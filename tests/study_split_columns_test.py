@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from squentropy_study import StudyError, load_data
-from squentropy_study._data import fold
+from squentropy_study._data import fold, from_table
+from squentropy_study._raw_table import RawTable
 
 ROWS = 60
 
@@ -65,7 +66,7 @@ def test_the_column_is_no_feature(path, options):
   ("options", "message"),
   [
     ({"time": "date"}, "unknown column of .* for --time 'date'"),
-    ({"group": "paid"}, "unknown column of .* for --group 'paid'"),
+    ({"group": "paid"}, "--group paid: the column holds the labels"),
   ],
 )
 def test_column_that_is_not_there(path, options, message):
@@ -82,3 +83,23 @@ def test_times_that_are_no_times(path):
 def test_arrays_have_no_columns():
   with pytest.raises(StudyError, match="iris has no column for --time"):
     load_data("iris", time="day")
+
+
+def test_groups_of_a_typed_frame_with_missing_values():
+  frame = pd.DataFrame(
+    {
+      0: np.arange(12.0),
+      1: pd.array([1, 1, None] * 4, dtype="Int64"),
+      2: ["a", "b"] * 6,
+    }
+  )
+  table = RawTable(frame, ".", (), False)
+  dataset = from_table("made", table, "2", columns={"group": "1"})
+  with pytest.raises(StudyError, match=r"4 of 12 rows have no value"):
+    fold(dataset, 1, 0, groups=dataset.groups)
+
+
+def test_labels_that_are_lists():
+  frame = pd.DataFrame({"x": [1.0, 2.0], "y": [["a"], ["a", "b"]]})
+  with pytest.raises(StudyError, match="holds lists"):
+    from_table("made", RawTable(frame, ".", (), False), "y")
