@@ -36,7 +36,6 @@ class Metrics(NamedTuple):
 
 METRICS = Metrics._fields
 # The metrics that are means over rows.
-ROW_METRICS = ("accuracy", "nll", "brier")
 
 
 class HeldOutLogits(NamedTuple):
@@ -84,22 +83,6 @@ def nll(rows: HeldOutLogits) -> jax.Array:
   return calibration.negative_log_likelihood(
     rows.scores, rows.labels, where=rows.keep
   )
-
-
-@jax.jit
-def row_metrics(rows: HeldOutLogits) -> tuple[jax.Array, ...]:
-  """Returns ``ROW_METRICS`` of each row, ``[runs, rows]``; NaN for padding."""
-  scores, labels, keep = rows
-  log_probs = jax.nn.log_softmax(jnp.asarray(scores), axis=-1)
-  one_hot = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
-  right = jnp.argmax(jnp.asarray(scores), axis=-1) == labels
-  label = jnp.expand_dims(labels, -1)
-  values = (
-    right.astype(log_probs.dtype),
-    -jnp.take_along_axis(log_probs, label, axis=-1)[..., 0],
-    jnp.square(jnp.exp(log_probs) - one_hot).sum(axis=-1),
-  )
-  return tuple(jnp.where(keep, x, jnp.nan) for x in values)
 
 
 @jax.jit

@@ -316,30 +316,6 @@ class Results:
     """
     return _predictions.frame(self)
 
-  def row_values(self, method: Method, length: str, name: str) -> np.ndarray:
-    """Returns a metric of each test row.
-
-    Args:
-      method: The method.
-      length: Name of the training length.
-      name: ``accuracy``, ``nll``, ``nll_scaled``, ``brier`` or
-        ``brier_scaled``.
-
-    Returns:
-      ``[runs, rows]`` in the order of :attr:`test_rows`; NaN where an entry is
-      padding.
-    """
-    result = self.run_results[method.loss]
-    scores = self.test_scores(method, length)
-    metric = name.removesuffix("_scaled")
-    if metric != name:
-      temperature = self.evaluations[method, length].temperature
-      scores = scores / np.asarray(temperature)[:, None, None]
-    values = _evaluation.row_metrics(
-      HeldOutLogits(scores, result.test_labels, result.test_keep)
-    )
-    return np.asarray(values[_evaluation.ROW_METRICS.index(metric)])
-
   def curve_epochs(self, loss: str) -> np.ndarray:
     """Returns the epochs of the points of :meth:`curve`."""
     return self.run_results[loss].curve_epochs
