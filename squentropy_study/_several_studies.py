@@ -17,6 +17,9 @@ _OF_THE_DATA = frozenset(
   (
     "data",
     "label",
+    "encoding",
+    "header",
+    "rows",
     "time",
     "group",
     "id_column",
@@ -82,11 +85,15 @@ def read_results(folders: Sequence[str | Path]) -> pd.DataFrame:
     data = settings["data"]
     settings = {k: v for k, v in settings.items() if k not in _OF_THE_DATA}
     digest = config.get("data_sha256") or data
-    if data in tables or digest in digests:
+    if digest in digests:
       raise StudyError(
         f"{folder} holds the data {data}, which another folder holds too; "
         "leave one of them out"
       )
+    if data in tables:
+      # Files of the same name in different folders.
+      data = f"{data} in {folder}"
+      rows = rows.assign(data=data)
     first = first or settings
     for key, expected in first.items():
       if settings[key] != expected:

@@ -248,6 +248,13 @@ def test_studies_with_other_settings_raise(folders, tmp_path):
     (path / "config.json").write_text(text)
   with pytest.raises(StudyError, match="which another folder holds too"):
     _several_studies.read_results(paths[:2])
+  # Another file of the same name, which needs another encoding.
+  config["settings"] |= {"data": paths[0].name, "encoding": "cp1252"}
+  (paths[1] / "config.json").write_text(
+    json.dumps(config | {"data_sha256": "34cd"})
+  )
+  names = list(dict.fromkeys(_several_studies.read_results(paths[:2])["data"]))
+  assert names == ["set0", f"set0 in {paths[1]}"]
   for text in ("", '"'):
     (paths[3] / "results.csv").write_text(text)
     with pytest.raises(StudyError, match="is not a table of results"):
