@@ -138,7 +138,7 @@ def test_derivatives_at_seams():
   check(norm, PROBE[None], np.array([[0.1, 0.2, 0.3, 0.4]]))
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 10, 1000])
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
 def test_equal_logits_are_the_uniform_density(num_classes):
   for level in (0.0, 1e4):
     z = np.full(num_classes, level, np.float32)

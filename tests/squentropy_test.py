@@ -69,10 +69,10 @@ def test_a_confident_example_has_an_accurate_loss_and_gradient():
   np.testing.assert_allclose(gradient[0], -truth, rtol=1e-5)
 
 
-def test_the_loss_of_a_single_class_is_zero():
-  row = jnp.array([3.0])
+def test_the_loss_of_a_single_possible_class_is_zero():
+  row = jnp.array([3.0, -jnp.inf])
   assert squentropy(row, 0) == 0
-  np.testing.assert_array_equal(jax.grad(squentropy)(row, 0), [0.0])
+  np.testing.assert_array_equal(jax.grad(squentropy)(row, 0), [0.0, 0.0])
 
 
 def test_at_zero_the_gradient_is_that_of_cross_entropy():

@@ -65,7 +65,7 @@ def _count(
     )
 
   return without_explicit_axes(
-    of_examples, scores, PartitionSpec(), scores, labels, where
+    of_examples, PartitionSpec(), scores, labels, where
   )
 
 
