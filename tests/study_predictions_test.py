@@ -213,7 +213,7 @@ def test_ids_in_the_table(finished_study, tmp_path, kind):
   _predictions.write(tmp_path, results)
   read = pd.read_parquet(tmp_path / "predictions.parquet")
   assert (read["id"] == table["id"]).all()
-  assert "id the value of order" in _page_setup.files(results)
+  assert "id is its value of order" in _page_setup.files(results)
 
 
 def test_study_without_row_numbers(finished_study, study_copy):
