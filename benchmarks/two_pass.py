@@ -120,7 +120,8 @@ def add_with_maximum(a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
 
 def tile_of_pairs(z: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The sum of the exponentials of a tile of logits, as a pair."""
-  return scaled_sums.sum_of(special.scaled_exp(z), -1)
+  mantissa, exponent = scaled_sums.sum_of(special.scaled_exp(z), -1)
+  return mantissa[:, 0], exponent[:, 0]
 
 
 def head_sums(tile: Any, add: Any, h: jax.Array, kernel: jax.Array) -> Any:
