@@ -82,13 +82,18 @@ def as_jax(values: Any, dtype: Any = None) -> jax.Array:
   """
   # Without jax_enable_x64, an explicit float64 would give a warning.
   dtype = None if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
-  if isinstance(values, jax.Array) and dtype in (None, values.dtype):
+
+  # Not `dtype in (None, ...)`: NumPy says that float64 equals None.
+  def has_dtype(array: jax.Array) -> bool:
+    return dtype is None or array.dtype == dtype
+
+  if isinstance(values, jax.Array) and has_dtype(values):
     return values
   # A conversion computes nothing, but jax_debug_nans checks its result and
   # would raise an error for a NaN in a dropped row.
   with jax.debug_nans(False):
     array = jnp.asarray(values)
-    return array if dtype in (None, array.dtype) else array.astype(dtype)
+    return array if has_dtype(array) else array.astype(dtype)
 
 
 def as_floats(values: jax.typing.ArrayLike, name: str) -> jax.Array:
