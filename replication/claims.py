@@ -8,12 +8,12 @@ import pandas as pd
 
 from replication import plan
 import squentropy_study as study
-from squentropy_study import BASELINE, Comparison, MethodAtLength
+from squentropy_study import REFERENCE, Comparison, MethodAtLength
 
 # Mean accuracy on the training rows from which on a data set is fitted.
 FITTED = 0.99
 # Cross-entropy and its probability map.
-CROSS_ENTROPY = (BASELINE, "softmax")
+CROSS_ENTROPY = (REFERENCE, "softmax")
 NOT_SIGNIFICANT = "not significantly different"
 
 
@@ -78,7 +78,7 @@ def scaled_cross_entropy(rows: pd.DataFrame) -> list[Comparison]:
   for length in dict.fromkeys(rows["training_length"]):
     theirs = means[MethodAtLength(plan.SQUENTROPY, "softmax", length)]
     ours = means[MethodAtLength(*CROSS_ENTROPY, length)].loc[theirs.index]
-    name = f"{BASELINE}, temperature-scaled"
+    name = f"{REFERENCE}, temperature-scaled"
     method = MethodAtLength(name, "softmax", length)
     for metric in ("ece", "nll"):
       scaled, plain = ours[f"{metric}_scaled"], theirs[metric]
@@ -118,7 +118,7 @@ def fitted(rows: pd.DataFrame) -> dict[tuple[str, str], set[str]]:
 
 def _temperatures(rows: pd.DataFrame) -> dict[str, pd.Series]:
   """Median temperature of cross-entropy by data set, for each length."""
-  chosen = rows[rows["loss"] == BASELINE]
+  chosen = rows[rows["loss"] == REFERENCE]
   return {
     str(length): each.groupby("data", sort=False)["temperature"].median()
     for length, each in chosen.groupby("training_length", sort=False)

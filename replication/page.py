@@ -9,7 +9,7 @@ import pandas as pd
 
 from replication import claims, plan, plotting, records
 import squentropy_study as study
-from squentropy_study import BASELINE, Comparison, MethodAtLength
+from squentropy_study import REFERENCE, Comparison, MethodAtLength
 
 # The measures of the claims first, in their order.
 _METRICS = {
@@ -95,7 +95,7 @@ def _by_group(
     A table of squentropy against cross-entropy.
   """
   lines = []
-  both = rows[rows["loss"].isin([plan.SQUENTROPY, BASELINE])]
+  both = rows[rows["loss"].isin([plan.SQUENTROPY, REFERENCE])]
   for length, names in chosen.items():
     of_length = both[both["training_length"] == length]
     inside = of_length["data"].isin(names)
@@ -117,7 +117,7 @@ def by_fit(rows: pd.DataFrame) -> str:
     chosen = rows[(rows["loss"] == loss) & (rows["training_length"] == length)]
     lines.append((f"`{loss}`", length, chosen["data"].nunique(), len(names)))
   by_both = {
-    length: sets[plan.SQUENTROPY, length] & sets[BASELINE, length]
+    length: sets[plan.SQUENTROPY, length] & sets[REFERENCE, length]
     for length in dict.fromkeys(rows["training_length"])
   }
   counted = _table(("loss", "training", "data sets", "fitted"), lines)
@@ -166,7 +166,7 @@ def during_training(curves: pd.DataFrame) -> str:
     )
     for percent in _PERCENT:
       ours = table.loc[percent][plan.SQUENTROPY].to_numpy()
-      theirs = table.loc[percent][BASELINE].to_numpy()
+      theirs = table.loc[percent][REFERENCE].to_numpy()
       method = MethodAtLength(plan.SQUENTROPY, "softmax", f"{percent} %")
       c = study.compare_values(method, metric, ours, theirs)
       lines.append(_line(c, f"`{c.loss}`, {_METRICS[metric]}"))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
   from squentropy_study._headline import Headline, headline
   from squentropy_study._predict import predict
   from squentropy_study._ranking import RankedEntry, Ranking, rank
-  from squentropy_study._results import BASELINE, Method, ResultRow, Results
+  from squentropy_study._results import REFERENCE, Method, ResultRow, Results
   from squentropy_study._run import Progress, load, report, run
   from squentropy_study._settings import Settings
   from squentropy_study._several_studies import read_results
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
   from squentropy_study._train import RunResult
 
 __all__ = [
-  "BASELINE",
+  "REFERENCE",
   "Comparison",
   "Dataset",
   "EncodedTable",
@@ -96,7 +96,7 @@ _MODULES = {
   "_headline": ("Headline", "headline"),
   "_predict": ("predict",),
   "_ranking": ("RankedEntry", "Ranking", "rank"),
-  "_results": ("BASELINE", "Method", "ResultRow", "Results"),
+  "_results": ("REFERENCE", "Method", "ResultRow", "Results"),
   "_run": ("Progress", "load", "report", "run"),
   "_settings": ("Settings",),
   "_several_studies": ("read_results",),

@@ -18,7 +18,6 @@ from threadpoolctl import threadpool_limits
 from squentropy_study import _evaluation, _program, _store
 from squentropy_study._data import Folds
 from squentropy_study._evaluation import HeldOutLogits
-from squentropy_study._study_error import UNREADABLE, StudyError
 
 MAJORITY = "majority class"
 LOGISTIC = "logistic regression"
@@ -314,20 +313,16 @@ def read_baselines(out: Path) -> dict[str, Baseline]:
   Raises:
     StudyError: The file is missing or damaged.
   """
-  path = _path(out)
-  try:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-      names = dict.fromkeys(key.rpartition(".")[0] for key in arrays.files)
-      return {
-        name: Baseline(
-          arrays[f"{name}.log_probs"],
-          arrays[f"{name}.temperature"],
-          tuple(map(str, arrays[f"{name}.notes"])),
-        )
-        for name in names
-      }
-  except UNREADABLE as error:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    raise StudyError(
-      f"{path} is damaged ({reason}); delete it and run the study again"
-    ) from None
+
+  def read(arrays: Any) -> dict[str, Baseline]:
+    names = dict.fromkeys(key.rpartition(".")[0] for key in arrays.files)
+    return {
+      name: Baseline(
+        arrays[f"{name}.log_probs"],
+        arrays[f"{name}.temperature"],
+        tuple(map(str, arrays[f"{name}.notes"])),
+      )
+      for name in names
+    }
+
+  return _store.read_arrays(_path(out), read)

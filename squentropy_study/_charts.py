@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from squentropy_study._results import Method, Results
+from squentropy_study._settings import STOPPED
 
 CURVES = {
   "train_loss": "Training loss (different scales)",
@@ -109,7 +110,6 @@ def _plain_ticks(ax: Axes, which: str, low: float, high: float) -> None:
 
 def _draw_curve(ax: Axes, results: Results, name: str) -> None:
   """Draws a line per method: the mean over runs, with a band of the range."""
-  stopped = next(iter(results.settings.training_lengths))
   seen = set()
   for method in results.methods:
     # The training loss does not depend on the probability map.
@@ -135,7 +135,7 @@ def _draw_curve(ax: Axes, results: Results, name: str) -> None:
       linewidth=1.6,
     )
     ax.fill_between(epochs, low, high, color=color, alpha=0.15)
-    epoch = float(np.median(results.epochs(method, stopped)))
+    epoch = float(np.median(results.epochs(method, STOPPED)))
     ax.plot(
       epoch,
       np.interp(epoch, epochs, mean),

@@ -319,11 +319,6 @@ def _parser() -> _Parser:
   return parser
 
 
-def _print_plain(text: str, console: Console) -> None:
-  """Prints a line unchanged, because a path may look like markup."""
-  console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _print_results(results: Results, out: Path, console: Console) -> None:
   console.print(_terminal_table.results_table(results), end="\n\n")
   headline = _headline.headline(results)
@@ -331,8 +326,8 @@ def _print_results(results: Results, out: Path, console: Console) -> None:
   for text in headline.further:
     console.print(Text(text), end="\n\n")
   for note in results.baseline_notes:
-    _print_plain(f"Baselines: {note}", console)
-  _print_plain(f"Report: {out / 'report.html'}", console)
+    _terminal_table.print_plain(f"Baselines: {note}", console)
+  _terminal_table.print_plain(f"Report: {out / 'report.html'}", console)
 
 
 def _interrupted(settings: Settings, out: Path) -> str:
@@ -359,7 +354,9 @@ def _run_study(arguments: argparse.Namespace, command: str) -> None:
       bar = _progress_bar.ProgressBar(settings, errors)
       hooks["on_progress"] = stack.enter_context(bar)
       hooks["on_stage"] = bar.stage
-      hooks["on_note"] = lambda note: _print_plain(f"Data: {note}", errors)
+      hooks["on_note"] = lambda note: _terminal_table.print_plain(
+        f"Data: {note}", errors
+      )
     try:
       results = _run.run(
         settings,
@@ -392,7 +389,7 @@ def _report_studies(arguments: argparse.Namespace, command: str) -> None:
   console.print(_summary_page.table(summary), end="\n\n")
   for text in (summary.conclusion, *summary.statements):
     console.print(Text(text), end="\n\n")
-  _print_plain(f"Report: {out / 'summary.html'}", console)
+  _terminal_table.print_plain(f"Report: {out / 'summary.html'}", console)
 
 
 def _dispatch(words: Sequence[str]) -> None:

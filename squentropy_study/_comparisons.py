@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from squentropy_study import _evaluation, _results
-from squentropy_study._results import BASELINE
+from squentropy_study._results import REFERENCE
 from squentropy_study._study_error import StudyError
 
 # With 5 differences, the least p-value of the signed-rank test is 0.06.
@@ -87,7 +87,7 @@ class Comparison(NamedTuple):
   low: float
   high: float
   p_value: float
-  against: str = BASELINE
+  against: str = REFERENCE
   against_probability_map: str = "softmax"
 
 
@@ -184,7 +184,7 @@ class Pairs(NamedTuple):
 def pair(
   table: dict[MethodAtLength, pd.DataFrame],
   method: MethodAtLength,
-  against: tuple[str, str] = (BASELINE, "softmax"),
+  against: tuple[str, str] = (REFERENCE, "softmax"),
 ) -> Pairs:
   """Pairs a method with another one of the same training length.
 
@@ -219,7 +219,7 @@ def compare_values(
   metric: str,
   ours: np.ndarray,
   theirs: np.ndarray,
-  against: tuple[str, str] = (BASELINE, "softmax"),
+  against: tuple[str, str] = (REFERENCE, "softmax"),
 ) -> Comparison:
   """Compares two methods in one metric.
 
@@ -260,7 +260,7 @@ def compare_values(
 
 
 def compare_studies(
-  rows: pd.DataFrame, against: tuple[str, str] = (BASELINE, "softmax")
+  rows: pd.DataFrame, against: tuple[str, str] = (REFERENCE, "softmax")
 ) -> list[Comparison]:
   """Compares every loss with one, at every training length, in every metric.
 

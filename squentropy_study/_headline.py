@@ -18,6 +18,7 @@ from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference
 from squentropy_study._ranking import RankedEntry, Ranking
 from squentropy_study._results import Results
+from squentropy_study._settings import STOPPED
 
 _MOST_FURTHER = 3
 # A fixed length is past the best epoch if its NLL is higher by this factor and
@@ -246,10 +247,9 @@ def open_temperature(results: Results) -> str | None:
   """Says whose temperature the validation rows do not determine."""
   # At the upper bound all classes are equally probable, and the NLL is right.
   low, _ = _evaluation.TEMPERATURES
-  stopped = next(iter(results.settings.training_lengths))
   found = []
   for method in results.methods:
-    fitted = results.per_run(method, stopped, "temperature")
+    fitted = results.per_run(method, STOPPED, "temperature")
     if (fitted < 1.001 * low).any():
       found.append(results.label(method))
   if not found:
@@ -301,7 +301,12 @@ def headline_of(
   if warning:
     further.append(warning)
   # The NLL after a temperature at its bound is no evidence.
-  if far := _far_baseline(ranking, ranking.metrics[bool(warning) : 2]):
+  trusted = [
+    metric
+    for metric in ranking.metrics
+    if metric.is_tested and not (warning and metric.name == "nll")
+  ]
+  if far := _far_baseline(ranking, trusted):
     further.append(far)
   chosen = [item for item in past if item.label == ranking.reference]
   if chosen or past:

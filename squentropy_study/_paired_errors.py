@@ -147,7 +147,7 @@ def estimate(sample: Sample) -> Difference:
   )
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
   """Corrects p-values for their number, as Holm does.
 
   Args:

@@ -7,13 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from squentropy_study import _data_options, _predict
+from squentropy_study import _data_options, _predict, _terminal_table
 from squentropy_study._study_error import StudyError
-
-
-def _print(text: str, console: Console) -> None:
-  """Prints a line unchanged, because a path may look like markup."""
-  console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def add(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -60,8 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
   )
   odd = (f"warning: {text}" for text in predicted.warnings)
   for note in (*predicted.notes, *odd):
-    _print(f"Data: {note}", Console(stderr=True))
+    _terminal_table.print_plain(f"Data: {note}", Console(stderr=True))
   _predict.write_csv(predicted.frame, out)
   console = Console()
-  _print(predicted.summary, console)
-  _print(f"Predictions: {out}", console)
+  _terminal_table.print_plain(predicted.summary, console)
+  _terminal_table.print_plain(f"Predictions: {out}", console)

@@ -6,7 +6,7 @@ import importlib.util
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ import pandas as pd
 from squentropy_study import _store, _test_rows
 from squentropy_study._column_cells import value_text
 from squentropy_study._data import Dataset
-from squentropy_study._study_error import UNREADABLE, StudyError
+from squentropy_study._settings import STOPPED
+from squentropy_study._study_error import StudyError
 from squentropy_study._test_rows import Predictions
 
 if TYPE_CHECKING:
@@ -93,30 +94,25 @@ def read_data_rows(out: Path) -> DataRows:
   Raises:
     StudyError: The file is missing or damaged.
   """
-  path = _path(out)
-  try:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-      classes = tuple(json.loads(arrays["classes"].tobytes()))
-      ids = None
-      if "ids" in arrays.files:
-        values = json.loads(arrays["ids"].tobytes())
-        ids = np.fromiter(values, object, len(values))
-      return DataRows(classes, arrays["numbers"], ids)
-  except UNREADABLE as error:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    raise StudyError(
-      f"{path} is damaged ({reason}); delete it and run the study again"
-    ) from None
+
+  def read(arrays: Any) -> DataRows:
+    classes = tuple(json.loads(arrays["classes"].tobytes()))
+    ids = None
+    if "ids" in arrays.files:
+      values = json.loads(arrays["ids"].tobytes())
+      ids = np.fromiter(values, object, len(values))
+    return DataRows(classes, arrays["numbers"], ids)
+
+  return _store.read_arrays(_path(out), read)
 
 
 def _all(results: "Results") -> Iterator[tuple[str, Predictions]]:
   """Yields the predictions of each loss and baseline after stopped training."""
-  length = next(iter(results.settings.training_lengths))
   seen: dict[str, Predictions] = {}
   for method in results.methods:
     # The first map is the one that the loss itself defines.
     if method.loss not in seen:
-      seen[method.loss] = results.test_predictions(method, length)
+      seen[method.loss] = results.test_predictions(method, STOPPED)
       yield method.loss, seen[method.loss]
   rows = next(iter(seen.values()))
   for name, baseline in results.baselines.items():

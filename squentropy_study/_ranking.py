@@ -11,7 +11,8 @@ import numpy as np
 from squentropy_study import _metric_samples, _paired_errors, _test_rows
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference, Sample
-from squentropy_study._results import BASELINE, Method, Results
+from squentropy_study._results import REFERENCE, Method, Results
+from squentropy_study._settings import STOPPED
 from squentropy_study._test_rows import Predictions
 
 # Level of the tests after the correction.
@@ -129,7 +130,7 @@ class Ranking:
 
 def _reference(entries: Sequence[Entry], wanted: str | None) -> Entry | None:
   """Returns the entry to compare with; None stands for the best."""
-  name = BASELINE if wanted is None else wanted
+  name = REFERENCE if wanted is None else wanted
   return next((entry for entry in entries if entry.loss == name), None)
 
 
@@ -201,11 +202,16 @@ def rank_entries(
       )
       for metric in metrics
     }
+  # Another probability map of the same training is no other loss.
+  main = {entry.loss: entry for entry in reversed(entries)}
   tested = [
     (entry.label, metric.name)
     for entry in losses
     for metric in metrics
-    if metric.is_tested and entry is not chosen
+    if metric.is_tested
+    and main[entry.loss] is entry
+    and chosen is not None
+    and entry.loss != chosen.loss
   ]
   adjusted = _paired_errors.holm(
     [differences[label][name].p_value for label, name in tested]
@@ -249,21 +255,20 @@ def rank_entries(
   )
 
 
-def rank(results: Results, length: str | None = None) -> Ranking:
+def rank(results: Results, length: str = STOPPED) -> Ranking:
   """Ranks the losses of a study by their NLL after temperature scaling.
 
   Args:
     results: The numbers.
-    length: Name of a training length; None means the first one.
+    length: Name of a training length.
 
   Returns:
     The ranking.
   """
-  length = length or next(iter(results.settings.training_lengths))
   # A bootstrap takes time, and page, terminal and headline all ask.
-  known = results.__dict__.setdefault("_rankings", {})
-  if length in known:
-    return known[length]
+  key = ("ranking", length)
+  if key in results.cache:
+    return results.cache[key]
   entries = [
     Entry(
       results.label(method),
@@ -279,5 +284,5 @@ def rank(results: Results, length: str | None = None) -> Ranking:
     Entry(name, _test_rows.of_baseline(baseline.scaled_log_probs, rows))
     for name, baseline in results.baselines.items()
   ]
-  known[length] = rank_entries(entries, results.settings.reference, length)
-  return known[length]
+  results.cache[key] = rank_entries(entries, results.settings.reference, length)
+  return results.cache[key]

@@ -14,6 +14,7 @@ import numpy as np
 from squentropy_study import _charts, _evaluation, _test_rows
 from squentropy_study._charts import COLORS
 from squentropy_study._results import Method, Results
+from squentropy_study._settings import STOPPED
 
 # A bin with fewer test rows is drawn pale: its accuracy is mostly chance.
 FEW = 5
@@ -49,12 +50,11 @@ class _Panel(NamedTuple):
 
 
 def _panel(results: Results, method: Method, *, scaled: bool) -> _Panel:
-  length = next(iter(results.settings.training_lengths))
   bins = _test_rows.bin_stats(
-    results.test_predictions(method, length, scaled=scaled)
+    results.test_predictions(method, STOPPED, scaled=scaled)
   )
   name = "ece_scaled" if scaled else "ece"
-  ece = results.per_seed(method, length, name).mean()
+  ece = results.per_seed(method, STOPPED, name).mean()
   when = "After temperature" if scaled else "As trained"
   return _Panel(f"{when}: ECE {ece:.3f}", *bins)
 
@@ -62,7 +62,7 @@ def _panel(results: Results, method: Method, *, scaled: bool) -> _Panel:
 def _panels(results: Results) -> dict[tuple[Method, bool], _Panel]:
   """Returns the panels of every method, as trained and after temperature."""
   # Every figure needs them all, for the axis that they share.
-  known = results.__dict__.setdefault("_panels", {})
+  known = results.cache.setdefault("panels", {})
   if not known:
     for method in results.methods:
       for scaled in (False, True):

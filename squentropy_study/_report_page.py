@@ -21,6 +21,7 @@ from squentropy_study import (
 )
 from squentropy_study._ranking import Ranking
 from squentropy_study._results import Results
+from squentropy_study._settings import STOPPED
 
 
 def _answer(headline: _headline.Headline) -> str:
@@ -67,6 +68,10 @@ def _rank_note(results: Results, ranking: Ranking) -> str:
       + " A star (*) marks a difference that is significant after Holm's "
       f"correction for {ranking.num_tests} tests. The ECE is not tested."
     )
+    if len({method.loss for method in results.methods}) < len(results.methods):
+      texts.append(
+        "Of a loss with two probability maps, only the first one is tested."
+      )
   if ranking.baselines:
     texts.append("Each baseline is fitted once in each fold, without seeds.")
   # Each of them begins with the name of a baseline.
@@ -91,8 +96,7 @@ def _past(results: Results) -> str:
 def _metrics(results: Results, ranking: Ranking) -> str:
   """Returns all metrics at all training lengths, the main ones first."""
   folds = ", each averaged over folds" if results.settings.folds > 1 else ""
-  stopped = next(iter(results.settings.training_lengths))
-  chance = [results.chance_ece(method, stopped) for method in results.methods]
+  chance = [results.chance_ece(method, STOPPED) for method in results.methods]
   note = (
     f"Numbers are the mean ± standard deviation over seeds{folds}. On this "
     "many rows, a perfectly calibrated classifier with the same confidence has "
@@ -164,10 +168,9 @@ def _figures(results: Results) -> str:
   settings = results.settings
   runs = "folds and seeds" if settings.folds > 1 else "seeds"
   fixed = " Dotted lines are the fixed lengths." if settings.epochs else ""
-  length = next(iter(settings.training_lengths))
   return f"""<h2>Reliability diagrams</h2>
 <p class="quiet">A diagram shows the test rows of all {runs} together, after
-{length} training. The lower part is the share of the rows in each bin, on the
+{STOPPED} training. The lower part is the share of the rows in each bin, on the
 same axis for every loss.</p>
 {_page_parts.bar_legend(_reliability.LEGEND)}
 <div class="grid pairs">

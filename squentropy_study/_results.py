@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import functools
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 import numpy as np
@@ -29,7 +29,7 @@ from squentropy_study._test_rows import Predictions
 from squentropy_study._train import RunResult
 
 # The loss that others are compared with.
-BASELINE = "cross_entropy"
+REFERENCE = "cross_entropy"
 
 
 class Method(NamedTuple):
@@ -155,6 +155,7 @@ class Results:
     evaluations: By method and name of the training length.
     baselines: Classifiers that are no networks, by name.
     data_rows: What identifies the rows of the data.
+    cache: What was computed from the other fields, such as the ranking.
   """
 
   settings: Settings
@@ -162,6 +163,9 @@ class Results:
   evaluations: Mapping[tuple[Method, str], _evaluation.Evaluation]
   baselines: Mapping[str, Baseline] = dataclasses.field(default_factory=dict)
   data_rows: DataRows | None = None
+  cache: dict[Any, Any] = dataclasses.field(
+    default_factory=dict, init=False, compare=False, repr=False
+  )
 
   @property
   def methods(self) -> tuple[Method, ...]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of each loss: run results, stopped models and checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import io
 from pathlib import Path
 import shutil
@@ -16,7 +16,7 @@ import orbax.checkpoint as orbax
 from squentropy_study import _store
 from squentropy_study._program import TrainState
 from squentropy_study._stopping import Best
-from squentropy_study._study_error import UNREADABLE, StudyError
+from squentropy_study._study_error import StudyError
 from squentropy_study._train import (
   RunResult,
   StoppedModels,
@@ -43,31 +43,17 @@ def _path(out: Path, loss: str, ending: str) -> Path:
   return out / _store.RUNS / f"{name}{ending}"
 
 
-def _read(path: Path, reader: Callable[[Any], Any]) -> Any:
-  """Reads arrays; raises a StudyError if the file is damaged."""
-  with _store.file_errors("read", path):
-    data = io.BytesIO(path.read_bytes())
-  try:
-    with np.load(data, allow_pickle=False) as arrays:
-      return reader(arrays)
-  except UNREADABLE as error:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    raise StudyError(
-      f"{path} is damaged ({reason}); delete it and run the study again"
-    ) from None
-
-
 def stored_seeds(out: Path, loss: str) -> list[int]:
   """Returns the seeds with which the training with a loss is finished."""
   path = _path(out, loss, ".npz")
   if not path.exists():
     return []
-  return _read(path, lambda arrays: arrays["seeds"].tolist())
+  return _store.read_arrays(path, lambda arrays: arrays["seeds"].tolist())
 
 
 def read_run_result(out: Path, loss: str) -> RunResult:
   """Reads the run result of a loss."""
-  return _read(
+  return _store.read_arrays(
     _path(out, loss, ".npz"),
     lambda arrays: RunResult(*(arrays[name] for name in RunResult._fields)),
   )
@@ -75,7 +61,7 @@ def read_run_result(out: Path, loss: str) -> RunResult:
 
 def read_models(out: Path, loss: str) -> StoppedModels:
   """Reads the models of stopped training of a loss."""
-  return _read(
+  return _store.read_arrays(
     _path(out, loss, ".model.npz"),
     lambda arrays: StoppedModels(
       arrays["shift"],

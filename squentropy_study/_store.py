@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a study and its configuration; every write is atomic."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -11,9 +12,11 @@ import re
 import shutil
 from typing import Any
 
+import numpy as np
+
 from squentropy_study import _fingerprint
 from squentropy_study._settings import Settings
-from squentropy_study._study_error import StudyError
+from squentropy_study._study_error import UNREADABLE, StudyError
 
 CONFIG = "config.json"
 _FORMAT = 2
@@ -75,6 +78,20 @@ def write(path: Path, data: bytes) -> None:
       partial.replace(path)
     finally:
       partial.unlink(missing_ok=True)
+
+
+def read_arrays(path: Path, reader: Callable[[Any], Any]) -> Any:
+  """Reads arrays; raises a StudyError if the file is damaged."""
+  with file_errors("read", path):
+    data = io.BytesIO(path.read_bytes())
+  try:
+    with np.load(data, allow_pickle=False) as arrays:
+      return reader(arrays)
+  except UNREADABLE as error:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    raise StudyError(
+      f"{path} is damaged ({reason}); delete it and run the study again"
+    ) from None
 
 
 def make_summary_folder(out: Path) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from squentropy_study import _charts, _comparisons, _summary_text
 from squentropy_study._average_ranks import Ranking
-from squentropy_study._results import BASELINE
+from squentropy_study._results import REFERENCE
 from squentropy_study._summary_text import TITLES
 
 
@@ -83,7 +83,7 @@ def differences_figure(
   theme: str = "light",
   *,
   metrics: Sequence[str] = ("accuracy", "nll", "ece"),
-  against: tuple[str, str] = (BASELINE, "softmax"),
+  against: tuple[str, str] = (REFERENCE, "softmax"),
 ) -> bytes:
   """Draws the difference from one loss on each data set.
 

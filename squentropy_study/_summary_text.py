@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from squentropy_study import _average_ranks, _comparisons
+from squentropy_study import _average_ranks, _comparisons, _paired_errors
 from squentropy_study._average_ranks import Ranking
 from squentropy_study._comparisons import (
   LEAST_SETS,
   Comparison,
   MethodAtLength,
 )
-from squentropy_study._results import BASELINE, MEASURES
+from squentropy_study._results import MEASURES, REFERENCE
 
 # Metrics of the sentences and figures; the first one decides.
 HEADLINE = ("nll_scaled", "accuracy", "ece_scaled")
@@ -101,16 +101,6 @@ def _sets(count: int) -> str:
   return f"{count} data set{'s' if count != 1 else ''}"
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-  """Returns p-values after Holm's correction; NaN counts as a test."""
-  values = np.nan_to_num(np.asarray(p_values, float), nan=1.0)
-  order = np.argsort(values, kind="stable")
-  steps = values[order] * np.arange(values.size, 0, -1)
-  result = np.empty_like(values)
-  result[order] = np.minimum(np.maximum.accumulate(steps), 1)
-  return result
-
-
 def _significant(
   comparisons: Sequence[Comparison], length: str
 ) -> list[tuple[Comparison, float]]:
@@ -123,7 +113,10 @@ def _significant(
     and c.metric in _TESTED
     and names[c.loss, c.probability_map] == c.loss
   ]
-  corrected = holm([c.p_value for c in tested])
+  # Without a p-value there are too few data sets, but the loss was compared.
+  corrected = _paired_errors.holm(
+    np.nan_to_num([c.p_value for c in tested], nan=1.0)
+  )
   pairs = zip(tested, corrected, strict=True)
   return [(c, p) for c, p in pairs if p < 0.05]
 
@@ -265,7 +258,7 @@ def summarize(rows: pd.DataFrame) -> Summary:
     method.loss: method.probability_map
     for method in _average_ranks.main_methods(table, lengths[0])
   }
-  chosen = BASELINE if BASELINE in maps else rankings[0].losses[0]
+  chosen = REFERENCE if REFERENCE in maps else rankings[0].losses[0]
   reference = (chosen, maps[chosen])
   comparisons = _comparisons.compare_studies(rows, reference)
   of_first = rankings[: len(HEADLINE)]

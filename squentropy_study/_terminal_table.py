@@ -4,6 +4,7 @@
 import math
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -80,3 +81,8 @@ def results_table(results: Results) -> Table:
       end_section=entry is last_loss,
     )
   return result
+
+
+def print_plain(text: str, console: Console) -> None:
+  """Prints a line unchanged, because a path may look like markup."""
+  console.print(text, markup=False, highlight=False, soft_wrap=True)

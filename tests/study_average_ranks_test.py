@@ -96,14 +96,6 @@ def test_losses_on_other_data_sets_raise():
     _average_ranks.rank(table, "stopped", "nll_scaled")
 
 
-def test_holm_is_the_correction_of_p_values():
-  p = [0.01, 0.04, np.nan, 0.02]
-  # 4 tests: 0.01 * 4, then 0.02 * 3, then 0.04 * 2.
-  np.testing.assert_allclose(_summary_text.holm(p), [0.04, 0.08, 1, 0.06])
-  # A larger p-value is never corrected to a smaller one.
-  np.testing.assert_allclose(_summary_text.holm([0.04, 0.03]), [0.06, 0.06])
-
-
 def _summary(values, lengths=("stopped", "short")):
   return _summary_text.summarize(_rows(values, lengths))
 

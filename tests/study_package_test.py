@@ -97,7 +97,7 @@ def test_public_names_are_those_of_their_modules():
     home = importlib.import_module(f"squentropy_study.{module}")
     for name in names:
       assert getattr(squentropy_study, name) is getattr(home, name)
-      assert name == "BASELINE" or getattr(home, name).__doc__
+      assert name == "REFERENCE" or getattr(home, name).__doc__
   assert set(squentropy_study.__all__) <= set(dir(squentropy_study))
   with pytest.raises(AttributeError, match="has no attribute 'runn'"):
     _ = squentropy_study.runn
