@@ -52,9 +52,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
   add("--full-logits", action="store_true", help="store the logits")
   add("--seed", type=int, default=0)
-  add("--evaluate-every", type=int, default=100, help="steps")
+  add("--evaluate-every", type=int, default=100, help="steps; saves, too")
   add("--evaluation-batches", type=int, default=8)
-  add("--save-every", type=int, default=100, help="steps")
   add("--mesh", default="", help="such as data=2,vocab=2; empty: data only")
   add("--cpu-devices", type=int, help="CPU devices of a process")
   add("--coordinator", help="host:port; not needed on a pod or with Slurm")
@@ -338,8 +337,7 @@ def _train(
           # The first step compiles.
           jax.block_until_ready(found)
           began, since = time.monotonic(), done
-        last = done == arguments.steps
-        if done % arguments.evaluate_every == 0 or last:
+        if done % arguments.evaluate_every == 0 or done == arguments.steps:
           values = {name: float(x) for name, x in found.items()}
           seconds = time.monotonic() - began
           speed = (done - since) * tokens / max(seconds, 1e-9)
@@ -348,16 +346,18 @@ def _train(
             program, state.params, validation, arguments.evaluation_batches
           )
           metrics.write(done, values)
-          began, since = time.monotonic(), done
           bar.update(task, loss=values["validation nll"], speed=speed)
-        if done % arguments.save_every == 0 or last:
           manager.save(
             done,
             args=orbax.args.StandardSave(state),
             metrics={"validation nll": values["validation nll"]},
           )
+          began, since = time.monotonic(), done
         bar.update(task, completed=done)
     manager.wait_until_finished()
+  values = _evaluate(
+    program, state.params, validation, arguments.evaluation_batches
+  )
   written = _sample(program, state.params, text, arguments.length)
   if jax.process_index() == 0:
     print(", ".join(f"{name} {x:.4g}" for name, x in values.items()))
