@@ -101,6 +101,16 @@ def _remarks_of_numbers(
       f"({', '.join(signs)}), which are read as if they were one; convert them "
       "to one currency"
     )
+  percent = np.array(["%" in str(text) for text in cells.values])[~odd]
+  if (
+    percent.any() and not percent.all() and (values[~odd][~percent] != 0).any()
+  ):
+    warnings.append(
+      f"column {name!r} has numbers with and without a percent sign, such as "
+      f"{example(cells.values[~odd][percent][0])} and "
+      f"{example(cells.values[~odd][~percent][0])}, so that equal amounts may "
+      "differ by a factor of 100; write them alike"
+    )
   return remarks, warnings
 
 

@@ -197,6 +197,15 @@ def test_several_currencies_are_a_warning():
   assert "several currencies ($, €)" in encoded.warnings[0]
 
 
+def test_percent_signs_on_some_numbers_are_a_warning():
+  cells = [f"{abs(x):.3f}{'%' * (k % 2)}" for k, x in enumerate(NOISE)]
+  _, encoded = tables.encode(tables.raw({"x": cells, "y": LABELS}))
+  assert "with and without a percent sign" in encoded.warnings[0]
+  cells = [f"{abs(x):.3f}%" if k % 9 else "0" for k, x in enumerate(NOISE)]
+  _, encoded = tables.encode(tables.raw({"x": cells, "y": LABELS}))
+  assert encoded.warnings == ()
+
+
 def test_option_numeric_needs_a_number():
   table = tables.raw({"x": ["u", "v"] * 60, "z": NOISE, "y": LABELS})
   with pytest.raises(StudyError, match="--numeric x: no cell of the column"):
