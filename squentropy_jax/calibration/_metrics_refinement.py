@@ -103,6 +103,8 @@ def nll_refinement(
   refinement error is only slightly too small. For an unbiased estimate, or for
   a recalibrator of more parameters, pass ``params`` that were fitted on other
   examples. The calibration error may then be negative.
+  If every prediction is right, the temperature makes the refinement error 0, so
+  it is equal for all such models.
 
   Args:
     logits: Logits, shape ``[..., C]``.
