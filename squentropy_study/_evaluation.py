@@ -35,7 +35,6 @@ class Metrics(NamedTuple):
 
 
 METRICS = Metrics._fields
-# The metrics that are means over rows.
 
 
 class HeldOutLogits(NamedTuple):
@@ -61,12 +60,16 @@ class Evaluation(NamedTuple):
     temperature: Fitted on the validation rows alone; above 1 means that the
       classifier was over-confident there.
     bins: Reliability bins before temperature scaling, summed over runs.
+    validation_nll: Of the validation rows after temperature scaling.
+    validation_accuracy: Of the validation rows.
   """
 
   before: Metrics
   after: Metrics
   temperature: jax.Array
   bins: calibration.BinStats
+  validation_nll: jax.Array
+  validation_accuracy: jax.Array
 
 
 @jax.jit
@@ -157,4 +160,7 @@ def evaluate(fit: HeldOutLogits, test: HeldOutLogits) -> Evaluation:
   before, bins = measure(test)
   after, _ = measure(test._replace(scores=scaled))
   pooled = jax.tree.map(lambda sums: sums.sum(axis=0), bins)
-  return Evaluation(before, after, temperature, pooled)
+  scaled_fit = fit._replace(scores=fit.scores / temperature[:, None, None])
+  return Evaluation(
+    before, after, temperature, pooled, nll(scaled_fit), accuracy(fit)
+  )

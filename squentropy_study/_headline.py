@@ -21,10 +21,10 @@ from squentropy_study._results import Results
 from squentropy_study._settings import STOPPED
 
 _MOST_FURTHER = 3
-# A fixed length is past the best epoch if its NLL is higher by this factor and
-# by this much.
 # Losses of which the first sentence gives the differences.
 _MOST_NAMED = 3
+# A fixed length is past the best epoch if its NLL is higher by this factor and
+# by this much.
 _PAST = (1.05, 0.01)
 # A baseline is much better with an NLL lower by this factor, or with this many
 # points of accuracy.
@@ -79,18 +79,28 @@ class PastBest(NamedTuple):
     )
 
 
-def difference_text(difference: Difference, metric: RankMetric) -> str:
-  """Returns a difference as ``+0.9 points [0.4, 1.4]``."""
+def difference_parts(
+  difference: Difference, metric: RankMetric
+) -> tuple[str, str]:
+  """Returns a difference as ``+0.9`` and ``[0.4, 1.4]``."""
   mean, low, high = (
     metric.scale * value
     for value in (difference.mean, difference.low, difference.high)
   )
-  text = _number_text.with_interval(mean, low, high, 1 if metric.unit else 3)
-  number, space, ends = text.partition(" ")
-  unit = metric.unit
-  if number in ("+1", "-1"):
-    unit = unit.removesuffix("s")
-  return f"{number}{unit}{space}{ends}"
+  return _number_text.with_interval(mean, low, high, 1 if metric.unit else 3)
+
+
+def mean_text(difference: Difference, metric: RankMetric) -> str:
+  """Returns a difference without its interval, as ``+0.9 points``."""
+  number, _ = difference_parts(difference, metric)
+  one = number in ("+1", "-1")
+  return number + (metric.unit.removesuffix("s") if one else metric.unit)
+
+
+def difference_text(difference: Difference, metric: RankMetric) -> str:
+  """Returns a difference as ``+0.9 points [0.4, 1.4]``."""
+  _, interval = difference_parts(difference, metric)
+  return f"{mean_text(difference, metric)} {interval}".rstrip()
 
 
 def _in_metrics(entry: RankedEntry, metrics: Sequence[RankMetric]) -> str:
@@ -149,7 +159,7 @@ def _first(ranking: Ranking, data: str) -> str:
       f"{named} are significantly better than {reference} on {data}: "
       f"{each}{_only_worse(worse, ranking)}."
     )
-  if not ranking.num_tests:
+  if not ranking.is_comparable:
     return (
       f"The losses cannot be compared on {data}, because there are too few "
       "test rows or all losses predict the same."
@@ -243,6 +253,34 @@ def past_best(results: Results) -> list[PastBest]:
   return found
 
 
+def all_correct(results: Results) -> str | None:
+  """Says where the NLL rests on the row that the temperature fit adds."""
+  runs = results.settings.runs
+  right = {
+    results.label(method): int(
+      (
+        np.asarray(results.evaluations[method, STOPPED].validation_accuracy)
+        == 1
+      ).sum()
+    )
+    for method in results.methods
+  }
+  found = {label: number for label, number in right.items() if number}
+  if not found:
+    return None
+  most = max(found.values())
+  number = (
+    "all"
+    if most == runs and len(found) == len(right)
+    else f"up to {most} of {runs}"
+  )
+  return (
+    f"In {number} runs of {_number_text.listed(list(found))}, all validation "
+    "rows are classified correctly. The temperature, and so the NLL, then "
+    "depends on the misclassified row that the fit adds."
+  )
+
+
 def open_temperature(results: Results) -> str | None:
   """Says whose temperature the validation rows do not determine."""
   # At the upper bound all classes are equally probable, and the NLL is right.
@@ -285,6 +323,11 @@ def headline_of(
       f"{names} diverged (NaN or infinite values in at least one run) and "
       f"{verb} not ranked; try a lower learning rate."
     )
+  if ranking.diverged_reference and ranking.losses:
+    further.append(
+      f"Because {ranking.diverged_reference} diverged, the other losses are "
+      f"compared with {ranking.reference}, which has the lowest validation NLL."
+    )
   if not ranking.losses:
     return Headline(
       f"No losses are compared on {data}, because every loss diverged.",
@@ -311,7 +354,7 @@ def headline_of(
   chosen = [item for item in past if item.label == ranking.reference]
   if chosen or past:
     further.append((chosen or list(past))[0].text)
-  if len(ranking.losses) > 1 and ranking.num_tests:
+  if ranking.is_comparable:
     further += filter(None, [_winners(ranking)])
   return Headline(first, tuple(further[:_MOST_FURTHER]))
 
@@ -333,5 +376,5 @@ def headline(results: Results) -> Headline:
     _ranking.rank(results),
     _data.short_name(results.settings.data),
     past_best(results),
-    open_temperature(results),
+    all_correct(results) or open_temperature(results),
   )

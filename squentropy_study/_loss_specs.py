@@ -8,6 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax import losses as library
@@ -22,6 +23,9 @@ MODIFIERS = {
   name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=0.0)
   for name in ("smoothing", "adjustment")
 }
+
+# A probability of 0 counts as the relative precision of float32.
+LOG_FLOOR = -23 * math.log(2)
 
 # Maps logits to log-probabilities, which stay the same under log_softmax.
 ProbabilityMap = Callable[[Any], Any]
@@ -65,16 +69,26 @@ class LossSpec(NamedTuple):
 
     Returns:
       ``log_probs``, the probabilities that the loss defines, and ``softmax``,
-      the usual ones. A loss that predicts the softmax has ``softmax`` alone,
-      and so has one that defines no probabilities at its hyper-parameters.
+      the usual ones. A defined probability of 0 counts as ``2 ** -23``. A loss
+      that predicts the softmax has ``softmax`` alone, and so has one that
+      defines no probabilities at its hyper-parameters.
     """
     maps: dict[str, ProbabilityMap] = {}
     if _defines_probabilities(self):
-      loss = getattr(library, self.name)
-      maps["log_probs"] = functools.partial(
-        loss.log_probs, **dict(self.hyperparameters)
-      )
+      maps["log_probs"] = functools.partial(_own_log_probs, self)
     return {**maps, "softmax": _identity}
+
+
+def _own_log_probs(spec: LossSpec, logits: Any) -> Any:
+  """Returns the log-probabilities of a loss, with a floor in place of -inf.
+
+  A row whose label has the probability 0 would make the NLL infinite at any
+  temperature.
+  """
+  loss = getattr(library, spec.name)
+  scores = loss.log_probs(logits, **dict(spec.hyperparameters))
+  has_zero = jnp.isneginf(scores).any(axis=-1, keepdims=True)
+  return jnp.where(has_zero, jnp.maximum(scores, LOG_FLOOR), scores)
 
 
 def _identity(logits: Any) -> Any:

@@ -67,7 +67,7 @@ def nll(predictions: Predictions) -> Sample:
 
 def accuracy(predictions: Predictions) -> Sample:
   """Returns the share of rows whose most probable class is the label."""
-  return _row_mean(predictions, _test_rows.hits)
+  return _row_mean(predictions, _test_rows.hits)._replace(is_share=True)
 
 
 def balanced_accuracy(predictions: Predictions) -> Sample:

@@ -33,13 +33,13 @@ def fixed(value: float, places: int, *, signed: bool = False) -> str:
 
 def with_interval(
   mean: float, low: float, high: float, default: int = 3
-) -> str:
-  """Returns ``+0.9 [0.4, 1.4]``, without brackets if there is no interval."""
+) -> tuple[str, str]:
+  """Returns ``+0.9`` and ``[0.4, 1.4]``, which is empty without an interval."""
   if not (math.isfinite(low) and math.isfinite(high)):
-    return fixed(mean, default, signed=True)
+    return fixed(mean, default, signed=True), ""
   places = decimals((high - low) / 2, default)
   ends = ", ".join(fixed(end, places) for end in (low, high))
-  return f"{fixed(mean, places, signed=True)} [{ends}]"
+  return fixed(mean, places, signed=True), f"[{ends}]"
 
 
 def listed(names: list[str], most: int = 3) -> str:

@@ -40,7 +40,7 @@ def head(columns: Sequence[str]) -> str:
 
 
 def _rank_cell(entry: RankedEntry, metric: RankMetric, best: str) -> str:
-  value = escape(_terminal_table.value_text(entry, metric))
+  value = escape(_terminal_table.value_text(entry.values[metric.name], metric))
   # A phone shows a line per metric, which needs its title.
   title = f'data-title="{escape(metric.title)}"'
   if entry.label == best:
@@ -115,7 +115,7 @@ def errors(ranking: Ranking) -> str:
     for entry in ranking.entries:
       value = entry.values[metric.name]
       cells = [
-        _terminal_table.value_text(entry, metric),
+        _terminal_table.value_text(value, metric),
         _error_text(value.seeds_error, metric),
         _error_text(value.rows_error, metric),
       ]
@@ -131,15 +131,13 @@ def _difference_cells(entry: RankedEntry, metric: RankMetric) -> list[str]:
   if metric.name not in entry.differences:
     return [""] * 5
   found = entry.differences[metric.name]
-  text = _headline.difference_text(found, metric).replace(metric.unit, "")
-  text = text.replace(" point", "")
-  mean, _, ends = text.partition(" ")
+  mean, interval = _headline.difference_parts(found, metric)
   adjusted = entry.adjusted.get(metric.name, math.nan)
   return [
     mean,
     _error_text(found.seeds_error, metric),
     _error_text(found.rows_error, metric),
-    ends or "-",
+    interval or "-",
     p_text(adjusted),
   ]
 

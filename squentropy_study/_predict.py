@@ -9,25 +9,23 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from squentropy_study import (
   _loss_specs,
+  _model_average,
   _new_rows,
   _number_text,
   _preprocessing,
   _program,
-  _ranking,
   _run,
   _run_files,
-  _settings,
   _store,
   _train,
 )
 from squentropy_study._label_column import row_count
+from squentropy_study._model_average import ModelAverage
 from squentropy_study._preprocessing import Preprocessing
-from squentropy_study._results import Method, Results
-from squentropy_study._study_error import StudyError, unknown_name
+from squentropy_study._results import Results
 from squentropy_study._train import StoppedModels
 
 # Bounds of the rows that are predicted at a time, and of their features.
@@ -55,34 +53,16 @@ class Predicted(NamedTuple):
 class _Ensemble(NamedTuple):
   """The models of one method, one per fold and seed."""
 
-  method: Method
+  average: ModelAverage
   models: StoppedModels
-  temperature: np.ndarray
   static: _program.StaticSettings
-
-
-def _chosen(results: Results, loss: str | None) -> Method:
-  """Returns the best method, or the better probability map of a loss."""
-  if loss is not None and loss not in results.settings.losses:
-    raise unknown_name("loss of the study", loss, results.settings.losses)
-  methods = [
-    entry.method
-    for entry in _ranking.rank(results, _settings.STOPPED).losses
-    if entry.method is not None and loss in (None, entry.method.loss)
-  ]
-  if not methods:
-    raise StudyError(
-      "the training diverged with "
-      + ("every loss" if loss is None else f"{loss}; name another loss")
-    )
-  return methods[0]
 
 
 def _ensemble(
   folder: Path, results: Results, loss: str | None, known: Preprocessing
 ) -> _Ensemble:
-  settings, method = results.settings, _chosen(results, loss)
-  evaluation = results.evaluations[method, _settings.STOPPED]
+  method = _model_average.best_method(results, loss)
+  settings = results.settings
   static = _program.StaticSettings(
     settings.model,
     known.shape,
@@ -92,7 +72,7 @@ def _ensemble(
     settings.learning_rate,
   )
   models = _run_files.read_models(folder, method.loss)
-  return _Ensemble(method, models, np.asarray(evaluation.temperature), static)
+  return _Ensemble(_model_average.fit(results, method), models, static)
 
 
 def _chunks(features: np.ndarray, runs: int) -> Iterator[np.ndarray]:
@@ -108,25 +88,21 @@ def _chunks(features: np.ndarray, runs: int) -> Iterator[np.ndarray]:
 
 def _log_probs(ensemble: _Ensemble, features: np.ndarray) -> np.ndarray:
   """Returns the logarithm of the mean probabilities, ``[rows, classes]``."""
-  loss = _loss_specs.parse(ensemble.method.loss)
-  number = list(loss.probability_maps()).index(ensemble.method.probability_map)
-  runs = len(ensemble.temperature)
+  method = ensemble.average.method
+  loss = _loss_specs.parse(method.loss)
+  number = list(loss.probability_maps()).index(method.probability_map)
   blocks = []
-  for block in _chunks(features, runs):
+  for block in _chunks(features, ensemble.average.of_models.size):
     scores = _train.predict(ensemble.static, loss, ensemble.models, block)
-    scaled = scores[number].astype(np.float64)
-    scaled /= ensemble.temperature[:, None, None]
-    log_probs = special.log_softmax(scaled, axis=-1)
-    blocks.append(special.logsumexp(log_probs, axis=0) - np.log(runs))
+    blocks.append(_model_average.of_all(ensemble.average, scores[number]))
   return np.concatenate(blocks)[: len(features)]
 
 
 def _summary(
-  ensemble: _Ensemble, log_probs: np.ndarray, labels: np.ndarray | None
+  average: ModelAverage, log_probs: np.ndarray, labels: np.ndarray | None
 ) -> str:
-  runs = len(ensemble.temperature)
-  models = "1 model" if runs == 1 else f"{runs} models"
-  text = f"{models} trained with {ensemble.method.loss} predicted "
+  models = _number_text.counted(average.of_models.size, "model")
+  text = f"{models} trained with {average.method.loss} predicted "
   text += row_count(len(log_probs))
   has_label = np.zeros(0, bool) if labels is None else labels >= 0
   if labels is None or not has_label.any():
@@ -177,7 +153,7 @@ def predict_rows(
     },
     index=rows.row_index,
   )
-  summary = _summary(ensemble, log_probs, rows.labels)
+  summary = _summary(ensemble.average, log_probs, rows.labels)
   return Predicted(frame, rows.notes, rows.warnings, summary)
 
 
@@ -192,16 +168,19 @@ def predict(
   """Predicts new rows with the stopped models of a finished study.
 
   The probabilities are the mean over the models of all folds and seeds of one
-  loss. Each model has the temperature that was fitted on its validation rows.
-  The rows are encoded and standardised like those of the study. Values that the
-  study cannot encode, such as a new category, are counted in a warning.
+  loss. Each model has the temperature that was fitted on its validation rows,
+  and so has the mean over the seeds of a fold. The report of the study has the
+  metrics of these predictions for its test rows. The rows are encoded and
+  standardised like those of the study. Values that the study cannot encode,
+  such as a new category, are counted in a warning.
 
   Args:
     folder: The folder of the study.
     data: The path of a file, a DataFrame, or, if the study was trained on
       arrays, an array ``[rows, ...]``. Columns are found by name, and columns
       that the study does not use are ignored. The label may be among them.
-    loss: A loss of the study; None takes the one with the lowest NLL.
+    loss: A loss of the study; None takes the one with the lowest NLL of the
+      validation rows.
     encoding: The encoding of a text without a byte order mark; None is UTF-8.
     header: Whether the first line of a text or workbook names the columns.
 

@@ -27,7 +27,8 @@ def add(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
   predict.add_argument(
     "--loss",
     metavar="LOSS",
-    help="the loss of the models (default: the one with the lowest NLL)",
+    help="the loss of the models (default: the one with the lowest "
+    "validation NLL)",
   )
   predict.add_argument(
     "--out",

@@ -28,6 +28,7 @@ class Entry(NamedTuple):
     loss: The loss as text; None for a baseline.
     method: The loss and its probability map; None for a baseline.
     epoch: Median over the runs of the epoch that is evaluated, if known.
+    validation_nll: Mean over the runs of the NLL of the validation rows.
   """
 
   label: str
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
   loss: str | None = None
   method: Method | None = None
   epoch: float = math.nan
+  validation_nll: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Ranking:
       diverged, then the baselines.
     class_counts: Number of test rows of each class.
     seeds: Number of seeds.
+    diverged_reference: The loss that was to be the reference, if it diverged.
   """
 
   length: str
@@ -95,6 +98,7 @@ class Ranking:
   entries: tuple[RankedEntry, ...]
   class_counts: np.ndarray
   seeds: int
+  diverged_reference: str = ""
 
   @property
   def losses(self) -> list[RankedEntry]:
@@ -118,6 +122,14 @@ class Ranking:
       math.isfinite(p) for e in self.losses for p in e.adjusted.values()
     )
 
+  @property
+  def is_comparable(self) -> bool:
+    """Whether the NLL of any loss can be tested against the reference."""
+    name = self.metrics[0].name
+    return any(
+      math.isfinite(e.adjusted.get(name, math.nan)) for e in self.losses
+    )
+
   def best(self, metric: RankMetric) -> RankedEntry:
     """Returns the loss with the best value; of equal ones the reference."""
 
@@ -128,10 +140,22 @@ class Ranking:
     return max(self.losses, key=key)
 
 
-def _reference(entries: Sequence[Entry], wanted: str | None) -> Entry | None:
-  """Returns the entry to compare with; None stands for the best."""
-  name = REFERENCE if wanted is None else wanted
-  return next((entry for entry in entries if entry.loss == name), None)
+def _reference(losses: Sequence[Entry], wanted: str) -> Entry | None:
+  """Returns the loss to compare with; None if there are no losses.
+
+  The best loss is the best one on the validation rows. The test rows would
+  choose the loss that they happen to favour, and so favour it once more in the
+  comparison.
+  """
+  for entry in losses:
+    if entry.loss == wanted:
+      return entry
+
+  def validation_nll(entry: Entry) -> float:
+    value = entry.validation_nll
+    return value if math.isfinite(value) else math.inf
+
+  return min(losses, key=validation_nll, default=None)
 
 
 def _sample(entry: Entry, metric: RankMetric, seeds: int) -> Sample:
@@ -167,8 +191,8 @@ def rank_entries(
 
   Args:
     entries: The losses, then the baselines.
-    reference: A loss, or ``best``. None means cross-entropy if it is among
-      the entries, otherwise the loss with the lowest NLL.
+    reference: A loss, or ``best``, the loss with the lowest validation NLL.
+      None means cross-entropy if it is among the entries, else the best.
     length: Name of the training length.
 
   Returns:
@@ -191,7 +215,8 @@ def rank_entries(
     key=lambda entry: samples[entry.label][metrics[0].name].mean,
   )
   losses = [entry for entry in order if entry.method is not None]
-  chosen = _reference(losses, reference) or next(iter(losses), None)
+  wanted = reference or REFERENCE
+  chosen = _reference(losses, wanted)
   differences: dict[str, dict[str, Difference]] = {}
   for entry in order:
     if chosen is None or entry is chosen:
@@ -252,6 +277,9 @@ def rank_entries(
     tuple(sorted(ranked, key=lambda entry: entry.is_baseline)),
     counts,
     seeds,
+    next(
+      (e.label for e in entries if e.loss == wanted and e.label in diverged), ""
+    ),
   )
 
 
@@ -276,6 +304,7 @@ def rank(results: Results, length: str = STOPPED) -> Ranking:
       method.loss,
       method,
       float(np.median(results.epochs(method, length))),
+      float(np.mean(results.evaluations[method, length].validation_nll)),
     )
     for method in results.methods
   ]

@@ -101,7 +101,7 @@ def _draw(ax: Axes, ranking: Ranking, metric: RankMetric) -> None:
       is_low = value.mean < low
       difference = entry.differences[metric.name]
       ax.annotate(
-        _headline.difference_text(difference, metric).partition(" [")[0],
+        _headline.mean_text(difference, metric),
         (low if is_low else high, place),
         xytext=(8 if is_low else -8, 0),
         textcoords="offset points",

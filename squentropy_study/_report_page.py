@@ -10,6 +10,7 @@ from squentropy_study import (
   _data,
   _headline,
   _metric_samples,
+  _model_average,
   _number_text,
   _page_parts,
   _page_setup,
@@ -18,10 +19,12 @@ from squentropy_study import (
   _ranking,
   _reliability,
   _results,
+  _terminal_table,
 )
 from squentropy_study._ranking import Ranking
-from squentropy_study._results import Results
+from squentropy_study._results import REFERENCE, Results
 from squentropy_study._settings import STOPPED
+from squentropy_study._study_error import StudyError
 
 
 def _answer(headline: _headline.Headline) -> str:
@@ -52,6 +55,14 @@ def _imbalance(ranking: Ranking, names: list[str]) -> list[str]:
   return [text]
 
 
+def _reference_note(results: Results, ranking: Ranking) -> str:
+  """Says how the reference was chosen, if no loss was named."""
+  settings = results.settings
+  if (settings.reference or REFERENCE) in settings.losses:
+    return ""
+  return f" {ranking.reference} has the lowest validation NLL."
+
+
 def _rank_note(results: Results, ranking: Ranking) -> str:
   """Explains the ranking."""
   texts = ["Numbers are means over seeds. The best loss of a column is bold."]
@@ -65,6 +76,7 @@ def _rank_note(results: Results, ranking: Ranking) -> str:
         if ranking.seeds > 2
         else ", but not the error from the seeds."
       )
+      + _reference_note(results, ranking)
       + " A star (*) marks a difference that is significant after Holm's "
       f"correction for {ranking.num_tests} tests. The ECE is not tested."
     )
@@ -72,11 +84,40 @@ def _rank_note(results: Results, ranking: Ranking) -> str:
       texts.append(
         "Of a loss with two probability maps, only the first one is tested."
       )
+  if results.settings.folds == 1:
+    texts.append(
+      "All networks are trained on the same rows. The intervals do not include "
+      "the error from the choice of the training rows; --folds 4 averages over "
+      "four choices."
+    )
   if ranking.baselines:
     texts.append("Each baseline is fitted once in each fold, without seeds.")
   # Each of them begins with the name of a baseline.
   texts += [f"{note[0].upper()}{note[1:]}." for note in results.baseline_notes]
   return " ".join(texts)
+
+
+def _average(results: Results) -> str:
+  """Says what the mean of the best models, which predicts new rows, reaches."""
+  try:
+    method = _model_average.best_method(results, None)
+  except StudyError:
+    return ""
+  average = _model_average.fit(results, method)
+  reached = [
+    f"{metric.short} {_terminal_table.value_text(value, metric)}"
+    + (" %" if metric.unit else "")
+    for metric, value in _model_average.measure(results, average).items()
+  ]
+  settings = results.settings
+  models = _number_text.counted(settings.seeds, "model")
+  if settings.folds > 1:
+    models += " of each fold"
+  return (
+    "New rows are predicted by the loss with the lowest validation NLL, which "
+    f"is {results.label(method)}. On the test rows, the mean prediction of its "
+    f"{models} has {_number_text.listed(reached, len(reached))}."
+  )
 
 
 def _past(results: Results) -> str:
@@ -209,6 +250,7 @@ def html(results: Results, config: dict) -> bytes:
 <h2>Which loss? ({escape(ranking.length)} training)</h2>
 {_page_tables.ranked(ranking)}
 <p class="quiet">{escape(_rank_note(results, ranking))}</p>
+<p class="quiet">{escape(_average(results))}</p>
 {_past(results)}
 <h2>Standard errors</h2>
 {_page_tables.errors(ranking)}

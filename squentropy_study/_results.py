@@ -254,6 +254,11 @@ class Results:
     """
     return self._at(method, length, self.run_results[method.loss].test_scores)
 
+  def validation_scores(self, method: Method, length: str) -> np.ndarray:
+    """Returns scores of the validation rows, ``[runs, rows, classes]``."""
+    result = self.run_results[method.loss]
+    return self._at(method, length, result.validation_scores)
+
   def test_predictions(
     self, method: Method, length: str, *, scaled: bool = True
   ) -> Predictions:

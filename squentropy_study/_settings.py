@@ -83,7 +83,8 @@ class Settings:
       the effective number of rows (arXiv 1901.05555); or None. The mean over
       the training rows is 1.
     reference: The loss that the others are compared with: a loss of the study,
-      or ``best``; None takes cross-entropy if it is trained, else the best.
+      or ``best``, the one with the lowest validation NLL; None takes
+      cross-entropy if it is trained, else the best.
     baselines: Whether classifiers that are no networks are fitted as well.
     folds: 1, or 3 and more for cross-validation. Each fold has its own test
       part, fits the temperature on the next part and trains on the others.

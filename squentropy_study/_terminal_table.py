@@ -10,13 +10,13 @@ from rich.table import Table
 
 from squentropy_study import _headline, _number_text, _ranking
 from squentropy_study._metric_samples import RankMetric
+from squentropy_study._paired_errors import Difference
 from squentropy_study._ranking import RankedEntry
 from squentropy_study._results import Results
 
 
-def value_text(entry: RankedEntry, metric: RankMetric) -> str:
+def value_text(value: Difference, metric: RankMetric) -> str:
   """Returns a value with as many digits as its errors allow."""
-  value = entry.values[metric.name]
   if not math.isfinite(value.mean):
     return "diverged"
   # Of a standard error, the first two digits say something about the value.
@@ -35,7 +35,7 @@ def epoch_text(entry: RankedEntry) -> str:
 
 def _cell(entry: RankedEntry, metric: RankMetric, best: str) -> str:
   """Returns a value and below it the difference from the reference."""
-  value = value_text(entry, metric)
+  value = value_text(entry.values[metric.name], metric)
   if entry.label == best:
     value = f"[bold]{value}[/bold]"
   if metric.name not in entry.differences:

@@ -192,6 +192,16 @@ def test_log_probs_leave_out_impossible_classes(case):
   )
 
 
+@PREDICTS
+def test_log_probs_of_nan_and_positive_infinity_are_nan(case):
+  for bad in (np.nan, np.inf):
+    logits = LOGITS.copy()
+    logits[0, 0] = logits[1, 4] = logits[2, 1] = logits[2, 2] = bad
+    found = predicted(case, logits)
+    np.testing.assert_array_equal(np.isnan(found).all(1), np.arange(6) < 3)
+    np.testing.assert_array_equal(np.isnan(found).any(1), np.arange(6) < 3)
+
+
 # Shapes and dtypes.
 
 

@@ -2,6 +2,7 @@
 """The sentences follow from the numbers."""
 
 import re
+import types
 
 import numpy as np
 import pytest
@@ -128,9 +129,13 @@ def test_loss_that_is_worse():
 
 
 def test_reference_may_be_the_best_loss():
-  found = _headline_of(
-    made.entries(cross_entropy=1.0, squentropy=1.3), reference="best"
-  )
+  entries = [
+    entry._replace(validation_nll=value)
+    for entry, value in zip(
+      made.entries(cross_entropy=1.0, squentropy=1.3), (0.5, 0.4), strict=True
+    )
+  ]
+  found = _headline_of(entries, reference="best")
   assert found.sentence.startswith(
     "No loss is significantly better than squentropy on digits; cross_entropy "
     "is significantly worse in NLL"
@@ -201,6 +206,36 @@ def test_temperature_at_its_bound_is_said():
   assert found.further[0] == warning
 
 
+class _Evaluated:
+  """Results of two losses with these validation accuracies of four runs."""
+
+  settings = study.settings(seeds=4)
+
+  def __init__(self, **accuracies):
+    self.methods = tuple(accuracies)
+    self.evaluations = {
+      (method, "stopped"): types.SimpleNamespace(
+        validation_accuracy=np.array(values)
+      )
+      for method, values in accuracies.items()
+    }
+
+  def label(self, method):
+    return method
+
+
+def test_nll_that_rests_on_the_added_row_is_said():
+  assert _headline.all_correct(_Evaluated(a=[0.9] * 4, b=[0.8] * 4)) is None
+  some = _Evaluated(a=[1.0, 0.9, 1.0, 1.0], b=[0.8] * 4)
+  assert _headline.all_correct(some) == (
+    "In up to 3 of 4 runs of a, all validation rows are classified correctly. "
+    "The temperature, and so the NLL, then depends on the misclassified row "
+    "that the fit adds."
+  )
+  every = _Evaluated(a=[1.0] * 4, b=[1.0] * 4)
+  assert _headline.all_correct(every).startswith("In all runs of a and b, all")
+
+
 @pytest.mark.parametrize(("rows", "signal"), [(20, 1.6), (60, 1.4)])
 def test_baseline_is_compared_row_by_row(rows, signal):
   options = {"rows": rows}
@@ -248,6 +283,20 @@ def test_losses_that_diverged_are_named():
   found = _headline_of(entries)
   assert found.sentence == (
     "No losses are compared on digits, because every loss diverged."
+  )
+
+
+def test_reference_that_diverged_is_named():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.3, logit_norm=1.0)
+  entries[0].predictions.log_probs[0, 0] = np.nan
+  entries[2] = entries[2]._replace(validation_nll=0.1)
+  found = _headline_of(entries)
+  assert found.sentence.startswith(
+    "squentropy is significantly better than logit_norm on digits"
+  )
+  assert found.further[1] == (
+    "Because cross_entropy diverged, the other losses are compared with "
+    "logit_norm, which has the lowest validation NLL."
   )
 
 

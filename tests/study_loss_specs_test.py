@@ -58,6 +58,20 @@ def test_probability_maps_of_a_loss(name):
     )
 
 
+def test_probability_of_zero_has_a_floor():
+  """Else one row would make NLL and temperature of the study useless."""
+  spec = _loss_specs.parse("bi_tempered_logistic:t1=0.8,t2=0.8")
+  logits = np.array([[0.0, 9.0, 8.9], [0.1, 0.2, 0.0]], np.float32)
+  raw = losses.bi_tempered_logistic.log_probs(logits, t1=0.8, t2=0.8)
+  assert np.isneginf(raw).tolist() == [[True, False, False], [False] * 3]
+  scores = np.asarray(spec.probability_maps()["log_probs"](logits))
+  assert np.isfinite(scores).all()
+  assert scores[0, 0] == np.float32(np.log(2.0**-23))
+  np.testing.assert_array_equal(scores[1], raw[1])
+  diverged = spec.probability_maps()["log_probs"](logits * np.float32(np.nan))
+  assert np.isnan(diverged).all()
+
+
 def test_predicted_class_may_differ_from_the_largest_logit():
   maps = _loss_specs.parse("spherical_softmax").probability_maps()
   assert maps["log_probs"](LOGITS)[1].argmax() == 2

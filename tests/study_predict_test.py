@@ -14,6 +14,7 @@ from squentropy_study import (
   StudyError,
   _cli,
   _evaluation,
+  _model_average,
   _predict,
   _preprocessing,
 )
@@ -58,18 +59,28 @@ def finished(tmp_path_factory):
 
 
 def _stored(results, loss, runs=slice(None)):
-  """Rows and probabilities of the ensemble, from what the training kept."""
+  """Rows and probabilities of the models of a fold, from what was kept."""
   kept = results.run_results[loss]
+  validation = _evaluation.HeldOutLogits(
+    kept.validation_scores[0, 0], kept.validation_labels, kept.validation_keep
+  )
   temperature, scores = _evaluation.recalibrate(
-    _evaluation.HeldOutLogits(
-      kept.validation_scores[0, 0], kept.validation_labels, kept.validation_keep
-    ),
-    kept.test_scores[0, 0],
+    validation, kept.test_scores[0, 0]
   )
   assert np.asarray(temperature).std() > 0
+  _, own = _evaluation.recalibrate(validation, validation.scores)
+
+  def mean(scores):
+    return np.log(special.softmax(scores[runs], axis=-1).mean(axis=0))
+
+  of_fold = validation._replace(
+    scores=mean(own)[None],
+    labels=validation.labels[runs][:1],
+    keep=validation.keep[runs][:1],
+  )
+  _, scaled = _evaluation.recalibrate(of_fold, mean(scores)[None])
   rows, keep = kept.test_rows[runs][0], kept.test_keep[runs][0]
-  probabilities = special.softmax(scores[runs], axis=-1).mean(axis=0)
-  return rows[keep], probabilities[keep]
+  return rows[keep], special.softmax(np.asarray(scaled[0]), axis=-1)[keep]
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "squentropy"])
@@ -93,15 +104,19 @@ def _of_arrays(out, results, features):
   return ensemble, known.standardized(features)
 
 
-def _part(ensemble, runs):
-  """The ensemble of some of the models."""
+def _of_fold(ensemble, fold, seeds):
+  """The ensemble of the models of one fold."""
+  runs = slice(seeds * fold, seeds * (fold + 1))
   models = ensemble.models
   arrays = {name: x[:, runs] for name, x in models.arrays.items()}
   models = models._replace(
     shift=models.shift[runs], scale=models.scale[runs], arrays=arrays
   )
-  temperature = ensemble.temperature[runs]
-  return ensemble._replace(models=models, temperature=temperature)
+  average = ensemble.average._replace(
+    of_models=ensemble.average.of_models[fold : fold + 1],
+    of_folds=ensemble.average.of_folds[fold : fold + 1],
+  )
+  return ensemble._replace(models=models, average=average)
 
 
 def test_models_of_all_folds_are_averaged(tmp_path, monkeypatch):
@@ -119,11 +134,11 @@ def test_models_of_all_folds_are_averaged(tmp_path, monkeypatch):
   ensemble, features = _of_arrays(tmp_path / "out", results, data.features)
   by_fold = []
   for fold in range(3):
-    runs = slice(2 * fold, 2 * fold + 2)
-    log_probs = _predict._log_probs(_part(ensemble, runs), features)
+    log_probs = _predict._log_probs(_of_fold(ensemble, fold, 2), features)
     by_fold.append(np.exp(log_probs))
+    runs = slice(2 * fold, 2 * fold + 2)
     rows, expected = _stored(results, "squentropy", runs)
-    np.testing.assert_allclose(by_fold[-1][rows], expected, rtol=1e-4)
+    np.testing.assert_allclose(by_fold[-1][rows], expected, rtol=1e-3)
   np.testing.assert_allclose(
     frames[0].iloc[:, 2:], np.mean(by_fold, axis=0), rtol=1e-5
   )
@@ -133,9 +148,28 @@ def test_models_of_all_folds_are_averaged(tmp_path, monkeypatch):
     squentropy_study.predict(tmp_path / "out", pd.DataFrame(data.features))
 
 
-def test_best_loss_is_the_default(finished):
+def test_metrics_of_the_mean_are_those_of_its_predictions(finished):
   out, results, path = finished
-  best = squentropy_study.rank(results).losses[0].method.loss
+  method = results.methods[0]
+  found = _model_average.measure(results, _model_average.fit(results, method))
+  rows, probabilities = _stored(results, method.loss)
+  labels = _table()["y"].to_numpy()[rows] == "yes"
+  of_label = probabilities[np.arange(rows.size), labels.astype(int)]
+  values = {metric.name: value.mean for metric, value in found.items()}
+  assert values["nll"] == pytest.approx(-np.log(of_label).mean(), rel=1e-4)
+  assert values["accuracy"] == pytest.approx((of_label > 0.5).mean())
+  page = (out / "report.html").read_text()
+  assert "the mean prediction of its 2 models has NLL" in page
+  assert squentropy_study.predict(out, path, method.loss).shape[0] == ROWS
+
+
+def test_best_loss_is_that_of_the_validation_rows(finished):
+  out, results, path = finished
+  nll = {
+    method.loss: np.mean(evaluation.validation_nll)
+    for (method, _), evaluation in results.evaluations.items()
+  }
+  best = min(nll, key=nll.get)
   pd.testing.assert_frame_equal(
     squentropy_study.predict(out, path),
     squentropy_study.predict(out, path, best),

@@ -46,11 +46,40 @@ def test_order_is_that_of_the_nll_and_baselines_come_last():
   ],
 )
 def test_reference(losses, wanted, expected):
-  entries = made.entries(**{loss: 1.0 + k for k, loss in enumerate(losses)})
+  entries = [
+    entry._replace(validation_nll=2.0 - k)
+    for k, entry in enumerate(
+      made.entries(**{loss: 1.0 + k for k, loss in enumerate(losses)})
+    )
+  ]
   ranking = _ranking.rank_entries(entries, wanted, "stopped")
   assert ranking.reference == expected
+  assert not ranking.diverged_reference
   for entry in ranking.entries:
     assert (entry.differences == {}) == (entry.label == expected)
+
+
+def test_validation_rows_choose_the_best_reference():
+  entries = made.entries(logit_norm=1.0, squentropy=1.5)
+  entries = [
+    entry._replace(validation_nll=value)
+    for entry, value in zip(entries, (0.4, 0.5), strict=True)
+  ]
+  ranking = _ranking.rank_entries(entries, "best", "stopped")
+  assert ranking.losses[0].label == "squentropy"
+  assert ranking.reference == "logit_norm"
+  assert ranking.losses[0].significance(ranking.metrics[0]) == 1
+
+
+def test_reference_that_diverged_is_replaced_and_named():
+  entries = made.entries(cross_entropy=1.0, squentropy=1.2, logit_norm=1.0)
+  entries = [
+    entry._replace(validation_nll=float(k)) for k, entry in enumerate(entries)
+  ]
+  entries[0].predictions.log_probs[0, 0] = np.nan
+  ranking = _ranking.rank_entries(entries, None, "stopped")
+  assert ranking.diverged_reference == "cross_entropy"
+  assert ranking.reference == "squentropy"
 
 
 def test_differences_are_paired_by_row_and_corrected():

@@ -75,7 +75,8 @@ class Loss(Generic[P]):
 
     Returns:
       The logarithms of the probabilities of the classes, in the logits' shape,
-      float32 or wider. They are ``-inf`` where a logit is ``-inf``.
+      float32 or wider. They are ``-inf`` where a logit is ``-inf``, and NaN in
+      a row with a NaN or ``+inf``.
     """
     if "where" in hyperparameters:
       raise TypeError(
@@ -107,4 +108,7 @@ def _log_probs(
     scores = log_scores(z, **expanded(numbers), **dict(static))
     # A class that is impossible stays impossible, whatever score it gets.
     scores = jnp.where(z == -jnp.inf, z, scores)
+    # A formula may clip a NaN or an infinity to a finite score.
+    invalid = jnp.isnan(z) | (z == jnp.inf)
+    scores = jnp.where(invalid, jnp.full_like(scores, jnp.nan), scores)
   return jax.nn.log_softmax(scores, axis=-1)
