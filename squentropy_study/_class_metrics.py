@@ -117,17 +117,44 @@ def average_precision(
     return (gained * precision).sum(axis=1) / found[:, -1]
 
 
-_auroc = jax.jit(
-  jax.vmap(calibration.auroc, in_axes=(1, 1)),
-)
+def auroc(
+  scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+  """Computes the AUROC under several weightings of the rows.
+
+  It is the probability that a positive row has the higher score, and ties
+  count one half. It is NaN without a positive or without a negative row.
+
+  Args:
+    scores: ``[rows]``, large for a positive.
+    is_positive: ``[rows]``, booleans.
+    weights: ``[weightings, rows]``, such as counts of a bootstrap.
+
+  Returns:
+    ``[weightings]``.
+  """
+  order = np.argsort(scores, kind="stable")
+  scores = scores[order]
+  weights = weights[:, order].astype(np.float64)
+  first = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
+  # Sums over the rows of each score, from the lowest to the highest.
+  positive = np.add.reduceat(weights * is_positive[order], first, axis=1)
+  negative = np.add.reduceat(weights, first, axis=1) - positive
+  below = np.cumsum(negative, axis=1) - negative / 2
+  with np.errstate(invalid="ignore"):
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    return (positive * below).sum(axis=1) / pairs
 
 
 def _mean_auroc(log_probs: np.ndarray, labels: np.ndarray) -> float:
   """Returns the mean area over the classes; of two classes both are equal."""
   classes = log_probs.shape[-1]
-  chosen = np.arange(classes if classes > 2 else 1)
-  scores = log_probs[:, chosen].astype(np.float32)
-  return _mean(np.asarray(_auroc(scores, labels[:, None] == chosen)))
+  once = np.ones((1, labels.size))
+  values = [
+    auroc(log_probs[:, k], labels == k, once)[0]
+    for k in range(classes if classes > 2 else 1)
+  ]
+  return _mean(np.array(values))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -332,7 +332,11 @@ def _print_results(results: Results, out: Path, console: Console) -> None:
 
 def _interrupted(settings: Settings, out: Path) -> str:
   """Returns the message after Ctrl-C."""
-  done = [x for x in settings.losses if _run_files.stored_seeds(out, x)]
+  done = [
+    loss
+    for loss in settings.losses
+    if {*range(settings.seeds)} <= {*_run_files.stored_seeds(out, loss)}
+  ]
   return (
     f"Interrupted. Finished losses: {', '.join(done) or 'none'}. To resume "
     f"from {out}, run the same command again without --fresh."

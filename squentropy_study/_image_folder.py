@@ -78,6 +78,46 @@ def _pixels(path: Path) -> np.ndarray:
   return pixels[..., : pixels.shape[-1] - opacity]
 
 
+def read_new(
+  folder: Path, channels: int
+) -> tuple[np.ndarray, list[str], list[str] | None]:
+  """Reads images to predict, in folders of classes or without folders.
+
+  Args:
+    folder: The folder.
+    channels: Number of channels of the images of the study: grey images have
+      one channel, which is repeated if the study has three.
+
+  Returns:
+    Images ``[rows, height, width, channels]``, the path of each image within
+    the folder, and the name of its folder; None for images without folders.
+
+  Raises:
+    StudyError: There are no images, or not all have the same size.
+  """
+  files = [path for path in _visible(folder) if _is_image(path)]
+  is_flat = bool(files)
+  if not is_flat:
+    files, _ = _files(folder)
+  images = [_pixels(path) for path in files]
+  size = images[0].shape[:2]
+  for number, (path, pixels) in enumerate(zip(files, images, strict=True)):
+    if pixels.shape[:2] != size:
+      raise StudyError(
+        f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but "
+        f"{files[0].name} has {size[1]} x {size[0]}; scale or remove it"
+      )
+    if pixels.shape[-1] not in (1, channels):
+      raise StudyError(
+        f"{path} has colours, but the images of the study are grey; save it as "
+        "a grey image"
+      )
+    images[number] = np.broadcast_to(pixels, (*size, channels))
+  names = [path.relative_to(folder).as_posix() for path in files]
+  classes = None if is_flat else [path.parent.name for path in files]
+  return np.stack(images), names, classes
+
+
 def read(folder: Path) -> tuple[np.ndarray, list[str], list[str]]:
   """Reads the images of a folder whose folders are the classes.
 

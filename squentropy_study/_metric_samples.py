@@ -92,7 +92,7 @@ def ece(predictions: Predictions) -> Sample:
   generator = np.random.default_rng(_SEED)
   seeds = predictions.log_probs.shape[1]
   rows = int(predictions.keep.sum())
-  number = _paired_errors.num_resamples(rows * seeds)
+  blocks = _paired_errors.resample_blocks(rows)
   per_seed, draws = [], []
   for log_probs, labels in predictions.folds():
     bins, excess = _test_rows.confidence_bins(log_probs, labels)
@@ -100,57 +100,74 @@ def ece(predictions: Predictions) -> Sample:
     columns = bins + _evaluation.NUM_BINS * np.arange(seeds)[:, None]
     sums = np.zeros((labels.size, _evaluation.NUM_BINS * seeds), np.float32)
     sums[np.arange(labels.size), columns] = excess
-    weights = _paired_errors.resamples(labels.size, number, generator)
 
     def error(totals: np.ndarray, size: int = labels.size) -> np.ndarray:
       by_bin = totals.reshape(-1, seeds, _evaluation.NUM_BINS)
       return np.abs(by_bin).sum(axis=-1) / size
 
     per_seed.append(error(sums.sum(axis=0, dtype=np.float64))[0])
-    draws.append(error(weights @ sums).mean(axis=1))
+    errors = [
+      error(_paired_errors.resamples(labels.size, size, generator) @ sums)
+      for size in blocks
+    ]
+    draws.append(np.concatenate(errors).mean(axis=1))
   return Sample(np.mean(per_seed, axis=0), None, np.mean(draws, axis=0), rows)
 
 
-def average_precision(predictions: Predictions) -> Sample:
-  """Returns the average precision, with bootstrap resamples in each class."""
+# A metric of one class under several weightings of the rows: from scores,
+# whether rows are of the class, and weights ``[weightings, rows]``.
+_ClassMetric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _of_classes(predictions: Predictions, metric: _ClassMetric) -> Sample:
+  """Returns the mean over the classes, with resamples in each class."""
   generator = np.random.default_rng(_SEED)
-  seeds = predictions.log_probs.shape[1]
   counts = predictions.class_counts
   positives = _class_metrics.positive_classes(counts)
-  work = int(predictions.keep.sum()) * seeds * positives.size
-  number = _paired_errors.num_resamples(work)
+  blocks = _paired_errors.resample_blocks(int(counts.sum()) * positives.size)
   per_seed, draws = [], []
   for log_probs, labels in predictions.folds():
     here = positives[np.isin(positives, labels)]
     if not here.size:
       continue  # A grouped fold may have no test row of the rare class.
-    # The first weights are 1: the metric itself.
-    weights = np.ones((number + 1, labels.size), np.float32)
-    for k in np.unique(labels):
-      of_class = np.flatnonzero(labels == k)
-      weights[1:, of_class] = _paired_errors.resamples(
-        of_class.size, number, generator
-      )
-    values = np.array(
-      [
-        np.mean(
-          [
-            _class_metrics.average_precision(run[:, k], labels == k, weights)
-            for k in here
-          ],
-          axis=0,
-        )
+
+    def of_seeds(
+      weights: np.ndarray,
+      log_probs: np.ndarray = log_probs,
+      labels: np.ndarray = labels,
+      here: np.ndarray = here,
+    ) -> np.ndarray:
+      values = [
+        [metric(run[:, k], labels == k, weights) for k in here]
         for run in log_probs
       ]
-    )
-    per_seed.append(values[:, 0])
-    draws.append(values[:, 1:].mean(axis=0))
+      return np.mean(values, axis=1)
+
+    per_seed.append(of_seeds(np.ones((1, labels.size)))[:, 0])
+    drawn = []
+    for size in blocks:
+      weights = np.empty((size, labels.size), np.float32)
+      for k in np.unique(labels):
+        rows = np.flatnonzero(labels == k)
+        weights[:, rows] = _paired_errors.resamples(rows.size, size, generator)
+      drawn.append(of_seeds(weights).mean(axis=0))
+    draws.append(np.concatenate(drawn))
   return Sample(
     np.mean(per_seed, axis=0),
     None,
     np.mean(draws, axis=0),
     int(counts[positives].min()),
   )
+
+
+def average_precision(predictions: Predictions) -> Sample:
+  """Returns the average precision, with bootstrap resamples."""
+  return _of_classes(predictions, _class_metrics.average_precision)
+
+
+def auroc(predictions: Predictions) -> Sample:
+  """Returns the AUROC, with bootstrap resamples."""
+  return _of_classes(predictions, _class_metrics.auroc)
 
 
 _NLL = RankMetric(
@@ -192,10 +209,13 @@ _AVERAGE_PRECISION = RankMetric(
   True,
   average_precision,
 )
+_AUROC = RankMetric(
+  "auroc", "AUROC", "AUROC", "highest", 1, 1.0, "", False, auroc
+)
 # A class with this share of the rows makes accuracy say little.
 DOMINANT = 0.9
 BALANCED = (_NLL, _ACCURACY, _ECE)
-IMBALANCED = (_NLL, _BALANCED_ACCURACY, _AVERAGE_PRECISION, _ECE)
+IMBALANCED = (_NLL, _BALANCED_ACCURACY, _AVERAGE_PRECISION, _AUROC, _ECE)
 
 
 def chosen(class_counts: np.ndarray) -> tuple[RankMetric, ...]:
@@ -205,4 +225,4 @@ def chosen(class_counts: np.ndarray) -> tuple[RankMetric, ...]:
     return BALANCED
   if _class_metrics.positive_classes(class_counts).size:
     return IMBALANCED
-  return tuple(x for x in IMBALANCED if x is not _AVERAGE_PRECISION)
+  return tuple(x for x in IMBALANCED if x not in (_AVERAGE_PRECISION, _AUROC))

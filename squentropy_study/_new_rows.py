@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from squentropy_study import _arrays, _delimited, _header, _read_file
+from squentropy_study import (
+  _arrays,
+  _delimited,
+  _header,
+  _image_folder,
+  _read_file,
+)
 from squentropy_study._column_cells import (
   Cells,
   example,
@@ -29,6 +35,11 @@ from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError
 from squentropy_study._table_encoder import TableEncoder
 
+# An array with a larger share of values far outside of those of the study is of
+# another scale, and so may be one of at least so many rows within a fiftieth.
+_MOST_OUTSIDE = 0.01
+_LEAST_ROWS = 20
+
 
 class NewRows(NamedTuple):
   """New rows.
@@ -39,7 +50,8 @@ class NewRows(NamedTuple):
       are no labels.
     row_index: The index of the rows; None means 0, 1, 2 and so on.
     notes: Sentences on how the file was read.
-    ids: ``[rows]``, values of the id column of the study; None without it.
+    ids: ``[rows]``, values of the id column of the study, or paths of images;
+      None without them.
     warnings: Sentences on values that are unlike those of the study.
   """
 
@@ -77,9 +89,14 @@ def read(
     StudyError: The rows cannot be read, or are not like those of the study.
   """
   index: pd.Index | None = None
+  paths: np.ndarray | None = None
   found: RawTable | tuple[np.ndarray, np.ndarray | None]
   if isinstance(data, pd.DataFrame):
     source, index, found = "the table", data.index, RawTable(data)
+  elif isinstance(data, str | Path) and Path(data).is_dir():
+    source = str(data)
+    pixels, folders, paths = _of_folder(Path(data), preprocessing)
+    found = (pixels, folders)
   elif isinstance(data, str | Path):
     source = str(data)
     found = _read_file.read_new(Path(data), encoding=encoding, header=header)
@@ -107,9 +124,43 @@ def read(
       rows = rows._replace(ids=ids.to_numpy(object))
   else:
     rows = _of_arrays(*found, preprocessing, source, merge_case)
+    rows = rows._replace(ids=paths)
   if not len(rows.features):
     raise StudyError(f"{source} has no rows; add at least one")
   return rows._replace(row_index=index)
+
+
+def _of_folder(
+  folder: Path, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+  """Returns images, their folders and their paths within a folder."""
+  if len(preprocessing.shape) != 3:
+    raise StudyError(
+      f"{folder} is a folder, but the study was not trained on images; name a "
+      "file"
+    )
+  pixels, names, classes = _image_folder.read_new(
+    folder, preprocessing.shape[-1]
+  )
+  labels = None if classes is None else np.array(classes, object)
+  return pixels, labels, np.array(names, object)
+
+
+def _check_scale(
+  x: np.ndarray, limits: tuple[float, float], source: str
+) -> None:
+  """Raises if an array was not scaled like those of the study."""
+  low, high = limits
+  reach = max(high - low, 1e-30)
+  finite = x[np.isfinite(x)]
+  outside = (finite < low - reach) | (finite > high + reach)
+  narrow = np.ptp(finite) < reach / 50 if len(x) >= _LEAST_ROWS else False
+  if outside.mean() > _MOST_OUTSIDE or narrow:
+    raise StudyError(
+      f"{source} has values from {finite.min():.3g} to {finite.max():.3g}, but "
+      f"those of the study are from {low:.3g} to {high:.3g}; scale them in the "
+      "same way"
+    )
 
 
 def _of_arrays(
@@ -125,6 +176,8 @@ def _of_arrays(
       f"{source} must have the shape ({shape}) of the arrays of the study, got "
       f"{x.shape}; reshape it"
     )
+  if np.isfinite(x).any():
+    _check_scale(x, preprocessing.limits, source)
   if y is None:
     return NewRows(x, None)
   if y.shape != x.shape[:1]:

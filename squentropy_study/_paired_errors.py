@@ -11,9 +11,10 @@ from scipy import special
 # Fewer seeds say too little about the spread over seeds.
 LEAST_SEEDS = 3
 _COVERAGE = 0.95
-# Bounds the work of the bootstrap: resamples times values.
-_MOST_WORK = 2e8
+# Bounds the work of the bootstrap, resamples times rows, and its memory.
+_MOST_WORK = 4e7
 _RESAMPLES = (200, 1000)
+_MOST_COUNTS = 2**24
 
 
 class Sample(NamedTuple):
@@ -167,9 +168,19 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
   return adjusted
 
 
-def num_resamples(values: int) -> int:
-  """Returns the number of bootstrap resamples of this many values."""
-  return int(np.clip(_MOST_WORK / max(values, 1), *_RESAMPLES))
+def resample_blocks(rows: int) -> list[int]:
+  """Returns the numbers of bootstrap resamples to draw at a time.
+
+  Args:
+    rows: Number of rows of all folds.
+
+  Returns:
+    The size of each block. The sum is 200 to 1000.
+  """
+  number = int(np.clip(_MOST_WORK / max(rows, 1), *_RESAMPLES))
+  size = max(min(_MOST_COUNTS // max(rows, 1), number), 1)
+  whole, rest = divmod(number, size)
+  return [size] * whole + [rest] * (rest > 0)
 
 
 def resamples(

@@ -177,8 +177,9 @@ def predict(
   Args:
     folder: The folder of the study.
     data: The path of a file, a DataFrame, or, if the study was trained on
-      arrays, an array ``[rows, ...]``. Columns are found by name, and columns
-      that the study does not use are ignored. The label may be among them.
+      arrays, an array ``[rows, ...]`` or a folder of images. Columns are found
+      by name, and columns that the study does not use are ignored. The label
+      may be among them.
     loss: A loss of the study; None takes the one with the lowest NLL of the
       validation rows.
     encoding: The encoding of a text without a byte order mark; None is UTF-8.
@@ -187,8 +188,9 @@ def predict(
   Returns:
     A table with one row for each row of the data. ``row`` is the number of the
     row from 0. ``id`` is its value in the id column of the study, if the data
-    have that column. ``predicted`` is the most probable class, and
-    ``probability_CLASS`` is the probability of each class.
+    have that column, or the path of an image within its folder. ``predicted``
+    is the most probable class, and ``probability_CLASS`` is the probability of
+    each class.
 
   Raises:
     StudyError: The folder holds no finished study, or the rows are not like

@@ -22,7 +22,8 @@ def add(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
   predict.add_argument(
     "data",
     help="a file with the columns of the table of the study, in any order, or "
-    "an .npz file with an array x; the label may be among them",
+    "an .npz file with an array x; the label may be among them. If the study "
+    "was trained on images, a folder of images",
   )
   predict.add_argument(
     "--loss",
@@ -37,6 +38,11 @@ def add(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     default=Path("predictions.csv"),
     help="the file to write (default: %(default)s)",
   )
+  predict.add_argument(
+    "--overwrite",
+    action="store_true",
+    help="replace the file if it exists",
+  )
   _data_options.add_text_options(predict)
 
 
@@ -46,6 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
   if out.resolve() == Path(arguments.data).resolve():
     raise StudyError(
       f"--out {out} is the file of the new rows; name another file"
+    )
+  if out.exists() and not arguments.overwrite:
+    raise StudyError(
+      f"{out} exists; name another file with --out, or add --overwrite"
     )
   predicted = _predict.predict_rows(
     arguments.folder,

@@ -158,18 +158,6 @@ def _reference(losses: Sequence[Entry], wanted: str) -> Entry | None:
   return min(losses, key=validation_nll, default=None)
 
 
-def _sample(entry: Entry, metric: RankMetric, seeds: int) -> Sample:
-  """Returns a metric of an entry, with the same resamples for every entry."""
-  predictions = entry.predictions
-  if entry.method is not None:
-    return metric.sample(predictions)
-  # Their number follows from the number of seeds, of which a baseline has one.
-  folds, _, *rest = predictions.log_probs.shape
-  repeated = np.broadcast_to(predictions.log_probs, (folds, seeds, *rest))
-  sample = metric.sample(predictions._replace(log_probs=repeated))
-  return sample._replace(per_seed=sample.per_seed[:1])
-
-
 def _over_best(
   of_metric: Mapping[str, Sample],
   losses: Sequence[Mapping[str, Sample]],
@@ -208,7 +196,7 @@ def rank_entries(
       diverged.add(entry.label)
       continue
     samples[entry.label] = {
-      metric.name: _sample(entry, metric, seeds) for metric in metrics
+      metric.name: metric.sample(entry.predictions) for metric in metrics
     }
   order = sorted(
     (entry for entry in entries if entry.label in samples),

@@ -192,7 +192,7 @@ def read_new(
   """Reads new rows, which may have no labels.
 
   Args:
-    path: A file with a table, or an NPZ file.
+    path: A file with a table, or an NPZ file; not a folder.
     encoding: The encoding of a text without a byte order mark; None is UTF-8.
     header: Whether the first line of a text or workbook names the columns.
 
@@ -204,11 +204,6 @@ def read_new(
   """
   if not path.exists():
     raise StudyError(f"there is no file {path}; check the path")
-  if path.is_dir():
-    raise StudyError(
-      f"{path} is a folder; name a file, such as an .npz file with the images "
-      "as array x"
-    )
   with _file_errors(path):
     found = _read_text.content(path, _ARCHIVES)
     kind = _kind(found, path)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from squentropy_study._column_cells import value_text
 from squentropy_study._study_error import StudyError
 
 # Without cross-validation one part of four is the validation part and one the
@@ -106,8 +107,11 @@ def grouped(
       "--group; fill it in, or drop these rows"
     )
   parts = PARTS if folds == 1 else folds
-  # Texts, because a column of objects may hold values that do not compare.
-  keys = groups.astype(str) if groups.dtype.kind == "O" else groups
+  # Texts, because a column of objects may hold values that do not compare. 1
+  # and 1.0 have the same text: a workbook may hold both.
+  keys = groups
+  if groups.dtype.kind == "O":
+    keys = np.array([value_text(value) for value in groups.tolist()])
   _, ids = np.unique(keys, return_inverse=True)
   count = int(ids.max(initial=-1)) + 1
   if count < parts:

@@ -3,6 +3,7 @@
 
 import shutil
 
+from matplotlib import image
 import numpy as np
 import pandas as pd
 import pytest
@@ -228,6 +229,9 @@ def test_command_writes_a_table_and_prints_accuracy(finished, tmp_path, capsys):
   frame.to_csv(new, index=False)
   words = ["predict", str(out), str(new), "--loss", "cross_entropy", "--out"]
   assert _cli.main([*words, str(written)]) == 0
+  assert _cli.main([*words, str(written)]) == 2
+  assert "exists; name another file with --out" in capsys.readouterr().err
+  assert _cli.main([*words, str(written), "--overwrite"]) == 0
   found = pd.read_csv(written)
   with pytest.warns(UserWarning, match="such as") as warned:
     expected = squentropy_study.predict(out, new, "cross_entropy")
@@ -320,7 +324,52 @@ def test_rows_unlike_those_of_the_study_raise(finished, tmp_path):
     (frame.assign(day="never"), "'day' held dates .* such as 'never'"),
     (frame.to_numpy()[:, :1].astype(float), "is an array without names"),
     (tmp_path / "absent.csv", "there is no file"),
-    (tmp_path, "is a folder; name a file"),
+    (tmp_path, "is a folder, but the study was not trained on images"),
   ):
     with pytest.raises(StudyError, match=message):
       squentropy_study.predict(out, data, "squentropy")
+
+
+def _save(folder, names, brightness):
+  rng = np.random.default_rng(0)
+  for number, name in enumerate(names):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.uniform(0, 0.3, (4, 4, 3)) + brightness[number % 2]
+    image.imsave(path, pixels)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """The folder of a study of images of two classes."""
+  folder = tmp_path_factory.mktemp("images")
+  names = [f"{'ab'[k % 2]}/{k}.png" for k in range(40)]
+  _save(folder / "data", names, (0.1, 0.6))
+  settings = _settings(folder / "data", label=None, seeds=1)
+  with pytest.MonkeyPatch.context() as patch:
+    study.skip_figures(patch)
+    squentropy_study.run(settings, folder / "out")
+  return folder / "out"
+
+
+def test_images_are_predicted_from_folders(images, tmp_path):
+  _save(tmp_path / "flat", ["0.png", "1.png"], (0.1, 0.6))
+  frame = squentropy_study.predict(images, tmp_path / "flat")
+  assert frame["id"].tolist() == ["0.png", "1.png"]
+  assert frame["predicted"].tolist() == ["a", "b"]
+  _save(tmp_path / "deep", ["a/0.png", "b/1.png"], (0.1, 0.6))
+  predicted = _predict.predict_rows(images, tmp_path / "deep")
+  assert predicted.frame["id"].tolist() == ["a/0.png", "b/1.png"]
+  assert "On 2 rows with a label, the accuracy is 100.0 %" in predicted.summary
+  _save(tmp_path / "mixed", ["0.png"], (0.1,) * 2)
+  image.imsave(tmp_path / "mixed" / "1.png", np.zeros((3, 4, 3)))
+  with pytest.raises(StudyError, match=r"4 x 3 pixels, but 0\.png has 4 x 4"):
+    squentropy_study.predict(images, tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("factor", [255, 1 / 255])
+def test_arrays_of_another_scale_raise(images, factor):
+  pixels = np.random.default_rng(0).random((30, 4, 4, 3))
+  assert len(squentropy_study.predict(images, pixels)) == 30
+  with pytest.raises(StudyError, match=r"those of the study are from .* scale"):
+    squentropy_study.predict(images, factor * pixels)

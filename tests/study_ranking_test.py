@@ -145,7 +145,13 @@ def test_imbalanced_table_is_not_ranked_by_accuracy():
   entries = made.entries(shares, cross_entropy=1.0, squentropy=2.0)
   ranking = _ranking.rank_entries(entries, None, "stopped")
   names = [metric.name for metric in ranking.metrics]
-  assert names == ["nll", "balanced_accuracy", "average_precision", "ece"]
+  assert names == [
+    "nll",
+    "balanced_accuracy",
+    "average_precision",
+    "auroc",
+    "ece",
+  ]
   assert ranking.num_tests == 3
 
 
@@ -231,16 +237,20 @@ def test_class_metrics_are_those_of_scikit_learn(shares):
     assert metrics.average_precision == pytest.approx(expected)
 
 
-def test_average_precision_of_ties_and_weights_is_that_of_scikit_learn():
+@pytest.mark.parametrize(
+  ("name", "peer"),
+  [
+    ("average_precision", sklearn_metrics.average_precision_score),
+    ("auroc", sklearn_metrics.roc_auc_score),
+  ],
+)
+def test_ties_and_weights_count_as_in_scikit_learn(name, peer):
   generator = np.random.default_rng(0)
   scores = generator.integers(0, 5, 60) / 5
   positive = generator.random(60) < 0.3
   weights = generator.integers(0, 3, (4, 60)).astype(np.float64)
-  found = _class_metrics.average_precision(scores, positive, weights)
-  expected = [
-    sklearn_metrics.average_precision_score(positive, scores, sample_weight=w)
-    for w in weights
-  ]
+  found = getattr(_class_metrics, name)(scores, positive, weights)
+  expected = [peer(positive, scores, sample_weight=w) for w in weights]
   np.testing.assert_allclose(found, expected)
 
 
@@ -251,8 +261,28 @@ def test_samples_agree_with_the_metrics_of_classes():
   sample = _metric_samples.balanced_accuracy(predictions)
   np.testing.assert_allclose(sample.per_seed, per_seed[:, 0])
   assert len(sample.strata) == 2
-  sample = _metric_samples.average_precision(predictions)
-  np.testing.assert_allclose(sample.per_seed, per_seed[:, 3], rtol=1e-6)
+  for column, name in ((2, "auroc"), (3, "average_precision")):
+    sample = getattr(_metric_samples, name)(predictions)
+    np.testing.assert_allclose(sample.per_seed, per_seed[:, column], rtol=1e-6)
+
+
+def test_metrics_drawn_in_blocks_are_the_same(monkeypatch):
+  predictions = made.predictions(1.0, (0.9, 0.1))
+  whole = _metric_samples.ece(predictions)
+  rows = int(predictions.keep.sum())
+  monkeypatch.setattr(_paired_errors, "_MOST_COUNTS", 300 * rows)
+  assert _paired_errors.resample_blocks(rows) == [300, 300, 300, 100]
+  blocks = _metric_samples.ece(predictions)
+  np.testing.assert_allclose(blocks.draws, whole.draws, rtol=1e-5)
+  assert _metric_samples.auroc(predictions).draws.shape == (1000,)
+
+
+def test_accuracy_of_all_rows_has_an_error():
+  """The rows of a small table do not show that a model is never wrong."""
+  predictions = made.predictions(50.0, rows=38)
+  found = _paired_errors.estimate(_metric_samples.accuracy(predictions))
+  assert found.mean == 1
+  assert found.rows_error == pytest.approx(np.sqrt(1 / 39 / 40))
 
 
 def test_per_class():

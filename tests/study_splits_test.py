@@ -191,3 +191,15 @@ def test_bundled_data_has_no_such_column(option, tmp_path):
   assert not (tmp_path / "out").exists()
   words = settings.command("o").split()
   assert words[words.index(f"--{option}") + 1] == "x"
+
+
+def test_equal_numbers_of_an_object_column_are_one_group():
+  labels = np.arange(80) % 2
+  groups = np.repeat(np.arange(20), 4)
+  mixed = groups.astype(object)
+  mixed[::2] = [float(x) for x in groups[::2]]
+  found = _splits.grouped(labels, 1, 0, mixed)
+  for parts in zip(found.train, found.validation, found.test, strict=True):
+    train, validation, test = (set(groups[part]) for part in parts)
+    assert len(train | validation | test) == 20
+    assert len(train) + len(validation) + len(test) == 20
