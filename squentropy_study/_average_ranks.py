@@ -14,7 +14,7 @@ from squentropy_study._comparisons import LEAST_SETS, MethodAtLength
 from squentropy_study._study_error import StudyError
 
 
-class Ranking(NamedTuple):
+class AverageRanks(NamedTuple):
   """The losses in the order of their average rank, in one metric.
 
   On each data set the best loss has rank 1, and equal losses share their mean
@@ -88,7 +88,7 @@ def _critical_difference(losses: int, sets: int) -> float:
 
 def rank(
   table: dict[MethodAtLength, pd.DataFrame], length: str, metric: str
-) -> Ranking:
+) -> AverageRanks:
   """Ranks the losses in one metric at one training length.
 
   Args:
@@ -117,7 +117,7 @@ def rank(
   p_value = math.nan if not testable else 1.0
   if testable and differs:
     p_value = float(stats.friedmanchisquare(*ranks.T).pvalue)
-  return Ranking(
+  return AverageRanks(
     metric,
     length,
     sets,
@@ -131,7 +131,7 @@ def rank(
   )
 
 
-def rankings_csv(rankings: Sequence[Ranking]) -> bytes:
+def rankings_csv(rankings: Sequence[AverageRanks]) -> bytes:
   """Returns the content of ``ranks.csv``: a row per ranking and loss."""
   frame = pd.DataFrame(
     [

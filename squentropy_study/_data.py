@@ -260,7 +260,14 @@ def from_table(
     None if (found := values.get(option)) is None else found[rows]
     for option in ("time", "group", "id")
   )
-  return Dataset(name, *encoded, times, groups, encoder, ids)
+  return Dataset(
+    name,
+    times=times,
+    groups=groups,
+    encoder=encoder,
+    ids=ids,
+    **encoded._asdict(),
+  )
 
 
 def describe(name: str) -> str:

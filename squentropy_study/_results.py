@@ -49,7 +49,8 @@ class ResultRow(NamedTuple):
   """A row of ``results.csv``; ``_scaled``: after temperature scaling.
 
   All metrics are of the test rows except ``train_accuracy``, which is of the
-  training rows. The epochs of stopped training differ by run. The metrics of
+  training rows, and ``post_hoc_improvement``, which is ``nll`` minus
+  ``nll_scaled``. The epochs of stopped training differ by run. The metrics of
   classes, such as ``auroc``, are after temperature scaling, which changes none
   of them for two classes.
   """
@@ -74,6 +75,7 @@ class ResultRow(NamedTuple):
   ece_scaled: float
   ace_scaled: float
   aurc_scaled: float
+  post_hoc_improvement: float
   balanced_accuracy: float
   macro_f1: float
   auroc: float
@@ -81,7 +83,7 @@ class ResultRow(NamedTuple):
 
 
 # Temperature scaling does not change the accuracy.
-_SCALED = _evaluation.METRICS[1:]
+_SCALED = ("nll", "brier", "ece", "ace", "aurc")
 
 
 class Measure(NamedTuple):
@@ -126,6 +128,12 @@ MEASURES = (
     4,
   ),
   Measure("aurc_scaled", "AURC after temperature scaling", "scaled AURC", 4),
+  Measure(
+    "post_hoc_improvement",
+    "Post-hoc improvement: NLL before minus after temperature scaling",
+    "post-hoc improvement",
+    3,
+  ),
   Measure(
     "balanced_accuracy", "Balanced accuracy", "balanced accuracy", 4, gain=1
   ),
@@ -189,11 +197,14 @@ class Results:
       of_classes = _class_metrics.class_metrics(
         self.test_predictions(method, length)
       )
+      with np.errstate(invalid="ignore"):
+        improvement = np.asarray(before.nll) - np.asarray(after.nll)
       columns = (
         *before,
         accuracy,
         evaluation.temperature,
         *scaled,
+        improvement,
         *np.transpose(of_classes),
       )
       numbers = zip(*map(np.asarray, columns), strict=True)

@@ -108,7 +108,9 @@ def join(old: Trained, new: Trained) -> Trained:
     "seeds": np.concatenate([result.seeds for result in results]),
     "curve_epochs": longest.curve_epochs,
   }
-  for name in RunResult._fields[2:]:
+  for name in RunResult._fields:
+    if name in fields:
+      continue
     x, y = (getattr(result, name) for result in results)
     if name in ("train_loss", "curves", "criterion"):
       points = len(longest.curve_epochs)
@@ -242,6 +244,7 @@ def _progress(saved: dict[str, Any], initial: TrainState) -> TrainingProgress:
     return jax.tree.unflatten(structure, result)
 
   model = (initial.parameters, initial.statistics)
+  # Its last field is the model, of several arrays.
   numbers = len(Best._fields) - 1
   size = numbers + len(jax.tree.leaves(model))
   flat = saved.get("best") or []
@@ -258,9 +261,10 @@ def _progress(saved: dict[str, Any], initial: TrainState) -> TrainingProgress:
         unflatten(model, values[numbers:]),
       )
     )
-  lists = (
-    list(map(np.asarray, saved.get(name) or []))
-    for name in TrainingProgress._fields[2:]
-  )
+  lists = {
+    name: list(map(np.asarray, saved.get(name) or []))
+    for name in TrainingProgress._fields
+    if name not in ("state", "best")
+  }
   state = unflatten(initial, saved["state"])
-  return TrainingProgress(state, tuple(best), *lists)
+  return TrainingProgress(state, tuple(best), **lists)

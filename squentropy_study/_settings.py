@@ -216,7 +216,7 @@ class Settings:
   def training_lengths(self) -> dict[str, int | None]:
     """Names of the training lengths and their epochs; None for stopped."""
     middle = [f"epoch_{epoch}" for epoch in self.epochs[1:-1]]
-    names = ["short", *middle, "long"] if len(self.epochs) > 1 else ["single"]
+    names = ["short", *middle, "long"] if len(self.epochs) > 1 else ["fixed"]
     return {STOPPED: None, **dict(zip(names, self.epochs, strict=False))}
 
   def command(self, out: str) -> str:

@@ -104,3 +104,13 @@ def read_results(folders: Sequence[str | Path]) -> pd.DataFrame:
     tables[data] = rows
     digests.add(digest)
   return pd.concat(tables.values(), ignore_index=True)
+
+
+def common_reference(folders: Sequence[str | Path]) -> str | None:
+  """Returns the loss that all studies name as their reference, if any."""
+  named = {
+    _store.read_settings(Path(folder), config).reference
+    for folder in folders
+    if (config := _store.read_config(folder)) is not None
+  }
+  return named.pop() if len(named) == 1 else None

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from squentropy_study import _charts, _comparisons, _summary_text
-from squentropy_study._average_ranks import Ranking
+from squentropy_study._average_ranks import AverageRanks
 from squentropy_study._results import REFERENCE
 from squentropy_study._summary_text import TITLES
 
 
-def _draw_ranks(ax: Axes, ranking: Ranking) -> None:
+def _draw_ranks(ax: Axes, ranking: AverageRanks) -> None:
   """Draws the average rank of each loss; its bar is a critical difference."""
   ink = matplotlib.rcParams["text.color"]
   reach = ranking.critical_difference / 2
@@ -59,7 +59,9 @@ def _draw_ranks(ax: Axes, ranking: Ranking) -> None:
   ax.grid(axis="y", visible=False)
 
 
-def ranks_figure(rankings: Sequence[Ranking], theme: str = "light") -> bytes:
+def ranks_figure(
+  rankings: Sequence[AverageRanks], theme: str = "light"
+) -> bytes:
   """Draws the average ranks of the losses, a panel per ranking.
 
   Args:

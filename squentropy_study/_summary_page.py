@@ -13,6 +13,7 @@ from rich.table import Table
 from squentropy_study import (
   _average_ranks,
   _comparisons,
+  _number_text,
   _page_parts,
   _page_template,
   _several_studies,
@@ -20,7 +21,7 @@ from squentropy_study import (
   _summary_charts,
   _summary_text,
 )
-from squentropy_study._average_ranks import Ranking
+from squentropy_study._average_ranks import AverageRanks
 from squentropy_study._comparisons import Comparison
 from squentropy_study._results import MEASURES, Measure
 from squentropy_study._summary_text import HEADLINE, Summary
@@ -115,7 +116,7 @@ def _group(title: str, columns: int) -> str:
   )
 
 
-def _ranks_table(rankings: Sequence[Ranking]) -> str:
+def _ranks_table(rankings: Sequence[AverageRanks]) -> str:
   """Returns ranks and win rates of the losses in each metric."""
   head = ("average rank", "win rate", "best on")
   lines = []
@@ -133,7 +134,7 @@ def _ranks_table(rankings: Sequence[Ranking]) -> str:
   return _html_table(head, lines)
 
 
-def _wins_table(ranking: Ranking) -> str:
+def _wins_table(ranking: AverageRanks) -> str:
   """Returns the share of data sets on which a loss beats each other one."""
   head = [str(k + 1) for k in range(len(ranking.losses))]
   lines = []
@@ -146,7 +147,7 @@ def _wins_table(ranking: Ranking) -> str:
   return _html_table(head, lines)
 
 
-def _ranks_caption(rankings: Sequence[Ranking]) -> str:
+def _ranks_caption(rankings: Sequence[AverageRanks]) -> str:
   difference = rankings[0].critical_difference
   if difference != difference:
     return (
@@ -170,6 +171,11 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
       _line(labels[c.loss, c.probability_map], _cells(c)) for c in chosen
     ]
   return _html_table(_HEAD, lines)
+
+
+def _larger_is_better() -> str:
+  names = [measure.short for measure in MEASURES if measure.gain > 0]
+  return _number_text.listed(names, len(names))
 
 
 def html(rows: pd.DataFrame, summary: Summary, command: str) -> bytes:
@@ -226,13 +232,13 @@ line is better than the loss of the column.</p>
 {_comparison_table(summary.comparisons)}
 <p class="quiet">Better, equal, worse and diverged are numbers of data sets. The
 difference is the mean of this loss over folds and seeds, minus that of
-{escape(reference)}. Higher is better for accuracy, and lower is better for all
-other metrics. With {_comparisons.LEAST_SETS} data sets or more, brackets are
-95 % confidence intervals of the mean (BCa bootstrap over data sets). A loss has
-diverged on a data set if a metric is not finite. Such a data set counts as
-worse and is left out of mean, median and test. p is of the Wilcoxon signed-rank
-test, without a correction for multiple testing. The test needs at least
-{_comparisons.LEAST_SETS} differences other than 0.</p>
+{escape(reference)}. Higher is better for {escape(_larger_is_better())}, and
+lower is better for all other metrics. With {_comparisons.LEAST_SETS} data sets
+or more, brackets are 95 % confidence intervals of the mean (BCa bootstrap over
+data sets). A loss has diverged on a data set if a metric is not finite. Such a
+data set counts as worse and is left out of mean, median and test. p is of the
+Wilcoxon signed-rank test, without a correction for multiple testing. The test
+needs at least {_comparisons.LEAST_SETS} differences other than 0.</p>
 <h2>Each data set</h2>
 {each_set}
 <h2>Setup</h2>
@@ -259,7 +265,8 @@ def write(folders: Sequence[Path], out: Path, command: str) -> Summary:
       or cannot be written.
   """
   rows = _several_studies.read_results(folders)
-  summary = _summary_text.summarize(rows)
+  reference = _several_studies.common_reference(folders)
+  summary = _summary_text.summarize(rows, reference)
   first = summary.rankings[: len(HEADLINE)]
   _store.make_summary_folder(out)
   files = {

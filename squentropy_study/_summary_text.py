@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from squentropy_study import _average_ranks, _comparisons, _paired_errors
-from squentropy_study._average_ranks import Ranking
+from squentropy_study._average_ranks import AverageRanks
 from squentropy_study._comparisons import (
   LEAST_SETS,
   Comparison,
@@ -20,7 +20,7 @@ from squentropy_study._results import MEASURES, REFERENCE
 # Metrics of the sentences and figures; the first one decides.
 HEADLINE = ("nll_scaled", "accuracy", "ece_scaled")
 # Metrics that the conclusion tests, so that Holm's correction is over them.
-_TESTED = HEADLINE[:2]
+_TESTED = ("nll_scaled", "accuracy")
 # Losses that a sentence names in their order.
 _NAMED = 3
 
@@ -40,7 +40,7 @@ class Summary(NamedTuple):
 
   reference: tuple[str, str]
   comparisons: list[Comparison]
-  rankings: list[Ranking]
+  rankings: list[AverageRanks]
   conclusion: str
   statements: list[str]
 
@@ -122,7 +122,7 @@ def _significant(
 
 
 def conclude(
-  rankings: Sequence[Ranking], comparisons: Sequence[Comparison]
+  rankings: Sequence[AverageRanks], comparisons: Sequence[Comparison]
 ) -> str:
   """Returns the conclusion, which is about the first training length.
 
@@ -180,7 +180,7 @@ def conclude(
   )
 
 
-def _best(ranking: Ranking) -> str:
+def _best(ranking: AverageRanks) -> str:
   """Returns the losses with the best average rank, and a verb."""
   tied = int((ranking.ranks == ranking.ranks[0]).sum())
   if tied == 1:
@@ -195,7 +195,7 @@ def _and(names: Iterable[str]) -> str:
   return f"{', '.join(first)} and {last}" if first else last
 
 
-def state(ranking: Ranking, comparisons: Sequence[Comparison]) -> str:
+def state(ranking: AverageRanks, comparisons: Sequence[Comparison]) -> str:
   """Returns sentences on the ranks in one metric."""
   order = [
     f"{loss} ({rank:.1f})"
@@ -234,15 +234,16 @@ def state(ranking: Ranking, comparisons: Sequence[Comparison]) -> str:
   )
 
 
-def summarize(rows: pd.DataFrame) -> Summary:
+def summarize(rows: pd.DataFrame, reference: str | None = None) -> Summary:
   """Compares and ranks the losses of several studies.
 
   Args:
     rows: As returned by :func:`squentropy_study.read_results`.
+    reference: The loss to compare with; None takes cross-entropy or, without
+      it, the loss with the best average rank.
 
   Returns:
-    The summary. Its reference is cross-entropy or, without it, the loss with
-    the best average rank.
+    The summary.
 
   Raises:
     StudyError: There is one loss only, or runs cannot be paired.
@@ -258,12 +259,14 @@ def summarize(rows: pd.DataFrame) -> Summary:
     method.loss: method.probability_map
     for method in _average_ranks.main_methods(table, lengths[0])
   }
-  chosen = REFERENCE if REFERENCE in maps else rankings[0].losses[0]
-  reference = (chosen, maps[chosen])
-  comparisons = _comparisons.compare_studies(rows, reference)
+  chosen = reference or REFERENCE
+  if chosen not in maps:
+    chosen = rankings[0].losses[0]
+  against = (chosen, maps[chosen])
+  comparisons = _comparisons.compare_studies(rows, against)
   of_first = rankings[: len(HEADLINE)]
   return Summary(
-    reference,
+    against,
     comparisons,
     rankings,
     conclude(of_first, comparisons),

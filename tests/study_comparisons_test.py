@@ -17,6 +17,7 @@ from squentropy_study import (
   _comparisons,
   _results,
   _several_studies,
+  _summary_text,
 )
 
 SETS = 8
@@ -259,3 +260,18 @@ def test_studies_with_other_settings_raise(folders, tmp_path):
     (paths[3] / "results.csv").write_text(text)
     with pytest.raises(StudyError, match="is not a table of results"):
       _several_studies.read_results(paths[3:5])
+
+
+def test_reference_that_all_studies_name(folders, tmp_path):
+  paths, _ = folders
+  named = [
+    study.made_up(tmp_path / f"named{k}", 0.1, reference="squentropy")
+    for k in range(2)
+  ]
+  assert _several_studies.common_reference(named) == "squentropy"
+  assert _several_studies.common_reference([named[0], paths[0]]) is None
+  summary = _summary_text.summarize(
+    _several_studies.read_results(named), "squentropy"
+  )
+  assert summary.reference == ("squentropy", "softmax")
+  assert {c.loss for c in summary.comparisons} == {"cross_entropy"}

@@ -170,7 +170,7 @@ def test_training_lengths_begin_with_stopped():
 
   stopped = ("stopped", None)
   assert lengths() == [stopped]
-  assert lengths(3) == [stopped, ("single", 3)]
+  assert lengths(3) == [stopped, ("fixed", 3)]
   assert lengths(3, 9) == [stopped, ("short", 3), ("long", 9)]
   assert lengths(3, 5, 9) == [
     stopped,

@@ -58,6 +58,7 @@ def test_csv_has_a_row_per_method_training_length_and_seed(finished_study):
     "ece_scaled",
     "ace_scaled",
     "aurc_scaled",
+    "post_hoc_improvement",
     "balanced_accuracy",
     "macro_f1",
     "auroc",
@@ -91,6 +92,10 @@ def test_csv_has_a_row_per_method_training_length_and_seed(finished_study):
     assert float(row["ece"]) == pytest.approx(numbers.ece, rel=1e-8)
     assert 0 <= float(row["accuracy"]) <= 1
     assert float(row["temperature"]) > 0
+    improvement = float(row["nll"]) - float(row["nll_scaled"])
+    assert float(row["post_hoc_improvement"]) == pytest.approx(
+      improvement, abs=1e-6
+    )
     # Fitted on other rows, so the NLL of these may be a little higher.
     assert float(row["nll_scaled"]) < float(row["nll"]) + 0.3
 
