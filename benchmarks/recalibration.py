@@ -1,36 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares recalibrators with temperature scaling on held-out folds.
+"""Compares recalibrators with temperature scaling on data of the replication.
 
-``python -m benchmarks.recalibration`` trains logistic regression and a network
-of scikit-learn on the data sets that it ships, fits every recalibrator on rows
-that were not used for training, and writes the scores of further rows to
-``benchmarks/results/recalibration.csv``. It then prints the table of
-docs/recalibration.md. ``--table`` prints the table of the file as it is.
+``python -m benchmarks.recalibration data/stopped`` reads the studies that
+``make replicate`` left in ``data/stopped``. It fits every recalibrator on the
+validation rows of each network that was trained with cross-entropy, and writes
+the scores of the test rows to ``benchmarks/results/recalibration.csv``. It then
+prints the table of docs/recalibration.md. Without an argument it prints the
+table of the file as it is.
 """
 
-import csv
-import functools
 import pathlib
-import statistics
 import sys
-import warnings
+from typing import Any
 
 import jax
 import numpy as np
-from sklearn import (
-  datasets,
-  linear_model,
-  model_selection,
-  neural_network,
-  preprocessing,
-)
+import pandas as pd
+from scipy import stats
 
 from squentropy_jax import calibration
+import squentropy_study as study
 
 PATH = pathlib.Path(__file__).parent / "results" / "recalibration.csv"
-FOLDS, REPEATS = 5, 2
-# The rows of the largest fit. Smaller ones are padded: few programs compile.
-SIZE = 480
+LOSS = "cross_entropy"
 BINARY = {
   "beta": calibration.fit_beta_calibration,
   "quadratic": calibration.fit_quadratic_scaling,
@@ -46,145 +38,113 @@ ANY = {
   "histogram binning": calibration.fit_histogram_binning,
   "isotonic regression": calibration.fit_isotonic_regression,
 }
-FITS = {name: jax.jit(fit) for name, fit in (ANY | BINARY).items()}
-FIELDS = ("data", "model", "run", "recalibrator", "nll", "brier", "accuracy")
 
 
-def data_sets() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Features and labels; some sets also with two classes made of several."""
-  iris, wine, digits, cancer = (
-    load(return_X_y=True)
-    for load in (
-      datasets.load_iris,
-      datasets.load_wine,
-      datasets.load_digits,
-      datasets.load_breast_cancer,
-    )
-  )
-  return {
-    "iris": iris,
-    "wine": wine,
-    "digits": digits,
-    "breast cancer": cancer,
-    "iris, versicolor or not": (iris[0], iris[1] == 1),
-    "digits, odd or even": (digits[0], digits[1] % 2),
-    "digits, above 4 or not": (digits[0], digits[1] > 4),
-  }
+def _recalibrated(fit: Any, z: Any, y: Any, where: Any, new: Any) -> Any:
+  return calibration.apply(fit(z, y, where=where), new)
 
 
-MODELS = {
-  "logistic regression": functools.partial(
-    linear_model.LogisticRegression, C=10.0, max_iter=2000
-  ),
-  "network": functools.partial(
-    neural_network.MLPClassifier, (64,), alpha=1e-5, max_iter=150
-  ),
-}
+# All networks of a data set at once: 3 seeds in each of 4 folds.
+_RECALIBRATE = jax.jit(
+  jax.vmap(_recalibrated, in_axes=(None, 0, 0, 0, 0)), static_argnums=0
+)
+# Rows are padded to this number, so that data sets share a program.
+_ROWS = 672
 
 
-def padded(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Logits, labels and ``where`` of a fit, in a fixed shape."""
-  more = SIZE - len(y)
-  return (
-    np.pad(z, ((0, more), (0, 0))),
-    np.pad(y, (0, more)),
-    np.arange(SIZE) < len(y),
-  )
+def padded(x: np.ndarray) -> np.ndarray:
+  """Adds zeros to ``[runs, rows, ...]``."""
+  return np.pad(x, [(0, 0), (0, _ROWS - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
 
 
-def scores(logits: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-  """NLL with probabilities of at least 1e-6, Brier score and accuracy."""
-  p = np.asarray(jax.nn.softmax(logits), np.float64)
+def scores(
+  logits: np.ndarray, y: np.ndarray, keep: np.ndarray
+) -> tuple[float, float]:
+  """NLL with probabilities of at least 1e-6, and Brier score."""
+  p = np.asarray(jax.nn.softmax(logits), np.float64)[keep]
+  y = y[keep]
   of_label = np.maximum(p[np.arange(len(y)), y], 1e-6)
   brier = np.square(p - np.eye(p.shape[1])[y]).sum(-1).mean()
-  return -np.log(of_label).mean(), brier, np.mean(p.argmax(-1) == y)
+  return -np.log(of_label).mean(), brier
 
 
-def rows_of_run(
-  x: np.ndarray, y: np.ndarray, model: str, train: np.ndarray, test: np.ndarray
-) -> list[tuple[str, float, float, float]]:
-  """The scores of every recalibrator on the test rows of one fold."""
-  train, held_out = model_selection.train_test_split(
-    train, test_size=1 / 3, stratify=y[train], random_state=0
+def of_study(folder: pathlib.Path) -> list[dict[str, object]]:
+  """The scores of every recalibrator on one data set: means over its runs."""
+  run = study.load(folder).run_results[LOSS]
+  # Stopped training, softmax.
+  fit_on = (
+    run.validation_scores[0, 0],
+    run.validation_labels,
+    run.validation_keep,
   )
-  scaler = preprocessing.StandardScaler().fit(x[train])
-  keywords = {"random_state": 0} if model == "network" else {}
-  classifier = MODELS[model](**keywords)
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    classifier.fit(scaler.transform(x[train]), y[train])
-
-  def logits(rows: np.ndarray) -> np.ndarray:
-    p = classifier.predict_log_proba(scaler.transform(x[rows]))
-    return np.maximum(p, -1e4).astype(np.float32)
-
-  z, new = logits(held_out), logits(test)
-  out = [("none", *scores(new, y[test]))]
-  for name in ANY | (BINARY if z.shape[1] == 2 else {}):
-    zs, ys, where = padded(z, y[held_out])
-    params = FITS[name](zs, ys, where=where)
-    out.append((name, *scores(calibration.apply(params, new), y[test])))
-  return out
-
-
-def measure() -> None:
-  """Writes the scores of every run."""
-  with PATH.open("w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(FIELDS)
-    for data, (x, y) in data_sets().items():
-      folds = model_selection.RepeatedStratifiedKFold(
-        n_splits=FOLDS, n_repeats=REPEATS, random_state=0
-      )
-      for run, (train, test) in enumerate(folds.split(x, y)):
-        for model in MODELS:
-          rows = rows_of_run(x, np.asarray(y, np.int32), model, train, test)
-          for name, *values in rows:
-            numbers = [f"{value:.5f}" for value in values]
-            writer.writerow([data, model, run, name, *numbers])
-      file.flush()
-      print(data)
+  z, y, keep = map(padded, fit_on)
+  new, labels, kept = map(
+    padded, (run.test_scores[0, 0], run.test_labels, run.test_keep)
+  )
+  classes = z.shape[-1]
+  rows = []
+  for name in ("none", *ANY, *(BINARY if classes == 2 else ())):
+    out = new
+    if name != "none":
+      out = _RECALIBRATE((ANY | BINARY)[name], z, y, keep, new)
+    of_runs = [scores(*each) for each in zip(out, labels, kept, strict=True)]
+    nll, brier = np.mean(of_runs, axis=0)
+    rows.append(
+      {
+        "data": folder.name,
+        "classes": classes,
+        "fit_rows": int(fit_on[2][0].sum()),
+        "recalibrator": name,
+        "nll": nll,
+        "brier": brier,
+      }
+    )
+  return rows
 
 
-def table() -> str:
+def measure(root: pathlib.Path) -> None:
+  """Writes the scores of every finished study in a folder."""
+  rows = []
+  for folder in sorted(root.iterdir()):
+    rows += of_study(folder)
+    print(folder.name, flush=True)
+  pd.DataFrame(rows).to_csv(
+    PATH, index=False, float_format="%.6f", lineterminator="\n"
+  )
+
+
+def table(scored: pd.DataFrame) -> str:
   """Win rates against temperature scaling, by the number of classes."""
-  with PATH.open(encoding="utf-8") as file:
-    rows = list(csv.DictReader(file))
-  binary = {row["data"] for row in rows if row["recalibrator"] == "beta"}
   lines = [
-    "| recalibrator | runs | NLL: win rate | median change | mean change "
-    "| Brier: win rate |",
-    "|---|---|---|---|---|---|",
+    "| recalibrator | data sets | NLL: win rate | median change | mean change "
+    "| p | Brier: win rate | p |",
+    "|---|---|---|---|---|---|---|---|",
   ]
   for is_binary in (False, True):
-    kind = "two classes" if is_binary else "3 or 10 classes"
-    lines.append(f"| **{kind}** | | | | | |")
-    runs: dict[tuple, dict[str, dict]] = {}
-    for row in rows:
-      if (row["data"] in binary) == is_binary:
-        key = row["data"], row["model"], row["run"]
-        runs.setdefault(key, {})[row["recalibrator"]] = row
+    chosen = scored[(scored["classes"] == 2) == is_binary]
+    kind = "two classes" if is_binary else "three classes or more"
+    lines.append(f"| **{kind}** | | | | | | | |")
+    tables = {
+      score: chosen.pivot(index="data", columns="recalibrator", values=score)
+      for score in ("nll", "brier")
+    }
     for name in ("none", *ANY, *(BINARY if is_binary else ())):
       if name == "temperature":
         continue
-      wins, changes = {"nll": 0.0, "brier": 0.0}, []
-      for run in runs.values():
-        for score in wins:
-          gap = float(run[name][score]) - float(run["temperature"][score])
-          wins[score] += (gap < 0) + (gap == 0) / 2
-          if score == "nll":
-            changes.append(gap)
-      shares = [f"{wins[score] / len(runs):.0%}" for score in wins]
-      middle = f"{statistics.median(changes):+.3f}"
-      mean = f"{statistics.mean(changes):+.3f}"
-      lines.append(
-        f"| {name} | {len(runs)} | {shares[0]} | {middle} | {mean} "
-        f"| {shares[1]} |"
-      )
+      cells = [name, str(len(tables["nll"]))]
+      for score, values in tables.items():
+        change = (values[name] - values["temperature"]).to_numpy()
+        wins = np.mean((change < 0) + (change == 0) / 2)
+        cells.append(f"{wins:.0%}")
+        if score == "nll":
+          cells += [f"{np.median(change):+.3f}", f"{change.mean():+.3f}"]
+        p_value = stats.wilcoxon(change).pvalue
+        cells.append(f"{p_value:.2g}" if p_value >= 1e-4 else "< 0.0001")
+      lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
 
 if __name__ == "__main__":
-  if "--table" not in sys.argv:
-    measure()
-  print(table())
+  if len(sys.argv) > 1:
+    measure(pathlib.Path(sys.argv[1]))
+  print(table(pd.read_csv(PATH)))

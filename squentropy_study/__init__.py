@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from squentropy_study import _extra
 
 if TYPE_CHECKING:
+  from squentropy_study._baselines import Baseline
   from squentropy_study._charts import figure_png, figure_style
   from squentropy_study._compare import compare
   from squentropy_study._comparisons import (
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
   from squentropy_study._data import Dataset, load_data
   from squentropy_study._encoding import EncodedTable, encode_table
   from squentropy_study._headline import Headline, headline
+  from squentropy_study._metric_samples import RankMetric
+  from squentropy_study._paired_errors import Difference
   from squentropy_study._predict import predict
+  from squentropy_study._predictions import DataRows
   from squentropy_study._ranking import RankedEntry, Ranking, rank
   from squentropy_study._results import REFERENCE, Method, ResultRow, Results
   from squentropy_study._run import Progress, load, report, run
@@ -37,18 +41,24 @@ if TYPE_CHECKING:
   from squentropy_study._study_error import StudyError
   from squentropy_study._summary_charts import differences_figure
   from squentropy_study._table_options import TableOptions
+  from squentropy_study._test_rows import Predictions
   from squentropy_study._train import RunResult
 
 __all__ = [
   "REFERENCE",
+  "Baseline",
   "Comparison",
+  "DataRows",
   "Dataset",
+  "Difference",
   "EncodedTable",
   "Headline",
   "Method",
   "MethodAtLength",
   "Pairs",
+  "Predictions",
   "Progress",
+  "RankMetric",
   "RankedEntry",
   "Ranking",
   "ResultRow",
@@ -79,6 +89,7 @@ __all__ = [
 ]
 
 _MODULES = {
+  "_baselines": ("Baseline",),
   "_charts": ("figure_png", "figure_style"),
   "_compare": ("compare",),
   "_comparisons": (
@@ -94,7 +105,10 @@ _MODULES = {
   "_data": ("Dataset", "load_data"),
   "_encoding": ("EncodedTable", "encode_table"),
   "_headline": ("Headline", "headline"),
+  "_metric_samples": ("RankMetric",),
+  "_paired_errors": ("Difference",),
   "_predict": ("predict",),
+  "_predictions": ("DataRows",),
   "_ranking": ("RankedEntry", "Ranking", "rank"),
   "_results": ("REFERENCE", "Method", "ResultRow", "Results"),
   "_run": ("Progress", "load", "report", "run"),
@@ -104,6 +118,7 @@ _MODULES = {
   "_study_error": ("StudyError",),
   "_summary_charts": ("differences_figure",),
   "_table_options": ("TableOptions",),
+  "_test_rows": ("Predictions",),
   "_train": ("RunResult",),
 }
 

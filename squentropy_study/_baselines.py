@@ -136,11 +136,14 @@ def _fit_logistic(part: _Part) -> _Scores:
     warnings.simplefilter("ignore", ConvergenceWarning)
     model.fit(part.train, part.labels)
   notes: tuple[str, ...] = ()
-  if steps < _STEPS and model.n_iter_.max() >= steps:
-    notes = (
-      f"{LOGISTIC} was stopped after {steps} steps, because there are "
-      f"{len(part.train)} training rows with {part.train.shape[1]} columns",
-    )
+  if model.n_iter_.max() >= steps:
+    why = "before it converged"
+    if steps < _STEPS:
+      why = (
+        f"because there are {len(part.train)} training rows with "
+        f"{part.train.shape[1]} columns"
+      )
+    notes = (f"{LOGISTIC} was stopped after {steps} steps, {why}",)
   validation, test = (
     _two_columns(model.decision_function(x))
     for x in (part.validation, part.test)

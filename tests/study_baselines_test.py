@@ -193,3 +193,12 @@ def test_baselines_are_saved_and_read(folds, tmp_path):
   path.write_bytes(path.read_bytes()[:100])
   with pytest.raises(StudyError, match=r"baselines.npz is damaged .*delete it"):
     _baselines.read_baselines(tmp_path)
+
+
+def test_logistic_regression_that_did_not_converge_is_said(folds, monkeypatch):
+  monkeypatch.setattr(_baselines, "_STEPS", 3)
+  monkeypatch.setattr(_baselines, "_FEWEST", 1)
+  notes = _baselines._fit_logistic(_baselines._part(folds, 0)).notes
+  assert notes == (
+    "logistic regression was stopped after 3 steps, before it converged",
+  )

@@ -34,7 +34,7 @@ class QuadraticScaling(NamedTuple):
   """A parabola of the log-odds; see :func:`fit_quadratic_scaling`.
 
   Attributes:
-    inverse_temperature: The factor that gives ``x`` from the log-odds.
+    scale: The factor that gives ``x`` from the log-odds.
     a: The intercept.
     b: The factor of ``x``.
     c: The factor of the square of ``x``.
@@ -42,7 +42,7 @@ class QuadraticScaling(NamedTuple):
     high: The largest ``x`` of the fit; larger ones are replaced by it.
   """
 
-  inverse_temperature: Array
+  scale: Array
   a: Array
   b: Array
   c: Array
@@ -54,14 +54,14 @@ class SplineScaling(NamedTuple):
   """A cubic spline of the log-odds; see :func:`fit_spline_scaling`.
 
   Attributes:
-    inverse_temperature: The factor that gives ``x`` from the log-odds.
+    scale: The factor that gives ``x`` from the log-odds.
     coefficients: The coefficients of the cubic B-splines, ``[m + 2]`` for ``m``
       knots.
     low: The first knot; smaller ``x`` are replaced by it.
     high: The last knot; larger ``x`` are replaced by it.
   """
 
-  inverse_temperature: Array
+  scale: Array
   coefficients: Array
   low: Array
   high: Array

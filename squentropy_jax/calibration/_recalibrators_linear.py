@@ -46,13 +46,13 @@ class MatrixScaling(NamedTuple):
   """A linear map of log-probabilities; see :func:`fit_matrix_scaling`.
 
   Attributes:
-    inverse_temperature: The factor on the logits before their softmax.
+    scale: The factor on the logits before their softmax.
     floor: The least log-probability; smaller ones are replaced by it.
     weight: The matrix ``[C, C]``; row ``k`` gives the new logit of class ``k``.
     bias: The intercepts, ``[C]``, of mean 0.
   """
 
-  inverse_temperature: Array
+  scale: Array
   floor: Array
   weight: Array
   bias: Array
