@@ -33,7 +33,8 @@ if TYPE_CHECKING:
   from squentropy_study._predict import predict
   from squentropy_study._predictions import DataRows
   from squentropy_study._ranking import RankedEntry, Ranking, rank
-  from squentropy_study._results import REFERENCE, Method, ResultRow, Results
+  from squentropy_study._result_rows import REFERENCE, Method, ResultRow
+  from squentropy_study._results import Results
   from squentropy_study._run import Progress, load, report, run
   from squentropy_study._settings import Settings
   from squentropy_study._several_studies import read_results
@@ -110,7 +111,8 @@ _MODULES = {
   "_predict": ("predict",),
   "_predictions": ("DataRows",),
   "_ranking": ("RankedEntry", "Ranking", "rank"),
-  "_results": ("REFERENCE", "Method", "ResultRow", "Results"),
+  "_result_rows": ("REFERENCE", "Method", "ResultRow"),
+  "_results": ("Results",),
   "_run": ("Progress", "load", "report", "run"),
   "_settings": ("Settings",),
   "_several_studies": ("read_results",),

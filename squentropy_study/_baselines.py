@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from squentropy_study import _evaluation, _program, _store
-from squentropy_study._data import Folds
 from squentropy_study._evaluation import HeldOutLogits
+from squentropy_study._folds import Folds
 
 MAJORITY = "majority class"
 LOGISTIC = "logistic regression"

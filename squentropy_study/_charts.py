@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from squentropy_study._results import Method, Results
+from squentropy_study._result_rows import Method
+from squentropy_study._results import Results
 from squentropy_study._settings import STOPPED
 
 CURVES = {

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from squentropy_study import _evaluation, _results
-from squentropy_study._results import REFERENCE
+from squentropy_study import _evaluation, _result_rows
+from squentropy_study._result_rows import REFERENCE
 from squentropy_study._study_error import StudyError
 
 # With 5 differences, the least p-value of the signed-rank test is 0.06.
@@ -22,12 +22,12 @@ _DECIMALS = {"accuracy": 5}
 # for another reason, such as a class without a test row.
 _FINITE = tuple(
   measure.name
-  for measure in _results.MEASURES
+  for measure in _result_rows.MEASURES
   if measure.name.removesuffix("_scaled")
   in (*_evaluation.METRICS, "temperature")
 )
 # 1 where larger is better; -1 for every other metric.
-_GAINS = {measure.name: measure.gain for measure in _results.MEASURES}
+_GAINS = {measure.name: measure.gain for measure in _result_rows.MEASURES}
 
 
 class MethodAtLength(NamedTuple):
@@ -128,7 +128,7 @@ def dataset_means(rows: pd.DataFrame) -> dict[MethodAtLength, pd.DataFrame]:
       "squentropy-study report"
     )
   # A later version of the study may have more metrics.
-  columns = [x.name for x in _results.MEASURES if x.name in rows.columns]
+  columns = [x.name for x in _result_rows.MEASURES if x.name in rows.columns]
   result = {}
   for method, chosen in rows.groupby(list(MethodAtLength._fields), sort=False):
     finite = np.isfinite(chosen[list(_FINITE)]).all(axis=1)
@@ -278,7 +278,7 @@ def compare_studies(
   table = dataset_means(rows)
   metrics = [
     measure.name
-    for measure in _results.MEASURES
+    for measure in _result_rows.MEASURES
     if measure.name in rows.columns and measure.name != "temperature"
   ]
   comparisons = []

@@ -11,7 +11,8 @@ from squentropy_study import _evaluation, _metric_samples, _paired_errors
 from squentropy_study._evaluation import HeldOutLogits
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference
-from squentropy_study._results import Method, Results
+from squentropy_study._result_rows import Method
+from squentropy_study._results import Results
 from squentropy_study._settings import STOPPED
 from squentropy_study._study_error import StudyError, unknown_name
 from squentropy_study._test_rows import Predictions

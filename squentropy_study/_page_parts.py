@@ -5,7 +5,8 @@ import base64
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
 
-from squentropy_study._results import Method, Results
+from squentropy_study._result_rows import Method
+from squentropy_study._results import Results
 
 
 def picture(draw: Callable[[str], bytes], alt: str, caption: str = "") -> str:

@@ -12,12 +12,13 @@ from squentropy_study import (
   _headline,
   _number_text,
   _page_parts,
-  _results,
   _terminal_table,
 )
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._ranking import RankedEntry, Ranking
-from squentropy_study._results import Measure, Results
+from squentropy_study._result_rows import Measure
+from squentropy_study._results import Results
+from squentropy_study._settings import Settings
 from squentropy_study._test_rows import Predictions
 
 # A confusion matrix of more classes does not fit the page.
@@ -175,10 +176,36 @@ def past(found: Sequence[_headline.PastBest]) -> str:
   return wrapped(lines)
 
 
+def _length_title(settings: Settings, length: str) -> str:
+  """Returns the name of a training length, with its epochs if it is fixed."""
+  epochs = settings.training_lengths[length]
+  if epochs is None:
+    return length
+  return f"{length}: {epochs} epoch{'s' if epochs > 1 else ''}"
+
+
+def _mean_and_spread(values: np.ndarray, decimals: int) -> str:
+  """Returns ``mean ± standard deviation``, with as many digits as it allows.
+
+  Args:
+    values: The values.
+    decimals: Number of decimals without a standard deviation above 0.
+
+  Returns:
+    The text.
+  """
+  if values.size < 2:
+    return _number_text.fixed(values.mean(), decimals)
+  spread = float(values.std(ddof=1))
+  places = _number_text.decimals(spread, decimals)
+  mean, error = (_number_text.fixed(x, places) for x in (values.mean(), spread))
+  return f"{mean} ± {error}"
+
+
 def measures(results: Results, chosen: Sequence[Measure]) -> str:
   """Returns a group of rows per measure and a column per training length."""
   lengths = results.settings.training_lengths
-  titles = [_results.length_title(results.settings, x) for x in lengths]
+  titles = [_length_title(results.settings, x) for x in lengths]
   lines = [head(["Loss", *titles])]
   for measure in chosen:
     lines.append(
@@ -189,9 +216,9 @@ def measures(results: Results, chosen: Sequence[Measure]) -> str:
       cells = []
       for length in lengths:
         values = results.per_seed(method, length, measure.name)
-        mean, _, spread = _results.mean_and_spread(
-          values, measure.decimals
-        ).partition(" ")
+        mean, _, spread = _mean_and_spread(values, measure.decimals).partition(
+          " "
+        )
         text = f'{mean} <span class="spread">{escape(spread)}</span>'
         cells.append(f"<td>{text if spread else mean}</td>")
       name = _page_parts.name(results, method)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from squentropy_study import _data, _scaling, _store
+from squentropy_study import _data, _folds, _scaling, _store
 from squentropy_study._study_error import StudyError
 from squentropy_study._table_encoder import TableEncoder
 
@@ -33,11 +33,11 @@ class Preprocessing(NamedTuple):
   limits: tuple[float, float]
 
   def standardized(self, features: np.ndarray) -> np.ndarray:
-    """Returns features as :func:`_data.fold` does, float32."""
+    """Returns features as :func:`_folds.fold` does, float32."""
     return _scaling.scaled(features, self.shift, self.scale)
 
 
-def of_study(dataset: _data.Dataset, folds: _data.Folds) -> Preprocessing:
+def of_study(dataset: _data.Dataset, folds: _folds.Folds) -> Preprocessing:
   """Returns the preprocessing of a data set."""
   return Preprocessing(
     dataset.classes,

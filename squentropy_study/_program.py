@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from squentropy_jax import reweighting
-from squentropy_study import _data, _models
+from squentropy_study import _folds, _models
 from squentropy_study._loss_specs import LossSpec
 from squentropy_study._settings import CLASS_WEIGHTS, Settings
 
@@ -257,7 +257,7 @@ def _row_mean_one(counts: np.ndarray, scheme: Any) -> np.ndarray:
 
 
 def run_data(
-  settings: Settings, loss: LossSpec, folds: _data.Folds, seeds: Sequence[int]
+  settings: Settings, loss: LossSpec, folds: _folds.Folds, seeds: Sequence[int]
 ) -> tuple[jax.Array, RunData]:
   """Returns the keys of the initial weights of each run, and the rows."""
 

@@ -11,7 +11,8 @@ import numpy as np
 from squentropy_study import _metric_samples, _paired_errors, _test_rows
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference, Sample
-from squentropy_study._results import REFERENCE, Method, Results
+from squentropy_study._result_rows import REFERENCE, Method
+from squentropy_study._results import Results
 from squentropy_study._settings import STOPPED
 from squentropy_study._test_rows import Predictions
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from squentropy_study import _charts, _evaluation, _test_rows
 from squentropy_study._charts import COLORS
-from squentropy_study._results import Method, Results
+from squentropy_study._result_rows import Method
+from squentropy_study._results import Results
 from squentropy_study._settings import STOPPED
 
 # A bin with fewer test rows is drawn pale: its accuracy is mostly chance.

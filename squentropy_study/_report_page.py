@@ -18,11 +18,12 @@ from squentropy_study import (
   _page_template,
   _ranking,
   _reliability,
-  _results,
+  _result_rows,
   _terminal_table,
 )
 from squentropy_study._ranking import Ranking
-from squentropy_study._results import REFERENCE, Results
+from squentropy_study._result_rows import REFERENCE
+from squentropy_study._results import Results
 from squentropy_study._settings import STOPPED
 from squentropy_study._study_error import StudyError
 
@@ -143,12 +144,12 @@ def _metrics(results: Results, ranking: Ranking) -> str:
     "many rows, a perfectly calibrated classifier with the same confidence has "
     f"an ECE of about {min(chance):.3f} to {max(chance):.3f}."
   )
-  shown = {measure.name for measure in _results.MEASURES if measure.main}
+  shown = {measure.name for measure in _result_rows.MEASURES if measure.main}
   ranked = {metric.name for metric in ranking.metrics}
   if "accuracy" not in ranked:
     shown = shown - {"accuracy"} | ranked & set(_class_metrics.NAMES)
-  main = [m for m in _results.MEASURES if m.name in shown]
-  others = [m for m in _results.MEASURES if m.name not in shown]
+  main = [m for m in _result_rows.MEASURES if m.name in shown]
+  others = [m for m in _result_rows.MEASURES if m.name not in shown]
   return (
     _page_tables.measures(results, main)
     + f'\n<p class="quiet">{escape(note)}</p>'

@@ -2,11 +2,9 @@
 """The numbers of a study, per run and over runs."""
 
 from collections.abc import Mapping
-import csv
 import dataclasses
 import functools
-import io
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.figure import Figure
 import numpy as np
@@ -16,141 +14,20 @@ from squentropy_study import (
   _class_metrics,
   _evaluation,
   _loss_specs,
-  _number_text,
   _predictions,
   _test_rows,
 )
 from squentropy_study._baselines import Baseline
-from squentropy_study._data import FoldRows
 from squentropy_study._evaluation import HeldOutLogits
+from squentropy_study._folds import FoldRows
 from squentropy_study._predictions import DataRows
+from squentropy_study._result_rows import Method, ResultRow
 from squentropy_study._settings import Settings
 from squentropy_study._test_rows import Predictions
 from squentropy_study._train import RunResult
 
-# The loss that others are compared with.
-REFERENCE = "cross_entropy"
-
-
-class Method(NamedTuple):
-  """A loss, and the map from its logits to probabilities.
-
-  Attributes:
-    loss: The loss as text.
-    probability_map: ``log_probs``, the loss's own probabilities, or
-      ``softmax``.
-  """
-
-  loss: str
-  probability_map: str
-
-
-class ResultRow(NamedTuple):
-  """A row of ``results.csv``; ``_scaled``: after temperature scaling.
-
-  All metrics are of the test rows except ``train_accuracy``, which is of the
-  training rows, and ``post_hoc_improvement``, which is ``nll`` minus
-  ``nll_scaled``. The epochs of stopped training differ by run. The metrics of
-  classes, such as ``auroc``, are after temperature scaling, which changes none
-  of them for two classes.
-  """
-
-  data: str
-  loss: str
-  probability_map: str
-  training_length: str
-  epochs: float
-  fold: int
-  seed: int
-  accuracy: float
-  nll: float
-  brier: float
-  ece: float
-  ace: float
-  aurc: float
-  train_accuracy: float
-  temperature: float
-  nll_scaled: float
-  brier_scaled: float
-  ece_scaled: float
-  ace_scaled: float
-  aurc_scaled: float
-  post_hoc_improvement: float
-  balanced_accuracy: float
-  macro_f1: float
-  auroc: float
-  average_precision: float
-
-
 # Temperature scaling does not change the accuracy.
 _SCALED = ("nll", "brier", "ece", "ace", "aurc")
-
-
-class Measure(NamedTuple):
-  """A column of ``results.csv`` with its titles.
-
-  Attributes:
-    name: Field of :class:`ResultRow`.
-    title: Title of a table.
-    short: Name within a sentence.
-    decimals: Number of decimals shown where no error decides it.
-    main: Whether it is shown first.
-    gain: 1 if larger is better, -1 if smaller is better.
-  """
-
-  name: str
-  title: str
-  short: str
-  decimals: int
-  main: bool = False
-  gain: int = -1
-
-
-MEASURES = (
-  Measure("nll", "Negative log-likelihood (NLL)", "NLL", 3, main=True),
-  Measure("accuracy", "Accuracy", "accuracy", 4, main=True, gain=1),
-  Measure("ece", "Expected calibration error (ECE)", "ECE", 4, main=True),
-  Measure("temperature", "Fitted temperature", "temperature", 2, main=True),
-  Measure(
-    "nll_scaled", "NLL after temperature scaling", "scaled NLL", 3, main=True
-  ),
-  Measure(
-    "ece_scaled", "ECE after temperature scaling", "scaled ECE", 4, main=True
-  ),
-  Measure("brier", "Brier score, summed over classes", "Brier", 3),
-  Measure("ace", "ECE with bins of equal mass", "equal-mass ECE", 4),
-  Measure("aurc", "Area under the risk-coverage curve (AURC)", "AURC", 4),
-  Measure("brier_scaled", "Brier after temperature scaling", "scaled Brier", 3),
-  Measure(
-    "ace_scaled",
-    "Equal-mass ECE after temperature scaling",
-    "scaled equal-mass ECE",
-    4,
-  ),
-  Measure("aurc_scaled", "AURC after temperature scaling", "scaled AURC", 4),
-  Measure(
-    "post_hoc_improvement",
-    "Post-hoc improvement: NLL before minus after temperature scaling",
-    "post-hoc improvement",
-    3,
-  ),
-  Measure(
-    "balanced_accuracy", "Balanced accuracy", "balanced accuracy", 4, gain=1
-  ),
-  Measure("macro_f1", "Macro F1", "macro F1", 4, gain=1),
-  Measure("auroc", "AUROC, one class against the others", "AUROC", 4, gain=1),
-  Measure(
-    "average_precision", "Average precision", "average precision", 4, gain=1
-  ),
-)
-
-
-def length_title(settings: Settings, length: str) -> str:
-  """Returns the name of a training length, with its epochs if it is fixed."""
-  epochs = settings.training_lengths[length]
-  if epochs is None:
-    return length
-  return f"{length}: {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,33 +285,3 @@ def collect(
           ),
         )
   return Results(settings, run_results, evaluations, baselines, data_rows)
-
-
-def results_csv(results: Results) -> bytes:
-  """Returns ``results.csv``, with enough digits to restore a float32."""
-  buffer = io.StringIO()
-  writer = csv.writer(buffer, lineterminator="\n")
-  writer.writerow(ResultRow._fields)
-  for row in results.rows:
-    writer.writerow(
-      f"{value:.9g}" if isinstance(value, float) else value for value in row
-    )
-  return buffer.getvalue().encode()
-
-
-def mean_and_spread(values: np.ndarray, decimals: int) -> str:
-  """Returns ``mean ± standard deviation``, with as many digits as it allows.
-
-  Args:
-    values: The values.
-    decimals: Number of decimals without a standard deviation above 0.
-
-  Returns:
-    The text.
-  """
-  if values.size < 2:
-    return _number_text.fixed(values.mean(), decimals)
-  spread = float(values.std(ddof=1))
-  places = _number_text.decimals(spread, decimals)
-  mean, error = (_number_text.fixed(x, places) for x in (values.mean(), spread))
-  return f"{mean} ± {error}"

@@ -10,12 +10,14 @@ from squentropy_study import (
   _baselines,
   _charts,
   _data,
+  _folds,
   _loss_specs,
   _models,
   _predictions,
   _preprocessing,
   _reliability,
   _report_page,
+  _result_rows,
   _results,
   _run_files,
   _store,
@@ -71,7 +73,7 @@ def _grown(out: Path, settings: Settings, *, fresh: bool) -> Settings:
 def _train_loss(
   settings: Settings,
   number: int,
-  folds: _data.Folds,
+  folds: _folds.Folds,
   out: Path,
   save_every: float,
   on_progress: Callable[[Progress], None],
@@ -106,7 +108,7 @@ def _train_loss(
 
 
 def _fit_baselines(
-  folds: _data.Folds, out: Path, on_stage: Callable[[str], None]
+  folds: _folds.Folds, out: Path, on_stage: Callable[[str], None]
 ) -> None:
   """Fits the baselines and saves them, unless an earlier call did."""
   if not _baselines.has_baselines(out):
@@ -225,7 +227,7 @@ def run_rows(
     dataset = _data.draw(dataset, settings.rows, settings.data_seed)
   shape = dataset.features.shape[1:]
   _models.check_shape(settings.model, settings.data, shape)
-  folds = _data.fold(
+  folds = _folds.fold(
     dataset,
     settings.folds,
     settings.data_seed,
@@ -317,7 +319,7 @@ def report(out: str | Path) -> Results:
   """
   out = Path(out)
   results, config = _load(out)
-  _store.write(out / "results.csv", _results.results_csv(results))
+  _store.write(out / "results.csv", _result_rows.results_csv(results.rows))
   _predictions.write(out, results)
   _store.write(
     out / "reliability.png", _reliability.reliability(results, "light")

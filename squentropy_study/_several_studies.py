@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from squentropy_study import _results, _store
+from squentropy_study import _result_rows, _store
 from squentropy_study._study_error import StudyError
 
 # Settings that may differ between studies: what they say of a table, and what
@@ -48,7 +48,7 @@ def _read_rows(folder: Path) -> pd.DataFrame:
     rows = pd.read_csv(path)
   except (pd.errors.EmptyDataError, pd.errors.ParserError):
     rows = pd.DataFrame()
-  missing = set(_results.ResultRow._fields) - set(rows.columns)
+  missing = set(_result_rows.ResultRow._fields) - set(rows.columns)
   if missing or rows.empty:
     lacking = f"column {min(missing)}" if missing else "rows"
     raise StudyError(

@@ -14,7 +14,7 @@ import pandas as pd
 
 from squentropy_study import _charts, _comparisons, _summary_text
 from squentropy_study._average_ranks import AverageRanks
-from squentropy_study._results import REFERENCE
+from squentropy_study._result_rows import REFERENCE
 from squentropy_study._summary_text import TITLES
 
 

@@ -23,7 +23,7 @@ from squentropy_study import (
 )
 from squentropy_study._average_ranks import AverageRanks
 from squentropy_study._comparisons import Comparison
-from squentropy_study._results import MEASURES, Measure
+from squentropy_study._result_rows import MEASURES, Measure
 from squentropy_study._summary_text import HEADLINE, Summary
 
 _HEAD = (

@@ -15,7 +15,7 @@ from squentropy_study._comparisons import (
   Comparison,
   MethodAtLength,
 )
-from squentropy_study._results import MEASURES, REFERENCE
+from squentropy_study._result_rows import MEASURES, REFERENCE
 
 # Metrics of the sentences and figures; the first one decides.
 HEADLINE = ("nll_scaled", "accuracy", "ece_scaled")

@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.tree import DecisionTreeClassifier
 
 if TYPE_CHECKING:
-  from squentropy_study._data import Folds
+  from squentropy_study._folds import Folds
 
 # In smaller tables, unique or sorted values are often a coincidence.
 _FEWEST_ROWS = 20

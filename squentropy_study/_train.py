@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_study import (
-  _data,
   _evaluation,
+  _folds,
   _models,
   _program,
   _stopping,
@@ -127,7 +127,7 @@ class _Training:
     self,
     settings: Settings,
     loss: LossSpec,
-    folds: _data.Folds,
+    folds: _folds.Folds,
     seeds: Sequence[int],
   ):
     self.settings, self.loss, self.seeds = settings, loss, seeds
@@ -142,7 +142,7 @@ class _Training:
     )
     self.bounds = _stopping.search_bounds(steps, settings.max_epochs)
 
-  def _held_out(self, folds: _data.Folds, part: _data.FoldRows) -> _HeldOut:
+  def _held_out(self, folds: _folds.Folds, part: _folds.FoldRows) -> _HeldOut:
     rows, keep = (np.repeat(x, len(self.seeds), axis=0) for x in part)
     return _HeldOut(rows, folds.labels[rows], keep)
 
@@ -245,7 +245,7 @@ class _Training:
 
 
 def static_settings(
-  settings: Settings, folds: _data.Folds
+  settings: Settings, folds: _folds.Folds
 ) -> _program.StaticSettings:
   """Returns what the programs of a study are specialised to."""
   shape = folds.features.shape[1:]
@@ -263,7 +263,7 @@ def static_settings(
 def train(
   settings: Settings,
   loss: LossSpec,
-  folds: _data.Folds,
+  folds: _folds.Folds,
   on_evaluation: Callable[[float, float], None] = lambda epoch, loss: None,
   *,
   seeds: Sequence[int] | None = None,
@@ -317,7 +317,7 @@ def predict(
     static: As returned by :func:`static_settings`.
     loss: The loss of the models.
     models: The models.
-    features: ``[rows, ...]``, scaled as in :class:`_data.Folds`.
+    features: ``[rows, ...]``, scaled as in :class:`_folds.Folds`.
 
   Returns:
     ``[maps, runs, rows, classes]``; their softmax is the prediction.

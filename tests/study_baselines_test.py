@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 from sklearn.linear_model import LogisticRegression
 
-from squentropy_study import StudyError, _baselines, _data, _evaluation
+from squentropy_study import StudyError, _baselines, _data, _evaluation, _folds
 
 # Few rows and rounds: boosting is most of the time.
 ROUNDS = 5
@@ -17,13 +17,13 @@ def few_rounds(monkeypatch):
   monkeypatch.setattr(_baselines, "_ROUNDS", ROUNDS)
 
 
-def _folds(number=3):
-  return _data.fold(_data.load_data("iris"), number, 0)
+def _iris(number=3):
+  return _folds.fold(_data.load_data("iris"), number, 0)
 
 
 @pytest.fixture(scope="module")
 def folds():
-  return _folds()
+  return _iris()
 
 
 def _standardized(folds, number, rows):
@@ -114,7 +114,7 @@ def test_two_classes_and_missing_values():
   features = data.features.copy()
   features[::7, 1] = np.nan
   data = _data.draw(data._replace(features=features), 200, 0)
-  folds = _data.fold(data, 1, 0)
+  folds = _folds.fold(data, 1, 0)
   for name, baseline in _baselines.fit_baselines(folds).items():
     right = baseline.log_probs.argmax(-1) == folds.labels[folds.test.rows]
     assert right.mean() > (0.8 if name != "majority class" else 0.6), name
@@ -151,7 +151,7 @@ def test_images_with_many_columns(monkeypatch):
   data = _data.load_data("iris")
   images = np.concatenate([data.features, 0 * data.features], axis=1)
   data = data._replace(features=images.reshape(-1, 2, 2, 2))
-  folds = _data.fold(data, 1, 0)
+  folds = _folds.fold(data, 1, 0)
   part = _baselines._part(folds, 0)
   assert part.train.shape[1] == 8
   # Constant columns separate no classes.

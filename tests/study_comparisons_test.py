@@ -15,7 +15,7 @@ from squentropy_study import (
   StudyError,
   _cli,
   _comparisons,
-  _results,
+  _result_rows,
   _several_studies,
   _summary_text,
 )
@@ -159,7 +159,7 @@ def test_divergence_of_the_baseline_is_better(folders):
     rows.loc[~ours, list(ResultRow._fields[7:])] = np.nan
     return rows
 
-  gains = {measure.name: measure.gain for measure in _results.MEASURES}
+  gains = {measure.name: measure.gain for measure in _result_rows.MEASURES}
   _edit(paths[0], diverge)
   for comparison in _comparisons.compare_studies(
     _several_studies.read_results(paths)

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from squentropy_study import Settings, StudyError, _data
+from squentropy_study import Settings, StudyError, _data, _folds
 
 SHAPES = {
   "digits": (1797, 64, 10),
@@ -27,7 +27,7 @@ def test_folds_share_no_row_and_keep_the_classes(name, folds):
   data = _data.load_data(name)
   shape = (*data.features.shape, len(data.classes))
   assert shape == SHAPES[name]
-  split = _data.fold(data, folds, 0)
+  split = _folds.fold(data, folds, 0)
   parts = 4 if folds == 1 else folds
   whole = np.bincount(data.labels) / data.labels.size
   tested = []
@@ -49,7 +49,7 @@ def test_folds_share_no_row_and_keep_the_classes(name, folds):
 
 def test_folds_are_decided_by_their_seed():
   data = _data.load_data("iris")
-  first, again, other = (_data.fold(data, 1, seed) for seed in (3, 3, 4))
+  first, again, other = (_folds.fold(data, 1, seed) for seed in (3, 3, 4))
   for a, b in zip(first[5:], again[5:], strict=True):
     np.testing.assert_array_equal(a, b)
   assert not np.array_equal(first.train, other.train)
@@ -57,7 +57,7 @@ def test_folds_are_decided_by_their_seed():
 
 def test_features_are_standardised_by_the_training_rows_alone():
   data = _data.load_data("digits")
-  folds = _data.fold(data, 3, 0)
+  folds = _folds.fold(data, 3, 0)
   assert folds.features.dtype == np.float32
   for number in range(3):
     x = folds.features.astype(np.float64)
@@ -79,7 +79,7 @@ def test_rows_cut_to_make_folds_equally_long_are_not_used():
   for row in range(130):
     x = np.zeros((130, 1))
     x[row] = 1
-    folds = _data.fold(data._replace(features=x), 3, 0)
+    folds = _folds.fold(data._replace(features=x), 3, 0)
     trained = (folds.train == row).any(axis=1)
     np.testing.assert_array_equal(folds.scale[:, 0] > 0, trained)
 
@@ -102,7 +102,7 @@ def test_digest_is_of_rows_and_classes():
 def test_large_offsets_do_not_cancel():
   data = _data.load_data("iris")
   moved = data._replace(features=data.features + 2.0**26)
-  near, far = (_data.fold(d, 1, 0).features for d in (data, moved))
+  near, far = (_folds.fold(d, 1, 0).features for d in (data, moved))
   np.testing.assert_allclose(near, far, rtol=0, atol=1e-6)
 
 
@@ -110,20 +110,20 @@ def test_missing_values_stay_nan_and_images_share_a_scale():
   data = _data.load_data("iris")
   features = data.features.copy()
   features[::7, 1] = np.nan
-  folds = _data.fold(data._replace(features=features), 1, 0)
+  folds = _folds.fold(data._replace(features=features), 1, 0)
   np.testing.assert_array_equal(np.isnan(folds.features), np.isnan(features))
   assert np.isfinite(folds.shift).all()
   assert np.isfinite(folds.scale).all()
   images = data._replace(features=data.features.reshape(-1, 2, 2, 1))
-  assert _data.fold(images, 1, 0).shift.shape == (1, 1)
+  assert _folds.fold(images, 1, 0).shift.shape == (1, 1)
 
 
 def test_class_with_too_few_rows_raises():
   labels = np.array([0] * 10 + [1] * 3, np.int32)
   data = _data.Dataset("mine", np.zeros((13, 1)), labels, ("no", "yes"))
   with pytest.raises(StudyError, match="class 'yes' of mine has 3 rows"):
-    _data.fold(data, 1, 0)
-  _data.fold(data, 3, 0)
+    _folds.fold(data, 1, 0)
+  _folds.fold(data, 3, 0)
 
 
 def test_draw_keeps_the_shares():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from support import tables
 
-from squentropy_study import StudyError, _data
+from squentropy_study import StudyError, _data, _folds
 
 NOISE = np.round(np.random.default_rng(0).normal(size=120), 3)
 
@@ -150,7 +150,7 @@ def test_rare_class_names_the_options(tmp_path):
   # One row cannot be pooled to a class of four.
   message = r"class 'odd' of .* has 1 row, but .* with --min-class 4$"
   with pytest.raises(StudyError, match=message):
-    _data.fold(data, 1, 0)
+    _folds.fold(data, 1, 0)
   with pytest.raises(
     StudyError, match=r"mine.csv has 1 row in classes .*'odd'"
   ):
@@ -159,7 +159,7 @@ def test_rare_class_names_the_options(tmp_path):
   labels[:2] = 2
   more = data._replace(labels=labels, classes=("a", "b", "c", "d"))
   with pytest.raises(StudyError, match="4, or pool them with --merge-rare 4"):
-    _data.fold(more._replace(labels=np.append(labels, 3)), 1, 0)
+    _folds.fold(more._replace(labels=np.append(labels, 3)), 1, 0)
 
 
 @pytest.mark.parametrize(("classes", "rows"), [(501, 50_000), (30, 50)])

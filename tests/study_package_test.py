@@ -73,7 +73,7 @@ def test_names_of_losses_stand_in_the_defaults_only():
   allowed = {
     "_loss_specs": set(_loss_specs.DEFAULT),
     "_loss_words": {*_loss_words._ABBREVIATIONS} - {"brier"},
-    "_results": {"cross_entropy"},
+    "_result_rows": {"cross_entropy"},
   }
   names = re.compile(rf"({'|'.join(_loss_specs.names())})(:.*)?")
   for path in SOURCES:

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from squentropy_study import _data, _scaling
+from squentropy_study import _data, _folds, _scaling
 
 
 @pytest.mark.parametrize("huge", [1e9, 1e30, -1e300])
@@ -14,11 +14,11 @@ def test_a_huge_value_of_a_test_row_deletes_no_feature(huge):
   features[:, 1] = rng.uniform(size=400) < 0.1  # Its quartiles are equal.
   labels = (features[:, 0] > 0.5).astype(np.int32)
   dataset = _data.Dataset("made", features, labels, ("a", "b"))
-  expected = _data.fold(dataset, 1, 0)
+  expected = _folds.fold(dataset, 1, 0)
   row = expected.test.rows[0, 0]
   features = features.copy()
   features[row] = huge
-  found = _data.fold(dataset._replace(features=features), 1, 0)
+  found = _folds.fold(dataset._replace(features=features), 1, 0)
 
   def standardized(folds):
     rows = folds.features[folds.train[0]]

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from squentropy_study import StudyError, load_data
-from squentropy_study._data import fold, from_table
+from squentropy_study._data import from_table
+from squentropy_study._folds import fold
 from squentropy_study._raw_table import RawTable
 
 ROWS = 60

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from squentropy_study import Settings, StudyError, _data, _run, _splits
+from squentropy_study import Settings, StudyError, _data, _folds, _run, _splits
 
 
 def _parts(folds, number=0):
@@ -25,7 +25,7 @@ def test_time_trains_on_the_past(iris, kind):
   times = np.random.default_rng(0).permutation(150)
   start = np.datetime64("2026-01-01")
   values = times * 1.5 if kind == "numbers" else start + times
-  folds = _data.fold(iris, 1, 0, times=values)
+  folds = _folds.fold(iris, 1, 0, times=values)
   train, validation, test = _parts(folds)
   assert (train.size, validation.size, test.size) == (75, 37, 38)
   assert times[train].max() < times[validation].min()
@@ -38,14 +38,14 @@ def test_time_trains_on_the_past(iris, kind):
   )
   assert note.startswith(f"trained on 75 rows {ends}, validated on 37 rows")
   # The training rows are the same, in another order.
-  other = _data.fold(iris, 1, 1, times=values)
+  other = _folds.fold(iris, 1, 1, times=values)
   assert set(other.train[0]) == set(train)
 
 
 def test_rows_of_the_same_time_stay_in_one_part(iris):
   # Months of 12 or 13 rows.
   months = np.random.default_rng(0).permutation(150) // 13
-  parts = _parts(_data.fold(iris, 1, 0, times=months))
+  parts = _parts(_folds.fold(iris, 1, 0, times=months))
   held = [set(months[rows]) for rows in parts]
   assert held[0] | held[1] | held[2] == set(months)
   assert not held[0] & held[1]
@@ -55,7 +55,7 @@ def test_rows_of_the_same_time_stay_in_one_part(iris):
   # Half of the rows have the first time, and one row the last one.
   times = np.r_[np.zeros(100), np.ones(49), 2].astype(int)
   order = np.random.default_rng(1).permutation(150)
-  sizes = [p.size for p in _parts(_data.fold(iris, 1, 0, times=times[order]))]
+  sizes = [p.size for p in _parts(_folds.fold(iris, 1, 0, times=times[order]))]
   assert sizes == [100, 49, 1]
 
 
@@ -64,9 +64,9 @@ def test_class_that_a_part_lacks(iris):
   with pytest.raises(
     StudyError, match=r"class 'virginica' has no training row .*--time"
   ):
-    _data.fold(iris, 1, 0, times=np.arange(150))
+    _folds.fold(iris, 1, 0, times=np.arange(150))
   times = np.random.default_rng(0).permutation(150) + 1000 * (iris.labels != 0)
-  folds = _data.fold(iris, 1, 0, times=times)
+  folds = _folds.fold(iris, 1, 0, times=times)
   assert folds.notes[1:] == (
     "class 'setosa' has no validation row in the split of --time",
     "class 'setosa' has no test row in the split of --time",
@@ -88,7 +88,7 @@ def test_class_that_a_part_lacks(iris):
 )
 def test_times_that_cannot_be_split(iris, values, message):
   with pytest.raises(StudyError, match=message) as caught:
-    _data.fold(iris, 1, 0, times=values)
+    _folds.fold(iris, 1, 0, times=values)
   assert "\n" not in str(caught.value)
 
 
@@ -100,7 +100,7 @@ def test_no_group_is_in_two_parts(iris, folds, kind):
   ids = np.repeat(np.arange(30), rng.integers(1, 10, 30))[:150]
   ids = rng.permutation(np.pad(ids, (0, 150 - ids.size), constant_values=30))
   groups = ids if kind == "numbers" else np.array([f"c{k}" for k in ids], "O")
-  split = _data.fold(iris, folds, 0, groups=groups)
+  split = _folds.fold(iris, folds, 0, groups=groups)
   tested = []
   for number in range(folds):
     held = [set(ids[rows]) for rows in _parts(split, number)]
@@ -114,7 +114,7 @@ def test_no_group_is_in_two_parts(iris, folds, kind):
   if folds > 1:
     every = np.sort(np.concatenate(tested))
     np.testing.assert_array_equal(every, np.arange(150))
-  again = _data.fold(iris, folds, 0, groups=groups)
+  again = _folds.fold(iris, folds, 0, groups=groups)
   np.testing.assert_array_equal(again.train, split.train)
 
 
@@ -130,7 +130,7 @@ def test_no_group_is_in_two_parts(iris, folds, kind):
 )
 def test_groups_that_cannot_be_split(iris, groups, message):
   with pytest.raises(StudyError, match=message):
-    _data.fold(iris, 1, 0, groups=groups)
+    _folds.fold(iris, 1, 0, groups=groups)
 
 
 def test_class_of_one_group_raises(iris):
@@ -138,7 +138,7 @@ def test_class_of_one_group_raises(iris):
   groups = iris.labels.copy()
   groups[0] = 3
   with pytest.raises(StudyError, match=r"has no training row .* of --group"):
-    _data.fold(iris, 1, 0, groups=groups)
+    _folds.fold(iris, 1, 0, groups=groups)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_options_that_do_not_fit(iris, folds, columns, message):
     Settings("x.csv", label="y", folds=folds, **names)
   arrays = {f"{name}s": np.arange(150) for name in columns}
   with pytest.raises(StudyError, match=message):
-    _data.fold(iris, folds, 0, **arrays)
+    _folds.fold(iris, folds, 0, **arrays)
 
 
 def test_random_split_is_that_of_no_option(iris):
   split = _splits.random(iris.labels, 3, 0)
-  folds = _data.fold(iris, 3, 0)
+  folds = _folds.fold(iris, 3, 0)
   assert folds.notes == ()
   for number in range(3):
     np.testing.assert_array_equal(

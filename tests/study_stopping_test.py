@@ -9,6 +9,7 @@ from squentropy_study import (
   Settings,
   _data,
   _evaluation,
+  _folds,
   _loss_specs,
   _stopping,
   _train,
@@ -173,7 +174,7 @@ def test_best_epoch_is_found_before_a_table_is_over_trained():
   random = np.random.default_rng(0)
   x = random.normal(size=(2000, 20))
   y = (x[:, :4].sum(axis=1) + 2 * random.normal(size=2000) > 0).astype(np.int32)
-  folds = _data.fold(_data.Dataset("made", x, y, ("a", "b")), 1, 0)
+  folds = _folds.fold(_data.Dataset("made", x, y, ("a", "b")), 1, 0)
   settings = Settings("made", seeds=2, epochs=(40,), max_epochs=60)
   result, _ = _train.train(settings, _loss_specs.parse("cross_entropy"), folds)
   stopped, fixed = result.epochs[:, 0]

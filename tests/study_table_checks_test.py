@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support import tables
 
-from squentropy_study import StudyError, _data, _table_checks
+from squentropy_study import StudyError, _data, _folds, _table_checks
 
 RANDOM = np.random.default_rng(0)
 LABELS = ["a"] * 60 + ["b"] * 60
@@ -209,8 +209,8 @@ def test_rows_that_repeat_in_training_and_test_are_counted():
   keep = np.array([[True, True, False], [True, True, False]])
 
   class Folds:
-    validation = _data.FoldRows(train * 0 + 5, train > -1)
-    test = _data.FoldRows(rows, keep)
+    validation = _folds.FoldRows(train * 0 + 5, train > -1)
+    test = _folds.FoldRows(rows, keep)
 
   Folds.train = train
   assert _table_checks.repeats_note(features, labels, Folds) == [
@@ -221,7 +221,7 @@ def test_rows_that_repeat_in_training_and_test_are_counted():
   Folds.validation = Folds.test
   (note,) = _table_checks.repeats_note(features, labels, Folds)
   assert note.startswith("1 of 4 validation rows and 1 of 4 test rows have")
-  Folds.validation = Folds.test = _data.FoldRows(train * 0 + 5, train > -1)
+  Folds.validation = Folds.test = _folds.FoldRows(train * 0 + 5, train > -1)
   assert _table_checks.repeats_note(features, labels, Folds) == []
 
 

@@ -7,6 +7,7 @@ import pytest
 from squentropy_study import (
   Settings,
   _data,
+  _folds,
   _loss_specs,
   _program,
   _train,
@@ -15,7 +16,7 @@ from squentropy_study import (
 
 @pytest.fixture(scope="module")
 def folds():
-  return _data.fold(_data.load_data("iris"), 1, 0)
+  return _folds.fold(_data.load_data("iris"), 1, 0)
 
 
 # Places of the first training lengths in a run result.
@@ -183,7 +184,7 @@ def test_models_and_optimizers_learn(folds, model, optimizer, loss, kernel):
 @pytest.mark.parametrize("model", ["linear", "bn-mlp"])
 def test_column_that_is_constant_in_training_rows_moves_no_prediction(model):
   data = _data.load_data("iris")
-  split = _data.fold(data, 1, 0)
+  split = _folds.fold(data, 1, 0)
   # Another value in two rows tested on and nowhere else.
   odd = split.test.rows[0, :2]
   column = np.zeros((len(data.labels), 1))
@@ -191,7 +192,7 @@ def test_column_that_is_constant_in_training_rows_moves_no_prediction(model):
   for value in (0.0, 7.0):
     column[odd] = value
     x = np.concatenate([data.features, column], axis=1)
-    folds = _data.fold(data._replace(features=x), 1, 0)
+    folds = _folds.fold(data._replace(features=x), 1, 0)
     with_column.append(_logits(folds, 8, model=model, seeds=[0]))
   plain, other = with_column
   np.testing.assert_array_equal(other, plain)
@@ -212,7 +213,7 @@ def test_features_are_clipped(folds):
 def test_accuracy_on_training_rows_is_that_of_the_reported_epochs(folds):
   # The training rows as test rows, so that both accuracies are the same.
   same = folds._replace(
-    test=_data.FoldRows(folds.train, np.ones_like(folds.train, bool))
+    test=_folds.FoldRows(folds.train, np.ones_like(folds.train, bool))
   )
   loss = "rescaled_square:target_value=10"
   result = _train_with(same, loss, epochs=(4, 8), max_epochs=6)
@@ -225,7 +226,7 @@ def test_accuracy_on_training_rows_is_that_of_the_reported_epochs(folds):
 def test_images_go_through_convolutions():
   data = _data.load_data("digits")
   images = data._replace(features=data.features.reshape(-1, 8, 8, 1))
-  split = _data.fold(_data.draw(images, 200, 0), 1, 0)
+  split = _folds.fold(_data.draw(images, 200, 0), 1, 0)
   settings = _settings(
     seeds=1, epochs=(12,), model="cnn", batch_size=128, learning_rate=1e-3
   )
@@ -239,7 +240,7 @@ def test_batch_normalisation_predicts_with_running_statistics(folds):
   # the other rows held out with it.
   logits = _logits(folds, 8, model="bn-mlp", seeds=[0])
   fewer = folds._replace(
-    test=_data.FoldRows(folds.test.rows[:, :5], folds.test.keep[:, :5])
+    test=_folds.FoldRows(folds.test.rows[:, :5], folds.test.keep[:, :5])
   )
   part = _logits(fewer, 8, model="bn-mlp", seeds=[0])
   _assert_near(part, logits[:, : 38 + 5])
@@ -247,7 +248,7 @@ def test_batch_normalisation_predicts_with_running_statistics(folds):
 
 def test_fold_gives_the_same_alone_and_with_others():
   data = _data.load_data("iris")
-  split = _data.fold(data, 3, 0)
+  split = _folds.fold(data, 3, 0)
   settings = _settings(batch_size=16, folds=3)
   loss = _loss_specs.parse("squentropy")
   static = _train.static_settings(settings, split)
@@ -261,8 +262,8 @@ def test_fold_gives_the_same_alone_and_with_others():
     shift=split.shift[1:2],
     scale=split.scale[1:2],
     train=split.train[1:2],
-    validation=_data.FoldRows(*(x[1:2] for x in split.validation)),
-    test=_data.FoldRows(*(x[1:2] for x in split.test)),
+    validation=_folds.FoldRows(*(x[1:2] for x in split.validation)),
+    test=_folds.FoldRows(*(x[1:2] for x in split.test)),
   )
   _assert_near(_logits(second, 6, batch_size=16), logits[2:4])
 
@@ -272,7 +273,7 @@ def imbalanced():
   """Two folds' worth of training rows of which few are of class 0."""
   data = _data.load_data("iris")
   rows = np.flatnonzero((data.labels > 0) | (np.arange(150) < 8))
-  return _data.fold(
+  return _folds.fold(
     data._replace(features=data.features[rows], labels=data.labels[rows]), 1, 0
   )
 

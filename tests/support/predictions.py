@@ -34,7 +34,7 @@ def predictions(
 def entries(shares=SHARES, *, epoch=5.0, options=None, **signals):
   """An entry for each loss with its signal."""
   from squentropy_study._ranking import Entry
-  from squentropy_study._results import Method
+  from squentropy_study._result_rows import Method
 
   return [
     Entry(

@@ -62,7 +62,7 @@ def made_up(
 ) -> pathlib.Path:
   """A study in which squentropy adds a gain to every metric of the data."""
   import squentropy_study
-  from squentropy_study import ResultRow, _results, _store
+  from squentropy_study import ResultRow, _result_rows, _results, _store
 
   rows = []
   for loss, seed in itertools.product(("cross_entropy", "squentropy"), (0, 1)):
@@ -76,7 +76,7 @@ def made_up(
   results = _results.Results(squentropy_study.Settings("iris"), {}, {})
   results.__dict__["rows"] = rows
   path.mkdir()
-  (path / "results.csv").write_bytes(_results.results_csv(results))
+  (path / "results.csv").write_bytes(_result_rows.results_csv(results.rows))
   chosen = {"data": path.name, "label": None, "epochs": [300], **settings}
   config = {key: {} for key in _store._KEYS}
   config |= {"squentropy_study": _store._FORMAT, "settings": chosen}
