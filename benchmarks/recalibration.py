@@ -122,6 +122,8 @@ def table(scored: pd.DataFrame) -> str:
   ]
   for is_binary in (False, True):
     chosen = scored[(scored["classes"] == 2) == is_binary]
+    if chosen.empty:
+      continue
     kind = "two classes" if is_binary else "three classes or more"
     lines.append(f"| **{kind}** | | | | | | | |")
     tables = {
