@@ -198,6 +198,10 @@ def _dispatch(words: Sequence[str]) -> None:
   elif arguments.command == "losses":
     for name in _loss_specs.names():
       print(f"{_loss_specs.signature(name)}\n    {_loss_words.purpose(name)}")
+    print(
+      "Every loss also takes smoothing=0.1 (label smoothing) and adjustment=1 "
+      "(logit adjustment to the class frequencies)."
+    )
   else:
     print(*map(_data.describe, _data.names()), sep="\n")
 

@@ -109,6 +109,7 @@ def test_lists(capsys):
   assert losses[place + 1] == (
     "    Use when there is no reason for another loss."
   )
+  assert "smoothing=0.1" in losses[-1]
   assert _cli.main(["data"]) == 0
   data = capsys.readouterr().out.splitlines()
   assert "digits: 1797 rows, 64 features, 10 classes" in data
