@@ -100,6 +100,11 @@ def _train(
             )
             text += f"NLL {row['nll']:.4f}, {row['cpu_seconds']:.0f} s"
           console.print(text, soft_wrap=True)
+    except futures.BrokenExecutor as error:
+      sys.exit(
+        f"A training process was stopped: {error} Run make replicate-lm again "
+        "to continue, with --processes 1 if the memory is too small."
+      )
     except KeyboardInterrupt:
       pool.shutdown(cancel_futures=True)
       sys.exit("Interrupted. Run make replicate-lm again to continue.")
