@@ -80,8 +80,8 @@ def _train(
           run = next(queue, None)
           if run is None:
             break
-          task = (one_run.train, run, grid.PLAN, paths[run.vocab])
-          under_way[pool.submit(*task)] = run
+          future = pool.submit(one_run.train, run, grid.PLAN, paths[run.vocab])
+          under_way[future] = run
         if not under_way:
           break
         done, _ = futures.wait(under_way, return_when=futures.FIRST_COMPLETED)

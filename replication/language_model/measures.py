@@ -28,7 +28,9 @@ def norms(params: transformer.Params) -> dict[str, jax.Array]:
   }
 
 
-def _calibration_error(logits: jax.Array, labels: jax.Array):
+def _calibration_error(
+  logits: jax.Array, labels: jax.Array
+) -> calibration.BinStats:
   """Returns the statistics of bins of the confidence."""
   confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
   correct = jnp.argmax(logits, axis=-1) == labels
@@ -59,7 +61,7 @@ def measure(
 
   scaling = calibration.fit_temperature(*logits_and_labels(sequences[0]))
 
-  def of_block(block: jax.Array):
+  def of_block(block: jax.Array) -> tuple:
     logits, labels = logits_and_labels(block)
     scaled = calibration.apply(scaling, logits)
     center = logits.mean(axis=-1, keepdims=True)

@@ -187,8 +187,8 @@ def train(run: grid.Run, setup: grid.Setup, path: pathlib.Path) -> dict:
     )
   began = time.process_time()
   programs = _programs(run.vocab, run.loss, setup)
-  sequences, evaluation = _text(path, setup)
-  evaluation = jnp.asarray(evaluation)
+  sequences, blocks = _text(path, setup)
+  evaluation = jnp.asarray(blocks)
   order = np.random.default_rng(run.seed).permutation(len(sequences))
   relative = [grid.rate_at(step, setup) for step in range(setup.steps)]
   rates = np.asarray(relative, np.float32) * np.float32(run.learning_rate)
@@ -200,7 +200,7 @@ def train(run: grid.Run, setup: grid.Setup, path: pathlib.Path) -> dict:
       plateau = _numbers(programs.measure(state[0], evaluation))
     chosen = order[first * setup.batch :][: setup.cooldown * setup.batch]
     tokens = sequences[chosen].reshape(setup.cooldown, setup.batch, -1)
-    inputs = tokens, rates[first : first + setup.cooldown]
+    inputs = map(jnp.asarray, (tokens, rates[first : first + setup.cooldown]))
     before = time.process_time()
     state = jax.block_until_ready(programs.steps(state, *inputs))
     trained += time.process_time() - before

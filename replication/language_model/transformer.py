@@ -33,7 +33,7 @@ def init(key: jax.Array, vocab: int, setup: grid.Setup) -> Params:
     return scale * jax.random.normal(next(keys), (rows, columns), jnp.float32)
 
   ones = jnp.ones(width, jnp.float32)
-  params = {
+  params: Params = {
     "embedding": normal(vocab, width, width**-0.5),
     "head": normal(vocab, width, _HEAD),
     "norm": ones,
