@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-compile test-newest \
-  lint types benchmark replicate pins
+  lint types benchmark replicate replicate-lm pins
 
 VENV := .venv
 COMPILE := .venv-compile
@@ -72,6 +72,7 @@ help:
 	@echo "make test-compile  compile for TPU and GPU (no such device is needed)"
 	@echo "make test-newest   run all tests with the newest jax (Python 3.12+)"
 	@echo "make replicate     train missing runs of the replication, and write its page"
+	@echo "make replicate-lm  train missing runs of the language model experiment (3 hours)"
 	@echo "make pins          update the pinned requirements (needs uv)"
 	@echo
 	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
@@ -115,6 +116,9 @@ benchmark: $(VENV)/.test
 replicate: $(VENV)/.test
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(call install,$(VENV)) pip
 	$(PY) -m replication
+
+replicate-lm: $(VENV)/.test
+	$(PY) -m replication.language_model
 
 # A separate environment, because jax initializes every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made

@@ -98,8 +98,16 @@ def _download(folder: pathlib.Path, command: list[str]) -> None:
     sys.exit(f"The download failed: {' '.join(command)}: {error}")
 
 
-def _debian(package: str, folder: pathlib.Path) -> pathlib.Path:
-  """Downloads and unpacks a Debian package, without installing it."""
+def debian_package(package: str, folder: pathlib.Path) -> pathlib.Path:
+  """Downloads and unpacks a Debian package, without installing it.
+
+  Args:
+    package: Its name.
+    folder: The folder for downloads.
+
+  Returns:
+    The folder with the files of the package.
+  """
   root = folder / package
   if not root.exists():
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,13 +190,13 @@ def _modeldata(name: str, folder: pathlib.Path) -> Arrays:
 
 def _r(package: str, name: str, folder: pathlib.Path) -> Arrays:
   """Reads a table of an R package of Debian."""
-  root = _debian(f"r-cran-{package}", folder)
+  root = debian_package(f"r-cran-{package}", folder)
   path = root / f"usr/lib/R/site-library/{package}/data/{name}.rda"
   return _encoded(readers.r_table(path), _R[package, name])
 
 
 def _fashion_mnist(folder: pathlib.Path) -> Arrays:
-  root = _debian("dataset-fashion-mnist", folder)
+  root = debian_package("dataset-fashion-mnist", folder)
   return readers.idx_folder(root / "usr/share/datasets/fashion-mnist")
 
 
@@ -203,7 +211,9 @@ def _glosses(root: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 
 def _wordnet(folder: pathlib.Path) -> Arrays:
-  texts, files = zip(*_glosses(_debian("wordnet-base", folder)), strict=True)
+  texts, files = zip(
+    *_glosses(debian_package("wordnet-base", folder)), strict=True
+  )
   labels = np.asarray(files)
   order = np.random.default_rng(_SEED).permutation(len(labels))
   rows = np.concatenate(

@@ -34,7 +34,7 @@ NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
 # Packages of this project that others may import, by their public names only.
 MAY_USE = {
   "squentropy_study": {"squentropy_jax"},
-  "replication": {"squentropy_study"},
+  "replication": {"squentropy_jax", "squentropy_study"},
 }
 
 

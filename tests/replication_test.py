@@ -377,10 +377,10 @@ def test_an_interrupted_download_is_repeated(tmp_path, monkeypatch):
     (tmp_path / "a_0.deb").write_text("")
     if killed:
       with pytest.raises(KeyboardInterrupt):
-        sources._debian("a", tmp_path)
+        sources.debian_package("a", tmp_path)
       assert not (tmp_path / "a").exists()
     else:
-      assert sources._debian("a", tmp_path).is_dir()
+      assert sources.debian_package("a", tmp_path).is_dir()
 
 
 def test_a_wheel_of_other_bytes_is_refused(tmp_path):
