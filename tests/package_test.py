@@ -157,17 +157,26 @@ def _pins(name: str) -> set[str]:
   return set(re.findall(r"^(\w.*?) *\\?$", text, re.M))
 
 
+def _name(pin: str) -> str:
+  return pin.partition("==")[0]
+
+
 def test_pins_cover_what_setup_asks_for():
   extras = dict(_setup()["options.extras_require"])
   del extras["peers"]  # Only a generator and the benchmarks use them.
   wanted = {
     "compile.txt": _distributions(extras.pop("compile") + extras["test"]),
+    "docs.txt": _distributions(extras.pop("docs") + extras["study"]),
     "study.txt": _distributions(extras["study"]) | {"setuptools"},
     "test.txt": _distributions("\n".join(extras.values())),
   }
   for name, names in wanted.items():
     missing = names - _distributions("\n".join(_pins(name)))
     assert not missing, f"requirements/{name} lacks {missing}: make pins"
+  tested = {_name(pin): pin for pin in _pins("test.txt")}
+  for name in ("docs.txt", "study.txt"):
+    pins = _pins(name)
+    assert pins == {tested.get(_name(p), p) for p in pins}, "make pins"
   assert _pins("study.txt") <= _pins("test.txt"), "make pins"
 
 
