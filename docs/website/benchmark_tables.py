@@ -96,6 +96,18 @@ REPORTS = {
       "ratio_to_jax_nn": "ratio to jax.nn",
     },
   ),
+  "two_pass_heads": Report(
+    "Two-pass sums in a head",
+    "A linear head with a loss, compared with sums that are shifted by their "
+    "maximum.",
+    ("rows", "classes"),
+    {
+      "result": "result",
+      "function": "sums",
+      "milliseconds": "ms",
+      "ratio_to_max_shift": "ratio to max-shift",
+    },
+  ),
 }
 
 

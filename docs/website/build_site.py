@@ -2,7 +2,8 @@
 """Builds the site: ``make docs``, or ``python docs/website/build_site.py``.
 
 The pages are written to build/site/source, and the site to build/site/html.
-Notebooks run once, until their source changes. Warnings are errors.
+Notebooks run once, until their source changes. Warnings are errors. Arguments
+are those of sphinx-build, such as ``-D nb_execution_mode=off``.
 """
 
 import os
@@ -16,12 +17,13 @@ FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
 
-def main(arguments: list[str]) -> int:
-  """Builds the site with further arguments of sphinx-build."""
+def main(
+  arguments: list[str], out: pathlib.Path = ROOT / "build" / "site"
+) -> int:
+  """Builds the site in a folder, with further arguments of sphinx-build."""
   # The kernels of the notebooks use this checkout and no accelerator.
   os.environ["PYTHONPATH"] = str(ROOT)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  out = ROOT / "build" / "site"
   source = out / "source"
   source.mkdir(parents=True, exist_ok=True)
   site_pages.write(source, site_pages.pages())
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
     ]
   )
   if not code:
-    print(f"The site is {out / 'html' / 'index.html'}")
+    print(f"The site is in {out / 'html' / 'index.html'}")
   return code
 
 
