@@ -114,7 +114,12 @@ def test_names_in_text_lead_to_their_pages(site):
   assert api.page_of("nn.nnx.CosineHead") == (
     "api/squentropy_jax.nn.nnx.CosineHead"
   )
+  assert api.page_of("focal") == api.page_of("squentropy_jax.losses.focal")
+  assert api.page_of("fit_temperature()") == (
+    "api/squentropy_jax.calibration.fit_temperature"
+  )
   assert api.page_of("jax.jit") is None
+  assert api.page_of("merge") is None
 
 
 def test_every_result_has_a_table(site):

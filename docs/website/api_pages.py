@@ -75,6 +75,9 @@ def _pages() -> Mapping[str, str]:
         found[short] = page
       elif module == "squentropy_jax":
         found[name] = page
+      # Losses and fits are often written without their module.
+      if module == "squentropy_jax.losses" or name.startswith("fit_"):
+        found.setdefault(name, page)
     if module.count("."):
       found[module] = f"api/{module}"
   return found

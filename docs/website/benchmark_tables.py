@@ -156,7 +156,8 @@ def dense() -> str:
     for row in rows:
       if row["mode"] == mode:
         shape = row["shape"] + (", axis 1" if row["axis"] == "1" else "")
-        found.setdefault(shape, {})[row["loss"]] = row["ratio_to_optax"]
+        ratio = f"{float(row['ratio_to_optax']):.2f}"
+        found.setdefault(shape, {})[row["loss"]] = ratio
     lines = [
       [shape, *(values.get(name, "") for name in names + more)]
       for shape, values in found.items()

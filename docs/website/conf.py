@@ -44,6 +44,8 @@ autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+# Docstrings say types and shapes in words.
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
 
 html_theme = "furo"
