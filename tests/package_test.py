@@ -187,6 +187,8 @@ def test_version_is_the_newest_of_the_changelog():
   text = (source.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
   newest = re.search(r"^## \[(\d[^\]]*)\]", text, re.M).group(1)
   assert squentropy_jax.__version__ == newest
+  citation = (source.ROOT / "CITATION.cff").read_text(encoding="utf-8")
+  assert f"\nversion: {newest}\n" in citation
 
 
 def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path):
