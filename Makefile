@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-compile test-newest \
-  lint types benchmark replicate replicate-lm pins
+  lint types benchmark replicate replicate-lm docs pins
 
 VENV := .venv
 COMPILE := .venv-compile
@@ -73,6 +73,7 @@ help:
 	@echo "make test-newest   run all tests with the newest jax (Python 3.12+)"
 	@echo "make replicate     train missing runs of the replication, and write its page"
 	@echo "make replicate-lm  train missing runs of the language model experiment (3 hours)"
+	@echo "make docs          build the site into build/site/html (5 minutes)"
 	@echo "make pins          update the pinned requirements (needs uv)"
 	@echo
 	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
@@ -82,8 +83,8 @@ $(VENV)/.made:
 	@$(if $(UV),,$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip)
 	@touch $@
 
-# $(VENV)/.study and $(VENV)/.test record that the file of that name in
-# requirements/ is installed.
+# $(VENV)/.study, $(VENV)/.test and $(VENV)/.docs record that the file of that
+# name in requirements/ is installed.
 $(VENV)/.%: requirements/%.txt setup.cfg pyproject.toml $(VENV)/.made
 	@echo "Installing $< into $(VENV) (once, about 0.7 GB)"
 	@$(call install,$(VENV)) --require-hashes --requirement $<
@@ -120,6 +121,10 @@ replicate: $(VENV)/.test
 replicate-lm: $(VENV)/.test
 	$(PY) -m replication.language_model
 
+# The gallery needs what the study needs, which docs.txt includes.
+docs: $(VENV)/.docs
+	$(PY) docs/website/build_site.py
+
 # A separate environment, because jax initializes every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made
 	@echo "Installing $< into $(COMPILE) (once, about 2 GB)"
@@ -143,7 +148,7 @@ compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
   --generate-hashes --no-header --no-annotate --no-emit-index-url \
   --no-emit-find-links
 
-# study.txt is a subset of test.txt, because both go into one environment.
+# study.txt and docs.txt agree with test.txt, because all go into one environment.
 pins:
 	$(compile) setup.cfg --extra study --extra tables --extra replication \
 	  --extra pods --extra test --extra dev --output-file requirements/test.txt
@@ -151,3 +156,5 @@ pins:
 	  --constraint requirements/test.txt --output-file requirements/compile.txt
 	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study \
 	  --constraint requirements/test.txt --output-file requirements/study.txt
+	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study --extra docs \
+	  --constraint requirements/test.txt --output-file requirements/docs.txt

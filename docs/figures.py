@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+import small_svg
 
 from squentropy_jax import confusion, losses, retrieval, reweighting
 
@@ -328,7 +329,7 @@ def smaller(svg: str) -> str:
 
   svg = re.sub(r"<g\b[^>]*>|</g>", group, svg)
   lines = [line.strip() for line in svg.splitlines()]
-  return "\n".join(line for line in lines if line) + "\n"
+  return small_svg.compact("\n".join(line for line in lines if line) + "\n")
 
 
 def save(figure: Any, path: pathlib.Path) -> None:

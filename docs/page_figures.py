@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+import numerics_figure
 import numpy as np
 import transforms_figure
 import two_pass_figure
@@ -156,6 +157,7 @@ def draw_probes(panels: Any) -> None:
 FIGURES: Mapping[str, Callable[[Any], None]] = {
   "attention": attention_figure.draw,
   "mining": draw_mining,
+  "numerics": numerics_figure.draw,
   "output_layers": draw_output_layers,
   "probes": draw_probes,
   "transforms": transforms_figure.draw,

@@ -157,17 +157,29 @@ def _pins(name: str) -> set[str]:
   return set(re.findall(r"^(\w.*?) *\\?$", text, re.M))
 
 
+def _version(pin: str) -> str:
+  """A pin without its marker."""
+  return pin.partition(";")[0].strip()
+
+
 def test_pins_cover_what_setup_asks_for():
   extras = dict(_setup()["options.extras_require"])
   del extras["peers"]  # Only a generator and the benchmarks use them.
   wanted = {
     "compile.txt": _distributions(extras.pop("compile") + extras["test"]),
+    "docs.txt": _distributions(extras.pop("docs") + extras["study"]),
     "study.txt": _distributions(extras["study"]) | {"setuptools"},
     "test.txt": _distributions("\n".join(extras.values())),
   }
   for name, names in wanted.items():
     missing = names - _distributions("\n".join(_pins(name)))
     assert not missing, f"requirements/{name} lacks {missing}: make pins"
+  # All go into one environment. Their markers may differ.
+  tested = {_version(pin) for pin in _pins("test.txt")}
+  names = {pin.partition("==")[0] for pin in tested}
+  docs = {_version(pin) for pin in _pins("docs.txt")}
+  shared = {pin for pin in docs if pin.partition("==")[0] in names}
+  assert shared <= tested, "make pins"
   assert _pins("study.txt") <= _pins("test.txt"), "make pins"
 
 
@@ -175,6 +187,8 @@ def test_version_is_the_newest_of_the_changelog():
   text = (source.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
   newest = re.search(r"^## \[(\d[^\]]*)\]", text, re.M).group(1)
   assert squentropy_jax.__version__ == newest
+  citation = (source.ROOT / "CITATION.cff").read_text(encoding="utf-8")
+  assert f"\nversion: {newest}\n" in citation
 
 
 def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path):
