@@ -255,6 +255,17 @@ The code that made the rows: {code}.
 """
 
 
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+  """Sorts by loss, then by training length: the stopped training first."""
+  maps = rows["loss"] + " " + rows["probability_map"]
+  keys = {
+    "loss": maps.map({name: k for k, name in enumerate(maps.unique())}),
+    "length": rows["training_length"].map(plan.LENGTHS.index),
+  }
+  order = pd.DataFrame(keys).sort_values(["loss", "length"], kind="stable")
+  return rows.loc[order.index].reset_index(drop=True)
+
+
 def write(
   docs: pathlib.Path,
   rows: pd.DataFrame,
@@ -270,6 +281,7 @@ def write(
     sets: One row per data set, as in ``sets.csv``.
   """
   sets = sets.set_index("data")
+  rows = _ordered(rows)
   several = claims.on_several(rows)
   compared = claims.compare(several)
   parts = [

@@ -7,7 +7,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 import numpy as np
 import pandas as pd
 
-from replication import claims
+from replication import claims, plan
 import squentropy_study as study
 
 
@@ -53,7 +53,9 @@ def by_temperature(rows: pd.DataFrame) -> bytes:
     ink = matplotlib.rcParams["text.color"]
     ax.axhline(0, color=ink, linewidth=1)
     ax.axvline(1, color=ink, linewidth=1)
-    for length, change in claims.by_temperature(rows).items():
+    found = claims.by_temperature(rows)
+    for length in (x for x in plan.LENGTHS if x in found):
+      change = found[length]
       at = change["temperature"]
       ax.plot(at, change["ece"], "o", markersize=5, alpha=0.7, label=length)
     ax.set(

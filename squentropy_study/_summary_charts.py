@@ -103,11 +103,14 @@ def differences_figure(
   """
   means = _comparisons.dataset_means(rows)
   methods = [method for method in means if method.loss != against[0]]
+  # A loss has the same colour at each training length.
+  maps = list(dict.fromkeys((m.loss, m.probability_map) for m in methods))
   with matplotlib.rc_context(_charts.figure_style(theme)):
     figure = Figure(figsize=(4 * len(metrics), 1 + 0.5 * len(methods)))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, name in zip(axes, metrics, strict=True):
-      ax.axvline(0, color=matplotlib.rcParams["text.color"], linewidth=1)
+      ink = matplotlib.rcParams["text.color"]
+      ax.axvline(0, color=ink, linewidth=1)
       for place, method in enumerate(methods):
         pairs = _comparisons.pair(means, method, against)
         values = pairs.differences[name].dropna().to_numpy()
@@ -115,8 +118,9 @@ def differences_figure(
           continue
         # Spread over the height of the row, so that all points are visible.
         height = place + np.linspace(-0.3, 0.3, len(values))
-        ax.plot(values, height, "o", markersize=3.5, alpha=0.6)
-        ax.plot([np.median(values)] * 2, [place - 0.4, place + 0.4], "C1")
+        color = f"C{maps.index((method.loss, method.probability_map))}"
+        ax.plot(values, height, "o", color=color, markersize=3.5, alpha=0.6)
+        ax.plot([np.median(values)] * 2, [place - 0.4, place + 0.4], color=ink)
       if name.startswith("nll"):
         ax.set_xscale("symlog", linthresh=0.1)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -47,10 +47,10 @@ def squentropy(
   examples can be held out to fit a temperature. The study in
   ``docs/replication/README.md`` compares both on 47 data sets.
 
-  Avoid when the training is short, or when probabilities are needed without
-  recalibration. If only accuracy counts, try
-  :func:`squentropy_jax.losses.rescaled_square`, which was more accurate in that
-  study.
+  Avoid when the training is short or is stopped on held-out examples, where
+  that study found no significant advantage, or when probabilities are needed
+  without recalibration. If only accuracy counts, try
+  :func:`squentropy_jax.losses.rescaled_square`, which was more accurate there.
 
   For one example with logits :math:`z \in \mathbb{R}^C` and class :math:`y`,
 
