@@ -45,7 +45,7 @@ def _imbalance(ranking: Ranking, names: list[str]) -> list[str]:
   text = (
     f"{_page_tables.share_text(share)} of the test rows are of the class "
     f"{names[counts.argmax()]}, which is the accuracy of always predicting it. "
-    "The page shows balanced accuracy and average precision instead."
+    "The page shows balanced accuracy, average precision and AUROC instead."
   )
   fewest = int(counts.min())
   if fewest < 10:
@@ -64,6 +64,12 @@ def _reference_note(results: Results, ranking: Ranking) -> str:
   return f" {ranking.reference} has the lowest validation NLL."
 
 
+def _untested(ranking: Ranking) -> str:
+  """Returns the metrics without a test, and a verb."""
+  names = [m.short for m in ranking.metrics if not m.is_tested]
+  return f"{_number_text.listed(names)} {'is' if len(names) == 1 else 'are'}"
+
+
 def _rank_note(results: Results, ranking: Ranking) -> str:
   """Explains the ranking."""
   texts = ["Numbers are means over seeds. The best loss of a column is bold."]
@@ -79,7 +85,8 @@ def _rank_note(results: Results, ranking: Ranking) -> str:
       )
       + _reference_note(results, ranking)
       + " A star (*) marks a difference that is significant after Holm's "
-      f"correction for {ranking.num_tests} tests. The ECE is not tested."
+      f"correction for {ranking.num_tests} tests. {_untested(ranking)} not "
+      "tested."
     )
     if len({method.loss for method in results.methods}) < len(results.methods):
       texts.append(

@@ -63,17 +63,19 @@ def results_table(results: Results) -> Table:
   )
   result.add_column("loss", overflow="fold")
   result.add_column("epoch", justify="right")
-  for metric in ranking.metrics:
-    # A terminal of 80 columns has no room for the title in one line.
+  # A terminal of 80 columns has no room for more columns.
+  metrics = [m for m in ranking.metrics if m.is_tested or m.name == "ece"]
+  for metric in metrics:
+    # Nor has it room for a long title in one line.
     title = metric.title.replace(" after ", "\nafter ")
     result.add_column(title, justify="right")
   best = {
     metric.name: ranking.best(metric).label if ranking.losses else ""
-    for metric in ranking.metrics
+    for metric in metrics
   }
   last_loss = [entry for entry in ranking.entries if not entry.is_baseline][-1]
   for entry in ranking.entries:
-    cells = (_cell(entry, m, best[m.name]) for m in ranking.metrics)
+    cells = (_cell(entry, m, best[m.name]) for m in metrics)
     result.add_row(
       escape(entry.label),
       epoch_text(entry),
