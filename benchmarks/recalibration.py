@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares recalibrators with temperature scaling on data of the replication.
 
-``python -m benchmarks.recalibration data/stopped`` reads the studies that
-``make replicate`` left in ``data/stopped``. It fits every recalibrator on the
+``python -m benchmarks.recalibration data/studies`` reads the studies that
+``make replicate`` left in ``data/studies``. It fits every recalibrator on the
 validation rows of each network that was trained with cross-entropy, and writes
 the scores of the test rows to ``benchmarks/results/recalibration.csv``. It then
 prints the table of docs/recalibration.md. Without an argument it prints the
