@@ -174,20 +174,19 @@ def recalibration() -> str:
   lines = []
   for name in names:
     own = [row for row in rows if row["recalibrator"] == name]
-    sets = {row["data"] for row in own}
     means = [
       f"{statistics.fmean(float(row[key]) for row in own):.4f}"
-      for key in ("nll", "brier", "accuracy")
+      for key in ("nll", "brier")
     ]
-    lines.append([name, str(len(sets)), str(len(own)), *means])
-  titles = ["recalibrator", "data sets", "runs", "NLL", "Brier", "accuracy"]
+    lines.append([name, str(len(own)), *means])
   return "\n\n".join(
     [
       "## Recalibrators",
-      "Means over the test rows of all runs. Recalibrators of two classes run "
-      "on the binary data sets only, so their means are not comparable with "
-      "those of all data sets.",
-      table(titles, lines),
+      "Means over data sets. Recalibrators of two classes run on the binary "
+      "data sets only, so their means are not comparable with those of all "
+      "data sets. [Which recalibrator is better than a temperature?]"
+      "(recalibration.md) has the comparison by data set.",
+      table(["recalibrator", "data sets", "NLL", "Brier"], lines),
     ]
   )
 
