@@ -219,16 +219,16 @@ def each_set(rows: pd.DataFrame, sets: pd.DataFrame) -> str:
 
 
 def _introduction(sets: pd.DataFrame) -> str:
-  code = ", ".join(
-    sorted(
-      set(sets["code"])
-      | set(sets.get("stopped_code", pd.Series(dtype=str)).dropna())
-    )
-  )
+  fixed = "; ".join(sorted(set(sets["code"])))
+  code = f"{fixed} (short and long)"
+  if "stopped_code" in sets:
+    stopped = "; ".join(sorted(set(sets["stopped_code"].dropna())))
+    code += f", {stopped} (stopped)"
   return f"""# All comparisons of the replication
 
 The conclusions are in [README.md](README.md). `make replicate` writes this page
-from results.csv.gz, which has the runs on {len(sets)} data sets.
+from results.csv.gz, which has the runs on {len(sets)} data sets. summary.csv
+has more measures after temperature scaling.
 
 How to read the tables:
 
@@ -247,7 +247,6 @@ How to read the tables:
 - ECE is the expected calibration error, NLL the negative log-likelihood, and
   AURC the area under the risk-coverage curve ([definitions](
   ../calibration.md)).
-
 - **Stopped** training ends at the epoch that is best on the validation rows
   ([plan](plan.md#changes)). **Short** and **long** training have fixed lengths.
 

@@ -26,6 +26,8 @@ _FINITE = tuple(
   if measure.name.removesuffix("_scaled")
   in (*_evaluation.METRICS, "temperature")
 )
+# A smaller value of these is not a better one.
+_NOT_COMPARED = ("temperature", "post_hoc_improvement")
 # 1 where larger is better; -1 for every other metric.
 _GAINS = {measure.name: measure.gain for measure in _result_rows.MEASURES}
 
@@ -279,7 +281,7 @@ def compare_studies(
   metrics = [
     measure.name
     for measure in _result_rows.MEASURES
-    if measure.name in rows.columns and measure.name != "temperature"
+    if measure.name in rows.columns and measure.name not in _NOT_COMPARED
   ]
   comparisons = []
   for method in table:

@@ -255,29 +255,18 @@ def past_best(results: Results) -> list[PastBest]:
 
 def all_correct(results: Results) -> str | None:
   """Says where the NLL rests on the row that the temperature fit adds."""
-  runs = results.settings.runs
-  right = {
-    results.label(method): int(
-      (
-        np.asarray(results.evaluations[method, STOPPED].validation_accuracy)
-        == 1
-      ).sum()
-    )
-    for method in results.methods
-  }
-  found = {label: number for label, number in right.items() if number}
+  found = []
+  for method in results.methods:
+    accuracy = results.evaluations[method, STOPPED].validation_accuracy
+    if right := int((np.asarray(accuracy) == 1).sum()):
+      label = results.label(method)
+      found.append(f"{right} of {results.settings.runs} runs of {label}")
   if not found:
     return None
-  most = max(found.values())
-  number = (
-    "all"
-    if most == runs and len(found) == len(right)
-    else f"up to {most} of {runs}"
-  )
   return (
-    f"In {number} runs of {_number_text.listed(list(found))}, all validation "
-    "rows are classified correctly. The temperature, and so the NLL, then "
-    "depends on the misclassified row that the fit adds."
+    f"In {_number_text.listed(found, 4)}, all validation rows are classified "
+    "correctly. The temperature, and so the NLL, then depends on the "
+    "misclassified row that the fit adds."
   )
 
 
@@ -323,7 +312,7 @@ def headline_of(
       f"{names} diverged (NaN or infinite values in at least one run) and "
       f"{verb} not ranked; try a lower learning rate."
     )
-  if ranking.diverged_reference and ranking.losses:
+  if ranking.diverged_reference and len(ranking.losses) > 1:
     further.append(
       f"Because {ranking.diverged_reference} diverged, the other losses are "
       f"compared with {ranking.reference}, which has the lowest validation NLL."

@@ -97,6 +97,17 @@ def read_new(
   """
   files = [path for path in _visible(folder) if _is_image(path)]
   is_flat = bool(files)
+  inside = [path for path in _visible(folder) if path.is_dir()]
+  of_folders = any(_is_image(p) for path in inside for p in path.iterdir())
+  if is_flat and of_folders:
+    raise StudyError(
+      f"{folder} holds both images and folders of images; name a folder that "
+      "holds one of them"
+    )
+  if not is_flat and not of_folders:
+    raise StudyError(
+      f"{folder} has no images ({', '.join(_ENDINGS)}); name a folder of images"
+    )
   if not is_flat:
     files, _ = _files(folder)
   images = [_pixels(path) for path in files]

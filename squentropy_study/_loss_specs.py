@@ -69,9 +69,9 @@ class LossSpec(NamedTuple):
 
     Returns:
       ``log_probs``, the probabilities that the loss defines, and ``softmax``,
-      the usual ones. A defined probability of 0 counts as ``2 ** -23``. A loss
-      that predicts the softmax has ``softmax`` alone, and so has one that
-      defines no probabilities at its hyper-parameters.
+      the usual ones. A loss that can define a probability of 0 has the floor
+      ``2 ** -23``. A loss that predicts the softmax has ``softmax`` alone, and
+      so has one that defines no probabilities at its hyper-parameters.
     """
     maps: dict[str, ProbabilityMap] = {}
     if _defines_probabilities(self):
@@ -80,15 +80,25 @@ class LossSpec(NamedTuple):
 
 
 def _own_log_probs(spec: LossSpec, logits: Any) -> Any:
-  """Returns the log-probabilities of a loss, with a floor in place of -inf.
+  """Returns the log-probabilities of a loss, with a floor if some are -inf.
 
   A row whose label has the probability 0 would make the NLL infinite at any
   temperature.
   """
+  scores = _log_probs(spec, logits)
+  return jnp.maximum(scores, LOG_FLOOR) if _gives_zeros(spec) else scores
+
+
+def _log_probs(spec: LossSpec, logits: Any) -> Any:
   loss = getattr(library, spec.name)
-  scores = loss.log_probs(logits, **dict(spec.hyperparameters))
-  has_zero = jnp.isneginf(scores).any(axis=-1, keepdims=True)
-  return jnp.where(has_zero, jnp.maximum(scores, LOG_FLOOR), scores)
+  return loss.log_probs(logits, **dict(spec.hyperparameters))
+
+
+@functools.cache
+def _gives_zeros(spec: LossSpec) -> bool:
+  """Returns whether a finite logit can have the probability 0."""
+  far = np.array([[0.0, 1e9]], np.float32)
+  return bool(np.isneginf(_log_probs(spec, far)).any())
 
 
 def _identity(logits: Any) -> Any:
@@ -103,8 +113,7 @@ def _defines_probabilities(spec: LossSpec) -> bool:
     return False
   # A target of 0, for example, has no inverse.
   logits = np.array([[0.0, 1.0]], np.float32)
-  scores = loss.log_probs(logits, **dict(spec.hyperparameters))
-  return not np.isnan(scores).any()
+  return not np.isnan(_log_probs(spec, logits)).any()
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

@@ -127,9 +127,11 @@ def _of_classes(predictions: Predictions, metric: _ClassMetric) -> Sample:
   blocks = _paired_errors.resample_blocks(int(counts.sum()) * positives.size)
   per_seed, draws = [], []
   for log_probs, labels in predictions.folds():
-    here = positives[np.isin(positives, labels)]
-    if not here.size:
-      continue  # A grouped fold may have no test row of the rare class.
+    # A grouped fold may have no test row of the rare class, or no other one.
+    present = [k for k in positives if 0 < (labels == k).sum() < labels.size]
+    if not present:
+      continue
+    here = np.array(present)
 
     def of_seeds(
       weights: np.ndarray,
@@ -223,6 +225,7 @@ def chosen(class_counts: np.ndarray) -> tuple[RankMetric, ...]:
   share = class_counts.max() / class_counts.sum()
   if share < DOMINANT:
     return BALANCED
-  if _class_metrics.positive_classes(class_counts).size:
+  several = np.count_nonzero(class_counts) > 1
+  if several and _class_metrics.positive_classes(class_counts).size:
     return IMBALANCED
   return tuple(x for x in IMBALANCED if x not in (_AVERAGE_PRECISION, _AUROC))

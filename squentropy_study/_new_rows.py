@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -35,10 +36,10 @@ from squentropy_study._raw_table import RawTable
 from squentropy_study._study_error import StudyError
 from squentropy_study._table_encoder import TableEncoder
 
-# An array with a larger share of values far outside of those of the study is of
-# another scale, and so may be one of at least so many rows within a fiftieth.
-_MOST_OUTSIDE = 0.01
-_LEAST_ROWS = 20
+# In quartile distances of the study: values beyond are of another scale. Fewer
+# values than these say nothing about it.
+_WIDE = 20
+_LEAST_VALUES = 20
 
 
 class NewRows(NamedTuple):
@@ -134,10 +135,10 @@ def _of_folder(
   folder: Path, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
   """Returns images, their folders and their paths within a folder."""
-  if len(preprocessing.shape) != 3:
+  if not preprocessing.from_folder:
     raise StudyError(
-      f"{folder} is a folder, but the study was not trained on images; name a "
-      "file"
+      f"{folder} is a folder, but the study was not trained on a folder of "
+      "images; name a file"
     )
   pixels, names, classes = _image_folder.read_new(
     folder, preprocessing.shape[-1]
@@ -146,21 +147,26 @@ def _of_folder(
   return pixels, labels, np.array(names, object)
 
 
-def _check_scale(
-  x: np.ndarray, limits: tuple[float, float], source: str
-) -> None:
-  """Raises if an array was not scaled like those of the study."""
-  low, high = limits
-  reach = max(high - low, 1e-30)
-  finite = x[np.isfinite(x)]
-  outside = (finite < low - reach) | (finite > high + reach)
-  narrow = np.ptp(finite) < reach / 50 if len(x) >= _LEAST_ROWS else False
-  if outside.mean() > _MOST_OUTSIDE or narrow:
-    raise StudyError(
-      f"{source} has values from {finite.min():.3g} to {finite.max():.3g}, but "
-      f"those of the study are from {low:.3g} to {high:.3g}; scale them in the "
-      "same way"
-    )
+def _scale_warnings(
+  x: np.ndarray, preprocessing: Preprocessing, source: str
+) -> tuple[str, ...]:
+  """Says which features seem to have another scale than in the study."""
+  values = preprocessing.standardized(x)
+  values = values.reshape(-1, values.shape[-1])
+  if len(values) < _LEAST_VALUES:
+    return ()
+  low, middle, high = np.nanpercentile(values, (10, 50, 90), axis=0)
+  varies = np.nanmax(values, axis=0) > np.nanmin(values, axis=0)
+  spread = high - low
+  odd = (np.abs(middle) > _WIDE) | (spread > 5 * _WIDE)
+  odd |= (spread < 1 / _WIDE) & varies
+  if not odd.any():
+    return ()
+  return (
+    f"the values of {source} are spread differently from those of the study in "
+    f"{row_count(int(odd.sum())).replace('row', 'feature')}; scale them in the "
+    "same way as the rows of the study",
+  )
 
 
 def _of_arrays(
@@ -176,17 +182,18 @@ def _of_arrays(
       f"{source} must have the shape ({shape}) of the arrays of the study, got "
       f"{x.shape}; reshape it"
     )
-  if np.isfinite(x).any():
-    _check_scale(x, preprocessing.limits, source)
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+    odd_scale = _scale_warnings(x, preprocessing, source)
   if y is None:
-    return NewRows(x, None)
+    return NewRows(x, None, warnings=odd_scale)
   if y.shape != x.shape[:1]:
     raise StudyError(
       f"{source}: expected y of shape ({len(x)},), got {y.shape}; reshape it, "
       "or leave it out"
     )
   ids, odd = _labels(y, preprocessing.classes, merge_case)
-  return NewRows(x, ids, warnings=odd)
+  return NewRows(x, ids, warnings=odd + odd_scale)
 
 
 def _of_table(

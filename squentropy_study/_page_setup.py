@@ -83,8 +83,8 @@ def definitions(results: Results) -> Iterator[str]:
       "log_probs means the probabilities that the loss itself defines, and "
       "softmax means the softmax of the logits. The report shows both for "
       f"{', '.join(sorted(several))}. For all other losses they are equal. A "
-      "probability of 0 that a loss defines counts as 2^-23, the precision of "
-      "float32, because its NLL would be infinite."
+      "loss that can define a probability of 0 has the floor 2^-23, the "
+      "precision of float32, because its NLL would be infinite."
     )
 
 

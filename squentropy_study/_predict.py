@@ -170,7 +170,7 @@ def predict(
   The probabilities are the mean over the models of all folds and seeds of one
   loss. Each model has the temperature that was fitted on its validation rows,
   and so has the mean over the seeds of a fold. The report of the study has the
-  metrics of these predictions for its test rows. The rows are encoded and
+  metrics of that mean for the test rows of the fold. The rows are encoded and
   standardised like those of the study. Values that the study cannot encode,
   such as a new category, are counted in a warning.
 

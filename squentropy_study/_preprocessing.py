@@ -22,7 +22,7 @@ class Preprocessing(NamedTuple):
       ``[channels]``): the median over all rows of the study.
     scale: Multiplies the shifted features.
     encoder: Turns a table into features; None if the study had arrays.
-    limits: The least and the largest value of the features of all rows.
+    from_folder: Whether the study was trained on a folder of images.
   """
 
   classes: tuple[str, ...]
@@ -30,7 +30,7 @@ class Preprocessing(NamedTuple):
   shift: np.ndarray
   scale: np.ndarray
   encoder: TableEncoder | None
-  limits: tuple[float, float]
+  from_folder: bool
 
   def standardized(self, features: np.ndarray) -> np.ndarray:
     """Returns features as :func:`_folds.fold` does, float32."""
@@ -45,10 +45,7 @@ def of_study(dataset: _data.Dataset, folds: _folds.Folds) -> Preprocessing:
     folds.data_shift,
     folds.data_scale,
     dataset.encoder,
-    (
-      float(np.nanmin(dataset.features)),
-      float(np.nanmax(dataset.features)),
-    ),
+    Path(dataset.name).is_dir(),
   )
 
 
@@ -94,7 +91,7 @@ def read(folder: Path, command: str) -> Preprocessing:
       np.array(fields["shift"], np.float64),
       np.array(fields["scale"], np.float64),
       encoder and TableEncoder.from_json(json.dumps(encoder)),
-      tuple(fields["limits"]),
+      fields["from_folder"],
     )
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     if isinstance(error, StudyError):

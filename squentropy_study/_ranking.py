@@ -136,6 +136,8 @@ class Ranking:
 
     def key(entry: RankedEntry) -> tuple[float, bool]:
       value = round(metric.gain * entry.values[metric.name].mean, 9)
+      if math.isnan(value):
+        value = -math.inf
       return value, entry.label == self.reference
 
     return max(self.losses, key=key)
@@ -148,15 +150,13 @@ def _reference(losses: Sequence[Entry], wanted: str) -> Entry | None:
   choose the loss that they happen to favour, and so favour it once more in the
   comparison.
   """
-  for entry in losses:
-    if entry.loss == wanted:
-      return entry
 
   def validation_nll(entry: Entry) -> float:
     value = entry.validation_nll
     return value if math.isfinite(value) else math.inf
 
-  return min(losses, key=validation_nll, default=None)
+  named = [entry for entry in losses if entry.loss == wanted]
+  return min(named or losses, key=validation_nll, default=None)
 
 
 def _over_best(
@@ -206,6 +206,10 @@ def rank_entries(
   losses = [entry for entry in order if entry.method is not None]
   wanted = reference or REFERENCE
   chosen = _reference(losses, wanted)
+  diverged_reference = ""
+  if chosen is not None and chosen.loss != wanted:
+    gone = (e.label for e in entries if e.loss == wanted)
+    diverged_reference = next(gone, "")
   differences: dict[str, dict[str, Difference]] = {}
   for entry in order:
     if chosen is None or entry is chosen:
@@ -266,9 +270,7 @@ def rank_entries(
     tuple(sorted(ranked, key=lambda entry: entry.is_baseline)),
     counts,
     seeds,
-    next(
-      (e.label for e in entries if e.loss == wanted and e.label in diverged), ""
-    ),
+    diverged_reference,
   )
 
 

@@ -121,11 +121,14 @@ def _average(results: Results) -> str:
   models = _number_text.counted(settings.seeds, "model")
   if settings.folds > 1:
     models += " of each fold"
-  return (
+  text = (
     "New rows are predicted by the loss with the lowest validation NLL, which "
     f"is {results.label(method)}. On the test rows, the mean prediction of its "
     f"{models} has {_number_text.listed(reached, len(reached))}."
   )
+  if settings.folds > 1:
+    text += " New rows are predicted by the mean over all folds."
+  return f'<p class="quiet">{escape(text)}</p>'
 
 
 def _past(results: Results) -> str:
@@ -258,7 +261,7 @@ def html(results: Results, config: dict) -> bytes:
 <h2>Which loss? ({escape(ranking.length)} training)</h2>
 {_page_tables.ranked(ranking)}
 <p class="quiet">{escape(_rank_note(results, ranking))}</p>
-<p class="quiet">{escape(_average(results))}</p>
+{_average(results)}
 {_past(results)}
 <h2>Standard errors</h2>
 {_page_tables.errors(ranking)}

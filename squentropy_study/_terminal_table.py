@@ -18,7 +18,7 @@ from squentropy_study._results import Results
 def value_text(value: Difference, metric: RankMetric) -> str:
   """Returns a value with as many digits as its errors allow."""
   if not math.isfinite(value.mean):
-    return "diverged"
+    return "diverged" if metric.name == "nll" else "-"
   # Of a standard error, the first two digits say something about the value.
   error = math.hypot(
     *(e for e in (value.seeds_error, value.rows_error) if math.isfinite(e))

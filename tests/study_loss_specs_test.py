@@ -64,10 +64,15 @@ def test_probability_of_zero_has_a_floor():
   logits = np.array([[0.0, 9.0, 8.9], [0.1, 0.2, 0.0]], np.float32)
   raw = losses.bi_tempered_logistic.log_probs(logits, t1=0.8, t2=0.8)
   assert np.isneginf(raw).tolist() == [[True, False, False], [False] * 3]
-  scores = np.asarray(spec.probability_maps()["log_probs"](logits))
-  assert np.isfinite(scores).all()
-  assert scores[0, 0] == np.float32(np.log(2.0**-23))
-  np.testing.assert_array_equal(scores[1], raw[1])
+  log_probs = spec.probability_maps()["log_probs"]
+  np.testing.assert_array_equal(
+    log_probs(logits), np.maximum(raw, np.float32(_loss_specs.LOG_FLOOR))
+  )
+  # A more confident mistake has no lower NLL.
+  rising = np.array([[a, 0, 0] for a in np.linspace(0, 30, 61)], np.float32)
+  narrow = _loss_specs.parse("bi_tempered_logistic:t1=0.5,t2=0.95")
+  of_label = narrow.probability_maps()["log_probs"](rising)[:, 1]
+  assert (np.diff(of_label) <= 1e-5).all()
   diverged = spec.probability_maps()["log_probs"](logits * np.float32(np.nan))
   assert np.isnan(diverged).all()
 

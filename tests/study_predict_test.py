@@ -2,6 +2,7 @@
 """The stopped models of a study predict new rows."""
 
 import shutil
+import warnings
 
 from matplotlib import image
 import numpy as np
@@ -324,7 +325,7 @@ def test_rows_unlike_those_of_the_study_raise(finished, tmp_path):
     (frame.assign(day="never"), "'day' held dates .* such as 'never'"),
     (frame.to_numpy()[:, :1].astype(float), "is an array without names"),
     (tmp_path / "absent.csv", "there is no file"),
-    (tmp_path, "is a folder, but the study was not trained on images"),
+    (tmp_path, "is a folder, but the study was not trained on a folder"),
   ):
     with pytest.raises(StudyError, match=message):
       squentropy_study.predict(out, data, "squentropy")
@@ -368,8 +369,42 @@ def test_images_are_predicted_from_folders(images, tmp_path):
 
 
 @pytest.mark.parametrize("factor", [255, 1 / 255])
-def test_arrays_of_another_scale_raise(images, factor):
+def test_arrays_of_another_scale_give_a_warning(images, factor):
   pixels = np.random.default_rng(0).random((30, 4, 4, 3))
-  assert len(squentropy_study.predict(images, pixels)) == 30
-  with pytest.raises(StudyError, match=r"those of the study are from .* scale"):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    assert len(squentropy_study.predict(images, pixels)) == 30
+  with pytest.warns(UserWarning, match=r"differently .* in 3 features; scale"):
     squentropy_study.predict(images, factor * pixels)
+
+
+def test_rare_and_constant_values_give_no_warning(tmp_path, monkeypatch):
+  study.skip_figures(monkeypatch)
+  rng = np.random.default_rng(0)
+  x = rng.lognormal(0, 2, (200, 2))
+  path = tmp_path / "x.npz"
+  np.savez(path, x=x, y=x[:, 0] > 1)
+  settings = _settings(path, label=None, seeds=1, losses=("cross_entropy",))
+  squentropy_study.run(settings, tmp_path / "out")
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    for new in (rng.lognormal(0, 2, (40, 2)), np.ones((40, 2)), x[:3] * 1e4):
+      squentropy_study.predict(tmp_path / "out", new)
+
+
+def test_folders_that_hold_no_images_of_the_study(images, finished, tmp_path):
+  _save(tmp_path / "both", ["0.png", "a/1.png"], (0.1, 0.6))
+  with pytest.raises(StudyError, match="holds both images and folders"):
+    squentropy_study.predict(images, tmp_path / "both")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(StudyError, match=r"has no images \(\.png"):
+    squentropy_study.predict(images, tmp_path / "empty")
+  data = np.random.default_rng(0).random((40, 4, 4, 3))
+  np.savez(tmp_path / "a.npz", x=data, y=np.arange(40) % 2)
+  settings = _settings(tmp_path / "a.npz", label=None, seeds=1)
+  with pytest.MonkeyPatch.context() as patch:
+    study.skip_figures(patch)
+    squentropy_study.run(settings, tmp_path / "arrays")
+  _save(tmp_path / "flat", ["0.png"], (0.1,) * 2)
+  with pytest.raises(StudyError, match="not trained on a folder of images"):
+    squentropy_study.predict(tmp_path / "arrays", tmp_path / "flat")

@@ -82,6 +82,23 @@ def test_reference_that_diverged_is_replaced_and_named():
   assert ranking.reference == "squentropy"
 
 
+def test_map_of_the_reference_is_chosen_by_the_validation_rows():
+  first, second, other = made.entries(own=1.0, softmax=1.3, squentropy=2.0)
+  entries = [
+    first._replace(loss="square", validation_nll=0.5),
+    second._replace(loss="square", validation_nll=0.9),
+    other,
+  ]
+  ranking = _ranking.rank_entries(entries, "square", "stopped")
+  assert [e.label for e in ranking.losses] == ["squentropy", "softmax", "own"]
+  assert ranking.reference == "own"
+  # The other map of a loss replaces the one that diverged.
+  first.predictions.log_probs[0, 0] = np.nan
+  ranking = _ranking.rank_entries(entries, "square", "stopped")
+  assert ranking.reference == "softmax"
+  assert not ranking.diverged_reference
+
+
 def test_differences_are_paired_by_row_and_corrected():
   entries = made.entries(cross_entropy=1.0, squentropy=1.3, logit_norm=1.1)
   ranking = _ranking.rank_entries(entries, None, "stopped")
@@ -178,6 +195,29 @@ def test_fold_without_the_rare_class():
   assert np.isfinite(found.mean)
   assert 0 < found.mean < 1
   assert expected.per_seed.shape == found.per_seed.shape
+
+
+def test_fold_of_one_class_has_no_auroc():
+  predictions = made.predictions(1.0, (0.92, 0.04, 0.04), folds=2)
+  labels = predictions.labels.copy()
+  labels[1] = 0
+  entry = made.entries(cross_entropy=1.0)[0]
+  entry = entry._replace(predictions=predictions._replace(labels=labels))
+  ranking = _ranking.rank_entries([entry], None, "stopped")
+  value = ranking.losses[0].values["auroc"]
+  alone = _metric_samples.auroc(
+    predictions._replace(
+      log_probs=predictions.log_probs[:1],
+      labels=labels[:1],
+      keep=predictions.keep[:1],
+    )
+  )
+  assert value.mean == pytest.approx(alone.mean)
+  only = entry.predictions._replace(labels=0 * labels)
+  ranking = _ranking.rank_entries(
+    [entry._replace(predictions=only)], None, "stopped"
+  )
+  assert "auroc" not in [metric.name for metric in ranking.metrics]
 
 
 def test_padding_is_left_out():

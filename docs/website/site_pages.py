@@ -19,6 +19,7 @@ MOVED = {
   "CHANGELOG.md": "changelog.md",
   "CONTRIBUTING.md": "contributing.md",
   "README.md": "index.md",
+  "docs/language_model/README.md": "language_model/index.md",
   "docs/losses/README.md": "losses/index.md",
   "docs/replication/README.md": "replication/index.md",
   "docs/website/index.md": "index.md",
@@ -26,6 +27,7 @@ MOVED = {
 # What a link to a folder opens.
 FOLDERS = {
   "benchmarks/results": "benchmarks.md",
+  "docs/language_model": "language_model/index.md",
   "docs/losses": "losses/index.md",
   "docs/replication": "replication/index.md",
   "examples": "examples/index.md",
@@ -181,6 +183,7 @@ def pages() -> Pages:
     ["table", *sorted(set(families) - {"table.md"})]
   )
   found.texts["replication/index.md"] += _toctree(["plan", "tables"])
+  found.texts["language_model/index.md"] += _toctree(["plan"])
   found.texts["benchmarks.md"] += benchmark_tables.tables()
   _examples(found)
   found.texts |= api_pages.pages()
