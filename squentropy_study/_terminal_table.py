@@ -25,6 +25,8 @@ def value_text(value: Difference, metric: RankMetric) -> str:
   )
   default = 1 if metric.unit else 3
   places = _number_text.decimals(metric.scale * error / 2, default)
+  # The error of a classifier that always predicts the same is nearly 0.
+  places = min(places, default + 1)
   return _number_text.fixed(metric.scale * value.mean, places)
 
 

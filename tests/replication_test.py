@@ -131,7 +131,7 @@ def test_page_needs_only_the_rows(tmp_path):
     "| `squentropy`, ECE, under 384 rows | long | 12 | 0 | 0 | 12 |",
     "| set0 | long | `rescaled_square:target_value=15` | ",
     "| set2 | 90 | 5 | 3 |",
-    "The code that made the rows: abc, def.",
+    "The code that made the rows: abc (short and long), def (stopped).",
   ):
     assert line in text
   # Sorted by the change of the ECE.
