@@ -124,8 +124,8 @@ def test_killed_study_ends_with_the_same_numbers(tmp_path):
   assert ours.read_bytes() == theirs.read_bytes()
 
 
-# After a failed write, a thread of TensorStore may call an event loop that orbax
-# has closed.
+# After a failed write, a thread of TensorStore may call an event loop that
+# orbax has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path):
   def progress(number):
