@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from replication import page, plan, records, sources
+from replication import ONE_THREAD, page, plan, records, sources
 import squentropy_study as study
 
 # A curve is kept at this many points, equally spaced up to the longest length.
@@ -66,9 +66,7 @@ def _run_study(path: pathlib.Path, out: pathlib.Path, *, fixed: bool) -> None:
   settings = plan.settings(path.stem, fixed=fixed)
   words = shlex.split(settings.command(str(out.absolute())))
   command = [sys.executable, "-m", "squentropy_study", *words[1:]]
-  # Two processes with one thread each are faster than two with two threads.
-  flags = os.environ.get("XLA_FLAGS", "")
-  flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+  flags = os.environ.get("XLA_FLAGS", "") + ONE_THREAD
   root = str(records.ROOT)
   environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": root}
 

@@ -79,54 +79,51 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def read_new(
-  folder: Path, channels: int
+  folder: Path, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, list[str], list[str] | None]:
   """Reads images to predict, in folders of classes or without folders.
 
   Args:
     folder: The folder.
-    channels: Number of channels of the images of the study: grey images have
-      one channel, which is repeated if the study has three.
+    shape: ``(height, width, channels)`` of the images of the study. A grey
+      image, which has one channel, is repeated if the study has three.
 
   Returns:
     Images ``[rows, height, width, channels]``, the path of each image within
     the folder, and the name of its folder; None for images without folders.
 
   Raises:
-    StudyError: There are no images, or not all have the same size.
+    StudyError: There are no images, or they are not like those of the study.
   """
-  files = [path for path in _visible(folder) if _is_image(path)]
-  is_flat = bool(files)
+  flat = [path for path in _visible(folder) if _is_image(path)]
   inside = [path for path in _visible(folder) if path.is_dir()]
   of_folders = any(_is_image(p) for path in inside for p in path.iterdir())
-  if is_flat and of_folders:
+  if flat and of_folders:
     raise StudyError(
       f"{folder} holds both images and folders of images; name a folder that "
       "holds one of them"
     )
-  if not is_flat and not of_folders:
+  if not flat and not of_folders:
     raise StudyError(
       f"{folder} has no images ({', '.join(_ENDINGS)}); name a folder of images"
     )
-  if not is_flat:
-    files, _ = _files(folder)
+  files = flat or _files(folder)[0]
   images = [_pixels(path) for path in files]
-  size = images[0].shape[:2]
-  for number, (path, pixels) in enumerate(zip(files, images, strict=True)):
-    if pixels.shape[:2] != size:
+  height, width, channels = shape
+  for path, pixels in zip(files, images, strict=True):
+    if pixels.shape[:2] != (height, width):
       raise StudyError(
-        f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but "
-        f"{files[0].name} has {size[1]} x {size[0]}; scale or remove it"
+        f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but the "
+        f"images of the study have {width} x {height}; scale or remove it"
       )
     if pixels.shape[-1] not in (1, channels):
       raise StudyError(
         f"{path} has colours, but the images of the study are grey; save it as "
         "a grey image"
       )
-    images[number] = np.broadcast_to(pixels, (*size, channels))
   names = [path.relative_to(folder).as_posix() for path in files]
-  classes = None if is_flat else [path.parent.name for path in files]
-  return np.stack(images), names, classes
+  classes = None if flat else [path.parent.name for path in files]
+  return np.stack([np.broadcast_to(x, shape) for x in images]), names, classes
 
 
 def read(folder: Path) -> tuple[np.ndarray, list[str], list[str]]:

@@ -16,15 +16,12 @@ import sys
 import pandas as pd
 from rich.console import Console
 
-from replication import records
+from replication import ONE_THREAD, records
 from replication.language_model import glosses, grid, grid_page, one_run
-
-# One thread for each process is faster than several threads for one.
-_FLAGS = " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def _pool(processes: int) -> futures.Executor:
-  os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _FLAGS
+  os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + ONE_THREAD
   context = multiprocessing.get_context("spawn")
   return futures.ProcessPoolExecutor(processes, mp_context=context)
 
