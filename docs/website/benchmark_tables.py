@@ -39,6 +39,18 @@ REPORTS = {
       "temporary_mib": "temporary MiB",
     },
   ),
+  "training_step": Report(
+    "A training step of a language model",
+    "The decoder of `examples/pods`: a step with the fused head, and the same "
+    "step with stored logits. Both compute the same loss and metrics.",
+    ("classes", "width", "layers", "tokens"),
+    {
+      "head": "head",
+      "tokens_per_second": "tokens/s",
+      "ratio_to_full_logits": "time / full logits",
+      "temporary_mib": "temporary MiB",
+    },
+  ),
   "angular": Report(
     "Losses of cosines",
     "Value and gradient, compared with optax's softmax cross-entropy of the "

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times a training step of examples/pods with the fused head and with logits.
+
+``python -m benchmarks training_step`` trains the decoder of the example on
+random tokens, once with the fused head and once with stored logits
+(``--full-logits``). Both steps compute the same loss and the same metrics. The
+memory is the temporary memory of the compiled step.
+"""
+
+import importlib
+import pathlib
+import statistics
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import runner
+
+EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "pods"
+HEADS = {"fused head": False, "full logits": True}
+REPEATS = 7
+
+
+class Shape(NamedTuple):
+  """The sizes of the model and of a step."""
+
+  vocab: int
+  width: int = 128
+  layers: int = 2
+  heads: int = 4
+  batch: int = 16
+  length: int = 256
+
+
+SHAPES = (Shape(8192), Shape(49_152))
+
+
+def _program(shape: Shape, full_logits: bool) -> Any:
+  """Returns the programs of the example on one device, in float32."""
+  if str(EXAMPLE) not in sys.path:
+    sys.path.insert(0, str(EXAMPLE))
+  step, training, nnx, decoder = map(
+    importlib.import_module, ("lm_step", "lm_training", "train_lm", "decoder")
+  )
+  sizes = decoder.Sizes(shape.vocab, shape.width, shape.layers, shape.heads)
+  return step.Program(
+    nnx.nnx_model(sizes, jnp.dtype("float32")),
+    optax.adamw(1e-3),
+    training.make_mesh(f"data={jax.device_count()}"),
+    start=0,
+    scales=step.LossScales(z=1e-4),
+    full_logits=full_logits,
+  )
+
+
+def measure(shape: Shape, repeats: int = REPEATS) -> list[dict[str, Any]]:
+  """Returns a row for each head; both train the same number of steps."""
+  tokens = np.random.default_rng(0).integers(
+    0, shape.vocab, (1, shape.batch, shape.length + 1), np.int32
+  )
+  batch = {
+    "inputs": jnp.asarray(tokens[..., :-1]),
+    "targets": jnp.asarray(tokens[..., 1:]),
+  }
+  programs = {name: _program(shape, full) for name, full in HEADS.items()}
+  compiled, states, losses = {}, {}, {}
+  for name, program in programs.items():
+    states[name] = program.initial(jax.random.key(0))
+    compiled[name] = program.step.lower(states[name], batch).compile()
+
+  def step_of(name: str) -> Any:
+    def step() -> jax.Array:
+      states[name], found = compiled[name](states[name], batch)
+      losses[name] = found["loss"]
+      return found
+
+    return step
+
+  seconds = runner.interleaved(
+    {name: step_of(name) for name in HEADS}, (), repeats
+  )
+  # The same loss after the same steps: nothing was left out of either.
+  np.testing.assert_allclose(*losses.values(), rtol=1e-4)
+  count = shape.batch * shape.length
+  return [
+    {
+      "classes": shape.vocab,
+      "width": shape.width,
+      "layers": shape.layers,
+      "tokens": count,
+      "head": name,
+      "tokens_per_second": f"{count / statistics.median(values):.0f}",
+      "ratio_to_full_logits": (
+        f"{runner.ratio(values, seconds['full logits']):.3f}"
+      ),
+      "temporary_mib": (
+        f"{runner.temporary_bytes(compiled[name]) / 2**20:.0f}"
+      ),
+    }
+    for name, values in seconds.items()
+  ]
+
+
+def main() -> None:
+  """Measures every shape, prints a table for each and appends to the CSV."""
+  for shape in SHAPES:
+    runner.report(
+      "training_step",
+      f"a step of {shape.batch * shape.length} tokens, {shape.vocab} classes",
+      measure(shape),
+      {
+        "head": "head",
+        "tokens_per_second": "tokens/s",
+        "ratio_to_full_logits": "time / full logits",
+        "temporary_mib": "temporary MiB",
+      },
+    )
+
+
+if __name__ == "__main__":
+  main()
