@@ -11,6 +11,11 @@ import pandas as pd
 from replication.language_model import grid
 import squentropy_study as study
 
+# Drawn as differences, because a rate at which training fails would hide them
+# otherwise. Differences up to a hundredth are on a linear scale.
+_DIFFERENCES = ("nll", "nll_scaled")
+_LINEAR = 0.01
+
 
 def _lines(names: list[str]) -> dict[str, dict[str, Any]]:
   """Returns the style of the line of each loss.
@@ -33,6 +38,20 @@ def _lines(names: list[str]) -> dict[str, dict[str, Any]]:
   }
 
 
+def _means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+  """Returns means over seeds, with a row for each rate, a column for each loss.
+
+  Values that are not finite are left out. Differences are taken within a seed.
+  """
+  table = rows.pivot_table(
+    index=["learning_rate", "seed"], columns="loss", values=column
+  )
+  table = table.where(np.isfinite(table))
+  if column in _DIFFERENCES:
+    table = table.sub(table[grid.CROSS_ENTROPY], axis="index")
+  return table.groupby("learning_rate").mean()
+
+
 def by_rate(rows: pd.DataFrame, measures: dict[str, str]) -> bytes:
   """Draws means over seeds against the learning rate, one panel a measure.
 
@@ -41,23 +60,25 @@ def by_rate(rows: pd.DataFrame, measures: dict[str, str]) -> bytes:
     measures: The titles of the panels, by column.
 
   Returns:
-    The PNG file. A value that is not finite is not drawn.
+    The PNG file. Of the NLL it shows the difference to cross-entropy.
   """
-  names = [name for name in grid.LOSSES if (rows["loss"] == name).any()]
+  found = set(rows["loss"])
+  styles = _lines([name for name in grid.LOSSES if name in found])
   with matplotlib.rc_context(study.figure_style()):
     columns = 2
     lines = -(-len(measures) // columns)
     figure = Figure(figsize=(10, 0.8 + 3.6 * lines))
     panels = np.ravel(figure.subplots(lines, columns, squeeze=False))
-    styles = _lines(names)
     for ax, (column, title) in zip(panels, measures.items(), strict=False):
-      for name in names:
-        chosen = rows[rows["loss"] == name]
-        mean = chosen.groupby("learning_rate")[column].mean()
-        mean = mean.where(np.isfinite(mean))
-        ax.plot(mean.index, mean, marker=".", label=name, **styles[name])
+      table = _means(rows, column)
+      for name, style in styles.items():
+        if name in found:
+          ax.plot(table.index, table[name], marker=".", label=name, **style)
       ax.set(title=title, xscale="log", xlabel="learning rate")
-      if column in ("max_abs_logit", "head_norm", "temperature"):
+      if column in _DIFFERENCES:
+        ax.set_title(f"{title}, minus that of cross_entropy")
+        ax.set_yscale("symlog", linthresh=_LINEAR)
+      if column == "head_norm":
         ax.set_yscale("log")
     for ax in panels[len(measures) :]:
       ax.remove()
