@@ -6,11 +6,12 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-compile test-newest \
-  lint types benchmark replicate replicate-lm docs pins
+  lint types benchmark replicate replicate-lm docs release-check pins
 
 VENV := .venv
 COMPILE := .venv-compile
 NEWEST := .venv-newest
+RELEASE := .venv-release
 PY := $(VENV)/bin/python
 
 # uv must not download interpreters: only a package registry may be reachable.
@@ -74,6 +75,7 @@ help:
 	@echo "make replicate     train missing runs of the replication, and write its page"
 	@echo "make replicate-lm  train missing runs of the language model experiment (3 hours)"
 	@echo "make docs          build the site into build/site/html (5 minutes)"
+	@echo "make release-check build the release, install it alone and try it (5 minutes)"
 	@echo "make pins          update the pinned requirements (needs uv)"
 	@echo
 	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
@@ -144,6 +146,15 @@ test-newest:
 	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
 	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
 
+$(RELEASE)/.made: requirements/release.txt
+	$(call environment,$(RELEASE))
+	@echo "Installing $< into $(RELEASE) (once, about 0.1 GB)"
+	@$(call install,$(RELEASE)) --require-hashes --requirement $<
+	@touch $@
+
+release-check: $(RELEASE)/.made
+	$(RELEASE)/bin/python packaging/release_check.py
+
 compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
   --generate-hashes --no-header --no-annotate --no-emit-index-url \
   --no-emit-find-links
@@ -158,3 +169,4 @@ pins:
 	  --constraint requirements/test.txt --output-file requirements/study.txt
 	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study --extra docs \
 	  --constraint requirements/test.txt --output-file requirements/docs.txt
+	$(compile) requirements/release.in --output-file requirements/release.txt
