@@ -23,6 +23,7 @@ import zipfile
 import release_rules as rules
 
 ROOT = pathlib.Path(__file__).parents[1]
+PROGRAMS = pathlib.Path(sys.executable).parent
 # The links of the README are checked with this address if none is given.
 EXAMPLE = "https://example.org/squentropy_jax"
 # The same command as make demo, with fewer rows, seeds and epochs.
@@ -107,12 +108,12 @@ def check_checkout() -> tuple[list[str], str]:
   tag = f"the tag v{current}" if tagged else "no tag yet"
   report(problems, f"version {current}: changelog, citation, {tag}")
   run(
-    [sys.executable, "-m", "cffconvert", "--validate"],
+    [PROGRAMS / "cffconvert", "--validate"],
     ROOT,
     "Correct CITATION.cff.",
   )
   run(
-    [sys.executable, "-m", "zizmor", "--offline", "--quiet", "."],
+    [PROGRAMS / "zizmor", "--offline", "--quiet", "."],
     ROOT,
     "Correct the workflows in .github/workflows.",
   )
@@ -186,7 +187,7 @@ def build(
     problems = rules.content_problems(kind, names, wanted)
     report(problems, f"  the {kind} has the files that belong there")
   run(
-    [sys.executable, "-m", "twine", "check", "--strict", wheel, sdist],
+    [PROGRAMS / "twine", "check", "--strict", wheel, sdist],
     folder,
     "Correct the metadata in setup.cfg.",
   )
