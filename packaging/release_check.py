@@ -10,7 +10,6 @@ the quick start of the README, adds the extra ``study``, and runs a small study.
 
 import argparse
 from collections.abc import Sequence
-import functools
 import os
 import pathlib
 import shutil
@@ -75,9 +74,10 @@ def run(
   return done.stdout
 
 
-git = functools.partial(
-  run, folder=ROOT, fix="The check needs git, and a checkout made with it."
-)
+def git(*arguments: str) -> str:
+  """What git prints about this checkout."""
+  fix = "The check needs git, and a checkout made with it."
+  return run(["git", *arguments], ROOT, fix)
 
 
 def report(problems: Sequence[str], fine: str) -> None:
@@ -93,15 +93,15 @@ def check_checkout() -> tuple[list[str], str]:
   Returns:
     The tracked files, and the tag or the commit.
   """
-  changed = git(["git", "status", "--porcelain"])
+  changed = git("status", "--porcelain")
   if changed:
     raise ReleaseError(
-      f"Files differ from the last commit, which is what is released:\n"
+      "Files differ from the last commit, which is what is released:\n"
       f"{changed}Commit them, or put them aside (git stash -u)."
     )
   current = rules.version(ROOT)
-  at_head = git(["git", "tag", "--points-at", "HEAD"]).split()
-  elsewhere = set(git(["git", "tag"]).split()) - set(at_head)
+  at_head = git("tag", "--points-at", "HEAD").split()
+  elsewhere = set(git("tag").split()) - set(at_head)
   problems = rules.metadata_problems(ROOT)
   problems += rules.tag_problems(current, at_head, elsewhere)
   tagged = f"v{current}" in at_head
@@ -118,8 +118,8 @@ def check_checkout() -> tuple[list[str], str]:
     "Correct the workflows in .github/workflows.",
   )
   print("citation and workflows are valid", flush=True)
-  revision = git(["git", "rev-parse", "HEAD"]).strip()
-  tracked = git(["git", "ls-files", "-z"]).split("\0")
+  revision = git("rev-parse", "HEAD").strip()
+  tracked = git("ls-files", "-z").split("\0")
   return tracked, f"v{current}" if tagged else revision
 
 
@@ -162,7 +162,7 @@ def build(
     The folder with the two files.
   """
   archive, source, out = folder / "a.tar", folder / "source", folder / "dist"
-  git(["git", "archive", "--format=tar", f"--output={archive}", "HEAD"])
+  git("archive", "--format=tar", f"--output={archive}", "HEAD")
   with tarfile.open(archive) as tar:
     tar.extractall(source, filter="data")
   (source / "README.md").write_text(readme, encoding="utf-8")

@@ -4,6 +4,7 @@
 import ast
 import collections
 import configparser
+import importlib
 import re
 import sys
 import zipfile
@@ -170,6 +171,8 @@ def test_pins_cover_what_setup_asks_for():
     "docs.txt": _distributions(extras.pop("docs") + extras["study"]),
     "study.txt": _distributions(extras["study"]) | {"setuptools"},
     "test.txt": _distributions("\n".join(extras.values())),
+    # Not an extra, because it needs no jax.
+    "release.txt": _distributions("\n".join(_pins("release.in"))),
   }
   for name, names in wanted.items():
     missing = names - _distributions("\n".join(_pins(name)))
@@ -191,15 +194,21 @@ def test_version_is_the_newest_of_the_changelog():
   assert f"\nversion: {newest}\n" in citation
 
 
-def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path):
+def test_wheel_has_the_files_that_the_release_check_expects(
+  tmp_path, monkeypatch
+):
+  monkeypatch.syspath_prepend(source.ROOT / "packaging")
+  rules = importlib.import_module("release_rules")
   # A copy, because setuptools writes next to what it builds.
   paths = [*source.LIBRARY.rglob("*"), *source.STUDY.rglob("*")]
   paths += [*source.ROOT.glob("*.*"), source.ROOT / "LICENSE"]
+  copied = []
   for path in paths:
     if path.is_file() and "__pycache__" not in path.parts:
       copy = tmp_path / path.relative_to(source.ROOT)
       copy.parent.mkdir(parents=True, exist_ok=True)
       copy.write_bytes(path.read_bytes())
+      copied.append(path.relative_to(source.ROOT).as_posix())
   for stray in ("tests", "examples", "replication"):
     (tmp_path / stray).mkdir()
     (tmp_path / stray / "__init__.py").write_text("")
@@ -212,10 +221,9 @@ def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path):
     text = archive.read(metadata).decode()
     entry = metadata.replace("METADATA", "entry_points.txt")
     scripts = archive.read(entry).decode()
-  tops = {name.partition("/")[0] for name in names}
-  folder = metadata.partition("/")[0]
-  assert tops == {"squentropy_jax", "squentropy_study", folder}
-  assert "squentropy_jax/py.typed" in names
+  wanted = rules.wheel_files(copied, squentropy_jax.__version__)
+  assert "squentropy_jax/py.typed" in wanted
+  assert not rules.content_problems("wheel", names, wanted)
   assert "squentropy-study = squentropy_study.__main__:main" in scripts
   assert "License-Expression: Apache-2.0" in text
   assert f"Version: {squentropy_jax.__version__}" in text
