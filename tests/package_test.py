@@ -25,6 +25,10 @@ DISTRIBUTIONS = {
 }
 
 
+# The extras whose lowest versions make test-oldest installs.
+OLDEST = ("pods", "replication", "study", "tables", "test")
+
+
 # The five places of a loss.
 
 
@@ -166,11 +170,13 @@ def _version(pin: str) -> str:
 def test_pins_cover_what_setup_asks_for():
   extras = dict(_setup()["options.extras_require"])
   del extras["peers"]  # Only a generator and the benchmarks use them.
+  oldest = [extras[name] for name in OLDEST]
   wanted = {
     "compile.txt": _distributions(extras.pop("compile") + extras["test"]),
     "docs.txt": _distributions(extras.pop("docs") + extras["study"]),
     "study.txt": _distributions(extras["study"]) | {"setuptools"},
     "test.txt": _distributions("\n".join(extras.values())),
+    "oldest.txt": _distributions("\n".join(oldest)),
     # Not an extra, because it needs no jax.
     "release.txt": _distributions("\n".join(_pins("release.in"))),
   }
@@ -184,6 +190,28 @@ def test_pins_cover_what_setup_asks_for():
   shared = {pin for pin in docs if pin.partition("==")[0] in names}
   assert shared <= tested, "make pins"
   assert _pins("study.txt") <= _pins("test.txt"), "make pins"
+
+
+def test_oldest_pins_are_the_bounds_of_setup():
+  config = _setup()
+  extras = [config["options.extras_require"][name] for name in OLDEST]
+  lines = "\n".join([config["options"]["install_requires"], *extras])
+  pins = {_version(pin) for pin in _pins("oldest.txt")}
+  for line in lines.split():
+    name, _, bound = line.partition(">=")
+    # setuptools>=77 is setuptools 77.0.1, because 77.0.0 is not to be had.
+    pattern = rf"{re.escape(name)}=={re.escape(bound)}(\.\d+)*"
+    found = [pin for pin in pins if re.fullmatch(pattern, pin)]
+    assert found, f"{line} cannot be installed: raise it, and run make pins"
+
+
+def test_workflow_and_metadata_name_the_same_versions_of_python():
+  text = (source.ROOT / ".github/workflows/tests.yml").read_text("utf-8")
+  matrix = re.findall(r'"(3\.\d+)"', re.search(r"python: \[.*\]", text).group())
+  config = _setup()
+  classifiers = config["metadata"]["classifiers"]
+  assert re.findall(r"Python :: (3\.\d+)", classifiers) == matrix
+  assert config["options"]["python_requires"] == f">={matrix[0]}"
 
 
 def test_version_is_the_newest_of_the_changelog():
