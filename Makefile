@@ -28,7 +28,7 @@ unexport VIRTUAL_ENV
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 ifdef UV
 # uv stops if it cannot write to its cache, which is in the home folder.
-ifeq ($(shell cache=$$(uv cache dir) && mkdir -p "$$cache" && \
+ifeq ($(shell cache=$$(uv cache dir) && mkdir -p "$$cache" 2>/dev/null && \
   test -w "$$cache" && echo yes),)
 export UV_NO_CACHE := 1
 endif
