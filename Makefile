@@ -6,11 +6,13 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-compile test-newest \
-  lint types benchmark replicate replicate-lm docs pins
+  test-oldest lint types benchmark replicate replicate-lm docs release-check pins
 
 VENV := .venv
 COMPILE := .venv-compile
 NEWEST := .venv-newest
+OLDEST := .venv-oldest
+RELEASE := .venv-release
 PY := $(VENV)/bin/python
 
 # uv must not download interpreters: only a package registry may be reachable.
@@ -25,6 +27,11 @@ unexport VIRTUAL_ENV
 # $(call install,FOLDER) ARGUMENTS installs packages into it.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 ifdef UV
+# uv stops if it cannot write to its cache, which is in the home folder.
+ifeq ($(shell cache=$$(uv cache dir) && mkdir -p "$$cache" 2>/dev/null && \
+  test -w "$$cache" && echo yes),)
+export UV_NO_CACHE := 1
+endif
 create = uv venv --quiet --clear --python $(2) $(1)
 install = uv pip install --quiet --python $(1)/bin/python
 modules = sys
@@ -37,23 +44,46 @@ endif
 # The checkout itself, built with the setuptools of the environment.
 editable = --no-deps --no-build-isolation --editable .
 
-# The first command that is Python 3.MINIMUM or newer. Each is run to find out,
-# because a command may be a version manager's placeholder, which does not run.
+# The first command that is a fitting Python, from 3.MINIMUM to 3.MAXIMUM. Each is
+# run to find out, because a command may be a version manager's placeholder, which
+# does not run.
 MINIMUM := 11
+MAXIMUM := 99
+fits = (3, $(MINIMUM)) <= sys.version_info[:2] <= (3, $(MAXIMUM))
 PYTHON = $(shell \
-  for python in python3.13 python3.12 python3.11 python3 python; do \
+  for python in python3.13 python3.12 python3.11 python3.14 python3 python; do \
     "$$python" -c 'import $(modules); \
-      print(sys.executable) if sys.version_info >= (3, $(MINIMUM)) else exit(1)' \
+      print(sys.executable) if $(fits) else exit(1)' \
       2>/dev/null && break; \
   done)
 
+# $(call alone,FOLDER) begins a recipe that changes FOLDER: it waits until no other
+# make does. The lock is a folder, because not all machines have flock.
+define alone
+set -e; lock=$(1).lock; told=; \
+if ! [ -w . ]; then echo "Cannot write to $$PWD, where $(1) goes." >&2; exit 1; fi; \
+until mkdir "$$lock" 2>/dev/null; do \
+  owner=$$(cat "$$lock/pid" 2>/dev/null || true); \
+  if [ -n "$$owner" ] && ! kill -0 "$$owner" 2>/dev/null; then \
+    rm -rf "$$lock"; \
+  elif [ -z "$$told" ]; then \
+    told=1; echo "Waiting for another make, which works on $(1). If there is" \
+      "none, remove $$lock" >&2; \
+  else sleep 1; fi; \
+done; \
+trap 'rm -rf "$$lock"' EXIT; trap 'exit 1' HUP INT TERM; echo $$$$ >"$$lock/pid"
+endef
+
+# $(call old,TARGET,FILES) is true if TARGET is missing, or older than a file. A
+# make that has waited asks, because the other may have made TARGET.
+old = [ -n "$$(find $(2) -newer $(1) 2>/dev/null || echo missing)" ]
+
 # $(call environment,FOLDER) makes an environment unless a working one exists.
 define environment
-@if ! $(1)/bin/python -c 'import sys; \
-  sys.exit(sys.version_info < (3, $(MINIMUM)))' 2>/dev/null; then \
+if ! $(1)/bin/python -c 'import sys; sys.exit(not $(fits))' 2>/dev/null; then \
   python="$(PYTHON)"; \
   if [ -z "$$python" ]; then \
-    echo "Found no Python 3.$(MINIMUM) or newer$(if $(UV),, with venv)." \
+    echo "Found no Python $(wanted)$(if $(UV),, with venv)." \
       "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
     exit 1; \
   fi; \
@@ -61,6 +91,7 @@ define environment
   $(call create,$(1),"$$python"); \
 fi
 endef
+wanted = 3.$(MINIMUM)$(if $(filter 99,$(MAXIMUM)), or newer)
 
 help:
 	@echo "make demo          compare losses on a small data set and write a report"
@@ -71,27 +102,36 @@ help:
 	@echo "make test-full     test all combinations of the fused heads' options (15 minutes)"
 	@echo "make test-compile  compile for TPU and GPU (no such device is needed)"
 	@echo "make test-newest   run all tests with the newest jax (Python 3.12+)"
+	@echo "make test-oldest   run all tests with the oldest allowed versions (Python 3.11)"
 	@echo "make replicate     train missing runs of the replication, and write its page"
 	@echo "make replicate-lm  train missing runs of the language model experiment (3 hours)"
 	@echo "make docs          build the site into build/site/html (5 minutes)"
+	@echo "make release-check build the release, install it alone and try it (5 minutes)"
 	@echo "make pins          update the pinned requirements (needs uv)"
 	@echo
 	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
 
 $(VENV)/.made:
-	$(call environment,$(VENV))
-	@$(if $(UV),,$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip)
-	@touch $@
+	@$(call alone,$(VENV)); \
+	if ! [ -e $@ ]; then \
+	  $(call environment,$(VENV)); \
+	  $(if $(UV),,$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip;) \
+	  touch $@; \
+	fi
 
 # $(VENV)/.study, $(VENV)/.test and $(VENV)/.docs record that the file of that
 # name in requirements/ is installed.
 $(VENV)/.%: requirements/%.txt setup.cfg pyproject.toml $(VENV)/.made
-	@echo "Installing $< into $(VENV) (once, about 0.7 GB)"
-	@$(call install,$(VENV)) --require-hashes --requirement $<
-	@$(call install,$(VENV)) $(editable)
-	@touch $@
+	@$(call alone,$(VENV)); \
+	if $(call old,$@,$^); then \
+	  echo "Installing $< into $(VENV) (once, about 0.7 GB)"; \
+	  $(call install,$(VENV)) --require-hashes --requirement $<; \
+	  $(call install,$(VENV)) $(editable); \
+	  touch $@; \
+	fi
 
 demo: $(VENV)/.study
+	@mkdir -p reports; $(call alone,reports/digits); set -x; \
 	$(VENV)/bin/squentropy-study run digits --fresh --out reports/digits
 
 # jax has one float width per process, so the float64 tests run separately.
@@ -127,10 +167,13 @@ docs: $(VENV)/.docs
 
 # A separate environment, because jax initializes every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made
-	@echo "Installing $< into $(COMPILE) (once, about 2 GB)"
-	@$(call create,$(COMPILE),$(PY))
-	@$(call install,$(COMPILE)) --require-hashes --requirement $<
-	@touch $@
+	@$(call alone,$(COMPILE)); \
+	if $(call old,$@,$^); then \
+	  echo "Installing $< into $(COMPILE) (once, about 2 GB)"; \
+	  $(call create,$(COMPILE),$(PY)); \
+	  $(call install,$(COMPILE)) --require-hashes --requirement $<; \
+	  touch $@; \
+	fi
 
 test-compile: $(COMPILE)/.made
 	$(COMPILE)/bin/python -m pytest tests/compile_test.py
@@ -138,11 +181,39 @@ test-compile: $(COMPILE)/.made
 # Deliberately not pinned: this shows whether today's releases still work.
 test-newest: MINIMUM := 12
 test-newest:
-	$(call environment,$(NEWEST))
+	@$(call alone,$(NEWEST)); $(call environment,$(NEWEST)); \
 	$(call install,$(NEWEST)) --upgrade \
 	  --editable '.[study,tables,replication,pods,test]'
 	JAX_ENABLE_X64=0 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
 	JAX_ENABLE_X64=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup
+
+# The lowest versions that setup.cfg allows. Some have no wheels for Python 3.12.
+$(OLDEST)/.made: MAXIMUM := 11
+$(OLDEST)/.made: requirements/oldest.txt setup.cfg
+	@$(call alone,$(OLDEST)); \
+	if $(call old,$@,$^); then \
+	  $(call environment,$(OLDEST)); \
+	  echo "Installing $< into $(OLDEST) (once, about 0.7 GB)"; \
+	  $(call install,$(OLDEST)) --require-hashes --requirement $<; \
+	  $(call install,$(OLDEST)) $(editable); \
+	  touch $@; \
+	fi
+
+test-oldest: $(OLDEST)/.made
+	JAX_ENABLE_X64=0 $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup
+	JAX_ENABLE_X64=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup
+
+$(RELEASE)/.made: requirements/release.txt
+	@$(call alone,$(RELEASE)); \
+	if $(call old,$@,$^); then \
+	  $(call environment,$(RELEASE)); \
+	  echo "Installing $< into $(RELEASE) (once, about 0.1 GB)"; \
+	  $(call install,$(RELEASE)) --require-hashes --requirement $<; \
+	  touch $@; \
+	fi
+
+release-check: $(RELEASE)/.made
+	$(RELEASE)/bin/python packaging/release_check.py
 
 compile = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
   --generate-hashes --no-header --no-annotate --no-emit-index-url \
@@ -158,3 +229,7 @@ pins:
 	  --constraint requirements/test.txt --output-file requirements/study.txt
 	echo 'setuptools>=77' | $(compile) setup.cfg - --extra study --extra docs \
 	  --constraint requirements/test.txt --output-file requirements/docs.txt
+	$(compile) setup.cfg --extra study --extra tables --extra replication \
+	  --extra pods --extra test --resolution lowest-direct \
+	  --output-file requirements/oldest.txt
+	$(compile) requirements/release.in --output-file requirements/release.txt

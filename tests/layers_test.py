@@ -120,8 +120,13 @@ def hook(event, args):
   if writes or event.startswith(("socket.", "subprocess.")):
     events.append((event, args))
 sys.addaudithook(hook)
+import jax
+before = set(sys.modules)
 import squentropy_jax
 from jax._src import xla_bridge
+tops = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+own = {{"jax", "squentropy_jax"}}
+print("more than jax", tops - own - sys.stdlib_module_names)
 heavy = {{"absl", "chex", "flax", "matplotlib", "optax", "rich", "sklearn"}}
 print("modules", heavy & set(sys.modules))
 for name in {parts}:
@@ -135,6 +140,7 @@ print("backends", xla_bridge.backends_are_initialized())
 print("events", events)
 """
   assert source.run(code).splitlines() == [
+    "more than jax set()",
     "modules set()",
     "modules before nn set()",
     "backends False",

@@ -7,6 +7,7 @@ README.md tells users of the same differences.
 """
 
 import functools
+import re
 import unittest
 
 import jax
@@ -28,8 +29,10 @@ ON_MASKED_CLASS = (
   "Puts target mass on a masked class: optax drops it, we return NaN."
 )
 ONE_CLASS = "Has logits of one class, which ours refuse."
+# Patterns, because older versions of optax put the arguments into the names.
 DESELECTED = {
-  "PolyLossTest.test_equals_to_cross_entropy_when_eps04": ONE_CLASS,
+  r"PolyLossTest.test_equals_to_cross_entropy_when_eps0"
+  r"(4|_\(logits=array\(\[0\.314\]\).*)": ONE_CLASS,
   "SoftmaxCrossEntropyTest.test_mask0": ON_MASKED_CLASS,
   "SoftmaxCrossEntropyTest.test_mask1": ON_MASKED_CLASS,
   "PolyLossTest.test_mask0": ON_MASKED_CLASS,
@@ -61,13 +64,19 @@ def _cases():
 
 
 CASES = dict(_cases())
+SKIPPED = {
+  pattern: {name for name in CASES if re.fullmatch(pattern, name)}
+  for pattern in DESELECTED
+}
 
 
 def test_deselected_exist():
-  assert set(DESELECTED) <= set(CASES)
+  assert all(SKIPPED.values())
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - set(DESELECTED)))
+@pytest.mark.parametrize(
+  "name", sorted(set(CASES).difference(*SKIPPED.values()))
+)
 def test_optax(name, monkeypatch):
   for function in (
     "softmax_cross_entropy",

@@ -4,6 +4,7 @@
 import ast
 import collections
 import configparser
+import importlib
 import re
 import sys
 import zipfile
@@ -22,6 +23,10 @@ DISTRIBUTIONS = {
   "orbax": "orbax_checkpoint",
   "sklearn": "scikit_learn",
 }
+
+
+# The extras whose lowest versions make test-oldest installs.
+OLDEST = ("pods", "replication", "study", "tables", "test")
 
 
 # The five places of a loss.
@@ -165,11 +170,15 @@ def _version(pin: str) -> str:
 def test_pins_cover_what_setup_asks_for():
   extras = dict(_setup()["options.extras_require"])
   del extras["peers"]  # Only a generator and the benchmarks use them.
+  oldest = [extras[name] for name in OLDEST]
   wanted = {
     "compile.txt": _distributions(extras.pop("compile") + extras["test"]),
     "docs.txt": _distributions(extras.pop("docs") + extras["study"]),
     "study.txt": _distributions(extras["study"]) | {"setuptools"},
     "test.txt": _distributions("\n".join(extras.values())),
+    "oldest.txt": _distributions("\n".join(oldest)),
+    # Not an extra, because it needs no jax.
+    "release.txt": _distributions("\n".join(_pins("release.in"))),
   }
   for name, names in wanted.items():
     missing = names - _distributions("\n".join(_pins(name)))
@@ -183,6 +192,28 @@ def test_pins_cover_what_setup_asks_for():
   assert _pins("study.txt") <= _pins("test.txt"), "make pins"
 
 
+def test_oldest_pins_are_the_bounds_of_setup():
+  config = _setup()
+  extras = [config["options.extras_require"][name] for name in OLDEST]
+  lines = "\n".join([config["options"]["install_requires"], *extras])
+  pins = {_version(pin) for pin in _pins("oldest.txt")}
+  for line in lines.split():
+    name, _, bound = line.partition(">=")
+    # setuptools>=77 is setuptools 77.0.1, because 77.0.0 is not to be had.
+    pattern = rf"{re.escape(name)}=={re.escape(bound)}(\.\d+)*"
+    found = [pin for pin in pins if re.fullmatch(pattern, pin)]
+    assert found, f"{line} cannot be installed: raise it, and run make pins"
+
+
+def test_workflow_and_metadata_name_the_same_versions_of_python():
+  text = (source.ROOT / ".github/workflows/tests.yml").read_text("utf-8")
+  matrix = re.findall(r'"(3\.\d+)"', re.search(r"python: \[.*\]", text).group())
+  config = _setup()
+  classifiers = config["metadata"]["classifiers"]
+  assert re.findall(r"Python :: (3\.\d+)", classifiers) == matrix
+  assert config["options"]["python_requires"] == f">={matrix[0]}"
+
+
 def test_version_is_the_newest_of_the_changelog():
   text = (source.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
   newest = re.search(r"^## \[(\d[^\]]*)\]", text, re.M).group(1)
@@ -191,15 +222,21 @@ def test_version_is_the_newest_of_the_changelog():
   assert f"\nversion: {newest}\n" in citation
 
 
-def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path):
+def test_wheel_has_the_files_that_the_release_check_expects(
+  tmp_path, monkeypatch
+):
+  monkeypatch.syspath_prepend(source.ROOT / "packaging")
+  rules = importlib.import_module("release_rules")
   # A copy, because setuptools writes next to what it builds.
   paths = [*source.LIBRARY.rglob("*"), *source.STUDY.rglob("*")]
   paths += [*source.ROOT.glob("*.*"), source.ROOT / "LICENSE"]
+  copied = []
   for path in paths:
     if path.is_file() and "__pycache__" not in path.parts:
       copy = tmp_path / path.relative_to(source.ROOT)
       copy.parent.mkdir(parents=True, exist_ok=True)
       copy.write_bytes(path.read_bytes())
+      copied.append(path.relative_to(source.ROOT).as_posix())
   for stray in ("tests", "examples", "replication"):
     (tmp_path / stray).mkdir()
     (tmp_path / stray / "__init__.py").write_text("")
@@ -212,10 +249,9 @@ def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path):
     text = archive.read(metadata).decode()
     entry = metadata.replace("METADATA", "entry_points.txt")
     scripts = archive.read(entry).decode()
-  tops = {name.partition("/")[0] for name in names}
-  folder = metadata.partition("/")[0]
-  assert tops == {"squentropy_jax", "squentropy_study", folder}
-  assert "squentropy_jax/py.typed" in names
+  wanted = rules.wheel_files(copied, squentropy_jax.__version__)
+  assert "squentropy_jax/py.typed" in wanted
+  assert not rules.content_problems("wheel", names, wanted)
   assert "squentropy-study = squentropy_study.__main__:main" in scripts
   assert "License-Expression: Apache-2.0" in text
   assert f"Version: {squentropy_jax.__version__}" in text
