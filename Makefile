@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-compile test-newest \
-  lint types benchmark replicate replicate-lm docs pins
+  lint types benchmark replicate replicate-lm docs figures pins
 
 VENV := .venv
 COMPILE := .venv-compile
@@ -74,6 +74,7 @@ help:
 	@echo "make replicate     train missing runs of the replication, and write its page"
 	@echo "make replicate-lm  train missing runs of the language model experiment (3 hours)"
 	@echo "make docs          build the site into build/site/html (5 minutes)"
+	@echo "make figures       draw every figure of docs again, and write the pages of losses"
 	@echo "make pins          update the pinned requirements (needs uv)"
 	@echo
 	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
@@ -124,6 +125,14 @@ replicate-lm: $(VENV)/.test
 # The gallery needs what the study needs, which docs.txt includes.
 docs: $(VENV)/.docs
 	$(PY) docs/website/build_site.py
+
+# The figures of docs/replication are drawn from its stored results.
+figures: $(VENV)/.test
+	$(PY) docs/figures.py
+	$(PY) docs/page_figures.py
+	$(PY) docs/loss_pages.py
+	$(PY) docs/loss_table.py
+	$(PY) -m replication.page
 
 # A separate environment, because jax initializes every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made

@@ -36,6 +36,19 @@ FOLDERS = {
 # Sections that are pages.
 SECTIONS = {"README.md#sharp-edges": "sharp_edges.md"}
 IMAGES = (".svg", ".png")
+# The notebook compare_losses makes the report, and build_site saves it.
+REPORT = """## A report
+
+This is the report of a small study. [A notebook of the
+gallery](gallery/compare_losses.py) runs it while the site is built.
+
+<iframe class="report" title="Report of a study" loading="lazy"
+src="gallery/report.html"></iframe>
+<p><a href="gallery/report.html" download>Download the report</a></p>
+
+"""
+# The section of study.md that follows it.
+READING = "## How to read the ranking"
 # What a script of the gallery says in Jupyter's own format.
 HEADER = """# ---
 # jupyter:
@@ -184,6 +197,9 @@ def pages() -> Pages:
   )
   found.texts["replication/index.md"] += _toctree(["plan", "tables"])
   found.texts["language_model/index.md"] += _toctree(["plan"])
+  study = found.texts["study.md"]
+  assert READING in study
+  found.texts["study.md"] = study.replace(READING, REPORT + READING)
   found.texts["benchmarks.md"] += benchmark_tables.tables()
   _examples(found)
   found.texts |= api_pages.pages()
