@@ -60,6 +60,8 @@ def main(
   # The kernels of the notebooks use this checkout and no accelerator.
   os.environ["PYTHONPATH"] = str(ROOT)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  # On a busy machine, XLA would write into the pages that it compiles slowly.
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
   source = out / "source"
   source.mkdir(parents=True, exist_ok=True)
   site_pages.write(source, site_pages.pages())
