@@ -37,6 +37,9 @@ results = study.compare(
 # scaling.
 
 # %%
+print(study.headline(results))
+
+# %%
 results.table()
 
 # %%

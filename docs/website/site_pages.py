@@ -191,7 +191,7 @@ def _toctree(entries: list[str]) -> str:
 
 def _examples(pages: Pages) -> None:
   """A page for each script of examples/, and their list."""
-  lines = ["| script | |", "|---|---|"]
+  lines = ["| script | description |", "|---|---|"]
   names = []
   for path in sorted((ROOT / "examples").rglob("*.py")):
     name = path.relative_to(ROOT).as_posix()
