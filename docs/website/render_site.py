@@ -16,6 +16,8 @@ from typing import Any
 
 PAGES = (
   "index.html",
+  "study.html",
+  "gallery/compare_losses.html",
   "losses/squentropy.html",
   "benchmarks.html",
   "replication/index.html",
@@ -27,9 +29,10 @@ _FRAMES = """<!doctype html><meta charset="utf-8">
 <link rel="icon" href="data:,">
 <style>iframe {{ width: {width}px; height: 900px; border: 0 }}</style><body>
 <script>
+// The theme lets the whole article scroll, which is what is looked for.
 const scrolls = (e) => {{
-  for (; e; e = e.parentElement)
-    if (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX)) return true;
+  for (; e.localName !== "article"; e = e.parentElement)
+    if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return true;
   return false;
 }};
 const wide = (page) => {{
@@ -38,9 +41,9 @@ const wide = (page) => {{
   if (page.documentElement.scrollWidth > width) found.add("the page");
   for (const e of page.querySelectorAll("article *"))
     if (e.getBoundingClientRect().right > width + 1
-        && !scrolls(e.parentElement) && !scrolls(e))
+        && !scrolls(e))
       found.add(`<${{e.localName}} class="${{e.getAttribute("class")}}">`);
-  return [...found];
+  return [...found].slice(0, 3);
 }};
 const open = (name) => new Promise((done) => {{
   const frame = document.createElement("iframe");
