@@ -27,6 +27,8 @@ exclude_patterns = ["files/**"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
+# Docstrings write names of arguments in single backquotes.
+default_role = "code"
 # Code without a language, such as a command, is shown as it is.
 highlight_language = "none"
 
