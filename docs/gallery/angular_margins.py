@@ -62,7 +62,9 @@ def trained(loss):
 # different. One run on 721 test images does not show which accuracy is better.
 
 # %%
-_, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+_, panels = plt.subplots(
+  1, 2, figsize=(8, 3.2), sharey=True, layout="constrained"
+)
 seen = test_y < 8
 for panel, loss in zip(
   panels, (losses.normalized_softmax, losses.cosface), strict=True

@@ -36,8 +36,9 @@ def gradient(loss):
   return jax.grad(lambda z: loss(z, labels).sum())(10 * logits)
 
 
-print(gradient(losses.cross_entropy).round(3))
-print(gradient(losses.squentropy).round(3))
+with jnp.printoptions(precision=3, suppress=True):
+  print(gradient(losses.cross_entropy))
+  print(gradient(losses.squentropy))
 
 # %% [markdown]
 # ## Labels and masks

@@ -104,11 +104,11 @@ params = {
 state = optimizer.init(params)
 rng = np.random.default_rng(0)
 for epoch in range(4):
-  batches = train[rng.integers(0, len(train), (100, 256))]
+  batches = train[rng.integers(0, len(train), (250, 256))]
   params, state, _ = train_steps(params, state, batches)
   _, metrics = jax.jit(objective)(params, test)
   print(
-    f"step {100 * (epoch + 1)}: held-out NLL {metrics['nll']:.3f},"
+    f"step {250 * (epoch + 1)}: held-out NLL {metrics['nll']:.3f},"
     f" accuracy {metrics['accuracy']:.3f}"
   )
 

@@ -79,10 +79,10 @@ def train_step(model, optimizer, x, y, loss):
   return value
 
 
-def trained(loss, seed, epochs=15, batch=64):
+def trained(loss, seed, epochs=15, batch=128):
   """A network after some epochs."""
   model = Network(nnx.Rngs(seed))
-  optimizer = nnx.Optimizer(model, optax.adam(2e-3), wrt=nnx.Param)
+  optimizer = nnx.Optimizer(model, optax.adam(4e-3), wrt=nnx.Param)
   rng = np.random.default_rng(seed)
   for _ in range(epochs):
     for rows in rng.permutation(len(train_x)).reshape(-1, batch):
