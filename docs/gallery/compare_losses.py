@@ -39,7 +39,7 @@ results = study.compare(
 # cross-entropy. Below the losses are classifiers that are no neural networks.
 
 # %%
-print(textwrap.fill(study.headline(results), 79))
+print(textwrap.fill(str(study.headline(results)), 79))
 
 # %%
 columns = ["nll", "nll_difference", "nll_low", "nll_high", "accuracy", "ece"]
