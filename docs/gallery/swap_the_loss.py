@@ -79,7 +79,7 @@ def train_step(model, optimizer, x, y, loss):
   return value
 
 
-def trained(loss, seed, epochs=15, batch=128):
+def trained(loss, seed, epochs=8, batch=64):
   """A network after some epochs."""
   model = Network(nnx.Rngs(seed))
   optimizer = nnx.Optimizer(model, optax.adam(4e-3), wrt=nnx.Param)
