@@ -72,8 +72,9 @@ def main(
       *("-j", "2", "--fail-on-warning", *arguments, str(source), str(site)),
     ]
   )
-  # Other builders of Sphinx, such as that of the tests, write no pages.
-  if not (site / "index.html").exists():
+  # 2 is an error, after which the pages are old. Other builders of Sphinx, such
+  # as that of the tests, write no pages.
+  if code > 1 or not (site / "index.html").exists():
     return code
   _save_report(site)
   problems = _problems(site)
