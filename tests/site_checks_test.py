@@ -102,6 +102,23 @@ def test_fonts_of_other_hosts_are_found(tmp_path):
   ]
 
 
+def test_the_embedded_report_becomes_a_file(tmp_path):
+  pytest.importorskip("sphinx", reason="make docs installs it")
+  folder = tmp_path / "gallery"
+  folder.mkdir()
+  report = '<h1 class="x">R</h1>'
+  shown = '<pre>srcdoc="{report}"</pre>'
+  frame = f'<iframe title="T" srcdoc="{html.escape(report)}"></iframe>'
+  page = folder / "compare_losses.html"
+  page.write_text(shown + frame, encoding="utf-8")
+  for _ in range(2):  # Pages that did not change are not written again.
+    website("build_site")._save_report(tmp_path)
+    assert (folder / "report.html").read_text(encoding="utf-8") == report
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(shown + '<iframe title="T" src="report.html">')
+    assert text.count("download") == 1
+
+
 def test_wide_pages_and_errors_are_found(tmp_path, browser):
   wide = '<div style="width: 600px">x</div>'
   written(

@@ -34,9 +34,11 @@ def _save_report(site: pathlib.Path) -> None:
     site / "gallery" / name for name in ("compare_losses.html", "report.html")
   )
   text = page.read_text(encoding="utf-8")
-  if embedded := re.search(r'srcdoc="([^"]*)"', text):
-    report.write_text(html.unescape(embedded.group(1)), encoding="utf-8")
-    text = text.replace(embedded.group(), 'src="report.html"')
+  # The code of the notebook, which the page shows, has the same words.
+  if embedded := re.search(r'(<iframe [^>]*)srcdoc="([^"]*)"', text):
+    report.write_text(html.unescape(embedded.group(2)), encoding="utf-8")
+    frame = f'{embedded.group(1)}src="report.html"'
+    text = text.replace(embedded.group(), frame)
     text = text.replace("</iframe>", f"</iframe>{DOWNLOAD}")
     page.write_text(text, encoding="utf-8")
   elif not report.exists():
