@@ -6,7 +6,8 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-compile test-newest \
-  test-oldest lint types benchmark replicate replicate-lm docs release-check pins
+  test-oldest lint types benchmark replicate replicate-lm docs figures \
+  release-check pins
 
 VENV := .venv
 COMPILE := .venv-compile
@@ -107,6 +108,7 @@ help:
 	@echo "make replicate-lm  train missing runs of the language model experiment (3 hours)"
 	@echo "make docs          build the site into build/site/html (5 minutes)"
 	@echo "make release-check build the release, install it alone and try it (5 minutes)"
+	@echo "make figures       draw every figure of docs again, and write the pages of losses"
 	@echo "make pins          update the pinned requirements (needs uv)"
 	@echo
 	@echo "Add PYTHON=/path/to/python3 to choose the Python to use."
@@ -164,6 +166,14 @@ replicate-lm: $(VENV)/.test
 # The gallery needs what the study needs, which docs.txt includes.
 docs: $(VENV)/.docs
 	$(PY) docs/website/build_site.py
+
+# The figures of docs/replication are drawn from its stored results.
+figures: $(VENV)/.test
+	$(PY) docs/figures.py
+	$(PY) docs/page_figures.py
+	$(PY) docs/loss_pages.py
+	$(PY) docs/loss_table.py
+	$(PY) -m replication.page
 
 # A separate environment, because jax initializes every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made

@@ -264,7 +264,7 @@ FIGURES: Mapping[str, Mapping[str, Callable]] = {
     ),
     "sphereface": of_angle(losses.sphereface),
   },
-  "unpg": {f"{k} pairs of 0.3": with_pairs(k) for k in (0, 1, 6)},
+  "unpg": {f"pairs of 0.3: {k}": with_pairs(k) for k in (0, 1, 6)},
   "distillation": {
     "temperature 1": distilled(1.0),
     "temperature 4": distilled(4.0),

@@ -8,9 +8,9 @@ from squentropy_jax import losses
 from squentropy_jax.losses import _catalogue
 
 PATH = pathlib.Path(__file__).parent / "losses" / "table.md"
-INTRODUCTION = """# All losses
+INTRODUCTION = """<!-- Written by docs/loss_table.py: edit the catalogue. -->
 
-Written by `python docs/loss_table.py`.
+# All losses
 
 - *Fused*: a [fused linear head](../fused.md) computes it without the logits of
   all rows.

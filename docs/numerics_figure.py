@@ -64,7 +64,7 @@ def errors() -> dict[str, np.ndarray]:
 
 def draw(panels: Any) -> None:
   """The error of the loss on the left, of a derivative on the right."""
-  titles = ("loss", "derivative in the labelled logit")
+  titles = ("loss", "derivative")
   for style, (name, both) in enumerate(errors().items()):
     line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
     for panel, values in zip(panels, both, strict=True):

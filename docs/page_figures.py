@@ -92,7 +92,7 @@ def draw_output_layers(panels: Any) -> None:
     c = heads.fourier_coefficients(jax.lax.complex(a[0], a[1]))
     line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
     bins = jnp.exp(heads.fourier_logits(c, 50))
-    left.plot(np.arange(50), bins, label=f"{number} frequencies", **line)
+    left.plot(np.arange(50), bins, label=f"frequencies: {number}", **line)
   left.set_title("probability", fontsize=9)
   left.set_xlabel("bin, of 50", fontsize=8)
   left.legend(fontsize=7, frameon=False)

@@ -205,8 +205,7 @@ def main() -> None:
       pool.shutdown(cancel_futures=True)
       sys.exit("Interrupted. Run make replicate again to continue.")
   if records.RESULTS.exists():
-    tables = (records.RESULTS, records.CURVES, records.SETS)
-    page.write(records.DOCS, *map(records.read, tables))
+    page.main()
     console.print(f"Results: {records.DOCS / 'tables.md'}")
   if failed:
     sys.exit(

@@ -334,3 +334,13 @@ def write(
   records.write(docs / "differences.png", study.differences_figure(several))
   records.write(docs / "by_epoch.png", plotting.by_epoch(curves))
   records.write(docs / "over_confidence.png", plotting.by_temperature(rows))
+
+
+def main() -> None:
+  """Writes the page's tables and figures from the stored results."""
+  tables = (records.RESULTS, records.CURVES, records.SETS)
+  write(records.DOCS, *map(records.read, tables))
+
+
+if __name__ == "__main__":
+  main()

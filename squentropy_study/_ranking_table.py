@@ -127,6 +127,13 @@ def _draw(ax: Axes, ranking: Ranking, metric: RankMetric) -> None:
   ax.grid(axis="y", visible=False)
 
 
+class _ShownFigure(Figure):
+  """A figure that a notebook shows, also where nothing imported pyplot."""
+
+  def _repr_png_(self) -> bytes:
+    return _charts.figure_png(self)
+
+
 def plot(results: Results, theme: str = "light") -> Figure:
   """Draws the ranking; see :meth:`Results.plot`."""
   ranking = _ranking.rank(results)
@@ -136,7 +143,9 @@ def plot(results: Results, theme: str = "light") -> Figure:
   ]
   metrics = ranking.metrics
   with matplotlib.rc_context(_charts.figure_style(theme)):
-    figure = Figure(figsize=(3.6 * len(metrics) + 1, 1.6 + 0.42 * len(names)))
+    figure = _ShownFigure(
+      figsize=(3.6 * len(metrics) + 1, 1.6 + 0.42 * len(names))
+    )
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
       _draw(ax, ranking, metric)

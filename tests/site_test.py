@@ -53,7 +53,7 @@ def test_links_lead_to_pages_and_headings(site):
     for link in re.findall(r"(?<=\]\()([^)\s]+)(?=\))", text):
       if link.startswith(("http://", "https://")):
         continue
-      target, _, anchor = link.partition("#")
+      target, _, anchor = link.removeprefix("path:").partition("#")
       place = os.path.normpath(os.path.join(os.path.dirname(page), target))
       place = place if target else page
       has_anchor = not anchor or anchor in anchors(pages.texts.get(place, ""))
@@ -71,6 +71,31 @@ def test_a_link_to_nothing_is_an_error(site):
     "docs/fused.md", "`[text](missing.md)` [a](losses/README.md#labels)"
   )
   assert pages.texts["fused.md"].endswith("[a](losses/index.md#labels)")
+  pages.add("docs/mining.md", "[a](../tests/optax_parity_test.py)")
+  assert (
+    pages.texts["mining.md"] == "[a](path:files/tests/optax_parity_test.py)"
+  )
+
+
+def test_a_link_that_is_a_path_gets_the_title_of_its_page(site):
+  module, _ = site
+  pages = module.Pages()
+  pages.add("docs/fused.md", "# Large\n")
+  pages.add(
+    "docs/losses/ldr.md", "[docs/fused.md](../fused.md) [b](../fused.md)"
+  )
+  pages.name_links()
+  assert pages.texts["losses/ldr.md"] == "[Large](../fused.md) [b](../fused.md)"
+
+
+def test_pages_have_parts_of_other_files(site):
+  _, pages = site
+  index = pages.texts["index.md"]
+  assert index.count("\n- **") >= 4
+  assert "](replication/over_confidence.png)\n\n*Each dot" in index
+  study = pages.texts["study.md"]
+  assert "[A notebook of the\ngallery](gallery/compare_losses.py)" in study
+  assert 'src="gallery/report.html"' in study
 
 
 def test_navigation_names_pages(site):

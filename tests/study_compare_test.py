@@ -169,7 +169,10 @@ def test_arrays_are_features_and_no_folder_is_left(
   assert not list(tmp_path.iterdir())
   assert results.settings.label is None
   assert results.table()["loss"].tolist() == ["squentropy"]
-  assert len(results.plot().axes) == 3
+  figure = results.plot()
+  assert len(figure.axes) == 3
+  # A notebook shows it without pyplot.
+  assert figure._repr_png_().startswith(b"\x89PNG")
   ours = results.run_results["squentropy"].test_scores
   _, of_table = compared
   np.testing.assert_array_equal(

@@ -11,6 +11,7 @@
 import html
 import pathlib
 import tempfile
+import textwrap
 
 from IPython.display import HTML
 from sklearn.datasets import load_breast_cancer
@@ -33,11 +34,16 @@ results = study.compare(
 # %% [markdown]
 # ## The ranking
 #
-# The losses are ranked by the negative log-likelihood after temperature
-# scaling.
+# The losses are ranked by the negative log-likelihood (NLL) after temperature
+# scaling. `nll_low` and `nll_high` are the 95 % interval of the difference from
+# cross-entropy. Below the losses are classifiers that are no neural networks.
 
 # %%
-results.table()
+print(textwrap.fill(str(study.headline(results)), 79))
+
+# %%
+columns = ["nll", "nll_difference", "nll_low", "nll_high", "accuracy", "ece"]
+results.table().set_index("loss")[columns].round(3)
 
 # %%
 results.plot()

@@ -25,7 +25,8 @@ print(losses.squentropy(logits, labels, scale=jnp.array([0.0, 1.0])))
 
 # %% [markdown]
 # The gradient of the square term pulls the logits of the incorrect classes
-# towards 0. Cross-entropy pushes them down without a limit.
+# towards 0. Cross-entropy pushes them down without a limit. The first example
+# here is confident: cross-entropy has no gradient left, and squentropy has one.
 
 # %%
 
@@ -35,8 +36,9 @@ def gradient(loss):
   return jax.grad(lambda z: loss(z, labels).sum())(10 * logits)
 
 
-print(gradient(losses.cross_entropy))
-print(gradient(losses.squentropy))
+with jnp.printoptions(precision=3, suppress=True):
+  print(gradient(losses.cross_entropy))
+  print(gradient(losses.squentropy))
 
 # %% [markdown]
 # ## Labels and masks

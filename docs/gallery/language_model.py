@@ -26,6 +26,11 @@ CONTEXT, WIDTH, CLASSES = 8, 64, len(letters)
 windows = np.lib.stride_tricks.sliding_window_view(ids, CONTEXT + 1)
 train, test = windows[:-4096], windows[-4096:]
 print(f"{len(ids)} characters, {CLASSES} different ones")
+shares = np.bincount(ids, minlength=CLASSES) / len(ids)
+print(
+  f"without context: NLL {-np.log(shares[test[:, -1]]).mean():.3f},"
+  f" accuracy {(test[:, -1] == shares.argmax()).mean():.3f}"
+)
 
 # %% [markdown]
 # ## Loss and metrics in one pass
@@ -99,11 +104,11 @@ params = {
 state = optimizer.init(params)
 rng = np.random.default_rng(0)
 for epoch in range(4):
-  batches = train[rng.integers(0, len(train), (100, 256))]
+  batches = train[rng.integers(0, len(train), (250, 256))]
   params, state, _ = train_steps(params, state, batches)
   _, metrics = jax.jit(objective)(params, test)
   print(
-    f"step {100 * (epoch + 1)}: held-out NLL {metrics['nll']:.3f},"
+    f"step {250 * (epoch + 1)}: held-out NLL {metrics['nll']:.3f},"
     f" accuracy {metrics['accuracy']:.3f}"
   )
 
@@ -128,6 +133,30 @@ def log_probs(params, batch):
 
 found = log_probs(params, test)
 print(f"perplexity {jnp.exp(-found.log_prob.mean()):.2f} of {CLASSES}")
+
+# %% [markdown]
+# ## A sample
+#
+# The model continues the last eight characters of the training text.
+
+# %%
+
+
+@jax.jit
+def sample(params, key):
+  """Draws the next 300 characters, one after the other."""
+
+  def step(context, key):
+    vectors = params["embedding"][context].reshape(-1)
+    features = jnp.tanh(vectors @ params["mix"]) @ params["project"]
+    drawn = jax.random.categorical(key, params["embedding"] @ features)
+    return jnp.append(context[1:], drawn), drawn
+
+  return jax.lax.scan(step, train[-1, 1:], jax.random.split(key, 300))[1]
+
+
+drawn = np.asarray(sample(params, jax.random.key(1)))
+print("".join(letters[i] for i in drawn))
 
 # %% [markdown]
 # [examples/pods](../pods.md) is a decoder with attention that trains over many

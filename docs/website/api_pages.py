@@ -100,7 +100,7 @@ def _module_page(name: str, names: tuple[str, ...]) -> str:
   module = importlib.import_module(name)
   parts = [f"# {name}", f"```{{eval-rst}}\n.. automodule:: {name}\n```"]
   if names:
-    lines = ["| name | |", "|---|---|"]
+    lines = ["| name | description |", "|---|---|"]
     for key in names:
       link = f"[`{key}`]({name}.{key}.md)"
       lines.append(f"| {link} | {_opening(getattr(module, key))} |")
@@ -150,7 +150,7 @@ def _symbol_page(module: str, name: str) -> str:
 def pages() -> dict[str, str]:
   """The text of each page below ``api``."""
   found = {}
-  lines = ["| module | |", "|---|---|"]
+  lines = ["| module | description |", "|---|---|"]
   for module, names in symbols().items():
     found[f"api/{module}.md"] = _module_page(module, names)
     opening = _opening(importlib.import_module(module))

@@ -27,6 +27,8 @@ exclude_patterns = ["files/**"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
+# Docstrings write names of arguments in single backquotes.
+default_role = "code"
 # Code without a language, such as a command, is shown as it is.
 highlight_language = "none"
 
@@ -36,6 +38,8 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# A warning of a notebook is one of the build.
+nb_output_stderr = "remove-warn"
 # A notebook does not need the files of the site.
 nb_execution_in_temp = True
 
@@ -49,6 +53,8 @@ napoleon_attr_annotations = False
 napoleon_use_rtype = False
 
 html_theme = "furo"
+# The default underlines imports, as if they were links.
+pygments_dark_style = "monokai"
 html_title = f"squentropy_jax {version}"
 html_static_path = ["static"]
 html_css_files = ["style.css"]

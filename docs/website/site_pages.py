@@ -36,6 +36,17 @@ FOLDERS = {
 # Sections that are pages.
 SECTIONS = {"README.md#sharp-edges": "sharp_edges.md"}
 IMAGES = (".svg", ".png")
+# The notebook compare_losses makes the report, and build_site saves it.
+REPORT = """## A report
+
+This is the report of a small study. [A notebook of the
+gallery](gallery/compare_losses.py) runs it while the site is built.
+
+<iframe class="report" title="Report of a study" loading="lazy"
+src="gallery/report.html"></iframe>
+<p><a href="gallery/report.html" download>Download the report</a></p>
+
+"""
 # What a script of the gallery says in Jupyter's own format.
 HEADER = """# ---
 # jupyter:
@@ -46,6 +57,8 @@ HEADER = """# ---
 # ---
 """
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+# A link whose text is the path of a page in the repository.
+_PATH_LINK = re.compile(r"\[docs/[\w/]+\.md\]\(([^)#\s]+)\)")
 _CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$|`[^`\n]+`", re.M | re.S)
 
 
@@ -123,8 +136,30 @@ class Pages:
     if found is None or found.endswith(IMAGES):
       found = found or f"files/{file}"
       self.files[found] = ROOT / file
+    is_source = found.startswith("files/") and found.endswith(".py")
     found = os.path.relpath(found, os.path.dirname(page) or ".")
+    if is_source:
+      # Without "path:", MyST takes a link to a script for one to a notebook.
+      return f"path:{found}"
     return f"{found}#{anchor}" if anchor else found
+
+  def insert(self, page: str, before: str, path: str, text: str) -> None:
+    """Inserts text from a file of the repository before words of a page."""
+    start, found, end = self.texts[page].partition(before)
+    assert found, f"{page} does not have {before!r}"
+    self.texts[page] = start + self._relinked(text, path, page) + found + end
+
+  def name_links(self) -> None:
+    """Gives links whose text is a path the title of their page instead."""
+    for page, text in self.texts.items():
+
+      def named(match: re.Match, page: str = page) -> str:
+        target = os.path.join(os.path.dirname(page), match.group(1))
+        linked = self.texts.get(os.path.normpath(target), "")
+        title = re.search(r"^# (.+)$", linked, re.M)
+        return f"[{title[1]}]({match[1]})" if title else match.group()
+
+      self.texts[page] = _PATH_LINK.sub(named, text)
 
 
 def section(text: str, heading: str) -> str:
@@ -135,6 +170,20 @@ def section(text: str, heading: str) -> str:
   return match.group(1).strip()
 
 
+def reasons(readme: str) -> str:
+  """The list in the README that says what the library is good for."""
+  match = re.search(r"^- \*\*.*?(?=^[^-\s])", readme, re.M | re.S)
+  assert match is not None
+  return match.group()
+
+
+def picture(readme: str) -> str:
+  """The first picture of the README, with the caption below it."""
+  match = re.search(r"^!\[[^\n]*\n\n\*.*?\*\n\n", readme, re.M | re.S)
+  assert match is not None
+  return match.group()
+
+
 def _toctree(entries: list[str]) -> str:
   names = "\n".join(entry.removesuffix(".md") for entry in entries)
   return f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
@@ -142,7 +191,7 @@ def _toctree(entries: list[str]) -> str:
 
 def _examples(pages: Pages) -> None:
   """A page for each script of examples/, and their list."""
-  lines = ["| script | |", "|---|---|"]
+  lines = ["| script | description |", "|---|---|"]
   names = []
   for path in sorted((ROOT / "examples").rglob("*.py")):
     name = path.relative_to(ROOT).as_posix()
@@ -175,6 +224,8 @@ def pages() -> Pages:
   found.add("CONTRIBUTING.md")
   found.add("CHANGELOG.md")
   readme = (ROOT / "README.md").read_text(encoding="utf-8")
+  found.insert("index.md", "```python", "README.md", reasons(readme))
+  found.insert("index.md", "| Question", "README.md", picture(readme))
   edges = section(readme, "Sharp edges")
   found.add("README.md", f"# Sharp edges\n\n{edges}\n", to="sharp_edges.md")
   families = [p for p in found.texts if p.startswith("losses/")]
@@ -184,9 +235,11 @@ def pages() -> Pages:
   )
   found.texts["replication/index.md"] += _toctree(["plan", "tables"])
   found.texts["language_model/index.md"] += _toctree(["plan"])
+  found.insert("study.md", "## How to read", "docs/study.md", REPORT)
   found.texts["benchmarks.md"] += benchmark_tables.tables()
   _examples(found)
   found.texts |= api_pages.pages()
+  found.name_links()
   return found
 
 

@@ -22,6 +22,11 @@ _PARTS = [
 _TYPES = (
   (r" \| ".join(rf"~?(?:[\w.]+\.)?{part}\b" for part in _PARTS), "ArrayLike"),
   (r" \| (?:~?[\w.]+\.)?TypedNdArray\b", ""),
+  (
+    r"\bstr \| type\[~?(?:typing\.)?Any\] \| ~?(?:numpy\.)?dtype"
+    r" \| ~?(?:[\w.]+\.)?SupportsDType\b",
+    "DTypeLike",
+  ),
   (r"~?(?:jax\.)?jaxlib\._jax\.Array\b", "Array"),
   (r"~?squentropy_(?:jax|study)\.(?:\w+\.)*(?=[A-Z])", ""),
   (r"~?(?:collections\.abc|typing|pathlib(?:\._local)?)\.(?=[A-Z])", ""),
