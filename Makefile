@@ -167,13 +167,15 @@ replicate-lm: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(PY) docs/website/build_site.py
 
-# The figures of docs/replication are drawn from its stored results.
+# The figures of docs/replication and docs/language_model are drawn from stored
+# results.
 figures: $(VENV)/.test
 	$(PY) docs/figures.py
 	$(PY) docs/page_figures.py
 	$(PY) docs/loss_pages.py
 	$(PY) docs/loss_table.py
 	$(PY) -m replication.page
+	$(PY) -m replication.language_model --runs 0
 
 # A separate environment, because jax initializes every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made

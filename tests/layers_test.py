@@ -127,7 +127,7 @@ from jax._src import xla_bridge
 tops = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 own = {{"jax", "squentropy_jax"}}
 print("more than jax", tops - own - sys.stdlib_module_names)
-heavy = {{"absl", "chex", "flax", "matplotlib", "optax", "rich", "sklearn"}}
+heavy = {{"absl", "chex", "flax", "jax.extend", "matplotlib", "optax", "rich"}}
 print("modules", heavy & set(sys.modules))
 for name in {parts}:
   if name == "nn":

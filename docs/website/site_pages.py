@@ -234,7 +234,7 @@ def pages() -> Pages:
     ["table", *sorted(set(families) - {"table.md"})]
   )
   found.texts["replication/index.md"] += _toctree(["plan", "tables"])
-  found.texts["language_model/index.md"] += _toctree(["plan"])
+  found.texts["language_model/index.md"] += _toctree(["plan", "tables"])
   found.insert("study.md", "## How to read", "docs/study.md", REPORT)
   found.texts["benchmarks.md"] += benchmark_tables.tables()
   _examples(found)

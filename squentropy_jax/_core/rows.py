@@ -7,7 +7,6 @@ import inspect
 from typing import Any, Generic, ParamSpec, overload
 
 import jax
-from jax.extend import core
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
@@ -201,6 +200,8 @@ def fields_read(
       f"returns {out}."
     )
   jaxpr = jaxpr.jaxpr
+  from jax.extend import core  # Slow to import.
+
   live = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
   for eqn in reversed(jaxpr.eqns):
     if live.intersection(eqn.outvars):

@@ -4,7 +4,6 @@
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,17 +48,19 @@ class ConvertedHead(NamedTuple):
   """A head as a function of all arrays that may be differentiated.
 
   Attributes:
-    jaxpr: The program of the head.
+    jaxpr: The program of the head, a ``jax.extend.core.Jaxpr``.
     consts: Its constants. None stands for a traced one, passed as ``closure``.
   """
 
-  jaxpr: core.Jaxpr
+  jaxpr: Any
   consts: list[Any]
 
   def logits(
     self, params: Any, block: jax.Array, closure: list[jax.Array]
   ) -> jax.Array:
     """The logits ``[rows, V]`` of a block."""
+    from jax.extend import core  # Slow to import.
+
     traced = iter(closure)
     consts = [next(traced) if c is None else c for c in self.consts]
     run = core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, consts))
