@@ -96,7 +96,7 @@ wanted = 3.$(MINIMUM)$(if $(filter 99,$(MAXIMUM)), or newer)
 
 help:
 	@echo "make demo          compare losses on a small data set and write a report"
-	@echo "make test          run all tests (about 9 minutes on two cores)"
+	@echo "make test          run all tests (about 40 minutes on two cores)"
 	@echo "make lint          check style, formatting and wording with ruff and a word list"
 	@echo "make types         check the types with mypy"
 	@echo "make benchmark     measure speed and memory, next to other libraries"
