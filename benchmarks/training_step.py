@@ -40,19 +40,19 @@ SHAPES = (Shape(8192), Shape(49_152))
 
 
 def _program(shape: Shape, full_logits: bool) -> Any:
-  """Returns the programs of the example on one device, in float32."""
+  """Returns the programs of the example on all devices, in float32."""
   if str(EXAMPLE) not in sys.path:
     sys.path.insert(0, str(EXAMPLE))
-  step, training, nnx, decoder = map(
+  lm_step, lm_training, train_lm, decoder = map(
     importlib.import_module, ("lm_step", "lm_training", "train_lm", "decoder")
   )
   sizes = decoder.Sizes(shape.vocab, shape.width, shape.layers, shape.heads)
-  return step.Program(
-    nnx.nnx_model(sizes, jnp.dtype("float32")),
+  return lm_step.Program(
+    train_lm.nnx_model(sizes, jnp.dtype("float32")),
     optax.adamw(1e-3),
-    training.make_mesh(f"data={jax.device_count()}"),
+    lm_training.make_mesh(f"data={jax.device_count()}"),
     start=0,
-    scales=step.LossScales(z=1e-4),
+    scales=lm_step.LossScales(z=1e-4),
     full_logits=full_logits,
   )
 

@@ -92,6 +92,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     jax.clear_caches()
 
 
+# First, because xdist reads the groups in its own hook of this name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(
   config: pytest.Config, items: list[pytest.Item]
 ) -> None:

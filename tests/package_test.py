@@ -198,11 +198,18 @@ def test_oldest_pins_are_the_bounds_of_setup():
   lines = "\n".join([config["options"]["install_requires"], *extras])
   pins = {_version(pin) for pin in _pins("oldest.txt")}
   for line in lines.split():
-    name, _, bound = line.partition(">=")
+    name, _, bound = line.partition(",")[0].partition(">=")
     # setuptools>=77 is setuptools 77.0.1, because 77.0.0 is not to be had.
     pattern = rf"{re.escape(name)}=={re.escape(bound)}(\.\d+)*"
     found = [pin for pin in pins if re.fullmatch(pattern, pin)]
     assert found, f"{line} cannot be installed: raise it, and run make pins"
+
+
+def test_xdist_sees_the_groups_of_tests(request):
+  if not getattr(request.config.option, "loadgroup", False):
+    pytest.skip("there are groups with --dist loadgroup only, as in make test")
+  # Without it, what tests of a file share is made in each process.
+  assert request.node.nodeid.endswith("@package_test")
 
 
 def test_workflow_and_metadata_name_the_same_versions_of_python():

@@ -33,9 +33,10 @@ def _lines(names: list[str]) -> dict[str, dict[str, Any]]:
     key=lambda name: grid.LOSSES[name].square,
   )
   shades = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(squares)))
-  return plain | {
+  styles = plain | {
     name: {"color": shade} for name, shade in zip(squares, shades, strict=True)
   }
+  return {name: style for name, style in styles.items() if name in names}
 
 
 def _means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -46,7 +47,8 @@ def _means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
   table = rows.pivot_table(
     index=["learning_rate", "seed"], columns="loss", values=column
   )
-  table = table.where(np.isfinite(table))
+  # A loss without any number has a column, too.
+  table = table.where(np.isfinite(table)).reindex(columns=list(grid.LOSSES))
   if column in _DIFFERENCES:
     table = table.sub(table[grid.CROSS_ENTROPY], axis="index")
   return table.groupby("learning_rate").mean()
@@ -62,8 +64,7 @@ def by_rate(rows: pd.DataFrame, measures: dict[str, str]) -> bytes:
   Returns:
     The PNG file. Of the NLL it shows the difference to cross-entropy.
   """
-  found = set(rows["loss"])
-  styles = _lines([name for name in grid.LOSSES if name in found])
+  styles = _lines([x for x in grid.LOSSES if (rows["loss"] == x).any()])
   with matplotlib.rc_context(study.figure_style()):
     columns = 2
     lines = -(-len(measures) // columns)
@@ -72,8 +73,7 @@ def by_rate(rows: pd.DataFrame, measures: dict[str, str]) -> bytes:
     for ax, (column, title) in zip(panels, measures.items(), strict=False):
       table = _means(rows, column)
       for name, style in styles.items():
-        if name in found:
-          ax.plot(table.index, table[name], marker=".", label=name, **style)
+        ax.plot(table.index, table[name], marker=".", label=name, **style)
       ax.set(title=title, xscale="log", xlabel="learning rate")
       if column in _DIFFERENCES:
         ax.set_title(f"{title}, minus that of cross_entropy")
