@@ -190,6 +190,7 @@ def small(text, tmp_path, monkeypatch):
   monkeypatch.setattr(grid_page, "RESULTS", tmp_path / "results.csv.gz")
   # test_page_needs_only_the_rows draws the figures.
   monkeypatch.setattr(grid_plots, "by_rate", lambda *_: b"")
+  monkeypatch.setattr(grid_plots, "differences", lambda *_: b"")
   monkeypatch.setattr(command, "_pool", lambda _: futures.ThreadPoolExecutor(1))
 
   def run(*words):
@@ -314,6 +315,29 @@ def test_a_part_of_the_grid_is_undecided():
   assert not verdicts.compare(rows[rows["loss"] == "z_loss"], "cross_entropy")
 
 
+def test_means_are_over_the_seeds_that_all_losses_have(tmp_path):
+  rows = _rows()
+  part = rows[(rows["seed"] < 2) | (rows["loss"] == "z_loss")]
+  means = verdicts.shared_seeds(part[part["vocab"] == grid.VOCAB])
+  assert set(means["seed"]) == {0, 1}
+  assert set(means["loss"]) == set(grid.LOSSES)
+  # No seed is complete: all rows are better than none.
+  one = part[part["loss"] == "z_loss"]
+  assert verdicts.shared_seeds(one) is one
+  # A difference needs both losses, but not the others.
+  three = rows[(rows["seed"] < 2) | rows["loss"].isin(["z_loss", "square_1"])]
+  found = {c.loss: c.seeds for c in verdicts.compare(three, "z_loss")}
+  assert (found["square_1"], found["square_1e-4"]) == (3, 2)
+
+
+def test_rates_can_be_left_out():
+  found = verdicts.compare(_rows(), "cross_entropy", grid.RATES[:-1])
+  found = {c.loss: c for c in found}
+  # The only run that diverged has the largest rate.
+  assert found["square_1e-1"].diverged == 0
+  assert found["z_loss"].sensitivity.mean == pytest.approx(-0.45 / 6, abs=2e-3)
+
+
 @pytest.mark.parametrize(
   ("sensitivity", "nll", "diverged", "expected"),
   [
@@ -344,7 +368,12 @@ def test_interval_is_that_of_student():
 def test_page_needs_only_the_rows(tmp_path):
   grid_page.write(tmp_path, _rows())
   names = {path.name for path in tmp_path.iterdir()}
-  assert names == {"tables.md", "nll_by_rate.png", "logits_by_rate.png"}
+  assert names == {
+    "tables.md",
+    "differences.png",
+    "nll_by_rate.png",
+    "logits_by_rate.png",
+  }
   text = (tmp_path / "tables.md").read_text()
   for line in (
     "which has 190 of the 197 runs",

@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 from typing import Any
 
@@ -127,11 +128,17 @@ def rendered(
   if command is None:
     raise RuntimeError("Found no Chromium and no Chrome.")
   frames = _FRAMES.format(width=width, names=json.dumps(list(names)))
-  with _served(site, frames) as address:
+  with (
+    _served(site, frames) as address,
+    tempfile.TemporaryDirectory() as profile,
+  ):
     done = subprocess.run(
       [
         command,
         *("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+        # The user's own profile may be in use by another window.
+        *(f"--user-data-dir={profile}", "--no-first-run"),
+        *("--disable-background-networking", "--disable-sync"),
         # A page that needs another host fails instead of waiting.
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         *("--enable-logging=stderr", "--log-level=0"),

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from replication.language_model import grid
+from replication.language_model import grid, verdicts
 import squentropy_study as study
 
 # Drawn as differences, because a rate at which training fails would hide them
@@ -87,4 +87,40 @@ def by_rate(rows: pd.DataFrame, measures: dict[str, str]) -> bytes:
       loc="outside lower center",
       ncols=5,
     )
+    return study.figure_png(figure)
+
+
+def differences(changes: pd.DataFrame) -> bytes:
+  """Draws each loss minus cross-entropy: a dot for each seed, and intervals.
+
+  Args:
+    changes: The result of :func:`verdicts.differences`.
+
+  Returns:
+    The PNG file. Intervals that leave the panel are cut.
+  """
+  names = sorted(
+    changes.index.unique("loss"), key=lambda name: grid.LOSSES[name].square
+  )
+  titles = {
+    "best_nll": "NLL at the best learning rate",
+    "sensitivity": "learning-rate sensitivity",
+  }
+  with matplotlib.rc_context(study.figure_style()):
+    figure = Figure(figsize=(10, 0.9 + 0.36 * len(names)))
+    panels = figure.subplots(1, 2, sharey=True)
+    for ax, (column, title) in zip(panels, titles.items(), strict=True):
+      for row, name in enumerate(names):
+        values = changes.loc[name, column].to_numpy()
+        found = verdicts.interval(values)
+        ax.plot([found.low, found.high], [row, row], color="0.6", linewidth=3)
+        ax.plot(values, np.full(values.size, row), "o", color="C0")
+      ax.axvline(0.0, color="0.5", linewidth=0.8)
+      largest = 1.5 * np.abs(changes[column]).max()
+      ax.set(
+        title=f"{title}, minus that of cross_entropy", xlabel="nats per token"
+      )
+      ax.set_xlim(-largest, largest)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
     return study.figure_png(figure)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparisons of the plan, and its rule for useful and harmful losses."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,11 +44,30 @@ class Comparison(NamedTuple):
   verdict: str
 
 
-def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
+def shared_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+  """Selects the seeds at which every loss has every learning rate.
+
+  Means of two losses over different seeds cannot be compared.
+
+  Args:
+    rows: One row per run, all with the same number of classes.
+
+  Returns:
+    The rows of these seeds, or all rows if there is no such seed.
+  """
+  counts = rows.groupby("seed").size()
+  full = counts.index[counts == len(grid.LOSSES) * len(grid.RATES)]
+  return rows[rows["seed"].isin(full)] if len(full) else rows
+
+
+def by_seed(
+  rows: pd.DataFrame, rates: Sequence[float] = grid.RATES
+) -> pd.DataFrame:
   """Computes best NLL, sensitivity and regret of each loss and seed.
 
   Args:
     rows: One row per run. Rows of the large vocabulary are ignored.
+    rates: The learning rates to use. The others are ignored.
 
   Returns:
     A table with the columns ``best_rate``, ``best_nll``, ``sensitivity``,
@@ -57,8 +77,9 @@ def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
   """
   found = {}
   rows = rows[rows["vocab"] == grid.VOCAB]
+  rows = rows[rows["learning_rate"].isin(rates)]
   for (loss, seed), each in rows.groupby(["loss", "seed"]):
-    if set(each["learning_rate"]) != set(grid.RATES):
+    if set(each["learning_rate"]) != set(rates):
       continue
     finite = each["nll"].where(np.isfinite(each["nll"]), np.inf)
     bounded = np.minimum(finite, each["initial_nll"])
@@ -132,37 +153,54 @@ def _diverged_more(rows: pd.DataFrame, loss: str, against: str) -> int:
   return int((pair[loss] & ~pair[against]).sum())
 
 
-def compare(rows: pd.DataFrame, against: str) -> list[Comparison]:
+def differences(
+  rows: pd.DataFrame, against: str, rates: Sequence[float] = grid.RATES
+) -> pd.DataFrame:
+  """Computes each loss minus another one, within each seed that both have.
+
+  Args:
+    rows: One row per run.
+    against: The loss to compare with.
+    rates: The learning rates to use.
+
+  Returns:
+    A table with the columns ``sensitivity`` and ``best_nll``, by loss and seed,
+    in the order of the plan.
+  """
+  table = by_seed(rows, rates)[["sensitivity", "best_nll"]]
+  theirs = table[table.index.get_level_values("loss") == against]
+  change = table - theirs.droplevel("loss").reindex(table.index, level="seed")
+  return change.drop(index=theirs.index).dropna()
+
+
+def compare(
+  rows: pd.DataFrame, against: str, rates: Sequence[float] = grid.RATES
+) -> list[Comparison]:
   """Compares all other losses with one, or the square terms with the z-loss.
 
   Args:
     rows: One row per run.
     against: The loss to compare with.
+    rates: The learning rates to use.
 
   Returns:
     The comparisons, in the order of the plan.
   """
-  table = by_seed(rows)
-  trained = set(table.index.get_level_values("loss"))
-  if against not in trained:
-    return []
-  theirs = table.loc[against]
+  rows = rows[rows["learning_rate"].isin(rates)]
   compared = []
-  for loss, scales in grid.LOSSES.items():
-    wanted = against == grid.CROSS_ENTROPY or scales.square
-    if loss == against or loss not in trained or not wanted:
+  for loss, each in differences(rows, against, rates).groupby(
+    "loss", sort=False
+  ):
+    if against != grid.CROSS_ENTROPY and not grid.LOSSES[loss].square:
       continue
-    ours = table.loc[loss]
-    seeds = ours.index.intersection(theirs.index)
-    change = ours.loc[seeds] - theirs.loc[seeds]
-    sensitivity = interval(change["sensitivity"].to_numpy())
-    nll = interval(change["best_nll"].to_numpy())
+    sensitivity = interval(each["sensitivity"].to_numpy())
+    nll = interval(each["best_nll"].to_numpy())
     diverged = _diverged_more(rows, loss, against)
     compared.append(
       Comparison(
         loss,
         against,
-        len(seeds),
+        len(each),
         sensitivity,
         nll,
         diverged,
