@@ -177,7 +177,7 @@ figures: $(VENV)/.test
 	$(PY) -m replication.page
 	$(PY) -m replication.language_model --runs 0
 
-# A separate environment, because jax initializes every installed platform.
+# A separate environment, because jax initialises every installed platform.
 $(COMPILE)/.made: requirements/compile.txt $(VENV)/.made
 	@$(call alone,$(COMPILE)); \
 	if $(call old,$@,$^); then \

@@ -5,7 +5,7 @@
 ``jax.nn.softmax`` or ``jax.nn.logsumexp`` of the same array, and its temporary
 memory as a share of the array. The arrays fit into a cache or do not. One peer
 subtracts the maximum in the same blocks as the two-pass form, which shows how
-much of a gain is due to the blocks. The last table is the log-normalizer of a
+much of a gain is due to the blocks. The last table is the log-normaliser of a
 linear head in tiles of classes, and that of a kernel sharded over four devices
 of this processor.
 """
@@ -136,27 +136,27 @@ def head_sums(tile: Any, add: Any, h: jax.Array, kernel: jax.Array) -> Any:
 
 
 def head_with_maximum(h: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The log-normalizer of a head from maxima and sums of exponentials."""
+  """The log-normaliser of a head from maxima and sums of exponentials."""
   largest, total = head_sums(tile_with_maximum, add_with_maximum, h, kernel)
   return largest + jnp.log(total)
 
 
 def head_of_pairs(h: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The log-normalizer of a head from pairs."""
+  """The log-normaliser of a head from pairs."""
   return scaled_sums.log(
     head_sums(tile_of_pairs, special.scaled_add, h, kernel)
   )
 
 
 def sharded_with_maximum(h: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The log-normalizer over devices, by a pmax and a psum."""
+  """The log-normaliser over devices, by a pmax and a psum."""
   largest, total = head_sums(tile_with_maximum, add_with_maximum, h, kernel)
   first = lax.pmax(largest, "vocab")
   return first + jnp.log(lax.psum(total * jnp.exp(largest - first), "vocab"))
 
 
 def sharded_of_pairs(h: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The log-normalizer over devices, by a pmax of exponents and a psum."""
+  """The log-normaliser over devices, by a pmax of exponents and a psum."""
   mantissa, exponent = head_sums(tile_of_pairs, special.scaled_add, h, kernel)
   first = lax.pmax(exponent, "vocab")
   total = lax.psum(mantissa * jnp.exp2(exponent - first), "vocab")
@@ -275,5 +275,5 @@ def main() -> None:
     "ratio_to_max_shift": "ratio to max-shift",
     "temporary_bytes": "temporary bytes",
   }
-  title = f"log-normalizer of a head, {HEAD[0]} x {HEAD[1]} x {HEAD[2]}"
+  title = f"log-normaliser of a head, {HEAD[0]} x {HEAD[1]} x {HEAD[2]}"
   runner.report("two_pass_heads", title, measure_heads(), columns)

@@ -54,7 +54,7 @@ def formula(params, tokens):
   hit = stats.target > stats.rest_max
   return loss.mean(), {
     "accuracy": hit.mean(),
-    "log-normalizer": stats.log_z.mean(),
+    "log-normaliser": stats.log_z.mean(),
   }
 
 
@@ -104,7 +104,7 @@ def main():
     print(
       f"{name:20} temporary memory of a step {memory:5.1f} MiB, "
       f"accuracy {found['accuracy']:.4f}, "
-      f"log-normalizer {found['log-normalizer']:.2f}"
+      f"log-normaliser {found['log-normaliser']:.2f}"
     )
 
 

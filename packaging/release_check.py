@@ -219,7 +219,7 @@ def check_use(folder: pathlib.Path, wheel: pathlib.Path, readme: str) -> None:
     "from importlib import metadata as m; print(', '.join(sorted("
     "f'{d.name} {d.version}' for d in m.distributions())))"
   )
-  fix = "The wheel's environment is broken."
+  fix = "Its environment has no working Python. Run make release-check again."
   print("installed alone:", run([python, "-c", listed], folder, fix).strip())
   code, wanted = rules.quick_start(readme)
   printed = run(

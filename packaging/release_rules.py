@@ -93,8 +93,8 @@ def tag_problems(
   ]
   if wanted in elsewhere:
     found.append(
-      f"The tag {wanted} names another commit, so that version {current} is "
-      "released. Raise squentropy_jax.__version__."
+      f"The tag {wanted} is on another commit, so version {current} was "
+      "released before. Raise squentropy_jax.__version__."
     )
   return found
 
@@ -203,7 +203,10 @@ def readme_problems(
   """
   html = render(text)
   if not html:
-    return ["README.md: the renderer of the index returns no page. Fix it."]
+    return [
+      "README.md: the renderer of the index returns no page. Look for "
+      "HTML that the index does not accept."
+    ]
   found = []
   for name, tag, mark in (
     ("heading", "<h2", r"^## "),

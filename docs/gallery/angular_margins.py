@@ -84,7 +84,7 @@ _ = panels[0].legend(frameon=False)
 # ## Classes that are added later
 #
 # `heads.extend_classes` appends the mean direction of the embeddings of a new
-# class to the kernel. It trains nothing, so the new digits are recognized less
+# class to the kernel. It trains nothing, so the new digits are recognised less
 # often than the known ones.
 
 # %%

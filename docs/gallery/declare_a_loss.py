@@ -2,9 +2,9 @@
 # %% [markdown]
 # # Your own loss
 #
-# A formula over the statistics of one row is a whole loss. This one is
-# cross-entropy with a reward for a margin between the labelled class and the
-# largest other logit.
+# A formula over the statistics of one row defines a loss. This one is
+# cross-entropy plus a penalty if the labelled logit exceeds the largest other
+# logit by less than a margin.
 
 # %%
 import functools

@@ -26,7 +26,8 @@ print(losses.squentropy(logits, labels, scale=jnp.array([0.0, 1.0])))
 # %% [markdown]
 # The gradient of the square term pulls the logits of the incorrect classes
 # towards 0. Cross-entropy pushes them down without a limit. The first example
-# here is confident: cross-entropy has no gradient left, and squentropy has one.
+# here is confident: the gradient of cross-entropy is almost 0, and that of
+# squentropy is not.
 
 # %%
 

@@ -93,9 +93,9 @@ def trained(loss, seed, epochs=8, batch=64):
 # %% [markdown]
 # ## Three losses, three seeds
 #
-# `log_probs` returns the probabilities that a loss predicts. Those of the
-# rescaled square loss are not the softmax. The last column is the calibration
-# error (ECE) after a temperature, which is fitted on held-out images.
+# `log_probs` returns the logarithms of the probabilities that a loss predicts.
+# Those of the rescaled square loss are not the softmax. The last column is the
+# calibration error (ECE) after a temperature that is fitted on held-out images.
 
 # %%
 

@@ -28,14 +28,16 @@ class Report(NamedTuple):
 REPORTS = {
   "fused": Report(
     "Fused heads",
-    "Value and gradients of a linear head with a loss. The floor is the time "
-    "of the matrix products that every such head needs, three for a gradient.",
+    "Value and gradients of a linear head with a loss. Each time is divided by "
+    "that of one, two or three plain matrix products, which also write all "
+    "logits. A ratio can be below 1, because a fused head does not write them.",
     ("rows", "width", "classes", "dtype"),
     {
       "loss": "loss",
       "mode": "mode",
       "milliseconds": "ms",
-      "ratio_to_floor": "ratio to the floor",
+      "floor": "compared with",
+      "ratio_to_floor": "ratio",
       "temporary_mib": "temporary MiB",
     },
   ),

@@ -126,7 +126,7 @@ def rendered(
   """
   command = chromium()
   if command is None:
-    raise RuntimeError("Found no Chromium and no Chrome.")
+    raise RuntimeError("Found no Chromium and no Chrome: install one of them.")
   frames = _FRAMES.format(width=width, names=json.dumps(list(names)))
   with (
     _served(site, frames) as address,

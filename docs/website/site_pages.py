@@ -128,7 +128,9 @@ class Pages:
     folder = os.path.dirname(path)
     file = os.path.normpath(os.path.join(folder, target))
     if not (ROOT / file).exists():
-      raise ValueError(f"{path} links to {link}, which does not exist.")
+      raise ValueError(
+        f"{path} links to {link}, which does not exist. Correct it."
+      )
     if f"{file}#{anchor}" in SECTIONS:
       found, anchor = SECTIONS[f"{file}#{anchor}"], ""
     else:

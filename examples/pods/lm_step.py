@@ -53,7 +53,7 @@ class LossScales(NamedTuple):
   """Scales of the terms that are added to the cross-entropy.
 
   Attributes:
-    z: Scale of the z-loss, the square of the log-normalizer.
+    z: Scale of the z-loss, the square of the log-normaliser.
     square: Scale of the mean square of the incorrect classes' logits; 1 is
       squentropy.
   """

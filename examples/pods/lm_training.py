@@ -52,9 +52,11 @@ def _parser() -> argparse.ArgumentParser:
   add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
   add("--full-logits", action="store_true", help="store the logits")
   add("--seed", type=int, default=0)
-  add("--evaluate-every", type=int, default=100, help="steps; saves, too")
+  add(
+    "--evaluate-every", type=int, default=100, help="steps between checkpoints"
+  )
   add("--evaluation-batches", type=int, default=8)
-  add("--mesh", default="", help="such as data=2,vocab=2; empty: data only")
+  add("--mesh", default="", help="such as data=2,vocab=2; by default data only")
   add("--cpu-devices", type=int, help="CPU devices of a process")
   add("--coordinator", help="host:port; not needed on a pod or with Slurm")
   add("--processes", type=int)

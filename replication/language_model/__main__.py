@@ -2,8 +2,8 @@
 """``make replicate-lm``: trains missing runs, then writes tables and figures.
 
 Each finished run is a row of ``docs/language_model/results.csv.gz``, and is not
-trained again. A run that is interrupted starts again. No run starts after the
-processor time of the plan.
+trained again. A run that is interrupted starts again. No further run
+starts once all runs together have used the processor time of the plan.
 """
 
 import argparse
@@ -100,13 +100,14 @@ def _train(
     except futures.BrokenExecutor as error:
       sys.exit(
         f"A training process was stopped: {error} Run make replicate-lm again "
-        "to continue, with --processes 1 if the memory is too small."
+        "to continue, or python -m replication.language_model --processes 1 "
+        "if the memory is too small."
       )
     except KeyboardInterrupt:
       pool.shutdown(cancel_futures=True)
       sys.exit("Interrupted. Run make replicate-lm again to continue.")
   if seconds >= budget:
-    console.print(f"The {grid.HOURS:g} hours of the plan are over.")
+    console.print(f"All runs together have used the {grid.HOURS:g} hours.")
   return failed
 
 

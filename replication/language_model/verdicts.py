@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparisons of the plan, and its rule for useful and harmful losses."""
+"""Compares losses, with the plan's rule for useful and harmful losses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
