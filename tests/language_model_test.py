@@ -330,6 +330,29 @@ def test_means_are_over_the_seeds_that_all_losses_have(tmp_path):
   assert (found["square_1"], found["square_1e-4"]) == (3, 2)
 
 
+def test_advice_is_the_rule_of_the_plan():
+  def found(loss, against, verdict):
+    zero = verdicts.Interval(0.0, 0.0, 0.0)
+    return verdicts.Comparison(loss, against, 3, zero, zero, 0, verdict)
+
+  table = verdicts.by_seed(_rows())
+  useful = [found("z_loss", "cross_entropy", "useful")]
+  assert verdicts.advice(table, useful, []).startswith("do not use")
+  useful += [
+    found(loss, "cross_entropy", "useful")
+    for loss in ("square_1", "square_1e-2")
+  ]
+  # Scale 1 is worse by 1 at every rate.
+  text = "use the square term of scale 0.01"
+  assert verdicts.advice(table, useful, []) == f"{text}."
+  other = [found("square_1", "z_loss", "useful")]
+  assert verdicts.advice(table, useful, other) == f"{text}."
+  other = [found("square_1e-2", "z_loss", "useful")]
+  assert (
+    verdicts.advice(table, useful, other) == f"{text} instead of the z-loss."
+  )
+
+
 def test_rates_can_be_left_out():
   found = verdicts.compare(_rows(), "cross_entropy", grid.RATES[:-1])
   found = {c.loss: c for c in found}
@@ -365,6 +388,15 @@ def test_interval_is_that_of_student():
   assert np.isnan(verdicts.interval(np.array([1.0])).low)
 
 
+def test_a_temperature_without_bound_is_named():
+  rows = _rows()
+  rows.loc[
+    (rows["loss"] == "square_1") & (rows["seed"] == 1), "temperature"
+  ] = 2.0**100
+  assert "| unbounded |" in grid_page.tables(rows)
+  assert "e+" not in grid_page.tables(rows)
+
+
 def test_page_needs_only_the_rows(tmp_path):
   grid_page.write(tmp_path, _rows())
   names = {path.name for path in tmp_path.iterdir()}
@@ -378,7 +410,8 @@ def test_page_needs_only_the_rows(tmp_path):
   for line in (
     "which has 190 of the 197 runs",
     "| `z_loss` | 3 | -0.08",
-    "| `square_1e-1` | 0.3 | 3 | 6.",
+    # A run without a number is not left out of a mean.
+    "| `square_1e-1` | 0.3 | 3 | - | 0.5 |",
     "| loss | 0.0003 | 0.001 | 0.003 | 0.01 | 0.03 | 0.1 | 0.3 |",
     "## 49,152 classes",
   ):
@@ -406,3 +439,5 @@ def test_committed_rows_are_runs_of_the_plan():
   keys = [grid.Run(*key) for key in keys]
   assert len(set(keys)) == len(keys)
   assert set(keys) <= set(grid.RUNS)
+  text = (grid_page.DOCS / "tables.md").read_text()
+  assert text == grid_page.tables(rows), "run make figures"

@@ -68,7 +68,15 @@ def _table(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
 
 
 def _number(value: float) -> str:
-  return "-" if not np.isfinite(value) else f"{value:.4g}"
+  if not np.isfinite(value):
+    return "-"
+  # The best temperature of a model that is worse than equal probabilities.
+  return f"{value:.4g}" if abs(value) < 1e6 else "unbounded"
+
+
+def _mean(values: pd.DataFrame) -> pd.Series:
+  """Computes means, with NaN where a run has no number."""
+  return values.mean(skipna=False)
 
 
 def _change(found: verdicts.Interval) -> str:
@@ -98,26 +106,22 @@ def _comparisons(
 
 
 def _each_loss(rows: pd.DataFrame) -> str:
-  """Formats the means over seeds, and the time of a step."""
+  """Formats the means over seeds."""
   lines = []
   for loss, each in verdicts.by_seed(rows).groupby("loss", sort=False):
-    seconds = rows["step_seconds"][rows["loss"] == loss].median()
     rates = ", ".join(f"{x:g}" for x in sorted(set(each["best_rate"])))
     means = each[["best_nll", "sensitivity", "regret"]].mean()
     numbers = (f"{x:.4f}" for x in means)
     diverged = each["diverged"].sum()
-    lines.append(
-      (f"`{loss}`", len(each), rates, *numbers, diverged, f"{seconds:.3f}")
-    )
+    lines.append((f"`{loss}`", len(each), rates, *numbers, diverged))
   head = ("loss", "seeds", "best rates", "NLL at the best rate", "sensitivity")
-  return _table((*head, "regret", "diverged", "seconds per step"), lines)
+  return _table((*head, "regret", "diverged"), lines)
 
 
 def _by_rate(rows: pd.DataFrame) -> str:
   """Formats the NLL of each loss at each learning rate."""
-  means = rows.pivot_table(
-    index="loss", columns="learning_rate", values="nll", aggfunc="mean"
-  )
+  keys = ["loss", "learning_rate"]
+  means = rows.groupby(keys)[["nll"]].apply(_mean)["nll"].unstack()
   lines = (
     (f"`{loss}`", *(_number(x) for x in means.loc[loss]))
     for loss in grid.LOSSES
@@ -128,8 +132,10 @@ def _by_rate(rows: pd.DataFrame) -> str:
 
 def _all_measures(rows: pd.DataFrame) -> str:
   """Formats means over seeds of all measures."""
+  if not len(rows):
+    return ""
   keys = ["loss", "learning_rate"]
-  means = rows.groupby(keys)[list(_ALL)].mean()
+  means = rows.groupby(keys)[list(_ALL)].apply(_mean)
   counts = rows.groupby(keys).size()
   lines = (
     (
@@ -166,6 +172,8 @@ page from results.csv.gz, which has {len(rows)} of the {len(grid.RUNS)} runs of
 - The **standard deviation** of the logits is that over the classes of a token.
   The **largest** logit is the largest absolute value over all tokens and
   classes.
+- **NLL** and other means are "-" if a run has no number. The **temperature** is
+  unbounded if equal probabilities are better than those of the model.
 - **Head** is the norm of the output layer, **mean row** that of the mean of its
   rows, and **last gains** that of the last normalisation. **Before** is at the
   last step before the cooldown.
@@ -174,28 +182,33 @@ The code that made the rows: {code}.
 """
 
 
-def write(docs: pathlib.Path, rows: pd.DataFrame) -> None:
-  """Writes ``tables.md`` and the figures.
+def tables(rows: pd.DataFrame) -> str:
+  """Formats the page with all numbers.
 
   Args:
-    docs: The folder to write to.
     rows: One row per run, as in ``results.csv.gz``.
+
+  Returns:
+    The text of ``tables.md``.
   """
-  all_seeds = rows[rows["vocab"] == grid.VOCAB]
-  main = verdicts.shared_seeds(all_seeds)
+  main = verdicts.shared_seeds(rows[rows["vocab"] == grid.VOCAB])
   large = rows[rows["vocab"] == grid.LARGE_VOCAB]
+  against = verdicts.compare(rows, grid.CROSS_ENTROPY)
+  against_z = verdicts.compare(rows, grid.Z_LOSS)
+  without = verdicts.compare(rows, grid.CROSS_ENTROPY, grid.RATES[:-1])
   parts = [
     _introduction(rows),
     "## Against cross-entropy\n",
-    _comparisons(verdicts.compare(rows, grid.CROSS_ENTROPY)),
+    _comparisons(against),
     "## Square terms against the z-loss\n",
-    _comparisons(verdicts.compare(rows, grid.Z_LOSS)),
+    _comparisons(against_z),
+    "## Advice\n\nBy the rule of the plan: "
+    + verdicts.advice(verdicts.by_seed(rows), against, against_z)
+    + "\n",
     f"## Without the learning rate {grid.RATES[-1]:g}\n\n"
-    "Against cross-entropy. This is not in the plan, and decides nothing.\n",
-    _comparisons(
-      verdicts.compare(rows, grid.CROSS_ENTROPY, grid.RATES[:-1]),
-      verdict=False,
-    ),
+    "This comparison with cross-entropy is not in the plan. It does not\n"
+    "affect the verdicts.\n",
+    _comparisons(without, verdict=False),
     "## Each loss\n\nMeans over seeds.\n",
     _each_loss(main),
     "## NLL at each learning rate\n\nMeans over seeds.\n",
@@ -206,11 +219,20 @@ def write(docs: pathlib.Path, rows: pd.DataFrame) -> None:
     + ("" if len(large) else "These runs are not finished yet.\n"),
     _all_measures(large),
   ]
-  records.write(docs / "tables.md", "\n".join(parts).encode())
-  records.write(
-    docs / "differences.png",
-    grid_plots.differences(verdicts.differences(rows, grid.CROSS_ENTROPY)),
-  )
+  return "\n".join(parts)
+
+
+def write(docs: pathlib.Path, rows: pd.DataFrame) -> None:
+  """Writes ``tables.md`` and the figures.
+
+  Args:
+    docs: The folder to write to.
+    rows: One row per run, as in ``results.csv.gz``.
+  """
+  records.write(docs / "tables.md", tables(rows).encode())
+  changes = verdicts.differences(rows, grid.CROSS_ENTROPY)
+  records.write(docs / "differences.png", grid_plots.differences(changes))
+  main = verdicts.shared_seeds(rows[rows["vocab"] == grid.VOCAB])
   for name, measures in (
     ("nll_by_rate.png", _LIKELIHOOD),
     ("logits_by_rate.png", _LOGITS),

@@ -42,7 +42,8 @@ def _lines(names: list[str]) -> dict[str, dict[str, Any]]:
 def _means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
   """Returns means over seeds, with a row for each rate, a column for each loss.
 
-  Values that are not finite are left out. Differences are taken within a seed.
+  Where a run has no finite value, there is no mean. Differences are taken
+  within a seed.
   """
   table = rows.pivot_table(
     index=["learning_rate", "seed"], columns="loss", values=column
@@ -51,7 +52,7 @@ def _means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
   table = table.where(np.isfinite(table)).reindex(columns=list(grid.LOSSES))
   if column in _DIFFERENCES:
     table = table.sub(table[grid.CROSS_ENTROPY], axis="index")
-  return table.groupby("learning_rate").mean()
+  return table.groupby("learning_rate").agg(lambda x: x.mean(skipna=False))
 
 
 def by_rate(rows: pd.DataFrame, measures: dict[str, str]) -> bytes:
@@ -97,7 +98,8 @@ def differences(changes: pd.DataFrame) -> bytes:
     changes: The result of :func:`verdicts.differences`.
 
   Returns:
-    The PNG file. Intervals that leave the panel are cut.
+    The PNG file. Arrows mark intervals that leave the panel, and a band the
+    differences that are ties.
   """
   names = sorted(
     changes.index.unique("loss"), key=lambda name: grid.LOSSES[name].square
@@ -110,17 +112,20 @@ def differences(changes: pd.DataFrame) -> bytes:
     figure = Figure(figsize=(10, 0.9 + 0.36 * len(names)))
     panels = figure.subplots(1, 2, sharey=True)
     for ax, (column, title) in zip(panels, titles.items(), strict=True):
+      edge = 1.5 * changes[column].abs().max()
       for row, name in enumerate(names):
         values = changes.loc[name, column].to_numpy()
         found = verdicts.interval(values)
-        ax.plot([found.low, found.high], [row, row], color="0.6", linewidth=3)
+        ends = np.clip([found.low, found.high], -edge, edge)
+        ax.plot(ends, [row, row], color="0.6", linewidth=3)
         ax.plot(values, np.full(values.size, row), "o", color="C0")
+        for end, marker in zip(ends, "<>", strict=True):
+          if abs(end) == edge:
+            ax.plot(end, row, marker, color="0.6", markersize=9, clip_on=False)
       ax.axvline(0.0, color="0.5", linewidth=0.8)
-      largest = 1.5 * np.abs(changes[column]).max()
-      ax.set(
-        title=f"{title}, minus that of cross_entropy", xlabel="nats per token"
-      )
-      ax.set_xlim(-largest, largest)
+      ax.set_title(f"{title}, minus that of cross_entropy")
+      ax.set(xlabel="nats per token", xlim=(-edge, edge))
+    panels[0].axvspan(-verdicts.TIE, verdicts.TIE, color="C0", alpha=0.15)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     return study.figure_png(figure)

@@ -208,3 +208,31 @@ def compare(
       )
     )
   return compared
+
+
+def advice(
+  table: pd.DataFrame,
+  against_cross_entropy: Sequence[Comparison],
+  against_z_loss: Sequence[Comparison],
+) -> str:
+  """Applies the plan's rule for the advice.
+
+  Args:
+    table: The result of :func:`by_seed`.
+    against_cross_entropy: The comparisons with cross-entropy.
+    against_z_loss: The comparisons of the square terms with the z-loss.
+
+  Returns:
+    A sentence.
+  """
+  useful = [
+    found.loss
+    for found in against_cross_entropy
+    if found.verdict == "useful" and grid.LOSSES[found.loss].square
+  ]
+  if not useful:
+    return "do not use the square term, because no scale is useful."
+  best = table["regret"].groupby("loss").mean()[useful].idxmin()
+  text = f"use the square term of scale {grid.LOSSES[best].square:g}"
+  better = {x.loss for x in against_z_loss if x.verdict == "useful"}
+  return text + (" instead of the z-loss." if best in better else ".")
