@@ -59,20 +59,23 @@ PYTHON = $(shell \
   done)
 
 # $(call alone,FOLDER) begins a recipe that changes FOLDER: it waits until no other
-# make does. The lock is a folder, because not all machines have flock.
+# make does. The lock is a link to the number of its process, because a link is made
+# together with what it holds, and not all machines have flock.
 define alone
 set -e; lock=$(1).lock; told=; \
 if ! [ -w . ]; then echo "Cannot write to $$PWD, where $(1) goes." >&2; exit 1; fi; \
-until mkdir "$$lock" 2>/dev/null; do \
-  owner=$$(cat "$$lock/pid" 2>/dev/null || true); \
+until ln -s $$$$ "$$lock" 2>/dev/null; do \
+  owner=$$(readlink "$$lock" || true); \
   if [ -n "$$owner" ] && ! kill -0 "$$owner" 2>/dev/null; then \
-    rm -rf "$$lock"; \
+    echo "The make that worked on $(1) was stopped. Remove its lock, and run make" \
+      "again: rm $$lock" >&2; exit 1; \
   elif [ -z "$$told" ]; then \
     told=1; echo "Waiting for another make, which works on $(1). If there is" \
       "none, remove $$lock" >&2; \
-  else sleep 1; fi; \
+  fi; \
+  sleep 1; \
 done; \
-trap 'rm -rf "$$lock"' EXIT; trap 'exit 1' HUP INT TERM; echo $$$$ >"$$lock/pid"
+trap 'rm -f "$$lock"' EXIT; trap 'exit 1' HUP INT TERM
 endef
 
 # $(call old,TARGET,FILES) is true if TARGET is missing, or older than a file. A
@@ -96,7 +99,7 @@ wanted = 3.$(MINIMUM)$(if $(filter 99,$(MAXIMUM)), or newer)
 
 help:
 	@echo "make demo          compare losses on a small data set and write a report"
-	@echo "make test          run all tests (about 40 minutes on two cores)"
+	@echo "make test          run all tests (about 30 minutes on two cores)"
 	@echo "make lint          check style, formatting and wording with ruff and a word list"
 	@echo "make types         check the types with mypy"
 	@echo "make benchmark     measure speed and memory, next to other libraries"

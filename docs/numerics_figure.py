@@ -2,10 +2,13 @@
 """The figure of docs/numerics.md; `page_figures` draws it.
 
 Relative errors of cross-entropy in float32 and of its gradient, against
-float64 on the same logits.
+float64 on the same logits. Those of PyTorch are stored, because it is a large
+package: ``numerics_torch.py`` computes them.
 """
 
 from collections.abc import Callable, Mapping
+import csv
+import pathlib
 from typing import Any
 
 from figures import COLOURS, DASHES
@@ -20,8 +23,10 @@ LOSSES: Mapping[str, Callable[..., jax.Array]] = {
   "optax": optax.softmax_cross_entropy_with_integer_labels,
   "squentropy_jax": losses.cross_entropy,
 }
+TITLES = ("loss", "derivative")
 CLASSES, ROWS = 10, 20
 MARGINS = np.arange(0.0, 41.0, 1.0)
+TORCH = pathlib.Path(__file__).with_name("numerics_torch.csv")
 FLOOR = 1e-9  # Errors of 0 have no logarithm.
 
 
@@ -41,9 +46,22 @@ def truth(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.log1p(others), -others / (1.0 + others)
 
 
+def largest_errors(
+  rows: np.ndarray, loss: np.ndarray, derivative: np.ndarray
+) -> list[float]:
+  """The largest relative errors of a loss and of its derivative."""
+  return [
+    float(np.abs(np.float64(got) / true - 1.0).max())
+    for got, true in zip((loss, derivative), truth(rows), strict=True)
+  ]
+
+
 def errors() -> dict[str, np.ndarray]:
   """The largest relative errors ``[2, margins]`` of each loss."""
-  found = {}
+  with TORCH.open(encoding="utf-8", newline="") as file:
+    lines = list(csv.DictReader(file))
+  both = [[float(line[key]) for line in lines] for key in TITLES]
+  found = {"PyTorch": np.array(both)}
   for name, loss in LOSSES.items():
 
     def of_row(row: jax.Array, loss: Callable = loss) -> jax.Array:
@@ -54,22 +72,18 @@ def errors() -> dict[str, np.ndarray]:
     for margin in MARGINS:
       rows = rows_of(margin)
       value, gradient = both(jnp.asarray(rows))
-      pair = zip((value, gradient[:, 0]), truth(rows), strict=True)
-      each.append(
-        [np.abs(np.float64(got) / true - 1.0).max() for got, true in pair]
-      )
+      each.append(largest_errors(rows, value, gradient[:, 0]))
     found[name] = np.array(each).T
   return found
 
 
 def draw(panels: Any) -> None:
   """The error of the loss on the left, of a derivative on the right."""
-  titles = ("loss", "derivative")
   for style, (name, both) in enumerate(errors().items()):
     line = {"color": COLOURS[style], "linestyle": DASHES[style], "lw": 1.6}
     for panel, values in zip(panels, both, strict=True):
       panel.semilogy(MARGINS, np.maximum(values, FLOOR), label=name, **line)
-  for panel, title in zip(panels, titles, strict=True):
+  for panel, title in zip(panels, TITLES, strict=True):
     panel.set_ylim(FLOOR, 10.0)
     panel.axhline(2.0**-23, color="0.8", lw=0.8, zorder=0)
     panel.set_title(f"relative error of the {title}", fontsize=9)
