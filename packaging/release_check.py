@@ -2,14 +2,20 @@
 """Builds and tries what a release publishes: ``make release-check``.
 
 It takes the last commit, compares the version with the changelog, the citation
-and the tag, builds the source distribution and the wheel in a temporary folder,
-compares their files with those that belong there, and renders the README as a
-package index does. Then it installs the wheel into an empty environment, runs
-the quick start of the README, adds the extra ``study``, and runs a small study.
+and the tag, renders the README as a package index does and the recipe as
+conda-forge does, builds the source distribution and the wheel in a temporary
+folder, and compares their files with those that belong there. Then it installs
+the wheel into an empty environment, runs the quick start of the README, adds
+the extra ``study``, and runs a small study.
+
+With ``--out`` it keeps the two files, to publish them. Then it also requires
+the tag of the version, a commit of ``origin/main``, a recent date in the
+changelog, and pages that do not say how to install a checkout.
 """
 
 import argparse
 from collections.abc import Sequence
+import json
 import os
 import pathlib
 import shutil
@@ -25,6 +31,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = pathlib.Path(sys.executable).parent
 # The links of the README are checked with this address if none is given.
 EXAMPLE = "https://example.org/squentropy_jax"
+# The pages that say how to install the package. docs/pods.md needs a checkout.
+INSTALL = ("README.md", "docs/get_started.md", "docs/study.md")
+# Prints the distributions of an environment, and the requirements of each.
+LISTED = """
+import json
+from importlib import metadata
+print(json.dumps({
+  d.name: [d.version, d.requires or []] for d in metadata.distributions()
+}))
+"""
 # The same command as make demo, with fewer rows, seeds and epochs.
 DEMO = (
   *("run", "digits", "--rows", "300", "--seeds", "2", "--max-epochs", "3"),
@@ -75,7 +91,7 @@ def run(
 
 
 def git(*arguments: str) -> str:
-  """What git prints about this checkout."""
+  """Returns what git prints about this checkout."""
   fix = "The check needs git, and a checkout made with it."
   return run(["git", *arguments], ROOT, fix)
 
@@ -87,8 +103,11 @@ def report(problems: Sequence[str], fine: str) -> None:
   print(fine, flush=True)
 
 
-def check_checkout() -> tuple[list[str], str]:
-  """Checks the tree, the version and the tags.
+def check_checkout(publishing: bool) -> tuple[list[str], str]:
+  """Checks the tree, the version, the tags and the workflows.
+
+  Args:
+    publishing: Whether the commit is published.
 
   Returns:
     The tracked files, and the tag or the commit.
@@ -102,11 +121,20 @@ def check_checkout() -> tuple[list[str], str]:
   current = rules.version(ROOT)
   at_head = git("tag", "--points-at", "HEAD").split()
   elsewhere = set(git("tag").split()) - set(at_head)
-  problems = rules.metadata_problems(ROOT)
-  problems += rules.tag_problems(current, at_head, elsewhere)
+  problems = rules.metadata_problems(ROOT, publishing=publishing)
+  problems += rules.tag_problems(current, at_head, elsewhere, publishing)
+  if publishing:
+    pages = {name: (ROOT / name).read_text("utf-8") for name in INSTALL}
+    problems += rules.install_problems(pages)
   tagged = f"v{current}" in at_head
   tag = f"the tag v{current}" if tagged else "no tag yet"
   report(problems, f"version {current}: changelog, citation, {tag}")
+  if publishing:
+    run(
+      ["git", "merge-base", "--is-ancestor", "HEAD", "origin/main"],
+      ROOT,
+      "Only commits of origin/main are published. Fetch it, and tag one.",
+    )
   run(
     [PROGRAMS / "cffconvert", "--validate"],
     ROOT,
@@ -146,6 +174,25 @@ def check_readme(url: str | None, revision: str) -> str:
     )
     return text
   return linked
+
+
+def check_recipe(text: str) -> None:
+  """Renders the recipe for conda-forge, as its tool does.
+
+  Args:
+    text: The recipe.
+
+  Raises:
+    ReleaseError: The tool does not accept the recipe.
+  """
+  import rattler_build
+
+  try:
+    rattler_build.Stage0Recipe.from_yaml(text).render()
+  except rattler_build.RattlerBuildError as error:
+    fix = "Correct packaging/recipe.yaml."
+    raise ReleaseError(f"{error}\n{fix}") from error
+  print("packaging/recipe.yaml renders as at conda-forge", flush=True)
 
 
 def build(
@@ -215,12 +262,17 @@ def check_use(folder: pathlib.Path, wheel: pathlib.Path, readme: str) -> None:
   failed = "The wheel cannot be installed. See whether a registry is reachable."
   run(make, folder, no_python)
   run([*install, wheel], folder, failed)
-  listed = (
-    "from importlib import metadata as m; print(', '.join(sorted("
-    "f'{d.name} {d.version}' for d in m.distributions())))"
-  )
   fix = "Its environment has no working Python. Run make release-check again."
-  print("installed alone:", run([python, "-c", listed], folder, fix).strip())
+  found = json.loads(run([python, "-c", LISTED], folder, fix))
+  names = ", ".join(sorted(f"{name} {found[name][0]}" for name in found))
+  requires = {name: lines for name, (_, lines) in found.items()}
+  other = set(rules.unrequired(requires, ["jax", "numpy"]))
+  # The package itself, and what venv installs without uv.
+  other -= {rules.PACKAGES[0], "pip", "setuptools"}
+  report(
+    [f"The wheel installs {name}. See setup.cfg." for name in sorted(other)],
+    f"installed alone: {names}",
+  )
   code, wanted = rules.quick_start(readme)
   printed = run(
     [python, "-W", "error", "-c", code],
@@ -264,12 +316,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "--url", help="address of the repository, for the links of the README"
   )
   parser.add_argument(
-    "--out", type=pathlib.Path, help="keep the two checked files in this folder"
+    "--out",
+    type=pathlib.Path,
+    help="keep the two files in this folder, to publish them",
   )
   given = parser.parse_args(arguments)
   try:
-    tracked, revision = check_checkout()
+    tracked, revision = check_checkout(publishing=given.out is not None)
     readme = check_readme(given.url, revision)
+    check_recipe((ROOT / "packaging" / "recipe.yaml").read_text("utf-8"))
     with tempfile.TemporaryDirectory() as temporary:
       folder = pathlib.Path(temporary)
       dist = build(folder, readme, tracked)

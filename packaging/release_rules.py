@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release must satisfy, as functions that return lists of problems.
+"""Checks what a release must satisfy, without building it.
 
-``packaging/release_check.py`` applies them. They read files and names only.
+``packaging/release_check.py`` calls these functions, which read files and names
+only. Most return a list of problems, each with its fix.
 """
 
 import collections
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import datetime
 import pathlib
 import re
@@ -13,22 +14,26 @@ import re
 PACKAGES = ("squentropy_jax", "squentropy_study")
 _LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)\s]+)(?=\))")
 _IMAGES = (".png", ".svg", ".jpg", ".gif")
+_CHECKOUT = re.compile(r"pip install '?\.|\bcheckout\b")
 
 
 def version(root: pathlib.Path) -> str:
-  """The version of the package, without importing it."""
+  """Returns the version of the package, without importing it."""
   text = (root / PACKAGES[0] / "__init__.py").read_text(encoding="utf-8")
   return re.search(r'^__version__ = "(.*)"$', text, re.M).group(1)
 
 
 def metadata_problems(
-  root: pathlib.Path, today: datetime.date | None = None
+  root: pathlib.Path,
+  today: datetime.date | None = None,
+  publishing: bool = False,
 ) -> list[str]:
-  """How the version, the changelog and the citation disagree.
+  """Returns how the version, the changelog and the citation disagree.
 
   Args:
     root: The folder with the files.
     today: The day of the check.
+    publishing: Whether the version is published, which requires a recent date.
 
   Returns:
     One sentence for each problem, with its fix.
@@ -51,12 +56,18 @@ def metadata_problems(
       f"CHANGELOG.md: the newest heading has the date {day}. Write the day of "
       f"the release, as in: ## [{current}] - 2026-01-31"
     )
+  today = today or datetime.date.today()
   # The clock of another time zone may be a day ahead.
-  limit = (today or datetime.date.today()) + datetime.timedelta(days=1)
-  if date is not None and date > limit:
+  if date is not None and date > today + datetime.timedelta(days=1):
     found.append(
       f"CHANGELOG.md: the date {day} of the newest heading is in the future. "
       "Write the day of the release."
+    )
+  elif publishing and date is not None and (today - date).days > 2:
+    found.append(
+      f"CHANGELOG.md: the date {day} of the newest heading is more than two "
+      f"days before {today}, the day of publishing. Write {today} there and in "
+      "CITATION.cff, commit, and move the tag."
     )
   citation = (root / "CITATION.cff").read_text(encoding="utf-8")
   wanted = {"version": current, "date-released": date and date.isoformat()}
@@ -72,14 +83,18 @@ def metadata_problems(
 
 
 def tag_problems(
-  current: str, at_head: Iterable[str], elsewhere: Iterable[str]
+  current: str,
+  at_head: Iterable[str],
+  elsewhere: Iterable[str],
+  publishing: bool = False,
 ) -> list[str]:
-  """How the version and the tags of versions disagree.
+  """Returns how the version and the tags of versions disagree.
 
   Args:
     current: The version of the package.
     at_head: The tags of the commit that is checked.
     elsewhere: All other tags.
+    publishing: Whether the commit is published, which requires its tag.
 
   Returns:
     One sentence for each problem, with its fix.
@@ -96,7 +111,59 @@ def tag_problems(
       f"The tag {wanted} is on another commit, so version {current} was "
       "released before. Raise squentropy_jax.__version__."
     )
+  elif publishing and wanted not in at_head:
+    found.append(
+      f"The commit does not have the tag {wanted}, which publishing requires. "
+      f"Make the tag: git tag {wanted}"
+    )
   return found
+
+
+def install_problems(pages: Mapping[str, str]) -> list[str]:
+  """Returns where pages say how to install a checkout instead of a release.
+
+  Args:
+    pages: Markdown by the name of its file.
+
+  Returns:
+    One sentence for each line, with its fix.
+  """
+  return [
+    f"{name}:{number}: {line.strip()!r} is about a checkout. Write how to "
+    f"install the published package: pip install {PACKAGES[0]}"
+    for name, text in pages.items()
+    for number, line in enumerate(text.splitlines(), 1)
+    if _CHECKOUT.search(line)
+  ]
+
+
+def unrequired(
+  installed: Mapping[str, Iterable[str]], roots: Iterable[str]
+) -> list[str]:
+  """Returns the installed distributions that no root needs.
+
+  Args:
+    installed: The requirements of each distribution, with their markers.
+    roots: Distributions that are wanted with all that they require.
+
+  Returns:
+    Their names, sorted. Optional requirements of extras count as not needed.
+  """
+  requirements = {_normal(name): installed[name] for name in installed}
+  wanted, queue = set(), [_normal(root) for root in roots]
+  while queue:
+    name = queue.pop()
+    if name not in wanted:
+      wanted.add(name)
+      lines = requirements.get(name, ())
+      queue += [_normal(line) for line in lines if "extra ==" not in line]
+  return sorted(name for name in installed if _normal(name) not in wanted)
+
+
+def _normal(requirement: str) -> str:
+  """Returns the name of a requirement, as an index compares names."""
+  name = re.match(r"[\w.-]+", requirement).group()
+  return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _in_packages(name: str) -> bool:
@@ -104,8 +171,8 @@ def _in_packages(name: str) -> bool:
 
 
 def _package_files(tracked: Iterable[str]) -> set[str]:
-  """All Python files, and the mark that the package has types."""
-  return {
+  """Returns all Python files, and the mark that the package has types."""
+  return {f"{PACKAGES[0]}/py.typed"} | {
     name
     for name in tracked
     if _in_packages(name) and name.endswith((".py", "/py.typed"))
@@ -113,7 +180,7 @@ def _package_files(tracked: Iterable[str]) -> set[str]:
 
 
 def wheel_files(tracked: Iterable[str], current: str) -> set[str]:
-  """The names of the files that the wheel must have, and no others."""
+  """Returns the names of all files that the wheel must have."""
   info = f"{PACKAGES[0]}-{current}.dist-info"
   names = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt")
   files = {f"{info}/{name}" for name in (*names, "licenses/LICENSE")}
@@ -121,7 +188,7 @@ def wheel_files(tracked: Iterable[str], current: str) -> set[str]:
 
 
 def sdist_files(tracked: Iterable[str]) -> set[str]:
-  """The names of the files that the source distribution must have."""
+  """Returns the names of all files of the source distribution."""
   info = f"{PACKAGES[0]}.egg-info"
   names = ("PKG-INFO", "SOURCES.txt", "dependency_links.txt", "requires.txt")
   names += ("entry_points.txt", "top_level.txt")
@@ -132,7 +199,7 @@ def sdist_files(tracked: Iterable[str]) -> set[str]:
 def content_problems(
   kind: str, names: Iterable[str], wanted: Iterable[str]
 ) -> list[str]:
-  """What a distribution lacks, and what does not belong in it.
+  """Returns what a distribution lacks, and what does not belong in it.
 
   Args:
     kind: ``"wheel"`` or ``"source distribution"``.
@@ -158,7 +225,7 @@ def content_problems(
 
 
 def listing(names: Iterable[str]) -> str:
-  """The files by folder: those of the packages counted, all others named."""
+  """Returns how many files the packages have, and the names of all others."""
   lines, counts = [], collections.Counter()
   for name in sorted(names):
     folder, _, _ = name.rpartition("/")
@@ -171,7 +238,7 @@ def listing(names: Iterable[str]) -> str:
 
 
 def absolute_links(text: str, repository: str, revision: str) -> str:
-  """A page of the repository with links that work at a package index.
+  """Returns a page with links that work at a package index.
 
   Args:
     text: Markdown.
@@ -192,7 +259,7 @@ def absolute_links(text: str, repository: str, revision: str) -> str:
 def readme_problems(
   text: str, render: Callable[[str], str | None]
 ) -> list[str]:
-  """What an index does not show of a README.
+  """Returns what an index does not show of a README.
 
   Args:
     text: Markdown, with the links that the index will show.
@@ -229,7 +296,7 @@ def readme_problems(
 
 
 def quick_start(readme: str) -> tuple[str, list[str]]:
-  """The first Python code of a README, and the lines that it must print.
+  """Returns the first code of a README, and the lines that it must print.
 
   Args:
     readme: Markdown.

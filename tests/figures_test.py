@@ -1,30 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of docs/losses: one for each family, drawn reproducibly."""
 
-import importlib
-import pathlib
-import sys
 from xml.etree import ElementTree
 
-import pytest
+from support import source
 
-FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "losses"
-
-
-@pytest.fixture
-def figures(monkeypatch):
-  """The script, which imports a file next to it."""
-  monkeypatch.setattr(sys, "path", [str(FOLDER.parent), *sys.path])
-  return importlib.import_module("figures")
+FOLDER = source.ROOT / "docs" / "losses"
+figures = source.script("docs", "figures")
 
 
-def test_each_page_has_its_figure(figures):
+def test_each_page_has_its_figure():
   pages = {path.stem for path in FOLDER.glob("*.md")} - {"README", "table"}
   pictures = {path.stem for path in FOLDER.glob("*.svg")}
   assert pages == pictures == set(figures.FIGURES)
 
 
-def test_a_figure_is_drawn_the_same_every_time(figures, tmp_path, monkeypatch):
+def test_a_figure_is_drawn_the_same_every_time(tmp_path, monkeypatch):
   few = {"square": figures.FIGURES["square"]}
   monkeypatch.setattr(figures, "FIGURES", few)
   drawn = []

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of the guides."""
 
-import importlib
-import pathlib
-import sys
 from xml.etree import ElementTree
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+from support import source
+
+DOCS = source.ROOT / "docs"
+figures = source.script("docs", "page_figures")
 
 
 def test_pages_show_their_figures_as_they_are_drawn(tmp_path, monkeypatch):
-  monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
-  figures = importlib.import_module("page_figures")
   names = list(figures.FIGURES)
   # The others take long.
   few = {

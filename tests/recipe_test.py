@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe for conda-forge says what setup.cfg says."""
 
-import configparser
 import re
 
 from support import source
@@ -28,8 +27,7 @@ def requirements(text):
 
 def test_recipe_equals_setup():
   recipe = (source.ROOT / "packaging" / "recipe.yaml").read_text("utf-8")
-  config = configparser.ConfigParser()
-  config.read(source.ROOT / "setup.cfg", encoding="utf-8")
+  config = source.setup()
   options = config["options"]
   assert f'  version: "{squentropy_jax.__version__}"\n' in recipe
   minimum = options["python_requires"].removeprefix(">=")

@@ -2,7 +2,6 @@
 """What ``make release-check`` finds, without a build and without a network."""
 
 import datetime
-import importlib
 import subprocess
 import sys
 
@@ -17,7 +16,6 @@ TRACKED = [
   "README.md",
   "squentropy_jax/__init__.py",
   "squentropy_jax/losses/_square.py",
-  "squentropy_jax/py.typed",
   "squentropy_study/__init__.py",
   "tests/square_test.py",
 ]
@@ -33,18 +31,8 @@ README = """# Title
 """
 
 
-def script(name):
-  """A module of packaging, which is no package."""
-  path = list(sys.path)
-  sys.path.insert(0, str(source.ROOT / "packaging"))
-  try:
-    return importlib.import_module(name)
-  finally:
-    sys.path[:] = path
-
-
-rules = script("release_rules")
-check = script("release_check")
+rules = source.script("packaging", "release_rules")
+check = source.script("packaging", "release_check")
 
 
 def project(folder, number="1.2.0", log=LOG, citation=CITATION):
@@ -99,13 +87,47 @@ def test_version_changelog_and_citation_agree(tmp_path, changes, expected):
     assert part in problem
 
 
+@pytest.mark.parametrize(("days", "fine"), [(-1, 1), (0, 1), (2, 1), (3, 0)])
+def test_the_day_of_a_published_version_is_recent(tmp_path, days, fine):
+  today = TODAY + datetime.timedelta(days)
+  found = rules.metadata_problems(project(tmp_path), today, publishing=True)
+  assert len(found) == 1 - fine
+  assert fine or "2026-03-01 of the newest heading is more than" in found[0]
+
+
 def test_tags_agree_with_the_version():
   assert not rules.tag_problems("1.2.0", ["v1.2.0", "nightly"], ["v1.1.0"])
   assert not rules.tag_problems("1.2.0", [], ["v1.1.0"])
   (wrong,) = rules.tag_problems("1.2.0", ["v1.3.0"], [])
   assert "has the tag v1.3.0, but its version is 1.2.0" in wrong
   (again,) = rules.tag_problems("1.2.0", [], ["v1.2.0"])
-  assert "v1.2.0 names another commit" in again
+  assert "v1.2.0 is on another commit" in again
+  assert not rules.tag_problems("1.2.0", ["v1.2.0"], ["v1.1.0"], True)
+  for at_head in ([], ["vnext"], ["1.2.0"]):
+    (missing,) = rules.tag_problems("1.2.0", at_head, [], publishing=True)
+    assert "does not have the tag v1.2.0" in missing
+  assert len(rules.tag_problems("1.2.0", [], ["v1.2.0"], True)) == 1
+
+
+def test_published_pages_do_not_install_a_checkout():
+  text = "Text\npip install .\npip install '.[study]'\nIn a checkout\n"
+  found = rules.install_problems({"a.md": text, "b.md": "pip install a.b\n"})
+  assert [problem.partition(" ")[0] for problem in found] == [
+    f"a.md:{number}:" for number in (2, 3, 4)
+  ]
+
+
+def test_distributions_that_jax_does_not_need_are_found():
+  installed = {
+    "jax": ["ml_dtypes>=0.5", "numpy", 'kernel; extra == "x"'],
+    "ml-dtypes": ['numpy; python_version >= "3.13"'],
+    "numpy": [],
+    "squentropy_jax": ["jax", "flax"],
+    "flax": ["jax"],
+    "kernel": [],
+  }
+  found = rules.unrequired(installed, ["jax", "numpy"])
+  assert found == ["flax", "kernel", "squentropy_jax"]
 
 
 def test_distributions_have_what_belongs_there():
@@ -115,6 +137,8 @@ def test_distributions_have_what_belongs_there():
   sdist = rules.sdist_files(TRACKED)
   assert not {name for name in wheel | sdist if name.startswith("tests/")}
   assert {name for name in TRACKED if "test" not in name} <= sdist
+  # It belongs there even if it is no longer tracked.
+  assert "squentropy_jax/py.typed" in wheel & sdist
   found = rules.content_problems(
     "wheel",
     wheel - {"squentropy_jax/py.typed"} | {"tests/square_test.py"},
@@ -161,20 +185,88 @@ def test_quick_start_is_the_first_code_of_the_readme():
   assert code.count("print(") == len(printed) > 0
 
 
-def test_a_changed_tree_is_not_released(tmp_path, monkeypatch, capsys):
-  project(tmp_path)
-  monkeypatch.setattr(check, "ROOT", tmp_path)
+def repository(folder):
   for command in (
     ["init", "--quiet"],
     ["add", "--all"],
     ["-c", "user.name=a", "-c", "user.email=b", "commit", "--quiet", "-m", "c"],
   ):
-    subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def test_a_changed_tree_is_not_released(tmp_path, monkeypatch, capsys):
+  repository(project(tmp_path))
+  monkeypatch.setattr(check, "ROOT", tmp_path)
   (tmp_path / "CITATION.cff").write_text("changed")
   assert check.main([]) == 1
   error = capsys.readouterr().err
   assert "Files differ from the last commit" in error
   assert "M CITATION.cff" in error
+
+
+def test_only_tagged_commits_of_main_are_published(
+  tmp_path, monkeypatch, capsys
+):
+  """Publishing stops at the tag, at the pages, and then at the branch."""
+  today = datetime.date.today().isoformat()
+  log, citation = (x.replace("2026-03-01", today) for x in (LOG, CITATION))
+  project(tmp_path, log=log, citation=citation)
+  (tmp_path / "docs").mkdir()
+  for name in check.INSTALL:
+    (tmp_path / name).write_text("pip install squentropy_jax\n")
+  (tmp_path / "README.md").write_text("pip install .\n")
+  repository(tmp_path)
+  monkeypatch.setattr(check, "ROOT", tmp_path)
+
+  def errors():
+    assert check.main(["--out", str(tmp_path / "dist")]) == 1
+    return capsys.readouterr().err
+
+  found = errors()
+  assert "does not have the tag v1.2.0" in found
+  assert "README.md:1: 'pip install .' is about a checkout" in found
+  (tmp_path / "README.md").write_text("")
+  repository(tmp_path)
+  subprocess.run(["git", "tag", "v1.2.0"], cwd=tmp_path, check=True)
+  assert "Only commits of origin/main are published" in errors()
+  reference = ["update-ref", "refs/remotes/origin/main", "HEAD"]
+  subprocess.run(["git", *reference], cwd=tmp_path, check=True)
+  monkeypatch.setattr(check, "PROGRAMS", tmp_path)
+  with pytest.raises(FileNotFoundError, match="cffconvert"):
+    check.main(["--out", str(tmp_path / "dist")])
+
+
+RECIPE = """
+import pathlib, sys
+sys.path.insert(0, "packaging")
+import release_check
+try:
+  release_check.check_recipe(sys.stdin.read())
+except release_check.ReleaseError as error:
+  print(error)
+"""
+
+
+def test_a_wrong_recipe_is_not_rendered():
+  python = source.ROOT / ".venv-release" / "bin" / "python"
+  text = (source.ROOT / "packaging" / "recipe.yaml").read_text("utf-8")
+
+  def rendered(recipe):
+    done = subprocess.run(
+      [python, "-c", RECIPE],
+      input=recipe,
+      cwd=source.ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    return done.stdout + done.stderr
+
+  if not python.exists() or "No module named 'rattler_build'" in rendered(text):
+    pytest.skip("make .venv-release/.made installs what renders the recipe")
+  assert "renders as at conda-forge" in rendered(text)
+  for key, wrong in (("run_constraints:", "run_constraint:"), ("url }", "a }")):
+    assert "Correct packaging/recipe.yaml" in rendered(text.replace(key, wrong))
 
 
 def test_a_failed_command_names_itself_and_the_fix(tmp_path):

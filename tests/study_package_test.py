@@ -2,21 +2,19 @@
 """What the study imports, and what it says where its extra is missing."""
 
 import ast
-import configparser
 import doctest
 import importlib
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+from support import source
 
 import squentropy_study
 from squentropy_study import _extra
 
-ROOT = pathlib.Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "squentropy_study").glob("*.py"))
+SOURCES = source.files(source.STUDY)
 LIBRARY = "squentropy_jax"
 
 
@@ -110,9 +108,7 @@ def test_examples_in_docstrings(path):
 
 
 def _extra_of_setup() -> set[str]:
-  config = configparser.ConfigParser()
-  config.read(ROOT / "setup.cfg", encoding="utf-8")
-  lines = config["options.extras_require"]["study"].split("\n")
+  lines = source.setup()["options.extras_require"]["study"].split("\n")
   return {re.match(r"[\w-]*", line).group() for line in lines} - {""}
 
 
@@ -136,7 +132,7 @@ def _run_without(modules: list[str], code: str) -> subprocess.CompletedProcess:
   block = f"import sys; sys.modules.update(dict.fromkeys({modules}))\n"
   return subprocess.run(
     [sys.executable, "-c", block + code],
-    cwd=ROOT,
+    cwd=source.ROOT,
     capture_output=True,
     text=True,
     check=False,

@@ -2,11 +2,13 @@
 """What tests of the project itself read: its files, imports, public names."""
 
 import ast
+import configparser
 import functools
 import importlib
 import pathlib
 import subprocess
 import sys
+import types
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,6 +68,28 @@ def imports(path: pathlib.Path) -> list[Import]:
 
   visit(ast.parse(path.read_text(encoding="utf-8")), False)
   return found
+
+
+def setup() -> configparser.ConfigParser:
+  """Returns what setup.cfg says."""
+  config = configparser.ConfigParser()
+  config.read(ROOT / "setup.cfg", encoding="utf-8")
+  return config
+
+
+def script(folder: str, name: str) -> types.ModuleType:
+  """Imports a script of a folder that is no package.
+
+  Args:
+    folder: The folder, such as ``"docs"``.
+    name: The script without its suffix. It may import files next to it.
+  """
+  path = list(sys.path)
+  sys.path.insert(0, str(ROOT / folder))
+  try:
+    return importlib.import_module(name)
+  finally:
+    sys.path[:] = path
 
 
 def public_modules() -> list[str]:
