@@ -72,14 +72,18 @@ def page():
   return names
 
 
-def dense(features, kernel, labels, where):
-  """Squentropy from dense logits, in float64; 0 where it is dropped."""
+def dense(features, kernel, labels, where, cap=None):
+  """Cross-entropy, square term and log-normaliser of dense float64 logits.
+
+  Rows that are dropped have cross-entropy and square term 0.
+  """
   z = np.asarray(features, np.float64) @ np.asarray(kernel, np.float64)
+  z = z if cap is None else cap * np.tanh(z / cap)
   ids = np.where(where, labels, 0)
   target = np.take_along_axis(z, ids[..., None], -1)[..., 0]
   log_z = np.log(np.exp(z).sum(-1))
   others = (np.square(z).sum(-1) - target**2) / (z.shape[-1] - 1)
-  return np.where(where, log_z - target + others, 0.0), log_z
+  return np.where(where, log_z - target, 0), np.where(where, others, 0), log_z
 
 
 def close(ours, theirs, rtol=2e-5):
@@ -91,10 +95,10 @@ def mean_and_gradient(page, params):
   def mean(params):
     features = page["model"].apply({"params": params}, page["tokens"])
     kept = page["targets"] >= 0
-    each = losses.squentropy(
-      features @ params["kernel"], page["targets"], where=kept
-    )
-    return each.sum() / kept.sum().astype(each.dtype)
+    logits = features @ params["kernel"]
+    each = losses.cross_entropy(logits, page["targets"], where=kept)
+    z_loss = jnp.square(jax.nn.logsumexp(logits, axis=-1)).sum(where=kept)
+    return (each.sum() + 1e-4 * z_loss) / kept.sum().astype(each.dtype)
 
   return jax.jit(jax.value_and_grad(mean))(params)
 
@@ -176,12 +180,10 @@ def test_maxtext_sums_are_those_of_its_formulas(page):
     exec("\n".join(blocks(SECTIONS["MaxText"])), page)
     found = jax.jit(page["maxtext_sums"])(features, kernel, data, 0.01, 0.5)
   kept = segments != 0
-  squentropy, log_z = dense(features, kernel, labels, kept)
-  logits = features @ kernel
-  cross = np.where(kept, losses.cross_entropy(logits, labels), 0)
+  cross, square, log_z = dense(features, kernel, labels, kept)
   # MaxText adds the z-loss to the cross-entropy of each token.
   z_loss = np.where(kept, 0.01 * log_z**2, 0)
-  xent = (cross + 0.5 * (squentropy - cross) + z_loss).sum()
+  xent = (cross + 0.5 * square + z_loss).sum()
   close(found, (xent, z_loss.sum(), 7.0))
 
 
@@ -216,7 +218,8 @@ def test_kauldron_loss_is_the_mean_over_the_mask(monkeypatch):
   features, kernel, labels = arrays()
   labels[0, 3:] = -1
   kept = labels >= 0
-  expected = dense(features, kernel, labels, kept)[0].sum() / kept.sum()
+  cross, square, _ = dense(features, kernel, labels, kept)
+  expected = (cross + square).sum() / kept.sum()
   arguments = {"features": features, "kernel": kernel, "labels": labels}
   found = names["loss"](**arguments, mask=jnp.asarray(kept, jnp.float32))
   close(found, expected)
@@ -224,56 +227,131 @@ def test_kauldron_loss_is_the_mean_over_the_mask(monkeypatch):
   assert keys["kernel"] == "params.head.kernel"
 
 
+@dataclasses.dataclass(frozen=True)
 class _Axis:
-  def __init__(self, name, size):
-    self.name, self.size = name, size
+  name: str
+  size: int
 
 
 class _Named:
-  """The part of a named array that the recipe for levanter uses."""
+  """The part of haliax's named arrays that the recipe for levanter uses."""
 
   def __init__(self, array, axes):
-    self.array, self.axes = array, tuple(axes)
+    self.array = array
+    self.axes = (axes,) if isinstance(axes, _Axis) else tuple(axes)
+
+  def resolve_axis(self, name):
+    return next(axis for axis in self.axes if axis.name == name)
 
   def rearrange(self, axes):
     order = [self.axes.index(axis) for axis in axes]
     return _Named(jnp.transpose(self.array, order), axes)
 
+  def __mul__(self, other):
+    return _Named(
+      _broadcast_to(self, other.axes).array * other.array, other.axes
+    )
 
-def _mean(named, axis=None, where=None):
-  assert axis is None
-  return jnp.mean(named.array, where=where.array)
+
+def _broadcast_to(named, axes):
+  kept = named.rearrange([axis for axis in axes if axis in named.axes])
+  shape = [axis.size if axis in named.axes else 1 for axis in axes]
+  sizes = [axis.size for axis in axes]
+  return _Named(jnp.broadcast_to(kept.array.reshape(shape), sizes), axes)
 
 
-def test_levanter_loss_predicts_the_next_token(monkeypatch):
-  haliax = types.ModuleType("haliax")
+def _roll(named, shift, axis):
+  return _Named(
+    jnp.roll(named.array, shift, named.axes.index(axis)), named.axes
+  )
+
+
+def _mean(named):
+  raise AssertionError("weights are part of a mean")
+
+
+def _reduce_loss(named, reduction, reduction_axis, *, weight):
+  """As in haliax, with the reductions that are tested."""
+  assert reduction_axis is None
+  weighted = named * weight
+  if reduction is None:
+    return weighted
+  assert reduction is _mean
+  return weighted.array.sum() / weight.array.sum()
+
+
+@pytest.fixture
+def levanter(monkeypatch):
+  """The names of the recipe."""
+  modules = {
+    name: types.ModuleType(name)
+    for name in (
+      "haliax",
+      "haliax.partitioning",
+      "levanter",
+      "levanter.models",
+      "levanter.models.lm_model",
+    )
+  }
+  haliax = modules["haliax"]
   haliax.named, haliax.mean, haliax.Axis = _Named, _mean, _Axis
+  haliax.broadcast_to, haliax.roll = _broadcast_to, _roll
+  haliax.nn = types.SimpleNamespace(
+    loss=types.SimpleNamespace(reduce_loss=_reduce_loss)
+  )
+  modules["haliax.partitioning"].pspec_for_axis = lambda axes: jax.P(
+    *(None for _ in axes)
+  )
+  modules["levanter.models"].lm_model = modules["levanter.models.lm_model"]
   names = {}
   code = "\n".join(blocks(SECTIONS["levanter"]))
-  run(code, names, monkeypatch, {"haliax": haliax})
-  hax = names["hax"]
+  run(code, names, monkeypatch, modules)
+  return names
+
+
+@pytest.mark.parametrize(
+  ("z_weight", "cap"), [(None, None), (0.01, None), (0.01, 1.5)]
+)
+def test_levanter_loss_predicts_the_next_token(levanter, z_weight, cap):
+  hax = levanter["hax"]
   batch, pos = hax.Axis("batch", 2), hax.Axis("position", 5)
   embed, vocab = hax.Axis("embed", 4), hax.Axis("vocab", 9)
   features, kernel, ids = arrays()
-  weight = np.array([[1, 1, 0, 1, 1], [1, 1, 1, 1, 1]])
+  weight = np.array([[1, 0.25, 0, 1, 1], [1, 1, 2, 1, 1]], np.float32)
   arguments = (
-    pos,
+    # The model's longest sequence, of which an example has a part.
+    hax.Axis("position", 64),
     embed,
     vocab,
     # In another order of the axes than the recipe needs.
     hax.named(jnp.transpose(features, (1, 2, 0)), (pos, embed, batch)),
     hax.named(kernel.T, (vocab, embed)),
     hax.named(jnp.asarray(ids), (batch, pos)),
-    hax.named(jnp.asarray(weight), (batch, pos)),
   )
-  kept = weight * (np.arange(5) < 4) > 0
-  expected, _ = dense(features, kernel, np.roll(ids, -1, axis=1), kept)
-  found = names["fused_next_token_loss"](*arguments)
-  close(getattr(found, "array", found), expected.sum() / kept.sum())
-  each = names["fused_next_token_loss"](*arguments, reduction=None)
-  close(each.array, expected)
-  with pytest.raises(TypeError, match="logsumexp_weight"):
-    names["fused_next_token_loss"](*arguments, logsumexp_weight=1e-4)
+  # The arguments that LmHeadModel.compute_next_token_loss passes.
+  options = {
+    "loss_weight": hax.named(jnp.asarray(weight), (batch, pos)),
+    "reduction_axis": None,
+    "logsumexp_weight": z_weight,
+    "dtype": jnp.float32,
+    "logit_soft_cap": cap,
+  }
+  weight = weight * (np.arange(5) < 4)
+  labels = np.roll(ids, -1, axis=1)
+  cross, _, log_z = dense(features, kernel, labels, weight > 0, cap)
+  expected = weight * (cross + (z_weight or 0) * log_z**2)
+  ours = levanter["lm_model"].maybe_fused_next_token_loss
+  with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+    mean = ours(*arguments, **options, reduction=hax.mean)
+    each = ours(*arguments, **options, reduction=None)
+    options["loss_weight"] = None
+    unweighted = ours(*arguments, **options, reduction=None)
+  close(getattr(mean, "array", mean), expected.sum() / weight.sum())
+  close(each.rearrange((batch, pos)).array, expected)
+  kept = np.broadcast_to(np.arange(5) < 4, ids.shape)
+  cross, _, log_z = dense(features, kernel, labels, kept, cap)
+  expected = np.where(kept, cross + (z_weight or 0) * log_z**2, 0)
+  close(unweighted.rearrange((batch, pos)).array, expected)
 
 
 class _Embedder:

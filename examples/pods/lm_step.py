@@ -62,18 +62,16 @@ class LossScales(NamedTuple):
   square: float = 0.0
 
 
-@squentropy_jax.row_loss
 def square_term(stats):
   """The mean square of the incorrect classes' logits."""
   return losses.squentropy.row(stats) - losses.cross_entropy.row(stats)
 
 
-# Row losses take logits, and their .row takes statistics of the fused head.
 _METRICS = {
-  "cross-entropy": losses.cross_entropy,
-  "z-loss": squentropy_jax.row_loss(rows.z_loss),
+  "cross-entropy": losses.cross_entropy.row,
+  "z-loss": rows.z_loss,
   "square term": square_term,
-  "accuracy": squentropy_jax.row_loss(rows.correct),
+  "accuracy": rows.correct,
 }
 
 
@@ -100,6 +98,38 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(mesh, parameter_spec(path, leaf)), tree
   )
+
+
+def stored_logits_sums(
+  scales: LossScales,
+  features: jax.Array,
+  table: jax.Array,
+  targets: jax.Array,
+) -> tuple:
+  """Returns what the fused head returns, from logits that are stored.
+
+  This is what a training without the fused head computes: float32 logits, one
+  log-normaliser, and everything else from these two.
+  """
+  kept = targets >= 0
+  logits = (features @ table.astype(features.dtype).T).astype(jnp.float32)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  ids = jnp.where(kept, targets, 0)[..., None]
+  target = jnp.take_along_axis(logits, ids, axis=-1)[..., 0]
+  others = jnp.square(logits).sum(axis=-1) - jnp.square(target)
+  each = {
+    "cross-entropy": log_z - target,
+    "z-loss": jnp.square(log_z),
+    "square term": others / (logits.shape[-1] - 1),
+    "accuracy": (target == logits.max(axis=-1)).astype(jnp.float32),
+  }
+  sums = {name: x.sum(where=kept) for name, x in each.items()}
+  loss = (
+    sums["cross-entropy"]
+    + scales.z * sums["z-loss"]
+    + scales.square * sums["square term"]
+  )
+  return loss, (kept.sum().astype(jnp.float32), sums)
 
 
 def segments_of(tokens: jax.Array, start: int) -> jax.Array:
@@ -134,7 +164,7 @@ class Program:
     self.mesh = mesh
     self._optimizer = optimizer
     self._start = start
-    self._loss = training_loss(scales)
+    self._scales = scales
     self._full_logits = full_logits
 
     def initial(key):
@@ -163,23 +193,16 @@ class Program:
     features = self._features(params, batch["inputs"])
     targets = batch["targets"]
     table = self.model.table(params)
-    kept = targets >= 0
     if self._full_logits:
-      logits = features @ table.astype(features.dtype).T
-      each = self._loss(logits, targets, where=kept)
-      found = {
-        name: formula(logits, targets, where=kept).sum()
-        for name, formula in _METRICS.items()
-      }
-      return each.sum(), (kept.sum().astype(jnp.float32), found)
+      return stored_logits_sums(self._scales, features, table, targets)
     sums = fused.linear_loss_sum(
-      self._loss,
+      training_loss(self._scales),
       features,
       table,
       targets,
       class_axis=0,
-      where=kept,
-      metrics={name: formula.row for name, formula in _METRICS.items()},
+      where=targets >= 0,
+      metrics=_METRICS,
       compute_dtype=features.dtype,
       mesh=self.mesh,
       features_spec=FEATURES,
