@@ -29,11 +29,19 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "__pycache__"}
 
 
 class Corpus(NamedTuple):
-  """The token ids of all files, concatenated, and their tokenizer."""
+  """The token ids of all files, concatenated, and their tokenizer.
+
+  Attributes:
+    train: Token ids to train on.
+    validation: Token ids for the evaluation.
+    tokenizer: The tokenizer.
+    digest: Hash of the names and contents of the files.
+  """
 
   train: np.ndarray
   validation: np.ndarray
   tokenizer: tokenizers.Tokenizer
+  digest: str
 
 
 def _files(text: str) -> Iterator[tuple[str, str]]:
@@ -85,8 +93,21 @@ def _encode(texts: list[str], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
   )
 
 
+def _digest(files: dict[str, str]) -> str:
+  """Returns a hash of names and contents."""
+  digest = hashlib.sha256()
+  for name, content in files.items():
+    for part in (name, content):
+      encoded = part.encode()
+      digest.update(len(encoded).to_bytes(8))
+      digest.update(encoded)
+  return digest.hexdigest()
+
+
 def prepare(folder: pathlib.Path, text: str, vocab: int) -> None:
-  """Writes tokenizer and tokens to a folder, unless the files exist.
+  """Writes tokenizer and tokens to a folder, unless it has those of the text.
+
+  A host to which the folder was copied does not need the text.
 
   Args:
     folder: Where to write ``tokenizer-*.json`` and ``tokens-*.npz``.
@@ -97,10 +118,17 @@ def prepare(folder: pathlib.Path, text: str, vocab: int) -> None:
     ValueError: If the text is too small for that vocabulary.
   """
   names = _names(folder, text, vocab)
-  if all(path.exists() for path in names):
-    return
-  folder.mkdir(parents=True, exist_ok=True)
   files = dict(_files(text))
+  digest = _digest(files)
+  if all(path.exists() for path in names):
+    with np.load(names[1]) as stored:
+      if not files or str(stored["digest"]) == digest:
+        return
+  if not files:
+    raise ValueError(
+      f"--text must name a text file or a folder with .txt files, got {text}"
+    )
+  folder.mkdir(parents=True, exist_ok=True)
   parts: dict[bool, list[str]] = {True: [], False: []}
   for name, content in files.items():
     parts[_is_validation(name)].append(content)
@@ -126,6 +154,7 @@ def prepare(folder: pathlib.Path, text: str, vocab: int) -> None:
       file,
       train=_encode(parts[False], tokenizer),
       validation=_encode(parts[True], tokenizer),
+      digest=digest,
     )
   partial.replace(tokens_path)
 
@@ -143,9 +172,9 @@ def load(folder: pathlib.Path, text: str, vocab: int) -> Corpus:
   tokenizer_path, tokens_path = _names(folder, text, vocab)
   with np.load(tokens_path) as tokens:
     train, validation = tokens["train"], tokens["validation"]
-  return Corpus(
-    train, validation, tokenizers.Tokenizer.from_file(str(tokenizer_path))
-  )
+    digest = str(tokens["digest"])
+  tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_path))
+  return Corpus(train, validation, tokenizer, digest)
 
 
 class Sequences:
@@ -177,14 +206,35 @@ class Sequences:
 
 
 def shuffled(tokens: np.ndarray, length: int, seed: int) -> grain.MapDataset:
-  """Returns an endless data set of sequences, in a new order in each pass.
+  """Returns the sequences in an order that depends on the seed.
 
   A process can read any sequence by its number. The state of the data is
   therefore the number of the step, and every process reads only the sequences
-  of its devices.
+  of its devices. With ``.repeat()``, each pass has a new order.
   """
-  dataset = grain.MapDataset.source(Sequences(tokens, length))
-  return dataset.shuffle(seed=seed).repeat()
+  return grain.MapDataset.source(Sequences(tokens, length)).shuffle(seed=seed)
+
+
+class Padded:
+  """A data set that is read once: sequences after its end have no targets.
+
+  The last batch of an evaluation would otherwise count sequences twice.
+  """
+
+  def __init__(self, dataset: grain.MapDataset):
+    self._dataset = dataset
+
+  def __len__(self) -> int:
+    return len(self._dataset)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    if index < len(self):
+      return self._dataset[index]
+    first = self._dataset[0]
+    return {
+      "inputs": np.zeros_like(first["inputs"]),
+      "targets": np.full_like(first["targets"], -1),
+    }
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ class Sizes(NamedTuple):
   heads: int
 
 
+# replication/language_model/transformer.py has the same formula. It is kept
+# twice, because this folder can be copied without the rest of the repository.
 def rotate(x: jax.Array) -> jax.Array:
   """Adds rotary position embeddings to ``[batch, length, heads, size]``."""
   half = x.shape[-1] // 2

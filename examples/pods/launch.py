@@ -19,6 +19,8 @@ import time
 # Time between SIGTERM or SIGINT and SIGKILL.
 _GRACE_SECONDS = 20.0
 _POLL_SECONDS = 0.2
+# The exit code of a script with invalid options, or whose training diverged.
+_USELESS_TO_REPEAT = 2
 
 
 def _free_port() -> int:
@@ -100,6 +102,8 @@ def launch(script: list[str], processes: int, restarts: int) -> int:
     for process in running:
       process.kill()
       process.wait()
+    if failed == _USELESS_TO_REPEAT:
+      return failed
     if attempt < restarts:
       print("launch: starting all processes again", file=sys.stderr)
   return 1

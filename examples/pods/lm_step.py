@@ -19,10 +19,14 @@ import squentropy_jax
 from squentropy_jax import calibration, fused, losses, rows
 
 AXES = ("data", "fsdp", "context", "vocab")
-# Batches are sharded by row and position, the embedding by class and width.
-TOKENS = P(("data", "fsdp"), "context")
-FEATURES = P(("data", "fsdp"), "context", None)
+# These axes share the sequences of a batch, so that no two devices compute the
+# blocks for the same token.
+ROWS = ("data", "fsdp", "vocab")
+TOKENS = P(ROWS, "context")
+FEATURES = P(ROWS, "context", None)
+# The embedding is sharded by class and width, a matrix of a block by its rows.
 TABLE = P("vocab", "fsdp")
+MATRIX = P(("fsdp", "vocab"))
 _BINS = 15
 
 
@@ -90,7 +94,7 @@ def parameter_spec(path: tuple, leaf: jax.Array) -> P:
   """Returns how a parameter and its optimizer state are sharded."""
   if any("embedding" in str(key) for key in path):
     return TABLE if leaf.ndim == 2 else P()
-  return P("fsdp") if leaf.ndim == 2 else P()
+  return MATRIX if leaf.ndim == 2 else P()
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -183,6 +187,17 @@ class Program:
 
   def _features(self, params: Any, tokens: jax.Array) -> jax.Array:
     segments = segments_of(tokens, self._start)
+    # The lookup needs whole rows. From an embedding whose width is sharded,
+    # XLA would send the tokens of all devices to every device.
+    whole = NamedSharding(self.mesh, P("vocab"))
+    params = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: (
+        jax.lax.with_sharding_constraint(leaf, whole)
+        if parameter_spec(path, leaf) == TABLE
+        else leaf
+      ),
+      params,
+    )
     features = self.model.features(params, tokens, segments)
     return jax.lax.with_sharding_constraint(
       features, NamedSharding(self.mesh, FEATURES)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a language model: options, mesh, data, checkpoints and metrics."""
+"""Trains a language model: mesh, batches, checkpoints and metrics."""
 
 import argparse
 from collections.abc import Callable
-from concurrent import futures
-import csv
 import math
-import pathlib
+import sys
 import time
 from typing import Any
 
@@ -15,8 +13,9 @@ from decoder import Sizes
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType
+import lm_io
+import lm_options
 import lm_step
 import numpy as np
 import optax
@@ -26,43 +25,13 @@ from rich import progress
 from squentropy_jax import calibration
 
 _SAMPLE_TOKENS = 64
+# The exit code of argparse for invalid options. A script that ends with it
+# would end in the same way if it were started again.
+_USELESS_TO_REPEAT = 2
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter
-  )
-  add = parser.add_argument
-  add("--out", type=pathlib.Path, default="reports/lm", help="results")
-  add("--data", type=pathlib.Path, default="data/lm", help="prepared text")
-  add("--text", default=corpus.STDLIB, help="stdlib, a file or a folder")
-  add("--vocab", type=int, default=8192, help="size of the vocabulary")
-  add("--width", type=int, default=128)
-  add("--layers", type=int, default=2)
-  add("--heads", type=int, default=4)
-  add("--length", type=int, default=256, help="tokens of a sequence")
-  add("--batch", type=int, default=16, help="sequences of a step")
-  add("--micro-batches", type=int, default=1, help="parts of a batch")
-  add("--steps", type=int, default=1000)
-  add("--warm-up", type=int, default=50, help="steps")
-  add("--learning-rate", type=float, default=3e-3)
-  add("--weight-decay", type=float, default=0.1)
-  add("--z-loss", type=float, default=1e-4, help="scale of the z-loss")
-  add("--square", type=float, default=0.0, help="scale of the square term")
-  add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-  add("--full-logits", action="store_true", help="store the logits")
-  add("--seed", type=int, default=0)
-  add(
-    "--evaluate-every", type=int, default=100, help="steps between checkpoints"
-  )
-  add("--evaluation-batches", type=int, default=8)
-  add("--mesh", default="", help="such as data=2,vocab=2; by default data only")
-  add("--cpu-devices", type=int, help="CPU devices of a process")
-  add("--coordinator", help="host:port; not needed on a pod or with Slurm")
-  add("--processes", type=int)
-  add("--process", type=int)
-  add("--distributed", action="store_true", help="on a pod or with Slurm")
-  return parser
+class DivergedError(RuntimeError):
+  """The loss is NaN. Continuing from the last checkpoint cannot help."""
 
 
 def _connect(arguments: argparse.Namespace) -> None:
@@ -88,14 +57,14 @@ def make_mesh(text: str) -> jax.sharding.Mesh:
       sets ``data`` to the number of devices.
 
   Raises:
-    ValueError: If an axis is unknown or the sizes do not fit the devices.
+    OptionsError: If an axis is unknown or the sizes do not fit the devices.
   """
   devices = jax.device_count()
   sizes = dict.fromkeys(lm_step.AXES, 1)
   for item in filter(None, text.split(",")):
     axis, _, size = item.partition("=")
     if axis not in sizes or not size.isdigit() or int(size) < 1:
-      raise ValueError(
+      raise lm_options.OptionsError(
         f"mesh must name sizes of {', '.join(lm_step.AXES)}, such as "
         f"data=2,vocab=2; got {item!r}"
       )
@@ -103,7 +72,7 @@ def make_mesh(text: str) -> jax.sharding.Mesh:
   if not text:
     sizes["data"] = devices
   if math.prod(sizes.values()) != devices:
-    raise ValueError(
+    raise lm_options.OptionsError(
       f"the product of the mesh sizes must be {devices}, the number of devices "
       f"of all processes, got {sizes}; change --mesh, or --cpu-devices on a CPU"
     )
@@ -111,108 +80,23 @@ def make_mesh(text: str) -> jax.sharding.Mesh:
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
 
 
-def _check(arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> None:
-  rows = arguments.batch // arguments.micro_batches
-  over = mesh.shape["data"] * mesh.shape["fsdp"]
-  if arguments.batch % arguments.micro_batches or rows % over:
-    raise ValueError(
-      f"batch must be a multiple of {arguments.micro_batches} (micro-batches) "
-      f"x {over} (data x fsdp of the mesh), got {arguments.batch}"
-    )
-  if arguments.length % mesh.shape["context"]:
-    raise ValueError(
-      f"length must be a multiple of context={mesh.shape['context']} of the "
-      f"mesh, got {arguments.length}"
-    )
-  if arguments.vocab % mesh.shape["vocab"]:
-    raise ValueError(
-      f"vocab must be a multiple of vocab={mesh.shape['vocab']} of the mesh, "
-      f"got {arguments.vocab}"
-    )
-
-
-class Batches:
-  """Batches of a data set as arrays on the mesh, which are read ahead.
-
-  Every process reads only the sequences of its devices, one step ahead.
-  """
-
-  def __init__(self, dataset: Any, shape: tuple[int, ...], mesh: Any):
-    """Stores the data set, the shape ``[micro-batches, rows, length]``."""
-    self._dataset = dataset
-    self._shape = shape
-    self._sharding = NamedSharding(mesh, P(None, *lm_step.TOKENS))
-    self._reader = futures.ThreadPoolExecutor(1)
-    self._next: dict[int, futures.Future] = {}
-
-  def _read(self, step: int) -> dict[str, jax.Array]:
-    micro, rows, _ = self._shape
-    first = step * micro * rows
-
-    def part(name: str) -> Callable:
-      def read(index: tuple[slice, ...]) -> np.ndarray:
-        numbers = np.arange(micro * rows).reshape(micro, rows)[index[:2]]
-        read = [self._dataset[first + int(k)][name] for k in numbers.flat]
-        return np.reshape(read, (*numbers.shape, -1))[..., index[2]]
-
-      return read
-
-    return {
-      name: jax.make_array_from_callback(
-        self._shape, self._sharding, part(name)
-      )
-      for name in ("inputs", "targets")
-    }
-
-  def __getitem__(self, step: int) -> dict[str, jax.Array]:
-    ready = self._next.pop(step, None) or self._reader.submit(self._read, step)
-    self._next = {step + 1: self._reader.submit(self._read, step + 1)}
-    return ready.result()
-
-
-class Metrics:
-  """Writes rows of ``metrics.csv``, in the first process only."""
-
-  def __init__(self, path: pathlib.Path, step: int):
-    """Removes the rows after the step from which the training continues."""
-    self._path = path
-    self._writes = jax.process_index() == 0
-    if self._writes:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      kept = []
-      if path.exists():
-        with path.open(newline="") as file:
-          kept = [row for row in csv.reader(file) if row]
-        kept = kept[:1] + [row for row in kept[1:] if int(row[0]) <= step]
-      with path.open("w", newline="") as file:
-        csv.writer(file).writerows(kept)
-      self._empty = not kept
-
-  def write(self, step: int, values: dict[str, float]) -> None:
-    """Adds a row."""
-    if self._writes:
-      with self._path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if self._empty:
-          writer.writerow(["step", *values])
-          self._empty = False
-        writer.writerow([step, *(f"{x:.9g}" for x in values.values())])
-
-
 def _evaluate(
-  program: lm_step.Program, params: Any, batches: Batches, number: int
+  program: lm_step.Program, params: Any, batches: lm_io.Batches, number: int
 ) -> dict[str, float]:
-  """Computes the metrics of the validation text."""
+  """Computes the metrics of at most ``number`` batches of validation text."""
   sums = None
-  for step in range(number):
+  for step in range(min(number, batches.number)):
     batch = {k: x[0] for k, x in batches[step].items()}
     found = program.evaluate(params, batch)
     sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
   nll, right, count, bins = sums
   nll = float(nll) / float(count)
+  # NumPy gives inf where math.exp raises OverflowError.
+  with np.errstate(over="ignore"):
+    perplexity = float(np.exp(nll))
   return {
     "validation nll": nll,
-    "perplexity": math.exp(nll),
+    "perplexity": perplexity,
     "validation accuracy": float(right) / float(count),
     "ece": float(calibration.expected_calibration_error(bins)),
   }
@@ -222,7 +106,7 @@ def _sample(
   program: lm_step.Program, params: Any, text: corpus.Corpus, length: int
 ) -> str:
   """Returns a text that is sampled from the model."""
-  rows = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
+  rows = math.prod(program.mesh.shape[axis] for axis in lm_step.ROWS)
   tokens = np.zeros((rows, length), np.int32)
   tokens[:, 0] = text.tokenizer.token_to_id(corpus.START)
   key = jax.random.key(0)
@@ -258,15 +142,38 @@ def main(
     build: Returns the model for given sizes and compute dtype.
     words: The arguments of the command line; None reads ``sys.argv``.
   """
-  arguments = _parser().parse_args(words)
-  _connect(arguments)
+  arguments = lm_options.parser().parse_args(words)
+  try:
+    _connect(arguments)
+    _run(arguments, build)
+  except (lm_options.OptionsError, DivergedError) as error:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(_USELESS_TO_REPEAT)
+
+
+def _run(
+  arguments: argparse.Namespace, build: Callable[[Sizes, Any], lm_step.Model]
+) -> None:
+  """Prepares mesh, data and programs, and trains."""
   mesh = make_mesh(arguments.mesh)
-  _check(arguments, mesh)
+  lm_options.check(arguments, mesh)
   source = (arguments.data, arguments.text, arguments.vocab)
   if jax.process_index() == 0:
-    corpus.prepare(*source)
+    try:
+      corpus.prepare(*source)
+    except ValueError as error:
+      raise lm_options.OptionsError(error) from error
   multihost_utils.sync_global_devices("the text is prepared")
   text = corpus.load(*source)
+  multihost_utils.assert_equal(
+    np.frombuffer(bytes.fromhex(text.digest), np.uint8),
+    "--data must hold the same tokens on every host; prepare the text once and "
+    "copy the folder",
+  )
+  options = lm_options.compare(arguments, build.__name__, text.digest)
+  multihost_utils.sync_global_devices("the options are compared")
+  if jax.process_index() == 0:
+    lm_options.store(arguments, options)
   sizes = Sizes(
     arguments.vocab, arguments.width, arguments.layers, arguments.heads
   )
@@ -279,13 +186,13 @@ def main(
     full_logits=arguments.full_logits,
   )
   rows = arguments.batch // arguments.micro_batches
-  training = Batches(
-    corpus.shuffled(text.train, arguments.length, arguments.seed),
+  training = lm_io.Batches(
+    corpus.shuffled(text.train, arguments.length, arguments.seed).repeat(),
     (arguments.micro_batches, rows, arguments.length),
     mesh,
   )
-  validation = Batches(
-    corpus.shuffled(text.validation, arguments.length, 0),
+  validation = lm_io.Batches(
+    corpus.Padded(corpus.shuffled(text.validation, arguments.length, 0)),
     (1, arguments.batch, arguments.length),
     mesh,
   )
@@ -300,8 +207,8 @@ def _score(metrics: dict[str, float]) -> float:
 def _train(
   arguments: argparse.Namespace,
   program: lm_step.Program,
-  training: Batches,
-  validation: Batches,
+  training: lm_io.Batches,
+  validation: lm_io.Batches,
   text: corpus.Corpus,
 ) -> None:
   """Trains from the last checkpoint to the last step."""
@@ -312,7 +219,7 @@ def _train(
       [policies.LatestN(1), policies.BestN(get_metric_fn=_score, n=1)]
     ),
   )
-  folder = (arguments.out / "checkpoints").absolute()
+  folder = arguments.out / "checkpoints"
   with orbax.CheckpointManager(folder, options=options) as manager:
     latest = manager.latest_step()
     if latest is None:
@@ -325,7 +232,12 @@ def _train(
       )
       state = manager.restore(latest, args=orbax.args.StandardRestore(like))
     first = int(state.step)
-    metrics = Metrics(arguments.out / "metrics.csv", first)
+    if first >= arguments.steps and jax.process_index() == 0:
+      print(
+        f"--out {arguments.out} holds this training, which is finished after "
+        f"{first} steps; this is its result. Pass another --out to train again."
+      )
+    metrics = lm_io.Metrics(arguments.out / "metrics.csv", first)
     tokens = arguments.batch * arguments.length
     with _bar() as bar:
       task = bar.add_task(
@@ -348,6 +260,12 @@ def _train(
             program, state.params, validation, arguments.evaluation_batches
           )
           metrics.write(done, values)
+          if math.isnan(values["loss"] + values["validation nll"]):
+            raise DivergedError(
+              f"the loss is NaN after step {done}: the training diverged; pass "
+              "a smaller --learning-rate or a longer --warm-up, and another "
+              "--out"
+            )
           bar.update(task, loss=values["validation nll"], speed=speed)
           manager.save(
             done,

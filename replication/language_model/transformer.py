@@ -59,6 +59,8 @@ def _normalise(x: jax.Array, gain: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(square + 1e-6) * jnp.broadcast_to(gain, x.shape)
 
 
+# rotate of examples/pods/decoder.py is the same formula. It is kept twice,
+# because the example can be copied without the rest of the repository.
 def _rotate(x: jax.Array) -> jax.Array:
   """Adds rotary positions to ``[batch, length, heads, size]``."""
   half = x.shape[-1] // 2
