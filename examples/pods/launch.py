@@ -6,7 +6,9 @@ Use it to test a script before a run on a pod: python examples/pods/launch.py
 --processes 2 -- examples/pods/train_lm.py --mesh data=2
 
 If a process fails, the launcher stops the other processes and starts all of
-them again. The script continues from its last checkpoint.
+them again. The script continues from its last checkpoint. SIGINT and SIGTERM
+are passed on to all processes. After a SIGKILL of the launcher, they keep
+running.
 """
 
 import argparse
@@ -59,11 +61,11 @@ def _stop(running: list[subprocess.Popen], number: int) -> None:
       process.wait()
 
 
-def _wait(running: list[subprocess.Popen]) -> list[int]:
-  """Waits until all processes end or one fails, and returns the exit codes."""
+def _wait(running: list[subprocess.Popen], stopped_by: list[int]) -> list[int]:
+  """Waits until all processes end, one fails, or a signal has come."""
   while True:
     codes = [process.poll() for process in running]
-    if any(codes) or None not in codes:
+    if any(codes) or None not in codes or stopped_by:
       return [code for code in codes if code is not None]
     time.sleep(_POLL_SECONDS)
 
@@ -80,30 +82,27 @@ def launch(script: list[str], processes: int, restarts: int) -> int:
   Returns:
     The exit code: 0 if all processes ended without an error.
   """
+  # The loop passes the signal on: it may come while processes are started.
   stopped_by: list[int] = []
-  running: list[subprocess.Popen] = []
-
-  def pass_on(number: int, _: object) -> None:
-    stopped_by.append(number)
-    _stop(running, number)
-
   for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, pass_on)
+    signal.signal(number, lambda number, _: stopped_by.append(number))
   for attempt in range(restarts + 1):
-    running[:] = _start(script, processes)
-    codes = _wait(running)
-    if stopped_by:
-      return 128 + stopped_by[0]
-    if not any(codes):
+    running = _start(script, processes)
+    codes = _wait(running, stopped_by)
+    if not any(codes) and not stopped_by:
       return 0
-    failed = next(code for code in codes if code)
-    print(f"launch: a process ended with exit code {failed}", file=sys.stderr)
-    # SIGKILL, because the other processes wait for the failed one.
-    for process in running:
-      process.kill()
-      process.wait()
-    if failed == _USELESS_TO_REPEAT:
-      return failed
+    if not stopped_by:
+      failed = next(code for code in codes if code)
+      print(f"launch: a process ended with exit code {failed}", file=sys.stderr)
+      # SIGKILL, because the other processes wait for the failed one.
+      for process in running:
+        process.kill()
+        process.wait()
+      if failed == _USELESS_TO_REPEAT:
+        return failed
+    if stopped_by:
+      _stop(running, stopped_by[0])
+      return 128 + stopped_by[0]
     if attempt < restarts:
       print("launch: starting all processes again", file=sys.stderr)
   return 1
@@ -114,11 +113,33 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--processes", type=int, default=2, metavar="N")
-  parser.add_argument("--restarts", type=int, default=3, metavar="N")
-  parser.add_argument("script", nargs=argparse.REMAINDER)
+  parser.add_argument(
+    "--processes",
+    type=int,
+    default=2,
+    metavar="N",
+    help="the number of processes; default: 2",
+  )
+  parser.add_argument(
+    "--restarts",
+    type=int,
+    default=3,
+    metavar="N",
+    help="how often all processes are started again; default: 3",
+  )
+  parser.add_argument(
+    "script",
+    nargs=argparse.REMAINDER,
+    help="-- and then the script with its arguments",
+  )
   arguments = parser.parse_args()
-  script = [word for word in arguments.script if word != "--"]
+  if arguments.processes < 1:
+    parser.error(f"--processes must be at least 1, got {arguments.processes}")
+  if arguments.restarts < 0:
+    parser.error(f"--restarts must be at least 0, got {arguments.restarts}")
+  script = arguments.script
+  if script[:1] == ["--"]:
+    script = script[1:]
   if not script:
     parser.error("name the script to run after --")
   return launch(script, arguments.processes, arguments.restarts)

@@ -237,6 +237,8 @@ def _train(
         f"--out {arguments.out} holds this training, which is finished after "
         f"{first} steps; this is its result. Pass another --out to train again."
       )
+    elif first and jax.process_index() == 0:
+      print(f"Continues after step {first} of --out {arguments.out}.")
     metrics = lm_io.Metrics(arguments.out / "metrics.csv", first)
     tokens = arguments.batch * arguments.length
     with _bar() as bar:
