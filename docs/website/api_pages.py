@@ -22,7 +22,7 @@ STUDY = "squentropy_study"
 
 
 def modules() -> list[str]:
-  """The public modules of the library, then the study."""
+  """Returns the public modules of the library, then the study."""
   found = ["squentropy_jax"]
   for item in pkgutil.walk_packages(squentropy_jax.__path__, "squentropy_jax."):
     if not any(part[0] == "_" for part in item.name.split(".")):
@@ -31,7 +31,7 @@ def modules() -> list[str]:
 
 
 def _exports(module: ModuleType) -> list[str]:
-  """Names that a module defines or exports, in the order of the source."""
+  """Returns names that a module defines or exports, in the source's order."""
   if module.__name__ == STUDY:
     return sorted(module.__all__)
   text = pathlib.Path(module.__file__ or "").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def _exports(module: ModuleType) -> list[str]:
 
 @functools.cache
 def symbols() -> Mapping[str, tuple[str, ...]]:
-  """The public names of each module."""
+  """Returns the public names of each module."""
   found = {}
   for name in modules():
     module = importlib.import_module(name)
@@ -61,7 +61,7 @@ def symbols() -> Mapping[str, tuple[str, ...]]:
 
 @functools.cache
 def _pages() -> Mapping[str, str]:
-  """The page of each name, in all forms in which a text may write it."""
+  """Returns the page of each name, in all forms that a text may use."""
   found: dict[str, str] = {}
   for module, names in symbols().items():
     for name in names:
@@ -84,12 +84,12 @@ def _pages() -> Mapping[str, str]:
 
 
 def page_of(text: str) -> str | None:
-  """The page of a name such as ``losses.focal``, or None."""
+  """Returns the page of a name such as ``losses.focal``, or None."""
   return _pages().get(text.removesuffix("()"))
 
 
 def _opening(value: object) -> str:
-  """The first sentence of a docstring, in one line of Markdown."""
+  """Returns the first paragraph of a docstring, in one line of Markdown."""
   doc = inspect.cleandoc(getattr(value, "__doc__", None) or "")
   text = " ".join(doc.partition("\n\n")[0].split())
   text = re.sub(r":(?:func|class|mod):`~?([\w.]+)`", r"``\1``", text)
@@ -109,7 +109,7 @@ def _module_page(name: str, names: tuple[str, ...]) -> str:
 
 
 def _members(value: type) -> str:
-  """Methods and properties of a class that have docstrings of their own."""
+  """Returns autodoc's option for methods and properties with docstrings."""
   fields = {*getattr(value, "_fields", ())}
   fields |= {*getattr(value, "__dataclass_fields__", ())}
   own = [
@@ -148,7 +148,7 @@ def _symbol_page(module: str, name: str) -> str:
 
 
 def pages() -> dict[str, str]:
-  """The text of each page below ``api``."""
+  """Returns the text of each page below ``api``."""
   found = {}
   lines = ["| module | description |", "|---|---|"]
   for module, names in symbols().items():

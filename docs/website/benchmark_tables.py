@@ -10,7 +10,7 @@ RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 class Report(NamedTuple):
-  """How a file is shown.
+  """A section of the page, which shows a file of results.
 
   Attributes:
     title: The heading.
@@ -131,7 +131,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 
 def table(titles: list[str], rows: list[list[str]]) -> str:
-  """A Markdown table; columns of numbers are aligned on the right."""
+  """Returns a Markdown table, with columns of numbers aligned right."""
 
   def is_number(column: int) -> bool:
     values = [row[column] for row in rows if row[column]]
@@ -145,7 +145,7 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def machine(row: dict[str, str]) -> str:
-  """When and where a row was measured, in words."""
+  """Returns a sentence that says when and where a row was measured."""
   return (
     f"Measured on {row['date']} with {row['cores']} cores of one "
     f"{row['device'].upper()}, jax {row['jax_version']} and optax "
@@ -154,7 +154,7 @@ def machine(row: dict[str, str]) -> str:
 
 
 def dense() -> str:
-  """The losses of logits: one line for each shape, a column for each loss."""
+  """Returns a section with a line for each shape and a column for each loss."""
   rows = [row for row in _rows("dense") if row["loss"] != "optax cross-entropy"]
   parts = [
     "## Losses of logits",
@@ -182,7 +182,7 @@ def dense() -> str:
 
 
 def recalibration() -> str:
-  """The mean scores of each recalibrator."""
+  """Returns a section with the mean scores of each recalibrator."""
   rows = _rows("recalibration")
   names = list(dict.fromkeys(row["recalibrator"] for row in rows))
   lines = []
@@ -206,7 +206,7 @@ def recalibration() -> str:
 
 
 def tables() -> str:
-  """All tables, as sections of Markdown."""
+  """Returns all tables, as sections of Markdown."""
   parts = [dense()]
   for name, report in REPORTS.items():
     rows = _rows(name)

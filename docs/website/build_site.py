@@ -2,52 +2,41 @@
 """Builds the site: ``make docs``, or ``python docs/website/build_site.py``.
 
 The pages are written to build/site/source, and the site to build/site/html.
-Notebooks run once, until their source changes. Warnings are errors, and so are
-broken links and files from other hosts. Where Chromium is installed, it opens
-some pages. Arguments are those of sphinx-build, such as
+Notebooks run once, until their source changes. Warnings are errors, and so is
+what the checks of `check_site` find. Where Chromium is installed, `render_site`
+opens some pages. Arguments are those of sphinx-build, such as
 ``-D nb_execution_mode=off``.
 """
 
-import html
 import os
 import pathlib
-import re
 import sys
 
+import api_pages
 import check_site
 import render_site
 import site_pages
 from sphinx.cmd import build
+import study_report
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
-NOT_RUN = "<p>The notebooks were not run, so there is no report.</p>"
-DOWNLOAD = '<p><a href="report.html" download>Download the report</a></p>'
 
 
-def _save_report(site: pathlib.Path) -> None:
-  """Moves the report that a notebook embeds to a file of its own.
+def _problems(site: pathlib.Path, *, were_run: bool) -> list[str]:
+  """Returns what the checks of the site find.
 
-  Other pages show it too, and readers can download it.
+  Args:
+    site: The folder with the HTML files.
+    were_run: Whether the notebooks were run.
   """
-  page, report = (
-    site / "gallery" / name for name in ("compare_losses.html", "report.html")
-  )
-  text = page.read_text(encoding="utf-8")
-  # The code of the notebook, which the page shows, has the same words.
-  if embedded := re.search(r'(<iframe [^>]*)srcdoc="([^"]*)"', text):
-    report.write_text(html.unescape(embedded.group(2)), encoding="utf-8")
-    frame = f'{embedded.group(1)}src="report.html"'
-    text = text.replace(embedded.group(), frame)
-    text = text.replace("</iframe>", f"</iframe>{DOWNLOAD}")
-    page.write_text(text, encoding="utf-8")
-  elif not report.exists():
-    report.write_text(NOT_RUN, encoding="utf-8")
-
-
-def _problems(site: pathlib.Path) -> list[str]:
-  """What the checks of the site find."""
   found = check_site.problems(site)
+  found += check_site.missing_names(site, api_pages.symbols())
+  found += check_site.missing_results(
+    site, "squentropi", ("index", "losses/squentropy", "get_started")
+  )
+  if were_run:
+    found += study_report.problems(site)
   if render_site.chromium():
     found += render_site.problems(site)
   else:
@@ -78,8 +67,9 @@ def main(
   # as that of the tests, write no pages.
   if code > 1 or not (site / "index.html").exists():
     return code
-  _save_report(site)
-  problems = _problems(site)
+  study_report.save(site)
+  is_off = any(a.endswith("nb_execution_mode=off") for a in arguments)
+  problems = _problems(site, were_run=not is_off)
   print(*problems, f"The site is in {site / 'index.html'}", sep="\n")
   return code or bool(problems)
 

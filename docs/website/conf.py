@@ -19,6 +19,7 @@ extensions = [
   "sphinx.ext.autodoc",
   "sphinx.ext.napoleon",
   "mathml",
+  "notebook_times",
   "symbol_links",
 ]
 root_doc = "index"

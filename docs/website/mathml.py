@@ -21,11 +21,14 @@ _NEXT = r"(?=<m(?:i|n|frac|sqrt|sub|sup|subsup|mover|mrow))"
 
 
 def convert(latex: str, display: str) -> str:
-  """The MathML of a formula, or an error that quotes it.
+  """Returns the MathML of a formula.
 
   Args:
     latex: The formula.
     display: ``"inline"`` or ``"block"``.
+
+  Raises:
+    ValueError: The formula has a command that is not converted.
   """
   latex = latex.replace(r"\arg", r"\operatorname{arg}")
   try:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens pages of the site in headless Chromium, as narrow as a telephone."""
+"""Opens pages of the site in headless Chromium, as narrow as a telephone.
+
+It finds pages that are too wide, searches without a result, files that do not
+exist or are on other hosts, and errors of scripts.
+"""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -14,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 from typing import Any
+import urllib.parse
 
 PAGES = (
   "index.html",
@@ -23,8 +28,11 @@ PAGES = (
   "benchmarks.html",
   "replication/index.html",
   "api/squentropy_jax.losses.focal.html",
+  "search.html?q=squentropy",
 )
 WIDTH = 390
+# The browser writes to its console what it may not load: all of other hosts.
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 # One frame for each page, because a window cannot be as narrow as a frame.
 _FRAMES = """<!doctype html><meta charset="utf-8">
 <link rel="icon" href="data:,">
@@ -50,8 +58,9 @@ const open = (name) => new Promise((done) => {{
   const frame = document.createElement("iframe");
   frame.src = "/" + name;
   frame.onload = () => setTimeout(() => {{
-    const page = frame.contentDocument;
-    done({{ title: page.title, wide: wide(page),
+    // A page that has gone to another host cannot be read.
+    const page = frame.contentDocument ?? new Document();
+    done({{ wide: page.documentElement ? wide(page) : [],
             results: page.querySelectorAll("#search-results li").length }});
     frame.remove();
   }}, 1000);
@@ -67,15 +76,21 @@ const open = (name) => new Promise((done) => {{
 
 
 def chromium() -> str | None:
-  """The command of Chromium or Chrome, or None."""
+  """Returns the command of Chromium or Chrome, or None."""
   names = ("chromium", "chromium-browser", "google-chrome")
   return next(filter(None, map(shutil.which, names)), None)
 
 
 class _Handler(server.SimpleHTTPRequestHandler):
-  """Serves the site, and the page of frames at ``/frames``."""
+  """Serves the site, and the page of frames at ``/frames``.
 
-  frames = ""
+  Attributes:
+    frames: The page of frames.
+    failed: The requests that were answered with an error, in words.
+  """
+
+  frames: str
+  failed: list[str]
 
   def do_GET(self) -> None:
     """Answers a request."""
@@ -89,30 +104,45 @@ class _Handler(server.SimpleHTTPRequestHandler):
     self.end_headers()
     self.wfile.write(data)
 
+  def send_response(self, code: int, message: str | None = None) -> None:
+    """Begins an answer, and records errors."""
+    super().send_response(code, message)
+    if code >= 400:
+      answer = f"{self.path[1:]}: error {code}"
+      page = urllib.parse.urlsplit(self.headers.get("Referer", "")).path
+      is_file = page not in ("", "/frames")
+      self.failed.append(f"{page[1:]} loads {answer}" if is_file else answer)
+
+  def end_headers(self) -> None:
+    """Ends the headers with the policy."""
+    self.send_header("Content-Security-Policy", _POLICY)
+    super().end_headers()
+
   def log_message(self, *_: Any) -> None:
     """Prints nothing."""
 
 
 @contextlib.contextmanager
-def _served(site: pathlib.Path, frames: str) -> Iterator[str]:
-  """The address of a local server of the site."""
-  handler = type("Handler", (_Handler,), {"frames": frames})
+def _served(site: pathlib.Path, frames: str) -> Iterator[tuple[str, list[str]]]:
+  """Yields the address of a local server, and the list of failed requests."""
+  failed: list[str] = []
+  handler = type("Handler", (_Handler,), {"frames": frames, "failed": failed})
   with server.ThreadingHTTPServer(
     ("127.0.0.1", 0), functools.partial(handler, directory=str(site))
   ) as running:
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
     try:
-      yield f"http://127.0.0.1:{running.server_port}"
+      yield f"http://127.0.0.1:{running.server_port}", failed
     finally:
       running.shutdown()
       thread.join()
 
 
-def rendered(
-  site: pathlib.Path, names: Sequence[str], width: int = WIDTH
+def _rendered(
+  site: pathlib.Path, names: Sequence[str], width: int
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-  """What a browser finds on pages, and what it writes to its console.
+  """Opens pages in a browser.
 
   Args:
     site: The folder with the HTML files.
@@ -120,16 +150,16 @@ def rendered(
     width: The width of the window in pixels.
 
   Returns:
-    For each page its ``title``, the elements that are ``wide``r than the
-    window, and the number of search ``results``; and the lines of the console,
-    which also has each file that was not found.
+    For each page the ``wide`` elements, which do not fit into the window, and
+    the number of search ``results``. Then the errors: requests that failed, and
+    the lines of the console.
   """
   command = chromium()
   if command is None:
     raise RuntimeError("Found no Chromium and no Chrome: install one of them.")
   frames = _FRAMES.format(width=width, names=json.dumps(list(names)))
   with (
-    _served(site, frames) as address,
+    _served(site, frames) as (address, failed),
     tempfile.TemporaryDirectory() as profile,
   ):
     done = subprocess.run(
@@ -154,17 +184,31 @@ def rendered(
   if body is None:
     raise RuntimeError(f"Chromium did not open the pages: {done.stderr}")
   console = re.findall(r"CONSOLE[^\]]*\] (.*)", done.stderr)
-  return json.loads(html.unescape(body.group(1))), console
+  errors = failed + [f"console: {line}" for line in console]
+  return json.loads(html.unescape(body.group(1))), errors
 
 
 def problems(
   site: pathlib.Path, names: Sequence[str] = PAGES, width: int = WIDTH
 ) -> list[str]:
-  """What is wider than the window, and all errors of the console."""
-  pages, console = rendered(site, names, width)
-  found = [
-    f"{name} is wider than {width} pixels: {', '.join(page['wide'])}"
-    for name, page in pages.items()
-    if page["wide"]
-  ]
-  return found + [f"console: {line}" for line in console]
+  """Opens pages in a browser, and returns what is wrong with them.
+
+  Args:
+    site: The folder with the HTML files.
+    names: The pages, each with its query, such as ``"search.html?q=focal"``.
+    width: The width of the window in pixels.
+
+  Returns:
+    A sentence for each page that is wider than the window, for each search
+    without a result, for each page or file that does not exist, for each
+    request to another host, and for each error of a script.
+  """
+  pages, errors = _rendered(site, names, width)
+  found = []
+  for name, page in pages.items():
+    if page["wide"]:
+      wide = ", ".join(page["wide"])
+      found.append(f"{name} is wider than {width} pixels: {wide}")
+    if name.startswith("search.html") and not page["results"]:
+      found.append(f"{name} shows no result")
+  return found + errors

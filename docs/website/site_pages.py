@@ -36,7 +36,7 @@ FOLDERS = {
 # Sections that are pages.
 SECTIONS = {"README.md#sharp-edges": "sharp_edges.md"}
 IMAGES = (".svg", ".png")
-# The notebook compare_losses makes the report, and build_site saves it.
+# The notebook compare_losses makes the report, and study_report saves it.
 REPORT = """## A report
 
 This is the report of a small study. [A notebook of the
@@ -63,7 +63,7 @@ _CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$|`[^`\n]+`", re.M | re.S)
 
 
 def place(path: str) -> str | None:
-  """The page of the site that shows a file of the repository, or None."""
+  """Returns the page that shows a file of the repository, or None."""
   if path in MOVED:
     return MOVED[path]
   if path in FOLDERS:
@@ -107,7 +107,7 @@ class Pages:
     self.texts[page] = self._relinked(text, path, page)
 
   def _relinked(self, text: str, path: str, page: str) -> str:
-    """The text with its links changed to the places of the site."""
+    """Returns the text with its links changed to the places of the site."""
     parts, end = [], 0
     for code in [*_CODE.finditer(text), None]:
       start = code.start() if code else len(text)
@@ -165,7 +165,7 @@ class Pages:
 
 
 def section(text: str, heading: str) -> str:
-  """The section of a page, without its heading."""
+  """Returns a section of a page, without its heading."""
   match = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
   if match is None:
     raise ValueError(f"There is no section {heading!r}.")
@@ -173,14 +173,14 @@ def section(text: str, heading: str) -> str:
 
 
 def reasons(readme: str) -> str:
-  """The list in the README that says what the library is good for."""
+  """Returns the list in the README of what the library is good for."""
   match = re.search(r"^- \*\*.*?(?=^[^-\s])", readme, re.M | re.S)
   assert match is not None
   return match.group()
 
 
 def picture(readme: str) -> str:
-  """The first picture of the README, with the caption below it."""
+  """Returns the first picture of the README, with the caption below it."""
   match = re.search(r"^!\[[^\n]*\n\n\*.*?\*\n\n", readme, re.M | re.S)
   assert match is not None
   return match.group()
@@ -192,7 +192,7 @@ def _toctree(entries: list[str]) -> str:
 
 
 def _examples(pages: Pages) -> None:
-  """A page for each script of examples/, and their list."""
+  """Adds a page for each script of examples/, and their list."""
   lines = ["| script | description |", "|---|---|"]
   names = []
   for path in sorted((ROOT / "examples").rglob("*.py")):
@@ -214,7 +214,7 @@ def _examples(pages: Pages) -> None:
 
 
 def pages() -> Pages:
-  """All pages of the site."""
+  """Returns all pages of the site."""
   found = Pages()
   for path in sorted((ROOT / "docs").rglob("*.md")):
     found.add(path.relative_to(ROOT).as_posix())

@@ -62,7 +62,7 @@ def _parents(node: nodes.Node) -> Any:
 
 
 def short_types(text: str) -> str:
-  """The types of a signature as users write them."""
+  """Returns a signature with its types as users write them."""
   for pattern, name in _TYPES:
     text = re.sub(pattern, name, text)
   return text
@@ -90,7 +90,7 @@ def _docstring(
 
 
 def _missing(app: Any, env: Any, node: Any, content: Any) -> None:
-  """Names of this project that have no page are errors; others are text."""
+  """Warns of names of this project that have no page; others are text."""
   del app, env, content
   target = node.get("reftarget", "")
   if node.get("refdomain") == "py" and node.get("refexplicit") is not None:
