@@ -244,7 +244,7 @@ def compare(arguments: argparse.Namespace, model: str, digest: str) -> dict:
 
 
 def store(arguments: argparse.Namespace, options: dict) -> None:
-  """Writes the options beside the checkpoints."""
+  """Writes the options next to the checkpoints."""
   arguments.out.mkdir(parents=True, exist_ok=True)
   partial = arguments.out / "options.json.part"
   partial.write_text(json.dumps(options, indent=2) + "\n")
