@@ -230,7 +230,8 @@ def digest(dataset: Dataset) -> str:
     if array.dtype.kind == "O":
       array = array.astype(str)
     result.update(f"{array.dtype.str} {array.shape} ".encode())
-    result.update(np.ascontiguousarray(array).data)
+    # Dates have no buffer of their own.
+    result.update(array.tobytes())
   result.update(repr(dataset.classes).encode())
   return result.hexdigest()
 

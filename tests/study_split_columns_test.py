@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from squentropy_study import StudyError, load_data
-from squentropy_study._data import from_table
+from squentropy_study._data import digest, from_table
 from squentropy_study._folds import fold
 from squentropy_study._raw_table import RawTable
 
@@ -45,6 +45,8 @@ def test_time_trains_on_the_past(path):
   assert train.max() < validation.min()
   assert validation.max() < test.min()
   assert "from 2025-01-01" in folds.notes[0]
+  later = dataset._replace(times=times + np.timedelta64(1, "D"))
+  assert digest(dataset) != digest(later)
 
 
 def test_no_group_is_in_two_parts(path):
