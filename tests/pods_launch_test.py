@@ -53,6 +53,33 @@ def test_all_processes_get_the_signal(tmp_path):
   files(tmp_path, "ended", 3)
 
 
+def test_a_process_that_ignores_the_signal_is_killed(
+  launch, monkeypatch, capfd
+):
+  monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.1)
+  words = "import signal, time; signal.signal(15, signal.SIG_IGN)\n"
+  words += "print(flush=True); time.sleep(600)"
+  process = subprocess.Popen(
+    [sys.executable, "-c", words], stdout=subprocess.PIPE
+  )
+  process.stdout.readline()
+  launch._stop([process], signal.SIGTERM)
+  process.stdout.close()
+  assert process.returncode == -signal.SIGKILL
+  assert "killing a process that does not end" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux does this")
+def test_all_processes_end_with_a_killed_launcher(tmp_path):
+  process = launched(tmp_path, WAITS)
+  files(tmp_path, "began", 2)
+  process.kill()
+  # The processes hold this pipe open until they end.
+  process.communicate(timeout=SECONDS)
+  assert process.returncode == -signal.SIGKILL
+  assert not list(tmp_path.glob("ended*"))
+
+
 @pytest.fixture
 def launch():
   """The module, which sets handlers of signals."""

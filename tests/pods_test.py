@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def command(script, text, out, *options):
   return [sys.executable, PODS / script, *OPTIONS, *data, *options]
 
 
+def commands_of_the_page(text, out, *options):
+  """Those of docs/pods.md for a CPU: the last of two equal options counts."""
+  page = (ROOT / "docs" / "pods.md").read_text().replace("\\\n", "")
+  blocks = re.findall(r"^```\n(.*?)^```", page, re.M | re.S)
+  found = [x for x in map(shlex.split, blocks) if "--cpu-devices" in x]
+  smaller = command("", text, out, *options)[2:]
+  return [[sys.executable, *words[1:], *smaller] for words in found]
+
+
 def environment():
   kept = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
   return kept | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
@@ -67,6 +77,7 @@ def metrics(out):
 def launch(words):
   return subprocess.Popen(
     [str(word) for word in words],
+    cwd=ROOT,
     env=environment(),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -85,14 +96,27 @@ def over_two(words):
   return launch([*launcher, *words[1:]])
 
 
-MESH = ("--cpu-devices=1", "--mesh=data=2")
+@pytest.fixture(scope="module")
+def alone(text, tmp_path_factory):
+  """The training on one device."""
+  out = tmp_path_factory.mktemp("alone")
+  finish(launch(command("train_lm.py", text, out)))
+  return metrics(out)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(text, tmp_path_factory):
+  """The training over two processes, none of which is killed."""
   out = tmp_path_factory.mktemp("undisturbed")
-  finish(over_two(command("train_lm.py", text, out, *MESH)))
+  finish(launch(commands_of_the_page(text, out)[1]))
   return metrics(out)
+
+
+def assert_close(found, expected):
+  """Compares the first rows, because later ones differ more and more."""
+  for name in ("loss", "gradient norm", "validation nll"):
+    numbers = [float(rows[0][name]) for rows in (found, expected)]
+    np.testing.assert_allclose(*numbers, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -100,7 +124,7 @@ def test_training_survives_a_killed_process(
   number, text, undisturbed, tmp_path
 ):
   """SIGKILL of one process: the same numbers, bit for bit, at the end."""
-  process = over_two(command("train_lm.py", text, tmp_path, *MESH))
+  process = launch(commands_of_the_page(text, tmp_path)[1])
   saved = tmp_path / "checkpoints" / "3"
   end = time.monotonic() + SECONDS
   while not saved.exists() and time.monotonic() < end:
@@ -114,13 +138,16 @@ def test_training_survives_a_killed_process(
   assert metrics(tmp_path) == undisturbed
 
 
-def test_one_process_gives_the_same_numbers(text, undisturbed, tmp_path):
-  """Two processes with one device each, and one process: the first rows."""
-  finish(launch(command("train_lm.py", text, tmp_path)))
-  found = metrics(tmp_path)
-  for name in ("loss", "gradient norm", "validation nll"):
-    numbers = [float(rows[0][name]) for rows in (found, undisturbed)]
-    np.testing.assert_allclose(*numbers, rtol=1e-5, err_msg=name)
+def test_commands_of_the_page_train_as_one_device_does(
+  text, alone, undisturbed, tmp_path
+):
+  commands = commands_of_the_page(text, tmp_path)
+  assert ["launch.py" in str(words) for words in commands] == [False, True]
+  out, _ = finish(launch(commands[0]))
+  assert "perplexity" in out
+  assert (tmp_path / "checkpoints" / "9").is_dir()
+  assert_close(metrics(tmp_path), alone)
+  assert_close(undisturbed, alone)
 
 
 def test_linen_training_ends_and_is_finished(text, tmp_path):
@@ -165,15 +192,12 @@ def test_linen_computes_the_features_of_nnx():
     )
 
 
-def test_a_mesh_trains_through_the_command_line(text, undisturbed, tmp_path):
-  """With evaluation, checkpoints and a sampled text, over two processes."""
+def test_all_axes_but_data_shard_over_two_processes(text, alone, tmp_path):
   options = ("--cpu-devices=4", "--mesh=fsdp=2,context=2,vocab=2")
   out, _ = finish(over_two(command("train_lm.py", text, tmp_path, *options)))
   assert "perplexity" in out
   assert (tmp_path / "checkpoints" / "9").is_dir()
-  for name in ("loss", "gradient norm", "validation nll"):
-    numbers = [float(x[0][name]) for x in (metrics(tmp_path), undisturbed)]
-    np.testing.assert_allclose(*numbers, rtol=1e-5, err_msg=name)
+  assert_close(metrics(tmp_path), alone)
 
 
 # With the arguments of the launcher, the devices are those of two processes.
@@ -261,16 +285,21 @@ def test_a_step_is_equal_on_every_mesh(processes, tmp_path):
     assert ulp < 16, name
 
 
-def test_stop_signal_is_passed_on(text, tmp_path):
+def test_stop_signal_saves_a_checkpoint(text, tmp_path):
   # So many steps that the processes do not end by themselves.
-  options = (*MESH, "--steps=1000000")
-  process = over_two(command("train_lm.py", text, tmp_path, *options))
+  words = commands_of_the_page(text, tmp_path, "--steps=1000000")[1]
+  process = launch(words)
   end = time.monotonic() + SECONDS
   while not (tmp_path / "metrics.csv").exists() and time.monotonic() < end:
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
-  process.communicate(timeout=SECONDS)
+  out, errors = process.communicate(timeout=SECONDS)
   assert process.returncode == 128 + signal.SIGTERM
+  assert "launch: killing" not in errors
+  # Both processes stop after the same step, which is saved.
+  first, second = re.findall(r"Stops after step (\d+), because", out)
+  assert first == second == metrics(tmp_path)[-1]["step"]
+  assert (tmp_path / "checkpoints" / first).is_dir()
 
 
 @pytest.mark.parametrize(

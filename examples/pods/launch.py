@@ -7,11 +7,12 @@ Use it to test a script before a run on a pod: python examples/pods/launch.py
 
 If a process fails, the launcher stops the other processes and starts all of
 them again. The script continues from its last checkpoint. SIGINT and SIGTERM
-are passed on to all processes. After a SIGKILL of the launcher, they keep
-running.
+are passed on to all processes. If SIGKILL ends the launcher, Linux kills the
+processes too. On other systems they keep running.
 """
 
 import argparse
+import ctypes
 import signal
 import socket
 import subprocess
@@ -23,12 +24,22 @@ _GRACE_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 # The exit code of a script with invalid options, or whose training diverged.
 _USELESS_TO_REPEAT = 2
+_LINUX = sys.platform == "linux"
+# Loaded here, because a new process must do little before it runs the script.
+_LIBC = ctypes.CDLL(None) if _LINUX else None
+_PR_SET_PDEATHSIG = 1
 
 
 def _free_port() -> int:
   with socket.socket() as free:
     free.bind(("localhost", 0))
     return free.getsockname()[1]
+
+
+def _end_with_launcher() -> None:
+  """Asks Linux to kill this process when the launcher ends."""
+  if _LIBC is not None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _start(script: list[str], processes: int) -> list[subprocess.Popen]:
@@ -41,7 +52,9 @@ def _start(script: list[str], processes: int) -> list[subprocess.Popen]:
         f"--coordinator={coordinator}",
         f"--processes={processes}",
         f"--process={number}",
-      ]
+      ],
+      # Two trainings would otherwise write the same checkpoints.
+      preexec_fn=_end_with_launcher if _LINUX else None,
     )
     for number in range(processes)
   ]
@@ -57,6 +70,7 @@ def _stop(running: list[subprocess.Popen], number: int) -> None:
     try:
       process.wait(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
+      print("launch: killing a process that does not end", file=sys.stderr)
       process.kill()
       process.wait()
 

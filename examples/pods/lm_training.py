@@ -4,6 +4,7 @@
 import argparse
 from collections.abc import Callable
 import math
+import signal
 import sys
 import time
 from typing import Any
@@ -253,7 +254,10 @@ def _train(
           # The first step compiles.
           jax.block_until_ready(found)
           began, since = time.monotonic(), done
-        if done % arguments.evaluate_every == 0 or done == arguments.steps:
+        # After SIGTERM to any process, JAX chooses one step for all of them.
+        stops = manager.reached_preemption(done)
+        last = stops or done == arguments.steps
+        if last or done % arguments.evaluate_every == 0:
           values = {name: float(x) for name, x in found.items()}
           seconds = time.monotonic() - began
           speed = (done - since) * tokens / max(seconds, 1e-9)
@@ -276,6 +280,10 @@ def _train(
           )
           began, since = time.monotonic(), done
         bar.update(task, completed=done)
+        if stops:
+          manager.wait_until_finished()
+          print(f"Stops after step {done}, because of SIGTERM.", flush=True)
+          sys.exit(128 + signal.SIGTERM)
     manager.wait_until_finished()
   values = _evaluate(
     program, state.params, validation, arguments.evaluation_batches
