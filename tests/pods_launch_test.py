@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The launcher of examples/pods with scripts that do not train."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -53,9 +52,8 @@ def test_all_processes_get_the_signal(tmp_path):
   files(tmp_path, "ended", 3)
 
 
-def test_a_process_that_ignores_the_signal_is_killed(
-  launch, monkeypatch, capfd
-):
+def test_a_process_that_ignores_the_signal_is_killed(monkeypatch, capfd):
+  launch = source.script(LAUNCH.parent, "launch")
   monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.1)
   words = "import signal, time; signal.signal(15, signal.SIG_IGN)\n"
   words += "print(flush=True); time.sleep(600)"
@@ -80,40 +78,56 @@ def test_all_processes_end_with_a_killed_launcher(tmp_path):
   assert not list(tmp_path.glob("ended*"))
 
 
-@pytest.fixture
-def launch():
-  """The module, which sets handlers of signals."""
-  before = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)}
-  yield source.script(LAUNCH.parent, "launch")
-  for number, handler in before.items():
-    signal.signal(number, handler)
+# The launcher gets SIGTERM at a chosen occurrence of an event.
+AT_EVENT = """
+import signal, sys
+chosen, left = sys.argv[1], int(sys.argv[2])
+
+def hook(event, arguments):
+  global left
+  if event == chosen:
+    left -= 1
+    if left == 0:
+      signal.raise_signal(signal.SIGTERM)
+
+sys.path.insert(0, sys.argv[3])
+import launch
+sys.addaudithook(hook)
+sys.exit(launch.launch(sys.argv[4:], 2, 3))
+"""
+# The first process fails at first. Others would leave a file after 30 seconds.
+FAILS_ONCE = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+if sys.argv[-1] == "--process=0" and not (folder / "failed").exists():
+  (folder / "failed").touch()
+  sys.exit(1)
+time.sleep(30)
+(folder / "waited").touch()
+"""
 
 
-def test_signal_while_processes_are_started_again(
-  launch, monkeypatch, tmp_path
-):
+@pytest.mark.parametrize(
+  ("event", "number"),
+  [
+    ("subprocess.Popen", 2),  # While the processes are started,
+    ("os.kill", 1),  # while they are stopped after the failure,
+    ("subprocess.Popen", 3),  # and while they are started again.
+  ],
+)
+def test_signal_at_any_moment(event, number, tmp_path):
   script = tmp_path / "script.py"
-  # Fails at first, and then does not end by itself.
-  script.write_text(
-    "import pathlib, sys, time\n"
-    "first = pathlib.Path(sys.argv[1])\n"
-    "if not first.exists():\n"
-    "  first.touch()\n"
-    "  sys.exit(1)\n"
-    "time.sleep(600)\n"
+  script.write_text(FAILS_ONCE)
+  words = [event, str(number), LAUNCH.parent, script, tmp_path]
+  done = subprocess.run(
+    [sys.executable, "-c", AT_EVENT, *words],
+    check=False,
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=SECONDS,
   )
-  start, starts = launch._start, []
-
-  def restart(*arguments):
-    starts.append(arguments)
-    if len(starts) == 2:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return start(*arguments)
-
-  monkeypatch.setattr(launch, "_start", restart)
-  words = [str(script), str(tmp_path / "first")]
-  assert launch.launch(words, 1, 3) == 128 + signal.SIGTERM
-  assert len(starts) == 2
+  assert done.returncode == 128 + signal.SIGTERM, done.stderr
+  assert not (tmp_path / "waited").exists()
 
 
 @pytest.mark.parametrize(("code", "starts"), [(1, 3), (2, 1)])
