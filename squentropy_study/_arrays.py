@@ -61,8 +61,9 @@ def features(x: np.ndarray, source: str) -> np.ndarray:
   """
   if x.dtype.kind not in "biuf":
     raise StudyError(
-      f"{source}: x must be numeric, got {x.dtype}; convert it with "
-      "x.astype(float)"
+      f"{source}: x must be an array of numbers, got {x.dtype}; convert it "
+      "with x.astype(float), or pass columns of text and categories in a table "
+      "(a DataFrame, or a file such as .csv)"
     )
   return np.where(np.isfinite(x), x, np.nan) if x.dtype.kind == "f" else x
 

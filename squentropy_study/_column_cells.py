@@ -135,6 +135,29 @@ def read_cells(
   Raises:
     StudyError: The column holds complex numbers.
   """
+  kind, codes, uniques = _distinct(name, column)
+  gone = _are(kind, uniques, missing)
+  if kind == "numbers":
+    gone |= ~np.isfinite(uniques)
+  elif kind == "texts":
+    gone |= np.array([text in _MISSING_WORDS for text in uniques], bool)
+  if gone.any():
+    kept = np.cumsum(~gone) - 1
+    codes = np.append(np.where(gone, -1, kept), -1)[codes]
+    uniques = uniques[~gone]
+  return Cells(kind, uniques, codes)
+
+
+def holds(name: str, column: pd.Series, value: str) -> bool:
+  """Returns whether a cell of a column is a value that is given as text."""
+  kind, _, uniques = _distinct(name, column)
+  return bool(_are(kind, uniques, (value,)).any())
+
+
+def _distinct(
+  name: str, column: pd.Series
+) -> tuple[str, np.ndarray, np.ndarray]:
+  """Returns the kind of a column, the code of each row, and the values."""
   typed = _typed(name, column)
   if typed is None:
     objects = column.astype(object)
@@ -149,23 +172,26 @@ def read_cells(
   codes, uniques = _factorized(values)
   if kind == "numbers":
     uniques = pd.Series(uniques).to_numpy(np.float64, na_value=np.nan)
-    gone = ~np.isfinite(uniques) | np.isin(uniques, missing_numbers(missing))
   elif kind == "dates":
     uniques = _dates(uniques)
-    gone = np.isin([value_text(date) for date in uniques], missing)
   elif kind == "booleans":
     uniques = uniques.astype(bool)
-    gone = np.zeros(len(uniques), bool)
-  else:
-    words = _MISSING_WORDS.union(missing)
-    gone = np.array([text in words for text in uniques], bool)
-    if numbers_missing := missing_numbers(missing):
-      gone |= np.isin(_any_numbers(uniques), numbers_missing)
-  if gone.any():
-    kept = np.cumsum(~gone) - 1
-    codes = np.append(np.where(gone, -1, kept), -1)[codes]
-    uniques = uniques[~gone]
-  return Cells(kind, uniques, codes)
+  return kind, codes, uniques
+
+
+def _are(
+  kind: str, uniques: np.ndarray, missing: tuple[str, ...]
+) -> np.ndarray:
+  """Returns which values are among some that are given as text."""
+  numbers = missing_numbers(missing)
+  if kind == "booleans":
+    return np.zeros(len(uniques), bool)
+  if kind == "numbers":
+    return np.isin(uniques, numbers)
+  found = np.array([value_text(value) in missing for value in uniques], bool)
+  if kind == "texts" and numbers:
+    found |= np.isin(_any_numbers(uniques), numbers)
+  return found
 
 
 def _any_numbers(texts: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -25,6 +25,9 @@ _TOPICS = {
   "constant": "columns with a single value are left out",
   "many": f"columns with more than {MOST_CATEGORIES} categories are left out; "
   "keep one with --categorical COLUMN",
+  "text": "columns of free text are left out, because a network needs numbers "
+  "or categories; replace them by such columns, for example by an embedding of "
+  "the text",
   "unread": "columns of text are left out, because they hold neither numbers "
   f"nor at most {MOST_CATEGORIES} categories; correct them, or read one with "
   "--numeric COLUMN",

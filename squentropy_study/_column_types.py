@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides from a whole column what it holds: numbers, dates or categories."""
 
+from collections.abc import Sequence
 import dataclasses
 import re
 from typing import NamedTuple
@@ -32,6 +33,8 @@ _ENOUGH = 0.95
 # Share from which a column of categories is called one of numbers with words.
 _MANY = 0.5
 _EPOCH = np.datetime64("1970-01-01", "us")
+# Mean number of words of texts that are not names.
+_SENTENCE = 4
 # There are at most as many spellings of true and false.
 _MOST_SPELLINGS = 50
 # A text with a number and a unit, such as "12.5 kg".
@@ -197,6 +200,11 @@ def _look(names: list[str]) -> str:
   return ""
 
 
+def _is_free_text(texts: Sequence[str]) -> bool:
+  """Whether texts are sentences rather than names or keys."""
+  return float(np.mean([len(text.split()) for text in texts])) >= _SENTENCE
+
+
 def _categorical(
   name: str,
   cells: Cells,
@@ -235,9 +243,12 @@ def _categorical(
       )
     return one_hot
   names_rows = _table_checks.names_rows(name, size, len(categories))
+  is_long = names_rows or len(categories) > MOST_CATEGORIES
+  if is_long and not look and _is_free_text(categories):
+    return Decision(None, (Remark("text", name),))
   if names_rows and not look:
     return Decision(None, (Remark("id", name or "''"),), identifies=True)
-  if names_rows or len(categories) > MOST_CATEGORIES:
+  if is_long:
     such = most_common(cells, np.ones(len(names), bool))
     text = f"{name} ({len(categories)} categories such as {such}"
     text = f"{text}, {look})" if look else f"{text})"

@@ -5,7 +5,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import difflib
+import os
 from pathlib import Path
+import re
 import shlex
 import signal
 import sys
@@ -31,7 +34,7 @@ from squentropy_study import (
 )
 from squentropy_study._results import Results
 from squentropy_study._settings import Settings
-from squentropy_study._study_error import StudyError
+from squentropy_study._study_error import StudyError, unknown_name
 
 _PROGRAM = "squentropy-study"
 
@@ -61,8 +64,25 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 class _Parser(argparse.ArgumentParser):
   """A parser that raises StudyError, which is printed as one line."""
 
+  def __init__(self, **keywords: Any) -> None:
+    # An abbreviation can change its meaning in a later version.
+    super().__init__(**{**keywords, "allow_abbrev": False})
+
   def error(self, message: str) -> NoReturn:
+    """Raises StudyError, with the nearest option for an unknown one."""
+    _, found, words = message.partition("unrecognized arguments: ")
+    option = words.split()[0].partition("=")[0] if found else ""
+    known = re.findall(r"--[a-z-]+", self.format_usage())
+    if near := difflib.get_close_matches(option, known, n=1):
+      raise unknown_name("option", option, near)
     raise StudyError(f"{message} (see {self.prog} --help)")
+
+  def parse_known_args(self, *arguments: Any) -> Any:  # type: ignore[override]
+    """Raises for unknown options of a sub-command, which knows its own."""
+    found, unknown = super().parse_known_args(*arguments)
+    if unknown:
+      self.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return found, unknown
 
 
 class _Version(argparse.Action):
@@ -213,12 +233,19 @@ def main(words: Sequence[str]) -> int:
     words: The arguments.
 
   Returns:
-    The exit status: 0 for success, 2 for a user error, 130 after Ctrl-C, 143
-    after SIGTERM.
+    The exit status: 0 for success, 1 if nobody reads the output to its end, 2
+    for a user error, 130 after Ctrl-C, 143 after SIGTERM.
   """
+  # Own losses are imported from the working folder, as ``python -m`` does.
+  sys.path.append(os.getcwd())
   try:
     with _sigterm_as_interrupt():
       _dispatch(words)
+      sys.stdout.flush()
+  except BrokenPipeError:
+    # The reader, such as head, has ended. Python would fail again at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
   except StudyError as error:
     print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
     return 2

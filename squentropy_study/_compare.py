@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares losses on data in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -17,6 +17,7 @@ from squentropy_study import (
   _data,
   _encoding,
   _loss_words,
+  _own_losses,
   _progress_bar,
   _run,
 )
@@ -26,14 +27,11 @@ from squentropy_study._results import Results
 from squentropy_study._settings import Settings
 from squentropy_study._study_error import StudyError, unknown_name
 
-# Settings that say which file is read, and those that are arguments.
+# Settings that say which file is read.
 _OF_FILES = ("data", "label", "encoding", "header")
-_ARGUMENTS = ("losses", "seeds")
 
 
-def _settings(
-  losses: Sequence[str], seeds: int, settings: dict[str, Any]
-) -> Settings:
+def _settings(losses: Any, seeds: int, settings: dict[str, Any]) -> Settings:
   """Returns settings of data without a name."""
   fields = {field.name for field in dataclasses.fields(Settings)}
   for name in settings:
@@ -43,9 +41,10 @@ def _settings(
         f"{name}"
       )
     if name not in fields:
-      known = sorted(fields - {*_OF_FILES, *_ARGUMENTS})
+      known = sorted({*fields - {*_OF_FILES}, "out", "fresh", "quiet"})
       raise unknown_name("setting", name, known)
-  words = [losses] if isinstance(losses, str) else losses
+  several = isinstance(losses, Iterable) and not isinstance(losses, str)
+  words = map(_own_losses.text_of, losses if several else [losses])
   values: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in settings.items()
@@ -86,7 +85,7 @@ def _dataset(x: Any, y: Any, settings: Settings) -> tuple[Dataset, Settings]:
   columns = {
     "time": settings.time,
     "group": settings.group,
-    "id": settings.id_column,
+    "id": settings.id,
   }
   if isinstance(x, pd.DataFrame):
     frame, label = _table(x, y)
@@ -132,7 +131,7 @@ def compare(
   x: Any,
   y: Any,
   *,
-  losses: Sequence[str] = Settings.losses,
+  losses: Sequence[str | Callable[..., Any]] = Settings.losses,
   seeds: int = Settings.seeds,
   out: str | Path | None = None,
   fresh: bool = False,
@@ -148,7 +147,11 @@ def compare(
   Args:
     x: A DataFrame, or an array ``[rows, ...]`` of numbers.
     y: Labels, ``[rows]``: numbers or text, or the name of a column of x.
-    losses: Losses with hyper-parameters, such as ``squentropy:scale=0.5``.
+    losses: Losses with hyper-parameters, such as ``squentropy:scale=0.5``, or
+      functions of logits and labels that return the loss of each row, such as
+      those that ``squentropy_jax.row_loss`` makes. A function must be defined
+      at the top of a module or notebook; ``functools.partial`` binds its
+      hyper-parameters.
     seeds: Number of seeds.
     out: A folder for the results and the report. A call with the same data
       resumes the study in this folder, and :func:`predict` uses it to predict

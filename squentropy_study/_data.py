@@ -92,7 +92,7 @@ def load_data(
   header: bool = True,
   time: str | None = None,
   group: str | None = None,
-  id_column: str | None = None,
+  id: str | None = None,
 ) -> Dataset:
   """Loads a bundled data set, a data file, or a folder of images.
 
@@ -110,7 +110,7 @@ def load_data(
       Without names, they are ``column1``, ``column2`` and so on.
     time: A column of times to split the rows by, which is no feature.
     group: A column of groups to split the rows by, which is no feature.
-    id_column: A column that identifies the rows, which is no feature.
+    id: A column that identifies the rows, which is no feature.
 
   Returns:
     The data set.
@@ -123,7 +123,7 @@ def load_data(
     >>> load_data("iris").features.shape
     (150, 4)
   """
-  columns = {"time": time, "group": group, "id": id_column}
+  columns = {"time": time, "group": group, "id": id}
   if name not in _BUNDLED:
     path = Path(name)
     if not path.exists():

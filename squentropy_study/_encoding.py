@@ -12,6 +12,7 @@ from squentropy_study import _column_types, _label_column, _table_checks
 from squentropy_study._column_cells import (
   Cells,
   example,
+  holds,
   read_cells,
   value_text,
 )
@@ -162,6 +163,16 @@ def _leaks(
   ]
 
 
+def _unmatched(frame: pd.DataFrame, options: TableOptions) -> list[str]:
+  """Says which values that were called missing are in no column."""
+  return [
+    f"{written('missing', value)} occurs in no column of features; check its "
+    "spelling"
+    for value in options.missing
+    if not any(holds(name, frame[name], value) for name in frame.columns)
+  ]
+
+
 def fit_encoder(
   source: str,
   table: RawTable,
@@ -216,6 +227,7 @@ def fit_encoder(
     *labels.warnings,
     *columns.warnings,
     *sentinel_warnings(columns.sentinels),
+    *_unmatched(kept.drop(columns=[label, *options.drop]), options),
     *_leaks(columns, blocks, ids),
   ]
   encoded = EncodedTable(

@@ -30,6 +30,8 @@ _PAST = (1.05, 0.01)
 # points of accuracy.
 _FAR_NLL = 0.9
 _FAR_POINTS = 1.0
+# A best epoch in this last share of the epochs is near the bound.
+_LATE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,11 +289,30 @@ def open_temperature(results: Results) -> str | None:
   )
 
 
+def at_bound(results: Results) -> str | None:
+  """Says whose best epochs are near the bound of the search."""
+  bound = results.settings.max_epochs
+  found = []
+  for method in results.methods:
+    epochs = results.epochs(method, STOPPED)
+    if late := int((epochs > (1 - _LATE) * bound).sum()):
+      label = results.label(method)
+      found.append(f"{late} of {results.settings.runs} runs of {label}")
+  if not found:
+    return None
+  return (
+    f"The best epoch of {_number_text.listed(found, 4)} is in the last tenth "
+    f"of --max-epochs {bound}. More epochs may lower the NLL; raise "
+    "--max-epochs."
+  )
+
+
 def headline_of(
   ranking: Ranking,
   data: str,
   past: Sequence[PastBest] = (),
   warning: str | None = None,
+  bound: str | None = None,
 ) -> Headline:
   """Answers which loss is best.
 
@@ -300,6 +321,7 @@ def headline_of(
     data: Name of the data.
     past: Fixed lengths past the best epoch.
     warning: A sentence on numbers that say little.
+    bound: A sentence on training that may be too short.
 
   Returns:
     The sentences.
@@ -330,8 +352,7 @@ def headline_of(
       further.append("Name two losses or more to compare them.")
   else:
     first = _first(ranking, data)
-  if warning:
-    further.append(warning)
+  further += filter(None, [warning, bound])
   # The NLL after a temperature at its bound is no evidence.
   trusted = [
     metric
@@ -366,4 +387,5 @@ def headline(results: Results) -> Headline:
     _data.short_name(results.settings.data),
     past_best(results),
     all_correct(results) or open_temperature(results),
+    at_bound(results),
   )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses as text, and the probabilities that a trained model predicts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
 import inspect
 import math
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from squentropy_jax import losses as library
-from squentropy_study import _loss_words
+from squentropy_study import _loss_words, _own_losses
 from squentropy_study._study_error import StudyError, unknown_name
 
 DEFAULT = ("cross_entropy", "squentropy", "rescaled_square:target_value=10")
@@ -32,11 +32,13 @@ ProbabilityMap = Callable[[Any], Any]
 
 
 class LossSpec(NamedTuple):
-  """A loss of the library with its hyper-parameters.
+  """A loss with its hyper-parameters.
 
   Attributes:
     text: As the user typed it, such as ``rescaled_square:target_value=10``.
-    name: Name in :mod:`squentropy_jax.losses`.
+    name: Name in :mod:`squentropy_jax.losses`, or after a module, such as
+      ``my_losses.margin_loss``.
+    loss: The function with this name. A notebook can define it again.
     hyperparameters: Pairs of name and value, in the order typed.
     smoothing: Share of the target distribution that is spread over all
       classes.
@@ -47,7 +49,8 @@ class LossSpec(NamedTuple):
 
   text: str
   name: str
-  hyperparameters: tuple[tuple[str, float], ...]
+  loss: Callable[..., Any]
+  hyperparameters: tuple[tuple[str, float | str], ...]
   smoothing: float = 0.0
   adjustment: float = 0.0
 
@@ -57,9 +60,7 @@ class LossSpec(NamedTuple):
       classes = logits.shape[-1]
       one_hot = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
       labels = (1 - self.smoothing) * one_hot + self.smoothing / classes
-    return getattr(library, self.name)(
-      logits, labels, **dict(self.hyperparameters)
-    )
+    return self.loss(logits, labels, **dict(self.hyperparameters))
 
   def probability_maps(self) -> dict[str, ProbabilityMap]:
     """Returns the maps from logits to the predicted probabilities.
@@ -90,7 +91,7 @@ def _own_log_probs(spec: LossSpec, logits: Any) -> Any:
 
 
 def _log_probs(spec: LossSpec, logits: Any) -> Any:
-  loss = getattr(library, spec.name)
+  loss: Any = spec.loss
   return loss.log_probs(logits, **dict(spec.hyperparameters))
 
 
@@ -98,7 +99,9 @@ def _log_probs(spec: LossSpec, logits: Any) -> Any:
 def _gives_zeros(spec: LossSpec) -> bool:
   """Returns whether a finite logit can have the probability 0."""
   far = np.array([[0.0, 1e9]], np.float32)
-  return bool(np.isneginf(_log_probs(spec, far)).any())
+  # The first call may be inside a trace.
+  with jax.ensure_compile_time_eval():
+    return bool(np.isneginf(_log_probs(spec, far)).any())
 
 
 def _identity(logits: Any) -> Any:
@@ -108,22 +111,27 @@ def _identity(logits: Any) -> Any:
 @functools.cache
 def _defines_probabilities(spec: LossSpec) -> bool:
   """Returns whether a loss has probabilities other than the softmax."""
-  loss = getattr(library, spec.name)
-  if loss.predicts_softmax:
+  # An ordinary function does not say what it predicts.
+  if getattr(spec.loss, "predicts_softmax", True):
     return False
   # A target of 0, for example, has no inverse.
   logits = np.array([[0.0, 1.0]], np.float32)
   return not np.isnan(_log_probs(spec, logits)).any()
 
 
-def _parameters(name: str) -> dict[str, inspect.Parameter]:
+def _parameters(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   """Returns the hyper-parameters of a loss."""
-  parameters = inspect.signature(getattr(library, name)).parameters
+  parameters = inspect.signature(loss).parameters
   return {
     key: parameter
     for key, parameter in parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and key not in ("axis", "where")
   }
+
+
+def is_own(name: str) -> bool:
+  """Returns whether a name is that of a loss outside of the library."""
+  return "." in name
 
 
 def names() -> tuple[str, ...]:
@@ -145,14 +153,16 @@ def signature(name: str) -> str:
   # A hyper-parameter without a default is required.
   defaults = {
     key: "..." if parameter.default is parameter.empty else parameter.default
-    for key, parameter in _parameters(name).items()
+    for key, parameter in _parameters(getattr(library, name)).items()
   }
   values = ",".join(f"{key}={value}" for key, value in defaults.items())
   return f"{name}:{values}" if values else name
 
 
-def _value(text: str, default: object) -> float | None:
+def _value(text: str, default: object) -> float | str | None:
   """Reads a value of the default's type; returns None if it is not one."""
+  if isinstance(default, str):
+    return text
   if isinstance(default, bool):
     return {"true": True, "false": False}.get(text.lower())
   try:
@@ -162,10 +172,11 @@ def _value(text: str, default: object) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def _values(text: str, name: str, rest: str) -> dict[str, float]:
+def _values(text: str, loss: Callable[..., Any], rest: str) -> dict[str, Any]:
   """Reads ``key=value,key=value``."""
-  known = {**_parameters(name), **MODIFIERS}
-  values: dict[str, float] = {}
+  name = text.partition(":")[0]
+  known = {**_parameters(loss), **MODIFIERS}
+  values: dict[str, Any] = {}
   for item in filter(None, rest.split(",")):
     key, _, number = item.partition("=")
     if key in values:
@@ -214,9 +225,13 @@ def parse(text: str) -> LossSpec:
       f"loss {text!r} has no hyper-parameter after the colon; add one, or "
       "remove the colon"
     )
-  if name not in names():
+  if is_own(name):
+    loss = _own_losses.find(name)
+  elif name in names():
+    loss = getattr(library, name)
+  else:
     raise _loss_words.unknown_loss(name, names())
-  values = _values(text, name, rest)
+  values = _values(text, loss, rest)
   modifiers = {key: values.pop(key, 0.0) for key in MODIFIERS}
   smoothing, adjustment = modifiers.values()
   if not 0 <= smoothing < 1:
@@ -227,11 +242,37 @@ def parse(text: str) -> LossSpec:
     raise StudyError(
       f"loss {text!r}: adjustment must be 0 or more, got {adjustment}"
     )
-  spec = LossSpec(text, name, tuple(values.items()), **modifiers)
-  try:
-    # The loss checks its hyper-parameters while it is traced.
-    logits, labels = np.zeros((1, 2), np.float32), np.zeros(1, np.int32)
-    jax.eval_shape(lambda z, y: spec(z, y), logits, labels)
-  except (TypeError, ValueError) as error:
-    raise StudyError(f"loss {text!r}: {str(error).splitlines()[0]}") from None
+  if smoothing and not hasattr(loss, "predicts_softmax"):
+    raise StudyError(
+      f"loss {text!r}: smoothing needs a loss that takes distributions, such "
+      "as one made by squentropy_jax.row_loss"
+    )
+  spec = LossSpec(text, name, loss, tuple(values.items()), **modifiers)
+  # The loss checks its hyper-parameters while it is traced. A function may need
+  # the number of classes of the data, which is not known here.
+  if hasattr(loss, "predicts_softmax"):
+    _own_losses.check_rows(text, lambda z, y: spec(z, y), classes=2)
   return spec
+
+
+def digests(losses: Iterable[str], classes: int) -> dict[str, str]:
+  """Returns a digest of the formula of each loss outside of the library.
+
+  Args:
+    losses: Losses as text.
+    classes: The number of classes of the data.
+
+  Raises:
+    StudyError: A loss does not return a number for each row.
+  """
+  result = {}
+  for text in losses:
+    spec = parse(text)
+    if is_own(spec.name):
+      result[text] = _own_losses.digest(
+        text,
+        lambda z, y, spec=spec: spec(z, y),
+        list(spec.probability_maps().values()),
+        classes,
+      )
+  return result

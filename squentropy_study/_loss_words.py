@@ -72,18 +72,20 @@ def split(words: Iterable[str]) -> tuple[str, ...]:
   """
   losses: list[str] = []
   for word in words:
-    inside: list[str] = []
+    between = " "
     for part in filter(None, map(str.strip, word.split(","))):
-      if not (inside and re.match(r"\w+=", part)):
-        inside.append(part)
-      elif ":" in inside[-1]:
-        inside[-1] += f",{part}"
+      if not (losses and re.match(r"\w+=", part)):
+        losses.append(part)
+      elif between == "," and ":" in losses[-1]:
+        losses[-1] += f",{part}"
       else:
+        mark = "," if ":" in losses[-1] else ":"
         raise StudyError(
-          f"a hyper-parameter follows its loss after a colon; write "
-          f"{inside[-1]}:{part} instead of {inside[-1]},{part}"
+          "a hyper-parameter follows its loss after a colon, and further ones "
+          f"after commas; write {losses[-1]}{mark}{part} instead of "
+          f"{losses[-1]}{between}{part}"
         )
-    losses += inside
+      between = ","
   return tuple(losses)
 
 

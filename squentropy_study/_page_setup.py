@@ -98,7 +98,7 @@ def files(results: Results) -> str:
     else ""
   )
   has_ids = results.data_rows is not None and results.data_rows.ids is not None
-  ids = f", id is its value of {settings.id_column}," if has_ids else ""
+  ids = f", id is its value of {settings.id}," if has_ids else ""
   predictions = (
     "log-probabilities of every class after stopped training and temperature "
     "scaling, with a line for each test row, fold, seed, and loss or baseline. "

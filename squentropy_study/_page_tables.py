@@ -80,6 +80,8 @@ def ranked(ranking: Ranking) -> str:
       label = f'<span class="place">{place}</span> {label}'
     if entry.label == ranking.reference and len(ranking.losses) > 1:
       label += ' <span class="tag">reference</span>'
+    if entry.is_untested:
+      label += ' <span class="tag">not tested</span>'
     cells = "".join(
       _rank_cell(entry, metric, best[metric.name]) for metric in ranking.metrics
     )

@@ -71,6 +71,11 @@ class RankedEntry:
     """Whether this is a baseline, not a loss."""
     return self.method is None
 
+  @property
+  def is_untested(self) -> bool:
+    """Whether it is a second probability map, whose loss is tested already."""
+    return bool(self.differences) and not (self.is_baseline or self.adjusted)
+
   def significance(self, metric: RankMetric) -> int:
     """Returns 1 if significantly better than the reference, -1 if worse."""
     if not self.adjusted.get(metric.name, math.nan) < LEVEL:

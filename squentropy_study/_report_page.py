@@ -90,7 +90,9 @@ def _rank_note(results: Results, ranking: Ranking) -> str:
     )
     if len({method.loss for method in results.methods}) < len(results.methods):
       texts.append(
-        "Of a loss with two probability maps, only the first one is tested."
+        "A loss whose probabilities are not the softmax of the logits is "
+        "listed with both: its own (log_probs) and the softmax. Only the first "
+        "is tested."
       )
   if results.settings.folds == 1:
     texts.append(

@@ -52,6 +52,11 @@ class Results:
     default_factory=dict, init=False, compare=False, repr=False
   )
 
+  def __repr__(self) -> str:
+    """Returns a line, because a notebook shows the value of its last line."""
+    losses = ", ".join(self.settings.losses)
+    return f"<results of {losses} on {self.settings.data}>"
+
   @property
   def methods(self) -> tuple[Method, ...]:
     """Losses and probability maps in the order named."""

@@ -26,7 +26,7 @@ from squentropy_study import (
 )
 from squentropy_study._results import Results
 from squentropy_study._settings import BEST, Settings
-from squentropy_study._study_error import StudyError, unknown_name
+from squentropy_study._study_error import StudyError
 
 
 class Progress(NamedTuple):
@@ -66,7 +66,10 @@ def _grown(out: Path, settings: Settings, *, fresh: bool) -> Settings:
     losses = tuple(x for x, size in stored.items() if size or x in losses)
     seeds = max(seeds, *stored.values())
   if settings.reference not in (None, BEST, *losses):
-    raise unknown_name("reference", str(settings.reference), (BEST, *losses))
+    raise StudyError(
+      f"reference {settings.reference!r} is not among the losses "
+      f"{', '.join(losses)}; add it to them, or name one of them or {BEST!r}"
+    )
   return dataclasses.replace(settings, losses=losses, seeds=seeds)
 
 
@@ -162,10 +165,10 @@ def run(
   """
   out = Path(out)
   config = None if fresh else _store.read_config(out)
-  if config is not None and settings.id_column is None:
+  if config is not None and settings.id is None:
     # A call that only adds losses keeps the column.
     earlier = _store.read_settings(out, config)
-    settings = dataclasses.replace(settings, id_column=earlier.id_column)
+    settings = dataclasses.replace(settings, id=earlier.id)
   dataset = _data.load_data(
     settings.data,
     settings.label,
@@ -174,7 +177,7 @@ def run(
     header=settings.header,
     time=settings.time,
     group=settings.group,
-    id_column=settings.id_column,
+    id=settings.id,
   )
 
   def write_command(grown: Settings) -> str:

@@ -91,7 +91,6 @@ def add(run: argparse.ArgumentParser) -> None:
   )
   run.add_argument(
     "--id",
-    dest="id_column",
     metavar="COLUMN",
     help="write this column to the file of predictions, and do not train on it",
   )
@@ -138,8 +137,7 @@ def add(run: argparse.ArgumentParser) -> None:
     help="largest number of epochs of stopped training (default: %(default)s)",
   )
   run.add_argument(
-    "--stop-by",
-    dest="stopping",
+    "--stopping",
     choices=STOPPING,
     default=_DEFAULTS["stopping"],
     help="how stopped training chooses its epoch on the validation rows: by "

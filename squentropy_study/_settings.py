@@ -9,7 +9,7 @@ import operator
 import shlex
 from typing import Any
 
-from squentropy_study import _loss_specs, _models, _splits
+from squentropy_study import _loss_specs, _models, _own_losses, _splits
 from squentropy_study._study_error import StudyError, unknown_name
 from squentropy_study._table_options import TableOptions
 
@@ -35,7 +35,9 @@ _INTEGERS = (
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-  """Takes one value for a tuple of one."""
+  """Takes one value for a tuple of one, and None for an empty one."""
+  if value is None:
+    return ()
   if isinstance(value, str) or not isinstance(value, Iterable):
     return (value,)
   return tuple(value)
@@ -63,10 +65,11 @@ class Settings:
     time: The column of a table with times: training is on the past, and there
       is one fold.
     group: The column of a table with groups, which are not split.
-    id_column: The column of a table that identifies the rows in the file of
+    id: The column of a table that identifies the rows in the file of
       predictions, and is no feature.
     rows: Size of a stratified sample of the rows; None uses all rows.
-    losses: Losses as text, such as ``rescaled_square:target_value=10``.
+    losses: Losses as text, such as ``rescaled_square:target_value=10``, or
+      functions of logits and labels; the setting holds all of them as text.
     seeds: Number of seeds, numbered from 0. A seed decides the initial weights
       and the order of the rows, and is the same for every loss.
     epochs: Fixed training lengths to report in addition to stopped training,
@@ -132,7 +135,7 @@ class Settings:
   dedupe: bool = False
   time: str | None = None
   group: str | None = None
-  id_column: str | None = None
+  id: str | None = None
 
   def __post_init__(self) -> None:
     """Raises StudyError for settings that cannot be run."""
@@ -140,6 +143,11 @@ class Settings:
       object.__setattr__(self, name, _as_tuple(getattr(self, name)))
     for name in _INTEGERS:
       object.__setattr__(self, name, _as_int(name, getattr(self, name)))
+    losses = tuple(map(_own_losses.text_of, self.losses))
+    object.__setattr__(self, "losses", losses)
+    if self.reference is not None:
+      reference = _own_losses.text_of(self.reference)
+      object.__setattr__(self, "reference", reference)
     epochs = tuple(_as_int("epochs", epoch) for epoch in self.epochs)
     object.__setattr__(self, "epochs", epochs)
     if not self.losses:
@@ -230,13 +238,13 @@ class Settings:
       "--encoding": optional(self.encoding),
       "--time": optional(self.time),
       "--group": optional(self.group),
-      "--id": optional(self.id_column),
+      "--id": optional(self.id),
       "--rows": optional(self.rows),
       "--losses": self.losses,
       "--seeds": [self.seeds],
       "--epochs": [",".join(map(str, self.epochs)) or "none"],
       "--max-epochs": [self.max_epochs],
-      "--stop-by": [self.stopping],
+      "--stopping": [self.stopping],
       "--class-weights": optional(self.class_weights),
       "--reference": optional(self.reference),
       "--folds": [self.folds],

@@ -22,7 +22,7 @@ _OF_THE_DATA = frozenset(
     "rows",
     "time",
     "group",
-    "id_column",
+    "id",
     "drop",
     "categorical",
     "numeric",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from squentropy_study import _fingerprint
+from squentropy_study import _fingerprint, _loss_specs
 from squentropy_study._settings import Settings
 from squentropy_study._study_error import UNREADABLE, StudyError
 
@@ -43,7 +43,7 @@ _PARTIAL = ".part"
 RUNS = "runs"
 CHECKPOINT = ".checkpoint"
 # Settings that may differ from one call to the next.
-_MAY_DIFFER = {"losses", "seeds", "reference", "baselines", "id_column"}
+_MAY_DIFFER = {"losses", "seeds", "reference", "baselines", "id"}
 _KEYS = {"command", "settings", "rows", "classes", "notes", "versions"}
 
 
@@ -124,7 +124,8 @@ def read_config(folder: str | Path) -> dict[str, Any] | None:
   Returns:
     The content of ``config.json``: ``command``, ``settings``, ``rows`` (row
     counts), ``classes`` (row counts by name), ``notes``, ``data_sha256`` and
-    ``versions``. None if the folder holds no study. Other versions of the study
+    ``versions``, and ``own_losses`` with a digest of each loss that is not of
+    the library. None if the folder holds no study. Other versions of the study
     may have other settings.
   """
   try:
@@ -200,6 +201,7 @@ def prepare(
     "notes": list(notes),
     "data_sha256": data_sha256,
     "versions": _fingerprint.versions(),
+    "own_losses": _loss_specs.digests(settings.losses, len(classes)),
   }
   with file_errors("use", out):
     _check(out, config, fresh=fresh)
@@ -242,6 +244,12 @@ def _check(out: Path, config: dict, *, fresh: bool) -> None:
         raise StudyError(
           f"{out} holds another study ({difference}); name another folder with "
           "--out, or replace the study with --fresh"
+        )
+    for loss, was in earlier.get("own_losses", {}).items():
+      if config["own_losses"].get(loss, was) != was:
+        raise StudyError(
+          f"{out} holds results of another formula of {loss}; name another "
+          "folder with --out, or replace the study with --fresh"
         )
 
 

@@ -34,7 +34,7 @@ class StudyError(ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> StudyError:
   """Returns an error that suggests the nearest known name."""
   known = list(known)
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  near = difflib.get_close_matches(name, known, n=1)
   hint = (
     f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
   )

@@ -78,8 +78,9 @@ def results_table(results: Results) -> Table:
   last_loss = [entry for entry in ranking.entries if not entry.is_baseline][-1]
   for entry in ranking.entries:
     cells = (_cell(entry, m, best[m.name]) for m in metrics)
+    mark = "\n[dim]not tested[/dim]" if entry.is_untested else ""
     result.add_row(
-      escape(entry.label),
+      escape(entry.label) + mark,
       epoch_text(entry),
       *cells,
       end_section=entry is last_loss,

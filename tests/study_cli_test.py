@@ -44,10 +44,10 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --losses dice", "is for one logit per entry"),
     ("run iris --epochs=-3", "epochs must be increasing"),
     ("run iris --max-epochs 0", "max epochs must be at least 1"),
-    ("run iris --stop-by loss", "invalid choice: 'loss'"),
+    ("run iris --stopping loss", "invalid choice: 'loss'"),
     ("run iris --class-weights x", "invalid choice: 'x'"),
     ("run iris --reference nll", "unknown loss 'nll'"),
-    ("run iris --reference focal", "unknown reference 'focal'"),
+    ("run iris --reference focal", "'focal' is not among the losses"),
     ("run iris --batch-size 0", "batch size must be at least 1"),
     ("run iris --learning-rate 0", "learning rate must be above 0"),
     ("run iris --learning-rate inf", "learning rate must be above 0"),
@@ -56,7 +56,14 @@ ROOT = pathlib.Path(__file__).parents[1]
     ("run iris --save-every abc", "expected 0 or more seconds, got abc"),
     ("run iris --rows 149", "at most 147, or 150 for all rows; got 149"),
     ("run iris --out /proc/x", "name another folder with --out"),
-    ("run iris --speed 9", "unrecognized arguments: --speed 9"),
+    ("run iris --zzz 9", "unrecognized arguments: --zzz 9"),
+    ("run iris --seed 9", "unknown option '--seed'; did you mean '--seeds'?"),
+    ("run iris --stop-by nll", "did you mean '--stopping'?"),
+    ("run iris --missin x", "did you mean '--missing'?"),
+    ("run iris --losses squentropy scale=2", "write squentropy:scale=2"),
+    ("run iris --losses nowhere.loss", "cannot import nowhere"),
+    ("report a --outt b", "unknown option '--outt'; did you mean '--out'?"),
+    ("losses extra", "unrecognized arguments: extra"),
     ("run", "required: data"),
     ("rum iris", "invalid choice"),
     ("", "required: command"),
@@ -115,6 +122,20 @@ def test_lists(capsys):
   assert "digits: 1797 rows, 64 features, 10 classes" in data
 
 
+def test_reader_that_ends_early_is_no_error():
+  """Such as ``squentropy-study losses | head``."""
+  code = "import sys; from squentropy_study import _cli; sys.exit(_cli.main())"
+  with subprocess.Popen(
+    [sys.executable, "-c", code, "losses"],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
 def test_version(capsys):
   with pytest.raises(SystemExit) as exit_:
     _cli.main(["--version"])
@@ -169,7 +190,7 @@ def test_options_become_settings(monkeypatch, tmp_path):
   words += ["squentropy:scale=0.5", "cross_entropy", "--batch-size", "8"]
   words += ["--learning-rate", "0.01", "--data-seed", "7", "--quiet"]
   words += ["--rows", "99", "--folds", "3", "--model", "linear"]
-  words += ["--optimizer", "sgd", "--max-epochs", "50", "--stop-by", "nll"]
+  words += ["--optimizer", "sgd", "--max-epochs", "50", "--stopping", "nll"]
   words += ["--class-weights", "balanced", "--reference", "best"]
   words += ["--no-baselines", "--id", "customer"]
   assert _cli.main([*words, "--out", str(tmp_path / "a b")]) == 2
@@ -184,7 +205,7 @@ def test_options_become_settings(monkeypatch, tmp_path):
   assert (settings.max_epochs, settings.stopping) == (50, "nll")
   assert (settings.class_weights, settings.reference) == ("balanced", "best")
   assert settings.baselines is False
-  assert settings.id_column == "customer"
+  assert settings.id == "customer"
   assert seen["command"].endswith(f"--out '{tmp_path}/a b'")
   # The command of the settings gives the same settings.
   first = settings

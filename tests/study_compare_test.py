@@ -40,7 +40,7 @@ X, Y = _table()
 def _compare(x, y, **changes):
   settings = {"losses": LOSSES, "seeds": 2, "epochs": (), "max_epochs": 12}
   settings |= {"model": "linear", "learning_rate": 0.02, "baselines": False}
-  settings["id_column"] = "code"
+  settings["id"] = "code"
   return squentropy_study.compare(x, y, quiet=True, **{**settings, **changes})
 
 
@@ -69,7 +69,7 @@ def test_table_is_encoded_as_from_a_file(compared, tmp_path, monkeypatch):
     model="linear",
     learning_rate=0.02,
     baselines=False,
-    id_column="code",
+    id="code",
   )
   of_file = squentropy_study.run(settings, tmp_path / "out")
   ours, theirs = results.rows, of_file.rows
@@ -116,6 +116,9 @@ def test_folder_predicts_new_rows(compared):
 def test_table_of_results_is_the_ranking(compared):
   _, results = compared
   table, ranking = results.table(), squentropy_study.rank(results)
+  assert repr(results) == (
+    f"<results of cross_entropy, squentropy on {results.settings.data}>"
+  )
   assert table["loss"].tolist() == [entry.label for entry in ranking.entries]
   assert table["nll"].is_monotonic_increasing
   assert not table["is_baseline"].any()
@@ -164,7 +167,7 @@ def test_arrays_are_features_and_no_folder_is_left(
   # Of the shape of the encoded table, for which the programs are compiled.
   table = X.assign(bought=Y)
   encoded = squentropy_study.encode_table("x", table, "bought")
-  results = _compare(encoded.features, Y, losses=["squentropy"], id_column=None)
+  results = _compare(encoded.features, Y, losses=["squentropy"], id=None)
   assert set(results.predictions()["label"]) == {"yes", "no"}
   assert not list(tmp_path.iterdir())
   assert results.settings.label is None
@@ -216,7 +219,7 @@ def test_progress_and_notes_are_printed(monkeypatch, capsys):
     ),
     (X[["size"]].to_numpy(), "size", {}, "x is not a DataFrame"),
     (X[["size"]].to_numpy(), Y[:3], {}, r"got shapes \(120, 1\) and \(3,\)"),
-    (X.to_numpy(), Y, {}, "x must be numeric, got object"),
+    (X.to_numpy(), Y, {}, "x must be an array of numbers, got object"),
     (X[["size"]].to_numpy(), Y, {"time": "day"}, "x has no column for --time"),
     (X, Y, {"label": "y"}, "label is a setting of files"),
     (X, Y, {"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),

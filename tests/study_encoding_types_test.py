@@ -181,6 +181,42 @@ def test_many_categories_are_left_out_unless_asked_for():
     tables.encode(many, categorical=("c",))
 
 
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_free_text_is_left_out_with_the_reason(repeats):
+  """Whether all texts differ, or more than 100 do."""
+  texts = [f"the {k}th caller asked for help" for k in range(120)] * repeats
+  table = {"note": texts, "x": [*NOISE] * repeats, "y": LABELS * repeats}
+  encoder, encoded = tables.encode(tables.raw(table))
+  assert tables.kinds(encoder) == {"x": "numeric"}
+  note = next(text for text in encoded.notes if "note" in text)
+  assert note.startswith("columns of free text are left out")
+  assert "embedding" in note
+
+
+def test_names_of_two_words_are_not_free_text():
+  names = [f"Person {k}" for k in range(120)]
+  _, encoded = tables.encode(
+    tables.raw({"who": names, "x": NOISE, "y": LABELS})
+  )
+  assert "name the rows" in next(n for n in encoded.notes if "who" in n)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-9", "2024-01-03", "n.a."])
+def test_missing_value_that_never_occurs_is_said(value):
+  columns = {
+    "number": [-9.0, *range(119)],
+    "word": ["n.a.", *["a", "b"] * 59, "c"],
+    "day": ["2024-01-03", *["2024-01-02", "2024-01-01"] * 59, "2024-01-05"],
+    "y": LABELS,
+  }
+  table = tables.raw(columns)
+  _, encoded = tables.encode(table, missing=(value,))
+  assert ("occurs in no column" in tables.said(encoded)) == (value == "NaN")
+  _, encoded = tables.encode(table, missing=(value, "-99"))
+  expected = "--missing=-99 occurs in no column of features; check its spelling"
+  assert expected in encoded.warnings
+
+
 def test_a_long_cell_is_a_category_and_short_in_messages():
   cells = ["x" * 100_000, *["x"] * 119]
   encoder, encoded = tables.encode(

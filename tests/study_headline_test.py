@@ -206,6 +206,32 @@ def test_temperature_at_its_bound_is_said():
   assert found.further[0] == warning
 
 
+class _Epochs:
+  """Results of two losses whose runs are stopped at these epochs."""
+
+  settings = study.settings(seeds=4, max_epochs=50)
+  methods = ("a", "b")
+
+  def label(self, method):
+    return method
+
+  def epochs(self, method, length):
+    assert length == "stopped"
+    return np.array([[20, 45, 46, 50] if method == "b" else [3, 9, 30, 45]])
+
+
+def test_best_epochs_near_the_bound_are_said():
+  assert _headline.at_bound(_Epochs()) == (
+    "The best epoch of 2 of 4 runs of b is in the last tenth of --max-epochs "
+    "50. More epochs may lower the NLL; raise --max-epochs."
+  )
+  ranking = _ranking.rank_entries(
+    made.entries(cross_entropy=1.0, squentropy=1.3), None, "stopped"
+  )
+  found = _headline.headline_of(ranking, "digits", bound="Train longer.")
+  assert found.further[0] == "Train longer."
+
+
 class _Evaluated:
   """Results of two losses with these validation accuracies of four runs."""
 

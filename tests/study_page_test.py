@@ -25,6 +25,7 @@ from squentropy_study import (
   _charts,
   _cli,
   _page_tables,
+  _ranking,
   _reliability,
   _report_page,
   _store,
@@ -241,6 +242,19 @@ def test_terminal_table_prints_the_name_of_the_data_unchanged(finished_study):
   results = dataclasses.replace(results, settings=settings)
   console.print(_terminal_table.results_table(results))
   assert "[bold]my[/red].csv, 2 seeds" in console.file.getvalue()
+
+
+def test_second_probability_map_is_marked_as_not_tested(finished_study, page):
+  _, results = finished_study
+  ranking = _ranking.rank(results)
+  untested = [e.label for e in ranking.entries if e.is_untested]
+  (label,) = untested
+  assert "rescaled_square" in label
+  assert page.count("not tested</span>") == 1
+  assert "its own (log_probs) and the softmax" in page
+  console = Console(width=200, file=io.StringIO())
+  console.print(_terminal_table.results_table(results))
+  assert console.file.getvalue().count("not tested") == 1
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

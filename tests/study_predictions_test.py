@@ -149,9 +149,7 @@ def test_ids_and_row_numbers_are_those_of_the_file(path, tmp_path, monkeypatch):
   write_rows = _predictions.write_data_rows
   monkeypatch.setattr(_predictions, "write_data_rows", write)
   for rows, column in ((None, "order"), (30, "order"), (30, None)):
-    settings = Settings(
-      str(path), label="paid", id_column=column, rows=rows, seeds=1
-    )
+    settings = Settings(str(path), label="paid", id=column, rows=rows, seeds=1)
     with pytest.raises(StudyError, match="enough"):
       _run.run(settings, tmp_path / f"out{rows}{column}")
   everything, sample, without = found
@@ -178,13 +176,13 @@ def test_ids_and_row_numbers_are_those_of_the_file(path, tmp_path, monkeypatch):
 
 
 def test_id_is_no_feature(path):
-  dataset = load_data(str(path), "paid", id_column="order")
+  dataset = load_data(str(path), "paid", id="order")
   assert dataset.features.shape == (39, 1)
   assert "columns are left out as asked: order" in dataset.notes
   with pytest.raises(StudyError, match="for --id 'oder'; did you mean 'order'"):
-    load_data(str(path), "paid", id_column="oder")
+    load_data(str(path), "paid", id="oder")
   with pytest.raises(StudyError, match="iris has no column for --id"):
-    load_data("iris", id_column="order")
+    load_data("iris", id="order")
 
 
 def test_ids_of_other_files_keep_their_type():
@@ -205,7 +203,7 @@ def test_ids_in_the_table(finished_study, tmp_path, kind):
   results = dataclasses.replace(
     results,
     data_rows=rows._replace(ids=ids),
-    settings=study.settings(id_column="order"),
+    settings=study.settings(id="order"),
   )
   table = results.predictions()
   assert list(table)[:2] == ["row", "id"]

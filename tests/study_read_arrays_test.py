@@ -29,7 +29,7 @@ def test_npz(tmp_path):
     ({"x": np.zeros(2), "y": np.zeros(2)}, r"shapes \(2,\) and \(2,\)"),
     (
       {"x": np.array([["a"], ["b"]]), "y": np.arange(2)},
-      "x must be numeric, got",
+      "x must be an array of numbers, got",
     ),
     ({"x": np.full((2, 1), np.nan), "y": np.arange(2)}, "no finite value"),
     ({"x": np.zeros((2, 1)), "y": np.zeros(2)}, "one class"),

@@ -176,7 +176,7 @@ def test_study_reads_with_the_options_of_its_settings(tmp_path, monkeypatch):
   with pytest.raises(StudyError, match="enough"):
     _run.run(settings, pathlib.Path(tmp_path))
   options = {"encoding": "cp1252", "header": False}
-  options |= dict.fromkeys(("time", "group", "id_column"))
+  options |= dict.fromkeys(("time", "group", "id"))
   assert seen == [
     ("a.csv", "y", {**options, "options": settings.table_options})
   ]

@@ -20,7 +20,9 @@ def test_study_with_other_settings_is_not_overwritten(study_copy, monkeypatch):
   message = r"another study \(max_epochs was 4, now 9\)"
   with pytest.raises(squentropy_study.StudyError, match=message):
     squentropy_study.run(study.settings(max_epochs=9), study_copy)
-  with pytest.raises(squentropy_study.StudyError, match="unknown reference"):
+  with pytest.raises(
+    squentropy_study.StudyError, match="is not among the losses"
+  ):
     squentropy_study.run(study.settings(reference="focal"), study_copy)
   assert study.contents(study_copy) == before
 
