@@ -135,9 +135,10 @@ $(VENV)/.%: requirements/%.txt setup.cfg pyproject.toml $(VENV)/.made
 	  touch $@; \
 	fi
 
+DEMO = $(VENV)/bin/squentropy-study run digits --fresh --out reports/digits
 demo: $(VENV)/.study
-	@mkdir -p reports; $(call alone,reports/digits); set -x; \
-	$(VENV)/bin/squentropy-study run digits --fresh --out reports/digits
+	@mkdir -p reports; $(call alone,reports/digits); \
+	echo $(DEMO); $(DEMO)
 
 # jax has one float width per process, so the float64 tests run separately.
 test: $(VENV)/.test
