@@ -236,8 +236,9 @@ def main(words: Sequence[str]) -> int:
     The exit status: 0 for success, 1 if nobody reads the output to its end, 2
     for a user error, 130 after Ctrl-C, 143 after SIGTERM.
   """
-  # Own losses are imported from the working folder, as ``python -m`` does.
-  sys.path.append(os.getcwd())
+  # Losses of the user are imported from the working folder too.
+  if "" not in sys.path:
+    sys.path.append("")
   try:
     with _sigterm_as_interrupt():
       _dispatch(words)

@@ -41,7 +41,7 @@ def _settings(losses: Any, seeds: int, settings: dict[str, Any]) -> Settings:
         f"{name}"
       )
     if name not in fields:
-      known = sorted({*fields - {*_OF_FILES}, "out", "fresh", "quiet"})
+      known = sorted(fields - {*_OF_FILES} | {"out", "fresh", "quiet"})
       raise unknown_name("setting", name, known)
   several = isinstance(losses, Iterable) and not isinstance(losses, str)
   words = map(_own_losses.text_of, losses if several else [losses])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The answer of a study in a few sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from squentropy_study import (
 from squentropy_study._metric_samples import RankMetric
 from squentropy_study._paired_errors import Difference
 from squentropy_study._ranking import RankedEntry, Ranking
+from squentropy_study._result_rows import Method
 from squentropy_study._results import Results
 from squentropy_study._settings import STOPPED
 
@@ -255,18 +256,29 @@ def past_best(results: Results) -> list[PastBest]:
   return found
 
 
+def _runs_that(results: Results, holds: Callable[[Method], np.ndarray]) -> str:
+  """Says for which runs of which losses something holds; empty for none."""
+  counts = {method: int(holds(method).sum()) for method in results.methods}
+  found = [
+    f"{count} of {results.settings.runs} runs of {results.label(method)}"
+    for method, count in counts.items()
+    if count
+  ]
+  return _number_text.listed(found, 4) if found else ""
+
+
 def all_correct(results: Results) -> str | None:
   """Says where the NLL rests on the row that the temperature fit adds."""
-  found = []
-  for method in results.methods:
-    accuracy = results.evaluations[method, STOPPED].validation_accuracy
-    if right := int((np.asarray(accuracy) == 1).sum()):
-      label = results.label(method)
-      found.append(f"{right} of {results.settings.runs} runs of {label}")
+
+  def are_correct(method: Method) -> np.ndarray:
+    evaluated = results.evaluations[method, STOPPED]
+    return np.asarray(evaluated.validation_accuracy) == 1
+
+  found = _runs_that(results, are_correct)
   if not found:
     return None
   return (
-    f"In {_number_text.listed(found, 4)}, all validation rows are classified "
+    f"In {found}, all validation rows are classified "
     "correctly. The temperature, and so the NLL, then depends on the "
     "misclassified row that the fit adds."
   )
@@ -292,18 +304,15 @@ def open_temperature(results: Results) -> str | None:
 def at_bound(results: Results) -> str | None:
   """Says whose best epochs are near the bound of the search."""
   bound = results.settings.max_epochs
-  found = []
-  for method in results.methods:
-    epochs = results.epochs(method, STOPPED)
-    if late := int((epochs > (1 - _LATE) * bound).sum()):
-      label = results.label(method)
-      found.append(f"{late} of {results.settings.runs} runs of {label}")
+  found = _runs_that(
+    results,
+    lambda method: results.epochs(method, STOPPED) > (1 - _LATE) * bound,
+  )
   if not found:
     return None
   return (
-    f"The best epoch of {_number_text.listed(found, 4)} is in the last tenth "
-    f"of --max-epochs {bound}. More epochs may lower the NLL; raise "
-    "--max-epochs."
+    f"The best epoch of {found} is in the last tenth of --max-epochs {bound}. "
+    "More epochs may lower the NLL; raise --max-epochs."
   )
 
 

@@ -71,7 +71,7 @@ def read(
   preprocessing: Preprocessing,
   *,
   merge_case: bool,
-  id_column: str | None,
+  id: str | None,
   encoding: str | None,
   header: bool,
 ) -> NewRows:
@@ -81,7 +81,7 @@ def read(
     data: A path, a DataFrame or an array.
     preprocessing: Of the study.
     merge_case: Whether the study merged labels that differ only in case.
-    id_column: The column that identifies the rows of the study, if any.
+    id: The column that identifies the rows of the study, if any.
     encoding: The encoding of a text without a byte order mark; None is UTF-8.
     header: Whether the first line of a text or workbook names the columns.
 
@@ -122,8 +122,8 @@ def read(
     assert encoder is not None
     rows = _of_table(found, encoder, source, merge_case, header)
     names = [str(name) for name in found.frame.columns]
-    if id_column is not None and names.count(id_column) == 1:
-      ids = found.frame.iloc[:, names.index(id_column)]
+    if id is not None and names.count(id) == 1:
+      ids = found.frame.iloc[:, names.index(id)]
       rows = rows._replace(ids=ids.to_numpy(object))
   else:
     rows = _of_arrays(*found, preprocessing, source, merge_case)

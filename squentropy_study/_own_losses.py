@@ -36,6 +36,11 @@ def find(name: str) -> Callable[..., Any]:
     StudyError: There is no such module, or no such function in it.
   """
   home, _, attribute = name.rpartition(".")
+  if not all(map(str.isidentifier, name.split("."))):
+    raise StudyError(
+      f"loss {name!r} is not a name; write a loss of your own as "
+      "my_losses.margin_loss, with the name of its module"
+    )
   try:
     module = importlib.import_module(home)
   except ImportError as error:
@@ -46,7 +51,7 @@ def find(name: str) -> Callable[..., Any]:
   loss = getattr(module, attribute, None)
   if callable(loss):
     return loss
-  where = "this program" if home == "__main__" else f"{home}"
+  where = "this program" if home == "__main__" else home
   raise StudyError(
     f"loss {name!r}: {where} has no function {attribute}; define it at the top "
     "of a module that can be imported"

@@ -134,7 +134,7 @@ def predict_rows(
     data,
     known,
     merge_case=results.settings.merge_case,
-    id_column=results.settings.id,
+    id=results.settings.id,
     encoding=encoding,
     header=header,
   )

@@ -44,7 +44,15 @@ RUNS = "runs"
 CHECKPOINT = ".checkpoint"
 # Settings that may differ from one call to the next.
 _MAY_DIFFER = {"losses", "seeds", "reference", "baselines", "id"}
-_KEYS = {"command", "settings", "rows", "classes", "notes", "versions"}
+_KEYS = {
+  "command",
+  "settings",
+  "rows",
+  "classes",
+  "notes",
+  "versions",
+  "own_losses",
+}
 
 
 @contextlib.contextmanager
@@ -150,16 +158,30 @@ def check_format(out: Path, config: dict) -> None:
 
 
 def read_settings(out: Path, config: dict) -> Settings:
-  """Returns the settings in the configuration of a folder."""
+  """Returns the settings in the configuration of a folder.
+
+  Raises:
+    StudyError: The folder is damaged, another version of the study wrote it, or
+      the formula of a loss that is not of the library has changed.
+  """
   check_format(out, config)
   try:
     fields: dict[str, Any] = {
       key: tuple(value) if isinstance(value, list) else value
       for key, value in config["settings"].items()
     }
-    return Settings(**fields)
+    settings = Settings(**fields)
   except (AttributeError, TypeError) as error:
     raise _damaged(out, error) from None
+  formulas = _loss_specs.digests(settings.losses, len(config["classes"]))
+  for loss, digest in formulas.items():
+    if config["own_losses"].get(loss) != digest:
+      raise StudyError(
+        f"{out} holds results of another formula of {loss}; restore that "
+        "formula, name another folder with --out, or replace the study with "
+        "--fresh"
+      )
+  return settings
 
 
 def prepare(
@@ -244,12 +266,6 @@ def _check(out: Path, config: dict, *, fresh: bool) -> None:
         raise StudyError(
           f"{out} holds another study ({difference}); name another folder with "
           "--out, or replace the study with --fresh"
-        )
-    for loss, was in earlier.get("own_losses", {}).items():
-      if config["own_losses"].get(loss, was) != was:
-        raise StudyError(
-          f"{out} holds results of another formula of {loss}; name another "
-          "folder with --out, or replace the study with --fresh"
         )
 
 

@@ -127,6 +127,7 @@ def test_label_smoothing_of_an_own_loss():
     (3, "got 3"),
     ([margin_loss, None], "got None"),
     (f"{HERE}.nothing", "has no function nothing"),
+    (".loss", "is not a name"),
     ("no_such_module.loss", "cannot import no_such_module"),
     (f"{HERE}.plain:smoothing=0.1", "smoothing needs a loss that takes"),
     (losses.dice, "is for one logit per entry"),
@@ -154,6 +155,8 @@ def test_results_of_another_formula_are_not_reused(tmp_path, monkeypatch):
   monkeypatch.setattr(sys.modules[HERE], "margin_loss", changed)
   with pytest.raises(StudyError, match=f"another formula of {text}"):
     _compare([changed], out=out)
+  with pytest.raises(StudyError, match="restore that formula"):
+    study.predict(out, X)
   _compare([changed], out=out, fresh=True)
   after = _run_files.read_run_result(out, text).test_scores
   assert not np.allclose(before, after)
