@@ -19,7 +19,7 @@ from squentropy_study._settings import Settings
 from squentropy_study._study_error import UNREADABLE, StudyError
 
 CONFIG = "config.json"
-_FORMAT = 2
+_FORMAT = 3
 PREPROCESSING = "preprocessing.json"
 # The second one where pyarrow is not installed.
 PREDICTIONS = ("predictions.parquet", "predictions.csv.gz")
@@ -171,11 +171,13 @@ def read_settings(out: Path, config: dict) -> Settings:
       for key, value in config["settings"].items()
     }
     settings = Settings(**fields)
-  except (AttributeError, TypeError) as error:
+    classes, stored = len(config["classes"]), dict(config["own_losses"])
+  except StudyError:
+    raise
+  except (AttributeError, TypeError, ValueError) as error:
     raise _damaged(out, error) from None
-  formulas = _loss_specs.digests(settings.losses, len(config["classes"]))
-  for loss, digest in formulas.items():
-    if config["own_losses"].get(loss) != digest:
+  for loss, digest in _loss_specs.digests(settings.losses, classes).items():
+    if stored.get(loss) != digest:
       raise StudyError(
         f"{out} holds results of another formula of {loss}; restore that "
         "formula, name another folder with --out, or replace the study with "

@@ -33,7 +33,7 @@ def test_study_of_an_earlier_format_is_replaced_with_fresh_alone(
   path = study_copy / "config.json"
   config = json.loads(path.read_text()) | {"squentropy_study": 1}
   path.write_text(json.dumps(config))
-  message = "has format 1, .* needs format 2; run the study again with --fresh"
+  message = "has format 1, .* needs format 3; run the study again with --fresh"
   with pytest.raises(squentropy_study.StudyError, match=message):
     squentropy_study.run(SETTINGS, study_copy)
   with pytest.raises(squentropy_study.StudyError, match=message):
@@ -97,6 +97,17 @@ def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(squentropy_study.StudyError, match="No space left"):
     _store.write(path, b"new")
   assert study.contents(tmp_path) == {path: b"old"}
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [("settings", None), ("classes", None), ("own_losses", "none")],
+)
+def test_damaged_configuration_is_named(study_copy, key, value):
+  path = study_copy / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+  with pytest.raises(squentropy_study.StudyError, match="config.json is damag"):
+    squentropy_study.load(study_copy)
 
 
 def test_damaged_run_result_is_named(study_copy):

@@ -54,7 +54,12 @@ def test_settings_are_read_back_from_json(tmp_path):
 
   settings = Settings("mine.csv", "y", **CHOSEN)
   values = json.loads(json.dumps(dataclasses.asdict(settings)))
-  config = {"squentropy_study": _store._FORMAT, "settings": values}
+  config = {
+    "squentropy_study": _store._FORMAT,
+    "settings": values,
+    "classes": {"a": 1, "b": 2},
+    "own_losses": {},
+  }
   assert _store.read_settings(tmp_path, config) == settings
 
 
