@@ -106,7 +106,7 @@ def test_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_damaged_configuration_is_named(study_copy, key, value):
   path = study_copy / "config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-  with pytest.raises(squentropy_study.StudyError, match="config.json is damag"):
+  with pytest.raises(squentropy_study.StudyError, match="is damaged"):
     squentropy_study.load(study_copy)
 
 
